@@ -1,0 +1,59 @@
+# Every target installs what it needs first, into .venv.
+#
+#   make train EXP=listops                          train (again: go on)
+#   make train EXP=shakespeare:paper WORKDIR=runs/p ARGS="--config.seed=1"
+#   make evaluate EXP=listops                       losses and accuracies of runs/listops
+#   make sample EXP=shakespeare PROMPT="ROMEO:"     text from runs/shakespeare
+#   make data EXP=shakespeare                       prepare the data only
+#   make test | test-all | lint
+
+PYTHON ?= python3
+EXP ?= listops
+WORKDIR ?= runs/$(subst :,-,$(EXP))
+ARGS ?=
+PROMPT ?= ROMEO:
+
+BIN := .venv/bin
+NAME := $(firstword $(subst :, ,$(EXP)))
+CONFIG := --config=experiments/$(subst $(NAME):,$(NAME).py:,$(EXP)$(if $(findstring :,$(EXP)),,.py))
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
+
+.PHONY: setup data train evaluate sample test test-all lint clean
+
+setup: .venv/installed
+.venv/installed: setup.cfg pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing into .venv (about a minute the first time)"
+	$(PIP_INSTALL) .
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	$(PIP_INSTALL) '.[dev]'
+	@touch $@
+
+data: setup
+	@$(BIN)/python -m nrgpt_jax.prepare $(CONFIG) $(ARGS)
+
+train: setup
+	@$(BIN)/python -m nrgpt_jax.train $(CONFIG) --workdir=$(WORKDIR) $(ARGS)
+
+evaluate: setup
+	@$(BIN)/python -m nrgpt_jax.evaluate --workdir=$(WORKDIR) $(ARGS)
+
+export PROMPT
+sample: setup
+	@$(BIN)/python -m nrgpt_jax.sample --workdir=$(WORKDIR) --prompt="$$PROMPT" $(ARGS)
+
+test: .venv/installed-dev
+	$(BIN)/python -m pytest $(ARGS)
+
+test-all: .venv/installed-dev
+	$(BIN)/python -m pytest -m "" $(ARGS)
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv *.egg-info build

@@ -1,0 +1,59 @@
+"""ListOps: nested max, median and add modulo 10, solved step by step.
+
+    make train EXP=listops
+
+Variants (`--config=experiments/listops.py:NAME`):
+    (none)         sized for a laptop CPU
+    paper          the paper's accuracy study; one point of its sweep over the width
+                   (--config.model.embed_dim=8 ... 256) and over three models
+                   (--config.model.name=NRGPT_H_FF1, NRGPT_H_FF2W, GPT_Rec_parallel)
+    deep_scalar    the paper's deep run: 30 steps, inference rate a positive scalar
+    deep_identity  the same with the identity
+"""
+
+from nrgpt_jax.configs import apply_variant, default_config
+
+
+def get_config(variant: str = ""):
+    config = default_config()
+    config.experiment = "listops"
+    config.data.name = "listops"
+    config.model.mask = "strict"
+    variants = {
+        "": laptop,
+        "paper": paper,
+        "deep_scalar": lambda c: deep(c, "scalar"),
+        "deep_identity": lambda c: deep(c, "identity"),
+    }
+    return apply_variant(config, variant, variants)
+
+
+def laptop(config):
+    config.train_steps = 6000
+    config.model.context_length = 64
+    config.model.embed_dim = 64
+    config.optimizer.learning_rate = 3e-3
+    config.optimizer.final_learning_rate = 3e-4
+
+
+def paper(config):
+    """Batch 64 x 128, AdamW 5e-4 decaying exponentially to 2e-5 over 100,000 steps, clip 1."""
+    config.train_steps = 100_000
+    config.model.context_length = 128
+    config.model.embed_dim = 32
+    config.optimizer.learning_rate = 5e-4
+    config.optimizer.final_learning_rate = 2e-5
+    config.optimizer.schedule = "exponential"
+    config.optimizer.warmup_steps = 0
+    config.optimizer.beta2 = 0.999
+    config.optimizer.weight_decay = 0.01
+
+
+def deep(config, rate):
+    """FF2W, D=64, one head, 30 steps, with a rate that guarantees descent."""
+    paper(config)
+    config.model.embed_dim = 64
+    config.model.num_steps = 30
+    config.model.rate = rate
+    config.optimizer.learning_rate = 4e-4
+    config.optimizer.final_learning_rate = 1e-5

@@ -1,0 +1,48 @@
+"""Tiny Shakespeare, by characters.
+
+    make train EXP=shakespeare
+
+Variants (`--config=experiments/shakespeare.py:NAME`):
+    (none)  sized for a laptop CPU
+    paper   the paper's scaling study; one point of its sweep over model (NRGPT_H_FF2W,
+            NRGPT_H_FF2, GPT, GPT_Rec_parallel), width (32 ... 768), heads (1, 2, 4, 8), steps
+            (3, 6, 8), learning rate (1e-3, 1e-4, 5e-5), its final fraction (1/10, 1/20, 1/100),
+            beta2 (0.95, 0.99) and weight decay (0.1, 0.01)
+"""
+
+from nrgpt_jax.configs import apply_variant, default_config
+
+
+def get_config(variant: str = ""):
+    config = default_config()
+    config.experiment = "shakespeare"
+    config.data.name = "shakespeare"
+    config.model.mask = "inclusive"
+    return apply_variant(config, variant, {"": laptop, "paper": paper})
+
+
+def laptop(config):
+    config.train_steps = 4000
+    config.model.context_length = 64
+    config.model.embed_dim = 128
+    config.model.num_heads = 2
+    config.model.num_steps = 6
+    config.data.batch_size = 32
+    config.optimizer.learning_rate = 3e-3
+    config.optimizer.final_learning_rate = 3e-4
+
+
+def paper(config):
+    """Batch 64 x 256, dropout 0.1, 40,000 steps, warm-up 100, exponential decay to a tenth."""
+    config.train_steps = 40_000
+    config.eval_every = 250
+    config.model.context_length = 256
+    config.model.embed_dim = 256
+    config.model.num_heads = 4
+    config.model.num_steps = 6
+    config.model.dropout = 0.1
+    config.data.batch_size = 64
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.final_learning_rate = 1e-4
+    config.optimizer.schedule = "exponential"
+    config.optimizer.beta2 = 0.95

@@ -1,0 +1,21 @@
+"""Any UTF-8 text of your own, by characters (or by bytes: --config.data.tokenizer=byte).
+
+    make train EXP=text ARGS="--config.data.path=book.txt"
+"""
+
+from nrgpt_jax.configs import default_config
+
+
+def get_config():
+    config = default_config()
+    config.experiment = "text"
+    config.train_steps = 4000
+    config.data.name = "text"
+    config.data.batch_size = 32
+    config.model.context_length = 64
+    config.model.embed_dim = 128
+    config.model.num_heads = 2
+    config.model.num_steps = 6
+    config.optimizer.learning_rate = 3e-3
+    config.optimizer.final_learning_rate = 3e-4
+    return config

@@ -1,0 +1,29 @@
+"""Array type aliases, and the letters of every shape in this code base.
+
+Shape letters (as suffixes, `g_BxNxD`, and in annotations):
+
+    B batch              N tokens (context length)   D embedding width
+    H heads              Y head rank (head width)    M feed-forward hidden width
+    T recurrent steps    V vocabulary                K context tokens (keys)
+"""
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import jax
+from jaxtyping import Array, Bool, Float, Int
+
+Params: TypeAlias = Mapping[str, jax.Array]
+"""The parameters of one energy, norm or rate, by name."""
+
+Variables: TypeAlias = Mapping[str, Any]
+"""What `model.init` returns and `model.apply` takes: `{"params": ...}`."""
+
+Key: TypeAlias = jax.Array
+"""A `jax.random.key`."""
+
+States: TypeAlias = Float[Array, "N D"]
+TokenEnergies: TypeAlias = Float[Array, "N"]
+Tokens: TypeAlias = Int[Array, "B N"]
+Logits: TypeAlias = Float[Array, "B N V"]
+Mask: TypeAlias = Bool[Array, "N K"]

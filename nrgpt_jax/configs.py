@@ -1,0 +1,107 @@
+"""Every setting there is, with its default: the one place a field is declared.
+
+An experiment file starts from `default_config()`, changes what it needs and returns the result;
+`--config.field=value` changes more from the command line. Fields are locked: a name that is not
+here is an error. `validate` (in `nrgpt_jax.validation`) checks the values before anything runs.
+"""
+
+from collections.abc import Callable, Mapping
+
+from ml_collections import ConfigDict
+
+from nrgpt_jax.errors import UserError
+
+
+def _model() -> ConfigDict:
+    c = ConfigDict()
+    c.name = "NRGPT_H_FF2W"  # NRGPT_H_<feed-forward energy>, GPT, GPT_Rec, GPT_Rec_parallel
+    c.vocab_size = 0  # 0: the size of the tokenizer's vocabulary
+    c.context_length = 128  # N: rows of the position table, and the training window
+    c.embed_dim = 64  # D
+    c.num_heads = 1  # H
+    c.num_steps = 5  # T: recurrent steps (layers in GPT)
+    c.mlp_ratio = 4  # M / D
+    c.dropout = 0.0  # on attention weights and on block outputs, as in the release
+    c.tied_head = False  # logits from the transposed token embedding, without bias
+    c.dtype = "float32"  # of the computation (float32 or bfloat16); parameters stay float32
+    # What follows is read by NRGPT models only.
+    c.attention = "full_rank"  # or low_rank: J = W_K^T W_Q
+    c.head_dim = 0  # Y, for low_rank; 0: embed_dim / num_heads
+    c.mask = "inclusive"  # context of token A: strict (B < A) or inclusive (B <= A)
+    c.beta = 1.0  # inverse temperature of the attention energy (its initial value if learned)
+    c.learn_beta = False
+    c.learn_alpha = False  # one weight a head, initially 1
+    c.norm = "bare_layer_norm"  # or layer_norm, rms_norm, none
+    c.rate = "full"  # inference rate: full, gamma, psd, diagonal, scalar, identity
+    c.rate_init = 1.0  # initial size of the rates gamma, psd, diagonal and scalar
+    c.per_step_scale = False  # a learned positive factor c_t for every step
+    return c
+
+
+def _data() -> ConfigDict:
+    c = ConfigDict()
+    c.name = "listops"  # listops, shakespeare, text
+    c.path = ""  # text: a UTF-8 file, or a folder of .txt files
+    c.tokenizer = "char"  # of text corpora: char, byte
+    c.validation_fraction = 0.1  # last part of a corpus or stream
+    c.batch_size = 64  # windows a step, over all devices
+    c.listops = _listops()
+    return c
+
+
+def _listops() -> ConfigDict:
+    c = ConfigDict()
+    c.operations = ("max", "median", "add")  # of min, max, median, add, prod, nadd
+    c.modulus = 10  # digits are 0 .. modulus-1, results are taken modulo it
+    c.depth = 2  # of nested operations
+    c.min_arguments = 2
+    c.max_arguments = 3
+    c.function_probability = 0.25  # that an argument is itself an operation
+    c.exclusion_rate = 0.05  # share of modulus^max_arguments tuples kept from training
+    c.num_train = 50_000  # expressions in the stream
+    c.num_test = 2_000  # held-out prompts, and as many single-operation prompts an operation
+    c.seed = 42
+    return c
+
+
+def _optimizer() -> ConfigDict:
+    c = ConfigDict()
+    c.learning_rate = 1e-3
+    c.final_learning_rate = 1e-4
+    c.schedule = "cosine"  # after warm-up: cosine, exponential, constant
+    c.warmup_steps = 100
+    c.beta1 = 0.9
+    c.beta2 = 0.99
+    c.weight_decay = 0.1  # on matrices only
+    c.clip_norm = 1.0  # of the global gradient; 0: no clipping
+    c.accumulation_steps = 1  # a batch is worked through in this many parts
+    return c
+
+
+def default_config() -> ConfigDict:
+    """All fields with their defaults, locked."""
+    c = ConfigDict()
+    c.experiment = "default"  # for the records
+    c.seed = 0
+    c.train_steps = 1000
+    c.log_every = 20  # steps between lines of metrics.jsonl
+    c.eval_every = 250  # steps between evaluations on the fixed validation windows
+    c.eval_windows = 256  # how many validation windows those are
+    c.eval_prompts = 200  # how many prompts are answered then, where the data set has prompts
+    c.checkpoint_every = 500
+    c.wandb = False  # also log to Weights & Biases (pip install wandb)
+    c.model = _model()
+    c.data = _data()
+    c.optimizer = _optimizer()
+    return c.lock()
+
+
+def apply_variant(
+    config: ConfigDict, variant: str, variants: Mapping[str, Callable[[ConfigDict], None]]
+) -> ConfigDict:
+    """The configuration changed by one of an experiment's variants; "" is its default."""
+    if variant not in variants:
+        known = ", ".join(repr(name) for name in variants if name)
+        raise UserError(f"there is no variant {variant!r} of {config.experiment}; it has {known}")
+    variants[variant](config)
+    return config

@@ -1,0 +1,129 @@
+"""Turns a checkpoint of the paper's PyTorch release into a run directory.
+
+    python -m nrgpt_jax.convert --release=CKPT.pt --workdir=DIR
+        [--data=shakespeare] [--model=NRGPT_H_FF2W] [--num_steps=5]
+
+`evaluate` and `sample` accept the result. Text checkpoints describe themselves; ListOps
+checkpoints of the release hold nothing but parameters, and need --data, --model and --num_steps.
+Needs PyTorch: pip install 'nrgpt-jax[torch]'.
+"""
+
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from nrgpt_jax import cli, interop
+from nrgpt_jax.checkpoints import Checkpoints
+from nrgpt_jax.datasets import DATASETS, load_dataset
+from nrgpt_jax.errors import UserError
+from nrgpt_jax.runs import CONFIG_FILE, start_run
+
+_DATA_OF_RELEASE = {"shakespeare_char": "shakespeare"}
+
+
+def convert(
+    release: Path | str,
+    workdir: Path | str,
+    *,
+    data: str | None = None,
+    model: str | None = None,
+    num_steps: int | None = None,
+) -> None:
+    """Writes the run directory.
+
+    Args:
+      release: a `.pt` file of the release.
+      workdir: the run directory to create.
+      data: the data set it was trained on, whose vocabulary the run keeps.
+      model: the name of the model, where the file does not say.
+      num_steps: the number of recurrent steps, where the file does not say.
+
+    Raises:
+      UserError: the file cannot be read, or does not say what it holds.
+    """
+    workdir = Path(workdir)
+    if (workdir / CONFIG_FILE).exists():
+        raise UserError(f"{workdir} holds a run already; name another --workdir")
+    checkpoint = _load(Path(release))
+    state_dict = checkpoint.get("model", checkpoint)
+    state_dict = {k.removeprefix("_orig_mod."): np.asarray(v) for k, v in state_dict.items()}
+    described = dict(checkpoint.get("config", {}))
+    name = model or described.get("model_path", "").rpartition(".")[2]
+    steps = num_steps or checkpoint.get("model_args", {}).get("n_layer", 0)
+    corpus = data or _DATA_OF_RELEASE.get(described.get("dataset", ""), "")
+    for flag, value in (("model", name), ("num_steps", steps), ("data", corpus)):
+        if not value:
+            raise UserError(f"{release} does not say its {flag}; give --{flag}=...")
+    meta = describe(state_dict, name, steps)
+    _, variables = interop.from_release(state_dict, meta)
+    config = interop.release_config(meta)
+    config.experiment = "release"
+    config.data.name = corpus
+    tokenizer = load_dataset(config.data).tokenizer
+    if len(tokenizer.vocabulary) > config.model.vocab_size:
+        size = len(tokenizer.vocabulary)
+        raise UserError(
+            f"{corpus} has {size} symbols, the checkpoint {config.model.vocab_size}: it was "
+            "trained on other data; give --data=..."
+        )
+    start_run(workdir, config, tokenizer)
+    with Checkpoints(workdir) as checkpoints:
+        loss = float(checkpoint.get("best_val_loss", float("nan")))
+        checkpoints.save_best(int(checkpoint.get("iter_num", 0)), variables["params"], loss)
+
+
+def describe(state_dict: interop.StateDict, name: str, num_steps: int) -> dict[str, Any]:
+    """The `meta` of `interop.from_release`, read off the parameters."""
+
+    def shape(parameter: str) -> tuple[int, ...]:
+        if parameter not in state_dict:
+            raise UserError(f"the checkpoint has no parameter {parameter}; is it of the release?")
+        return state_dict[parameter].shape
+
+    vocab_size, width = shape("token_embedding_table.weight")
+    heads = {m[1] for k in state_dict if (m := re.search(r"\.heads\.(\d+)\.", k))}
+    hidden = max(w.shape[0] for k, w in state_dict.items() if re.search(r"ffwd\.net\.\d\.weight", k))
+    masks = [w for k, w in state_dict.items() if k.startswith("blocks.attn") and k.endswith("tril")]
+    return {
+        "model": name,
+        "n_embed": width,
+        "n_head": len(heads),
+        "n_layer": num_steps,
+        "block_size": shape("position_embedding_table.weight")[0],
+        "vocab_size": vocab_size,
+        "strictly_causal": bool(masks) and bool(masks[0][0, 0] == 0),
+        "ff_hid_factor": hidden // width,
+    }
+
+
+def _load(path: Path) -> Mapping[str, Any]:
+    try:
+        import torch
+    except ImportError:
+        raise UserError("PyTorch is missing: pip install 'nrgpt-jax[torch]'") from None
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"there is no file {path}") from None
+    except Exception as error:  # torch raises many kinds on a damaged or foreign file
+        raise UserError(f"{path} is no PyTorch checkpoint: {str(error).splitlines()[0]}") from None
+
+
+if __name__ == "__main__":
+    _workdir = cli.define_workdir_flag()
+    _release = flags.DEFINE_string("release", None, "Checkpoint (.pt).", required=True)
+    _data = flags.DEFINE_enum("data", None, tuple(DATASETS), "Data set it was trained on.")
+    _model = flags.DEFINE_string("model", None, "Name of the model.")
+    _steps = flags.DEFINE_integer("num_steps", None, "Recurrent steps.", lower_bound=1)
+
+    def main() -> None:
+        options = {"data": _data.value, "model": _model.value, "num_steps": _steps.value}
+        convert(_release.value, _workdir.value, **options)
+        print(f"wrote {_workdir.value}", file=sys.stderr)
+
+    cli.run(main)

@@ -1,0 +1,1 @@
+"""The mathematics of the paper as pure functions: no Flax, no configuration, no hidden state."""

@@ -1,0 +1,150 @@
+"""ListOps: nested operations on digits, written out with every step of their simplification.
+
+    add_10,(,0,median_10,(,1,7,1,),2,),=,add_10,(,0,1,2,),=,3,<eos>
+
+An expression, then each simplification (the deepest first-found operation replaced by its
+value), then the answer. A set of argument tuples, the exclusion set, never occurs in training;
+every held-out sample contains one in its expression or in its simplifications.
+Source: NRGPT (arXiv 2512.16762), section 4, and the data of its release.
+"""
+
+import itertools
+import math
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from nrgpt_jax.datasets.records import TokenBuilder
+from nrgpt_jax.datasets.tokenizers import SymbolTokenizer
+from nrgpt_jax.errors import UserError
+
+EOS, STEP = "<eos>", "="
+PUNCTUATION = (EOS, "(", ")", STEP)
+
+OPERATIONS: Mapping[str, Callable[[list[int]], int]] = {
+    "min": min,
+    "max": max,
+    "median": lambda args: sorted(args)[len(args) // 2],
+    "add": sum,
+    "prod": math.prod,
+    "nadd": lambda args: sum(args[::2]) - sum(args[1::2]),
+}
+
+Expression = int | tuple[str, list["Expression"]]
+
+
+class ListOps(TokenBuilder):
+    """Splits `train`, `test` and `test_<operation>` of worked expressions."""
+
+    name = "listops"
+    DESCRIPTION = "ListOps expressions with the steps of their simplification"
+
+
+def tokenizer(settings: Mapping[str, Any]) -> SymbolTokenizer:
+    """All symbols: punctuation, all operations (also unused ones), the digits."""
+    modulus = settings["modulus"]
+    names = [_symbol(operation, modulus) for operation in OPERATIONS]
+    return SymbolTokenizer([*PUNCTUATION, *names, *map(str, range(modulus))])
+
+
+def listops(settings: Mapping[str, Any]) -> ListOps:
+    """The builder of a ListOps data set; `settings` is `config.data.listops`."""
+    return ListOps(dict(settings), lambda: _make_splits(Generator(settings)))
+
+
+def _make_splits(generator: "Generator") -> Mapping[str, Iterable[dict[str, Any]]]:
+    settings, encode = generator.settings, tokenizer(generator.settings).encode
+
+    def take(count: int, held_out: bool, operations: tuple[str, ...]):
+        for symbols in generator.samples(count, held_out, operations):
+            tokens = encode(",".join(symbols))
+            yield {"tokens": tokens.astype("uint16"), "answer": tokens[-2]}
+
+    operations = tuple(settings["operations"])
+    singles = {
+        f"test_{op}": list(take(settings["num_test"], True, (op,))) for op in operations
+    }
+    test = list(take(settings["num_test"], True, operations))
+    return {"train": take(settings["num_train"], False, operations), "test": test, **singles}
+
+
+class Generator:
+    """Draws expressions; the same settings give the same ones."""
+
+    def __init__(self, settings: Mapping[str, Any]):
+        self.settings = settings
+        self.random = random.Random(settings["seed"])
+        self.exclusions = self._draw_exclusions()
+
+    def _draw_exclusions(self) -> set[tuple[str, ...]]:
+        digits = [str(d) for d in range(self.settings["modulus"])]
+        length = self.settings["max_arguments"]
+        count = int(len(digits) ** length * self.settings["exclusion_rate"])
+        if length > len(digits):
+            return {tuple(self.random.choices(digits, k=length)) for _ in range(count)}
+        return {tuple(self.random.sample(digits, length)) for _ in range(count)}
+
+    def expression(self, operations: tuple[str, ...], depth: int = 1) -> Expression:
+        """A random operation whose arguments are digits or, above the full depth, operations."""
+        s, rng = self.settings, self.random
+        operation = rng.choice(operations)
+        arguments: list[Expression] = []
+        for _ in range(rng.randint(s["min_arguments"], s["max_arguments"])):
+            nest = rng.random() < s["function_probability"] and depth < s["depth"]
+            digit = rng.randrange(s["modulus"])
+            arguments.append(self.expression(operations, depth + 1) if nest else digit)
+        return operation, arguments
+
+    def samples(
+        self, count: int, held_out: bool, operations: tuple[str, ...]
+    ) -> Iterator[list[str]]:
+        """`count` worked expressions that do (`held_out`) or do not contain an excluded tuple."""
+        misses = 0
+        while count > 0:
+            symbols = solution(self.expression(operations), self.settings["modulus"])
+            if self.is_excluded(symbols) == held_out:
+                count, misses = count - 1, 0
+                yield symbols
+            elif (misses := misses + 1) > 100_000:
+                kind = "contain" if held_out else "avoid"
+                raise UserError(
+                    f"data.listops.exclusion_rate={self.settings['exclusion_rate']}: expressions "
+                    f"that {kind} an excluded tuple do not come up; choose another rate"
+                )
+
+    def is_excluded(self, symbols: list[str]) -> bool:
+        """Whether an excluded tuple stands in the symbols."""
+        runs = [symbols[i:] for i in range(self.settings["max_arguments"])]
+        return any(run in self.exclusions for run in zip(*runs, strict=False))
+
+
+def solution(expression: Expression, modulus: int) -> list[str]:
+    """The symbols of an expression, its simplifications, its answer, and the end of sequence."""
+    steps = [_write(expression, modulus)]
+    while not isinstance(expression, int):
+        expression = _simplify(expression, modulus)
+        steps.append(_write(expression, modulus))
+    return [*itertools.chain(*[[*step, STEP] for step in steps[:-1]]), *steps[-1], EOS]
+
+
+def _simplify(expression: Expression, modulus: int) -> Expression:
+    """Replaces the deepest first-found operation by its value."""
+    if isinstance(expression, int):
+        return expression
+    operation, arguments = expression
+    for i, argument in enumerate(arguments):
+        if not isinstance(argument, int):
+            return operation, [*arguments[:i], _simplify(argument, modulus), *arguments[i + 1 :]]
+    return OPERATIONS[operation](arguments) % modulus
+
+
+def _write(expression: Expression, modulus: int) -> list[str]:
+    if isinstance(expression, int):
+        return [str(expression)]
+    operation, arguments = expression
+    inner = itertools.chain(*(_write(argument, modulus) for argument in arguments))
+    return [_symbol(operation, modulus), "(", *inner, ")"]
+
+
+def _symbol(operation: str, modulus: int) -> str:
+    return f"{operation}_{modulus}"

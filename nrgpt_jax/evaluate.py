@@ -1,0 +1,74 @@
+"""Evaluates a run over the whole validation split, and on all its held-out prompts.
+
+    python -m nrgpt_jax.evaluate --workdir=DIR [--checkpoint=best]
+
+Prints a table and writes it to DIR/evaluation.json.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from nrgpt_jax import cli, evaluation, sharding
+from nrgpt_jax.checkpoints import KINDS, Checkpoints
+from nrgpt_jax.datasets import load_dataset
+from nrgpt_jax.errors import UserError
+from nrgpt_jax.generation import Sampling
+from nrgpt_jax.input_pipeline import validation_batches
+from nrgpt_jax.models import abstract_params, create_model
+from nrgpt_jax.runs import open_run
+
+FILE_NAME = "evaluation.json"
+
+
+def evaluate(workdir: Path | str, checkpoint: str = "best", prompts: int = 0) -> dict[str, float]:
+    """Losses and accuracies of a run.
+
+    Args:
+      workdir: its directory.
+      checkpoint: `best` (lowest validation loss) or `latest`.
+      prompts: answer only so many of each prompt set; 0 answers all.
+
+    Returns:
+      `val/loss` (nats a token), `val/token_accuracy`; for data sets with prompts
+      `accuracy/<set>` (greedy) and `accuracy_sampled/<set>` (drawn at temperature 1).
+    """
+    workdir = Path(workdir)
+    config, tokenizer = open_run(workdir)
+    dataset = load_dataset(config.data)
+    if dataset.tokenizer.vocabulary != tokenizer.vocabulary:
+        raise UserError(f"the data set is no longer the one that {workdir} was trained on")
+    model, mesh = create_model(config), sharding.make_mesh()
+    with Checkpoints(workdir) as checkpoints:
+        wanted = sharding.abstract_replicated(abstract_params(model), mesh)
+        step, params = checkpoints.restore_params(checkpoint, wanted)
+    size = max(config.data.batch_size, jax.device_count())
+    windows = validation_batches(dataset.validation, config.model.context_length, size)
+    found: dict[str, float] = {"step": step}
+    found |= evaluation.evaluate_loss(
+        evaluation.make_eval_step(model, mesh), params, windows, mesh
+    )
+    for name, sampling in (("accuracy", Sampling()), ("accuracy_sampled", Sampling(1.0))):
+        scores = evaluation.evaluate_prompts(
+            model, params, dataset.prompts, sampling=sampling, limit=prompts or None
+        )
+        found |= {f"{name}/{key}": value for key, value in scores.items()}
+    (workdir / FILE_NAME).write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def main(workdir: str, checkpoint: str, prompts: int) -> None:
+    """Prints what `evaluate` finds."""
+    for name, value in evaluate(workdir, checkpoint, prompts).items():
+        print(f"{name:<36} {value:.4f}" if name != "step" else f"{name:<36} {value}")
+    print(f"written to {Path(workdir) / FILE_NAME}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    _workdir = cli.define_workdir_flag()
+    _checkpoint = flags.DEFINE_enum("checkpoint", "best", KINDS, "Which parameters.")
+    _prompts = flags.DEFINE_integer("prompts", 0, "Answer so many of each prompt set; 0: all.", 0)
+    cli.run(lambda: main(_workdir.value, _checkpoint.value, _prompts.value))

@@ -1,0 +1,93 @@
+"""Losses over a split and answers to prompts."""
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from nrgpt_jax import losses, sharding
+from nrgpt_jax.datasets import Prompts
+from nrgpt_jax.generation import Sampling, generate
+from nrgpt_jax.input_pipeline import Batch
+
+PROMPTS_AT_ONCE = 128
+
+
+def make_eval_step(model: nn.Module, mesh: jax.sharding.Mesh) -> Callable[[Any, Batch], Any]:
+    """A compiled `(params, batch) -> sums` of loss, hits and weights."""
+
+    def eval_step(params, batch: Batch):
+        logits = model.apply({"params": params}, batch.inputs)
+        loss = losses.cross_entropy(logits, batch.targets)
+        hits = losses.next_token_accuracy(logits, batch.targets)
+        return {
+            "loss": jnp.sum(loss * batch.weights),
+            "hits": jnp.sum(hits * batch.weights),
+            "weights": jnp.sum(batch.weights),
+        }
+
+    whole = sharding.replicated(mesh)
+    shardings = (whole, sharding.batch_sharding(mesh))
+    return jax.jit(eval_step, in_shardings=shardings, out_shardings=whole)
+
+
+def evaluate_loss(
+    eval_step: Callable[[Any, Batch], Any],
+    params: Any,
+    batches: Iterable[Batch],
+    mesh: jax.sharding.Mesh,
+) -> dict[str, float]:
+    """Mean cross-entropy in nats and next-token accuracy over all tokens of the batches."""
+    totals: dict[str, float] = {"loss": 0.0, "hits": 0.0, "weights": 0.0}
+    for batch in batches:
+        for name, value in eval_step(params, sharding.put_batch(batch, mesh)).items():
+            totals[name] += float(value)
+    count = totals["weights"]
+    return {"val/loss": totals["loss"] / count, "val/token_accuracy": totals["hits"] / count}
+
+
+def prompt_accuracy(
+    model: nn.Module,
+    params: Any,
+    prompts: Prompts,
+    *,
+    limit: int | None = None,
+    sampling: Sampling = Sampling(),  # noqa: B008 (immutable)
+    seed: int = 0,
+) -> float:
+    """The share of prompts answered: the last token before the end token is the answer.
+
+    A continuation that does not end within the context length counts as wrong.
+    """
+    count = min(limit or len(prompts.prompts), len(prompts.prompts))
+    hits = 0
+    for start in range(0, count, PROMPTS_AT_ONCE):
+        chosen = prompts.prompts[start : min(start + PROMPTS_AT_ONCE, count)]
+        answers = prompts.answers[start : start + len(chosen)]
+        filled = chosen + [chosen[-1]] * (PROMPTS_AT_ONCE - len(chosen))  # one compiled shape
+        new = generate(
+            model,
+            {"params": params},
+            filled,
+            model.context_length,
+            sampling=sampling,
+            seed=seed + start,
+            end_token=prompts.end,
+        )
+        hits += sum(
+            0 < len(n) < model.context_length and n[-1] == answer
+            for n, answer in zip(new, answers, strict=False)
+        )
+    return hits / count
+
+
+def evaluate_prompts(
+    model: nn.Module, params: Any, prompts: Mapping[str, Prompts], **options
+) -> dict[str, float]:
+    """`prompt_accuracy` of every prompt set, by name."""
+    accuracy = partial(prompt_accuracy, model, params, **options)
+    return {name: float(np.round(accuracy(p), 6)) for name, p in prompts.items()}

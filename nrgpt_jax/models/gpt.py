@@ -1,0 +1,104 @@
+"""The transformer baselines: GPT, GPT_Rec (one block, T times) and GPT_Rec_parallel.
+
+Pre-norm blocks with a ReLU MLP, as in the paper's release. One `nn.scan` over the steps: GPT
+stacks T blocks' parameters along a leading axis, the recurrent models share one block's.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from nrgpt_jax.core.energies import causal_mask
+from nrgpt_jax.core.norms import EPSILON
+from nrgpt_jax.models.language_model import INIT, BatchStates, LanguageModel
+
+
+class Attention(nn.Module):
+    """Causal multi-head attention, softmax(Q K^T / sqrt(D/H)) V, then a biased projection."""
+
+    num_heads: int
+    dropout: float
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: BatchStates, train: bool) -> BatchStates:
+        width = x.shape[-1]
+        shape = (self.num_heads, width // self.num_heads)
+        heads = lambda name: nn.DenseGeneral(  # noqa: E731
+            shape, use_bias=False, kernel_init=INIT, dtype=self.dtype, name=name
+        )
+        q, k, v = (heads(name)(x) for name in ("query", "key", "value"))
+        weights_BxHxNxN = self._weights(q, k)
+        weights_BxHxNxN = nn.Dropout(self.dropout, deterministic=not train)(weights_BxHxNxN)
+        out = jnp.einsum("bhnk,bkhy->bnhy", weights_BxHxNxN.astype(v.dtype), v)
+        out = nn.DenseGeneral(
+            width, axis=(-2, -1), kernel_init=INIT, dtype=self.dtype, name="projection"
+        )(out)
+        return nn.Dropout(self.dropout, deterministic=not train)(out)
+
+    def _weights(self, q, k) -> Float[Array, "B H N N"]:
+        scores = jnp.einsum("bnhy,bkhy->bhnk", q * q.shape[-1] ** -0.5, k)
+        scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+        mask = causal_mask(q.shape[1], k.shape[1], strict=False)[None, None]
+        return jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1)
+
+
+class MLP(nn.Module):
+    """W2 relu(W1 x + b1) + b2, hidden width M."""
+
+    hidden: int
+    dropout: float
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: BatchStates, train: bool) -> BatchStates:
+        dense = lambda n, name: nn.Dense(n, kernel_init=INIT, dtype=self.dtype, name=name)  # noqa: E731
+        out = dense(x.shape[-1], "down")(nn.relu(dense(self.hidden, "up")(x)))
+        return nn.Dropout(self.dropout, deterministic=not train)(out)
+
+
+class Block(nn.Module):
+    """One transformer block; `parallel` adds attention and MLP side by side."""
+
+    num_heads: int
+    hidden: int
+    dropout: float
+    dtype: str
+    parallel: bool
+
+    @nn.compact
+    def __call__(self, x: BatchStates, train: bool) -> tuple[BatchStates, None]:
+        attention = Attention(self.num_heads, self.dropout, self.dtype, name="attention")
+        mlp = MLP(self.hidden, self.dropout, self.dtype, name="mlp")
+        norm1 = nn.LayerNorm(epsilon=EPSILON, name="norm1")
+        norm2 = nn.LayerNorm(epsilon=EPSILON, name="norm2")
+        attended = x + attention(norm1(x), train)
+        out = attended + mlp(norm2(x if self.parallel else attended), train)
+        return out.astype(x.dtype), None
+
+
+class GPT(LanguageModel):
+    """The three baselines.
+
+    The fields are those of `config.model`; `shared` applies one block T times instead of T
+    different blocks, `parallel` puts its attention and its MLP side by side.
+    """
+
+    shared: bool = False
+    parallel: bool = False
+
+    def setup_block(self) -> None:
+        over_steps = nn.scan(
+            Block,
+            variable_broadcast="params" if self.shared else False,
+            variable_axes={} if self.shared else {"params": 0},
+            split_rngs={"params": not self.shared, "dropout": True},
+            in_axes=nn.broadcast,
+            length=self.num_steps,
+        )
+        hidden = self.mlp_ratio * self.embed_dim
+        self.blocks = over_steps(self.num_heads, hidden, self.dropout, self.dtype, self.parallel)
+
+    def states(self, x: BatchStates, train: bool) -> BatchStates:
+        return self.blocks(x, train)[0]

@@ -1,0 +1,142 @@
+"""NRGPT: declares the parameters of the energies and lets `core.dynamics` do the mathematics."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from nrgpt_jax.array_types import Key, Params, Tokens
+from nrgpt_jax.core import dynamics as core
+from nrgpt_jax.core.energies import ATTENTION, FEEDFORWARD
+from nrgpt_jax.core.norms import NORMS
+from nrgpt_jax.core.parameters import Sizes, Specs, constant
+from nrgpt_jax.core.rates import RATES
+from nrgpt_jax.models.language_model import BatchStates, LanguageModel
+
+
+class Parameters(nn.Module):
+    """A dictionary of parameters declared from a table."""
+
+    specs: Specs
+
+    @nn.compact
+    def __call__(self) -> Params:
+        return {name: self.param(name, spec.init, spec.shape) for name, spec in self.specs.items()}
+
+
+class NRGPT(LanguageModel):
+    """Tokens descend an attention energy and a feed-forward energy for `num_steps` steps.
+
+    The fields are those of `config.model`; `feedforward` names the feed-forward energy.
+    """
+
+    feedforward: str = "FF2W"
+    attention: str = "full_rank"
+    head_dim: int = 0
+    mask: str = "inclusive"
+    beta: float = 1.0
+    learn_beta: bool = False
+    learn_alpha: bool = False
+    norm: str = "bare_layer_norm"
+    rate: str = "full"
+    rate_init: float = 1.0
+    per_step_scale: bool = False
+
+    @property
+    def sizes(self) -> Sizes:
+        """The widths D, H, Y and M."""
+        rank = self.head_dim or self.embed_dim // self.num_heads
+        return Sizes(self.embed_dim, self.num_heads, rank, self.mlp_ratio * self.embed_dim)
+
+    def setup_block(self) -> None:
+        attention_specs = dict(ATTENTION[self.attention].specs(self.sizes))
+        if self.learn_alpha:
+            attention_specs["alpha"] = constant(1.0, self.num_heads)
+        if self.learn_beta:
+            attention_specs["log_beta"] = constant(float(jnp.log(self.beta)))
+        scales = {"scale_ff": constant(1.0)}
+        if self.per_step_scale:
+            scales["log_step_scale"] = constant(0.0, self.num_steps)
+        self.attention_params = Parameters(attention_specs)
+        self.feedforward_params = Parameters(FEEDFORWARD[self.feedforward].specs(self.sizes))
+        self.norm_params = Parameters(NORMS[self.norm].specs(self.sizes))
+        self.rate_params = Parameters(RATES[self.rate].specs(self.sizes, self.rate_init))
+        self.scales = Parameters(scales)
+
+    def dynamics(self) -> core.Dynamics:
+        """The dynamics of one sequence at inference, its parameters bound."""
+        return self._bind(self._parameters())
+
+    def eta(self) -> jax.Array:
+        """The inference rate: a scalar, a diagonal (D,) or a matrix (D,D), before any c_t."""
+        gain = self.norm_params().get("gain", jnp.ones(self.embed_dim))
+        return RATES[self.rate].eta(self.rate_params(), gain)
+
+    def step_scales(self) -> jax.Array:
+        """c_t of every step, (T,)."""
+        scales = self.scales()
+        return jnp.exp(scales.get("log_step_scale", jnp.zeros(self.num_steps)))
+
+    def states(self, x: BatchStates, train: bool) -> BatchStates:
+        params, scales = self._parameters(), self.step_scales()
+        if not (train and self.dropout > 0.0):
+            fixed = self._bind(params)
+            return jax.vmap(lambda x: core.rollout(lambda _: fixed, x, scales))(x)
+        keys = jax.random.split(self.make_rng("dropout"), (x.shape[0], self.num_steps))
+        at = lambda key: self._bind(params, *self._dropout_masks(key, x.shape[1]))  # noqa: E731
+        return jax.vmap(lambda x, keys: core.rollout(at, x, scales, keys))(x, keys)
+
+    def trajectory(self, tokens: Tokens) -> core.Trajectory:
+        """States (B,T+1,N,D) before every step and after the last, and the energies on the way."""
+        path = partial(core.trajectory, self.dynamics(), scales=self.step_scales())
+        return jax.vmap(path)(self.embed(tokens))
+
+    def energies(self, tokens: Tokens) -> dict[str, jax.Array]:
+        """Per-step per-token energies, (T+1,B,N), under `attention`, `feedforward`, `total`."""
+        return {k: jnp.swapaxes(e, 0, 1) for k, e in self.trajectory(tokens).energies.items()}
+
+    def _parameters(self) -> dict[str, Params | jax.Array]:
+        """What `_bind` needs, read (or created) outside any JAX transformation."""
+        attention = dict(self.attention_params())
+        log_beta = attention.pop("log_beta", None)
+        beta = jnp.asarray(self.beta) if log_beta is None else jnp.exp(log_beta)
+        return {
+            "attention": {"alpha": jnp.ones(self.num_heads), "beta": beta, **attention},
+            "feedforward": self.feedforward_params(),
+            "norm": self.norm_params(),
+            "scale_ff": self.scales()["scale_ff"],
+            "eta": self.eta(),
+        }
+
+    def _bind(self, params, keep_weights=None, keep_output=None) -> core.Dynamics:
+        cast = partial(jax.tree.map, lambda p: p.astype(self.dtype))
+        attention, feedforward = cast(params["attention"]), cast(params["feedforward"])
+        attend = partial(ATTENTION[self.attention].function, strict=self.mask == "strict")
+        feed = FEEDFORWARD[self.feedforward].function
+
+        def attention_energy(query, context):
+            if keep_output is not None:  # dropout of the gradient: same value, masked slope
+                query = context + keep_output * (query - context)
+            query, context = query.astype(self.dtype), context.astype(self.dtype)
+            return attend(attention, query, context, keep=keep_weights)
+
+        def feedforward_energy(query, context):
+            del context
+            energy = feed(feedforward, query.astype(self.dtype))
+            return params["scale_ff"] * energy.astype(params["scale_ff"].dtype)
+
+        return core.Dynamics(
+            energies={"attention": attention_energy, "feedforward": feedforward_energy},
+            norm=partial(NORMS[self.norm].function, params["norm"]),
+            eta=params["eta"].astype(self.dtype),
+        )
+
+    def _dropout_masks(self, key: Key, num_tokens: int) -> list[jax.Array]:
+        """Inverted dropout masks for attention weights (H,N,N) and for its output (N,D)."""
+        shapes = (self.num_heads, num_tokens, num_tokens), (num_tokens, self.embed_dim)
+        keep = 1.0 - self.dropout
+        return [
+            jax.random.bernoulli(k, keep, shape) / jnp.float32(keep)
+            for k, shape in zip(jax.random.split(key), shapes, strict=True)
+        ]

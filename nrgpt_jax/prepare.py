@@ -1,0 +1,29 @@
+"""Prepares the data of an experiment, and trains nothing.
+
+    python -m nrgpt_jax.prepare --config=experiments/NAME.py [--config.field=value ...]
+"""
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict
+
+from nrgpt_jax import cli
+from nrgpt_jax.datasets import load_dataset
+from nrgpt_jax.validation import validate
+
+
+def prepare(config: ConfigDict) -> None:
+    """Downloads or generates the data set once, and prints what it holds."""
+    validate(config, jax.device_count())
+    dataset = load_dataset(config.data)
+    print(f"{config.data.name}: {len(dataset.train):,} training tokens")
+    print(f"{len(dataset.validation):,} validation tokens")
+    print(f"{len(dataset.tokenizer.vocabulary)} symbols ({dataset.tokenizer.kind} tokenizer)")
+    for name, prompts in dataset.prompts.items():
+        print(f"{len(prompts.prompts):,} prompts {name}")
+
+
+if __name__ == "__main__":
+    _config = cli.define_config_flag()
+    flags.mark_flag_as_required("config")
+    cli.run(lambda: prepare(_config.value))

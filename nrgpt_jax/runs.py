@@ -1,0 +1,94 @@
+"""Run directories: config.json, tokenizer.json, metrics.jsonl, tensorboard/, checkpoints/.
+
+A run directory says everything about its run, so that `train` can go on with it and `evaluate`
+and `sample` need nothing else.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from nrgpt_jax.configs import default_config
+from nrgpt_jax.datasets.tokenizers import Tokenizer, load_tokenizer, save_tokenizer
+from nrgpt_jax.errors import UserError
+from nrgpt_jax.models import create_model, parameter_shapes
+
+CONFIG_FILE, TOKENIZER_FILE = "config.json", "tokenizer.json"
+FIXED = ("model", "data", "seed")  # what a run cannot change half-way
+
+
+def open_run(workdir: Path) -> tuple[ConfigDict, Tokenizer]:
+    """Configuration and tokenizer of a run. Raises UserError when one is missing or damaged."""
+    return load_config(workdir), load_tokenizer(workdir / TOKENIZER_FILE)
+
+
+def load_config(workdir: Path) -> ConfigDict:
+    """The configuration of a run, as recorded; fields newer than the run have their defaults."""
+    path = workdir / CONFIG_FILE
+    try:
+        recorded = json.loads(path.read_text(), object_hook=_lists_to_tuples)
+        config = default_config()
+        config.update(recorded)
+    except FileNotFoundError:
+        raise UserError(
+            f"{workdir} is not a run directory (it has no {CONFIG_FILE}); train first, or name "
+            "another --workdir"
+        ) from None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); restore it or train again") from None
+    return config
+
+
+def _lists_to_tuples(mapping: dict[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in mapping.items()}
+
+
+def start_run(workdir: Path, config: ConfigDict, tokenizer: Tokenizer) -> list[str]:
+    """Records a new run, or checks that an old one can go on.
+
+    Returns:
+      The fields that have changed since an old run was recorded (none of them in FIXED).
+
+    Raises:
+      UserError: the directory holds a run of another model or of other data.
+    """
+    changed = []
+    if (workdir / CONFIG_FILE).exists():
+        old_config, old_tokenizer = open_run(workdir)
+        changed = differences(old_config.to_dict(), config.to_dict())
+        fixed = [c for name in FIXED for c in changed if c.startswith((f"{name}.", f"{name}="))]
+        if fixed:
+            raise UserError(
+                f"{workdir} holds another run: {fixed[0]}{_parameter_difference(old_config, config)}"
+                "; name another --workdir, or remove this one"
+            )
+        if old_tokenizer.vocabulary != tokenizer.vocabulary:
+            raise UserError(f"{workdir} was trained with another vocabulary; name another --workdir")
+    workdir.mkdir(parents=True, exist_ok=True)
+    save_tokenizer(tokenizer, workdir / TOKENIZER_FILE)
+    (workdir / CONFIG_FILE).write_text(config.to_json(indent=1))
+    return changed
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The fields in which two configurations differ, as `name=old there, new here`."""
+    found = []
+    for field in sorted(set(old) | set(new)):
+        there, here = old.get(field), new.get(field)
+        if isinstance(here, Mapping) and isinstance(there, Mapping):
+            found += differences(there, here, f"{prefix}{field}.")
+        elif there != here:
+            found.append(f"{prefix}{field}={there!r} there, {here!r} here")
+    return found
+
+
+def _parameter_difference(old: ConfigDict, new: ConfigDict) -> str:
+    there, here = parameter_shapes(create_model(old)), parameter_shapes(create_model(new))
+    for path in sorted(set(there) | set(here)):
+        if there.get(path) != here.get(path):
+            shape = lambda shapes: shapes.get(path, "absent")  # noqa: E731
+            return f" (parameter {path}: {shape(there)} there, {shape(here)} here)"
+    return ""

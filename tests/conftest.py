@@ -1,0 +1,18 @@
+"""Strict numerics, two fake CPU devices, and a data cache that no test shares with the user."""
+
+import os
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_enable_x64", False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _data_cache(tmp_path_factory):
+    os.environ["NRGPT_CACHE_DIR"] = str(tmp_path_factory.mktemp("prepared"))
