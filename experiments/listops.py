@@ -29,7 +29,11 @@ def get_config(variant: str = ""):
 
 
 def laptop(config):
-    config.train_steps = 6000
+    config.train_steps = 20_000
+    config.eval_every = 1000
+    config.checkpoint_every = 1000
+    config.data.batch_size = 32
+    config.model.scan_unroll = 5
     config.model.context_length = 64
     config.model.embed_dim = 64
     config.optimizer.learning_rate = 3e-3

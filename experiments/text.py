@@ -1,6 +1,6 @@
 """Any UTF-8 text of your own, by characters (or by bytes: --config.data.tokenizer=byte).
 
-    make train EXP=text ARGS="--config.data.path=book.txt"
+make train EXP=text ARGS="--config.data.path=book.txt"
 """
 
 from nrgpt_jax.configs import default_config

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 Params: TypeAlias = Mapping[str, jax.Array]
@@ -27,3 +28,8 @@ TokenEnergies: TypeAlias = Float[Array, "N"]
 Tokens: TypeAlias = Int[Array, "B N"]
 Logits: TypeAlias = Float[Array, "B N V"]
 Mask: TypeAlias = Bool[Array, "N K"]
+
+
+def at_least_float32(x: jax.Array) -> jax.Array:
+    """x in float32 if its type is narrower, else as it is."""
+    return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x

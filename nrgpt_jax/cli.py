@@ -15,7 +15,7 @@ from nrgpt_jax.errors import UserError
 _FLAG_ERRORS = (flags.Error, AttributeError, FileNotFoundError, KeyError, TypeError, ValueError)
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[[], object]) -> None:
     """Parses the flags and calls `main`."""
 
     def guarded(argv: Sequence[str]) -> None:
@@ -61,12 +61,14 @@ def _check_fields(argv: Sequence[str]) -> None:
             last = field.rpartition(".")[2]
             near = [f for f in fields if f.rpartition(".")[2] == last]
             near = near or difflib.get_close_matches(field, fields, n=3, cutoff=0.5)
-            hint = f"did you mean {' or '.join(near)}?" if near else "there are " + ", ".join(fields)
+            hint = (
+                f"did you mean {' or '.join(near)}?" if near else "there are " + ", ".join(fields)
+            )
             _fail(f"unknown field --config.{field}; {hint}")
 
 
 def _field_names(config: ConfigDict, prefix: str = "") -> list[str]:
-    names = []
+    names: list[str] = []
     for name, value in config.items():
         inner = isinstance(value, ConfigDict)
         names += _field_names(value, f"{prefix}{name}.") if inner else [prefix + name]

@@ -24,6 +24,7 @@ def _model() -> ConfigDict:
     c.dropout = 0.0  # on attention weights and on block outputs, as in the release
     c.tied_head = False  # logits from the transposed token embedding, without bias
     c.dtype = "float32"  # of the computation (float32 or bfloat16); parameters stay float32
+    c.scan_unroll = 1  # steps compiled as one: faster on CPUs, longer to compile
     # What follows is read by NRGPT models only.
     c.attention = "full_rank"  # or low_rank: J = W_K^T W_Q
     c.head_dim = 0  # Y, for low_rank; 0: embed_dim / num_heads

@@ -87,7 +87,9 @@ def describe(state_dict: interop.StateDict, name: str, num_steps: int) -> dict[s
 
     vocab_size, width = shape("token_embedding_table.weight")
     heads = {m[1] for k in state_dict if (m := re.search(r"\.heads\.(\d+)\.", k))}
-    hidden = max(w.shape[0] for k, w in state_dict.items() if re.search(r"ffwd\.net\.\d\.weight", k))
+    hidden = max(
+        w.shape[0] for k, w in state_dict.items() if re.search(r"ffwd\.net\.\d\.weight", k)
+    )
     masks = [w for k, w in state_dict.items() if k.startswith("blocks.attn") and k.endswith("tril")]
     return {
         "model": name,
@@ -122,8 +124,13 @@ if __name__ == "__main__":
     _steps = flags.DEFINE_integer("num_steps", None, "Recurrent steps.", lower_bound=1)
 
     def main() -> None:
-        options = {"data": _data.value, "model": _model.value, "num_steps": _steps.value}
-        convert(_release.value, _workdir.value, **options)
+        convert(
+            _release.value,
+            _workdir.value,
+            data=_data.value,
+            model=_model.value,
+            num_steps=_steps.value,
+        )
         print(f"wrote {_workdir.value}", file=sys.stderr)
 
     cli.run(main)

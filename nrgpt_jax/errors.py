@@ -1,5 +1,31 @@
 """Errors that are the user's to mend: one line that names the cause and the cure."""
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 
 class UserError(ValueError):
     """Shown by the programs as one line, without a traceback; exit code 2."""
+
+
+def require(condition: bool, field: str, value: Any, allowed: str) -> None:
+    """Raises a UserError that names field, value and what is allowed, unless it holds."""
+    if not condition:
+        raise UserError(f"{field}={value!r} is not possible: {allowed}")
+
+
+def require_choice(field: str, value: Any, allowed: Iterable[str]) -> None:
+    """The value must be one of the allowed ones."""
+    require(value in allowed, field, value, "choose one of " + ", ".join(allowed))
+
+
+def require_positive(config: Mapping[str, Any], prefix: str, *fields: str) -> None:
+    """All the fields must be positive."""
+    for field in fields:
+        require(config[field] > 0, prefix + field, config[field], "it must be positive")
+
+
+def require_not_negative(config: Mapping[str, Any], prefix: str, *fields: str) -> None:
+    """All the fields must be zero or positive."""
+    for field in fields:
+        require(config[field] >= 0, prefix + field, config[field], "it must not be negative")

@@ -48,9 +48,7 @@ def evaluate(workdir: Path | str, checkpoint: str = "best", prompts: int = 0) ->
     size = max(config.data.batch_size, jax.device_count())
     windows = validation_batches(dataset.validation, config.model.context_length, size)
     found: dict[str, float] = {"step": step}
-    found |= evaluation.evaluate_loss(
-        evaluation.make_eval_step(model, mesh), params, windows, mesh
-    )
+    found |= evaluation.evaluate_loss(evaluation.make_eval_step(model, mesh), params, windows, mesh)
     for name, sampling in (("accuracy", Sampling()), ("accuracy_sampled", Sampling(1.0))):
         scores = evaluation.evaluate_prompts(
             model, params, dataset.prompts, sampling=sampling, limit=prompts or None

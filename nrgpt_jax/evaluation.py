@@ -1,12 +1,10 @@
 """Losses over a split and answers to prompts."""
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from nrgpt_jax import losses, sharding
@@ -21,9 +19,10 @@ def make_eval_step(model: nn.Module, mesh: jax.sharding.Mesh) -> Callable[[Any, 
     """A compiled `(params, batch) -> sums` of loss, hits and weights."""
 
     def eval_step(params, batch: Batch):
-        logits = model.apply({"params": params}, batch.inputs)
-        loss = losses.cross_entropy(logits, batch.targets)
-        hits = losses.next_token_accuracy(logits, batch.targets)
+        logits = cast(jax.Array, model.apply({"params": params}, batch.inputs))
+        targets = jnp.asarray(batch.targets)
+        loss = losses.cross_entropy(logits, targets)
+        hits = losses.next_token_accuracy(logits, targets)
         return {
             "loss": jnp.sum(loss * batch.weights),
             "hits": jnp.sum(hits * batch.weights),
@@ -89,5 +88,4 @@ def evaluate_prompts(
     model: nn.Module, params: Any, prompts: Mapping[str, Prompts], **options
 ) -> dict[str, float]:
     """`prompt_accuracy` of every prompt set, by name."""
-    accuracy = partial(prompt_accuracy, model, params, **options)
-    return {name: float(np.round(accuracy(p), 6)) for name, p in prompts.items()}
+    return {name: prompt_accuracy(model, params, p, **options) for name, p in prompts.items()}

@@ -110,5 +110,5 @@ def _append(window_BxN, length_B, token_B):
     rows = jnp.arange(window_BxN.shape[0])
     full_B = length_B == window_BxN.shape[1]
     window_BxN = jnp.where(full_B[:, None], jnp.roll(window_BxN, -1, axis=1), window_BxN)
-    place_B = length_B - full_B
+    place_B = jnp.where(full_B, length_B - 1, length_B)
     return window_BxN.at[rows, place_B].set(token_B), place_B + 1

@@ -1,6 +1,6 @@
 """Prepares the data of an experiment, and trains nothing.
 
-    python -m nrgpt_jax.prepare --config=experiments/NAME.py [--config.field=value ...]
+python -m nrgpt_jax.prepare --config=experiments/NAME.py [--config.field=value ...]
 """
 
 import jax

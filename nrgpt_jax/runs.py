@@ -61,12 +61,15 @@ def start_run(workdir: Path, config: ConfigDict, tokenizer: Tokenizer) -> list[s
         changed = differences(old_config.to_dict(), config.to_dict())
         fixed = [c for name in FIXED for c in changed if c.startswith((f"{name}.", f"{name}="))]
         if fixed:
+            difference = fixed[0] + _parameter_difference(old_config, config)
             raise UserError(
-                f"{workdir} holds another run: {fixed[0]}{_parameter_difference(old_config, config)}"
-                "; name another --workdir, or remove this one"
+                f"{workdir} holds another run: {difference}; name another --workdir, or remove "
+                "this one"
             )
         if old_tokenizer.vocabulary != tokenizer.vocabulary:
-            raise UserError(f"{workdir} was trained with another vocabulary; name another --workdir")
+            raise UserError(
+                f"{workdir} was trained with another vocabulary; name another --workdir"
+            )
     workdir.mkdir(parents=True, exist_ok=True)
     save_tokenizer(tokenizer, workdir / TOKENIZER_FILE)
     (workdir / CONFIG_FILE).write_text(config.to_json(indent=1))
@@ -89,6 +92,6 @@ def _parameter_difference(old: ConfigDict, new: ConfigDict) -> str:
     there, here = parameter_shapes(create_model(old)), parameter_shapes(create_model(new))
     for path in sorted(set(there) | set(here)):
         if there.get(path) != here.get(path):
-            shape = lambda shapes: shapes.get(path, "absent")  # noqa: E731
-            return f" (parameter {path}: {shape(there)} there, {shape(here)} here)"
+            old_shape, new_shape = there.get(path, "absent"), here.get(path, "absent")
+            return f" (parameter {path}: {old_shape} there, {new_shape} here)"
     return ""

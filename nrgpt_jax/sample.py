@@ -1,7 +1,7 @@
 """Continues a prompt with a trained model.
 
-    python -m nrgpt_jax.sample --workdir=DIR --prompt="ROMEO:" [--temperature=0.8] [--top_k=40]
-        [--top_p=0.95] [--seed=0] [--num_samples=1] [--max_new_tokens=400]
+python -m nrgpt_jax.sample --workdir=DIR --prompt="ROMEO:" [--temperature=0.8] [--top_k=40]
+    [--top_p=0.95] [--seed=0] [--num_samples=1] [--max_new_tokens=400]
 """
 
 from pathlib import Path

@@ -27,7 +27,7 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
 def put_batch(batch: Any, mesh: jax.sharding.Mesh) -> Any:
     """Global arrays of this process's part of a batch (a tree of numpy arrays)."""
     sharding = batch_sharding(mesh)
-    put = lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x))  # noqa: E731
+    put = lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x))
     return jax.tree.map(put, batch)
 
 

@@ -240,4 +240,4 @@ def _say(message: str) -> None:
 if __name__ == "__main__":
     config_flag, workdir_flag = cli.define_config_flag(), cli.define_workdir_flag()
     flags.mark_flag_as_required("config")
-    cli.run(lambda: train(config_flag.value, workdir_flag.value) and None)
+    cli.run(lambda: train(config_flag.value, workdir_flag.value))

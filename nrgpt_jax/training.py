@@ -1,7 +1,7 @@
 """The training state and the compiled training step."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import flax
 import jax
@@ -51,7 +51,9 @@ def make_train_step(
     """
 
     def loss_fn(params, window, key):
-        logits = model.apply({"params": params}, window[:, :-1], train=True, rngs={"dropout": key})
+        rngs = {"dropout": key}
+        logits = model.apply({"params": params}, window[:, :-1], train=True, rngs=rngs)
+        logits = cast(jax.Array, logits)
         return jnp.mean(losses.cross_entropy(logits, window[:, 1:]))
 
     def mean_loss_and_grads(params, windows, key):

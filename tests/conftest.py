@@ -16,3 +16,10 @@ jax.config.update("jax_enable_x64", False)
 @pytest.fixture(scope="session", autouse=True)
 def _data_cache(tmp_path_factory):
     os.environ["NRGPT_CACHE_DIR"] = str(tmp_path_factory.mktemp("prepared"))
+
+
+@pytest.fixture
+def standard_promotion():
+    """optax mixes types on purpose; its users cannot be tested strictly."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield

@@ -20,7 +20,7 @@ VECTORS = sorted((Path(__file__).parent / "release_vectors").glob("*.npz"))
 
 def load(path):
     data = np.load(path)
-    part = lambda prefix: {k[len(prefix) :]: data[k] for k in data.files if k.startswith(prefix)}  # noqa: E731
+    part = lambda prefix: {k[len(prefix) :]: data[k] for k in data.files if k.startswith(prefix)}
     return data, json.loads(str(data["meta"])), part("param/"), part("grad/")
 
 
@@ -70,9 +70,7 @@ def test_states_and_energies(case):
         energies["total"], energies["attention"] + energies["feedforward"], rtol=1e-6
     )
     states = model.apply(variables, data["tokens"], method="trajectory").states
-    np.testing.assert_allclose(
-        np.swapaxes(states, 0, 1)[:-1], data["states"], atol=1e-4, rtol=0
-    )
+    np.testing.assert_allclose(np.swapaxes(states, 0, 1)[:-1], data["states"], atol=1e-4, rtol=0)
 
 
 def test_buffers_are_ignored_and_mistakes_are_named():
@@ -83,6 +81,6 @@ def test_buffers_are_ignored_and_mistakes_are_named():
     missing = {k: v for k, v in params.items() if k != "blocks.scale_ff"}
     with pytest.raises(UserError, match=r"no parameter blocks\.scale_ff"):
         interop.from_release(missing, meta)
+    wider = {**params, "token_embedding_table.weight": np.ones((18, 16), np.float32)}
     with pytest.raises(UserError, match=r"head/kernel has shape \(16, 17\), not \(16, 18\)"):
-        wider = {**params, "token_embedding_table.weight": np.ones((18, 16), np.float32)}
         interop.from_release(wider, {**meta, "vocab_size": 18})

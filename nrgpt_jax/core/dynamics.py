@@ -7,6 +7,7 @@ All functions are written for one sequence, states (N,D); batch them with `jax.v
 Source: NRGPT (arXiv 2512.16762), section 2.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -48,8 +49,9 @@ def energy_gradient(energy: EnergyTerm, g: States) -> States:
 def step(dynamics: Dynamics, x: States, scale: jax.Array | float = 1.0) -> States:
     """One step of every token down its energy, x - scale * eta dE/dg."""
     g = dynamics.norm(x)
-    gradient = sum(energy_gradient(energy, g) for energy in dynamics.energies.values())
-    return x - (scale * apply_rate(dynamics.eta, jnp.asarray(gradient))).astype(x.dtype)
+    gradients = [energy_gradient(energy, g) for energy in dynamics.energies.values()]
+    gradient = functools.reduce(jnp.add, gradients)
+    return x - scale * apply_rate(dynamics.eta, gradient).astype(x.dtype)
 
 
 def rollout(
@@ -57,17 +59,20 @@ def rollout(
     x: States,
     scales: Float[Array, "T"],
     keys: jax.Array | None = None,
+    unroll: int = 1,
 ) -> States:
     """The state after T = len(scales) steps: one `lax.scan`, one compiled step.
 
     `dynamics_at(key)` gives the dynamics of a step; `keys` (T,) feed its dropout, or are None.
+    `unroll` steps are compiled as one: the same values, without copies of what is kept for the
+    gradient, at the price of compilation time.
     """
 
     def body(x, scale_and_key):
         scale, key = scale_and_key
         return step(dynamics_at(key), x, scale), None
 
-    return jax.lax.scan(body, x, (scales, keys))[0]
+    return jax.lax.scan(body, x, (scales, keys), unroll=unroll)[0]
 
 
 def trajectory(dynamics: Dynamics, x: States, scales: Float[Array, "T"]) -> Trajectory:
@@ -81,6 +86,6 @@ def trajectory(dynamics: Dynamics, x: States, scales: Float[Array, "T"]) -> Traj
         return step(dynamics, x, scale), (x, energies(x))
 
     last, (states, values) = jax.lax.scan(body, x, scales)
-    append = lambda path, end: jnp.concatenate([path, end[None]])  # noqa: E731
+    append = lambda path, end: jnp.concatenate([path, end[None]])
     values = jax.tree.map(append, values, energies(last))
     return Trajectory(append(states, last), {**values, "total": sum(values.values())})

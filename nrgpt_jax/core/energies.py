@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from nrgpt_jax.array_types import Mask, Params, States, TokenEnergies
+from nrgpt_jax.array_types import Mask, Params, States, TokenEnergies, at_least_float32
 from nrgpt_jax.core.parameters import Sizes, Specs, matrix, vector
 from nrgpt_jax.core.registry import Registry
 
@@ -102,10 +102,10 @@ def _masked_logsumexp_jvp(primals, tangents):
 
 def _associative_memory(params: Params, scores_HxNxK: Array, strict: bool, keep) -> TokenEnergies:
     """-(1/beta) sum_h alpha_h log sum_B exp(beta scores_hAB), in at least float32."""
-    precision = jnp.promote_types(scores_HxNxK.dtype, jnp.float32)
-    alpha_H, beta = params["alpha"].astype(precision), params["beta"].astype(precision)
+    scores_HxNxK = at_least_float32(scores_HxNxK)
+    alpha_H, beta = (params[name].astype(scores_HxNxK.dtype) for name in ("alpha", "beta"))
     mask_NxK = causal_mask(scores_HxNxK.shape[-2], scores_HxNxK.shape[-1], strict)
-    logsumexp_HxN = masked_logsumexp(beta * scores_HxNxK.astype(precision), mask_NxK[None], keep)
+    logsumexp_HxN = masked_logsumexp(beta * scores_HxNxK, mask_NxK[None], keep)
     return -jnp.sum(alpha_H[:, None] * logsumexp_HxN, axis=0) / beta
 
 

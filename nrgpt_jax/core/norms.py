@@ -77,7 +77,5 @@ NORMS.add(
     "bare_layer_norm", Norm(layer_norm, layer_norm_lagrangian, lambda s: {"bias": vector(s.D)})
 )
 NORMS.add("layer_norm", Norm(layer_norm, layer_norm_lagrangian, _gain_and_bias))
-NORMS.add(
-    "rms_norm", Norm(rms_norm, rms_norm_lagrangian, lambda s: {"gain": constant(1.0, s.D)})
-)
+NORMS.add("rms_norm", Norm(rms_norm, rms_norm_lagrangian, lambda s: {"gain": constant(1.0, s.D)}))
 NORMS.add("none", Norm(identity, identity_lagrangian, lambda s: {}))

@@ -5,6 +5,7 @@ Each rate is a function `eta(params, gain)` that returns a scalar, a diagonal (D
 small steps and a context held fixed (Propositions 2.1 and 2.2 of the paper).
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -47,7 +48,7 @@ def _noisy_identity(value: float, size: int) -> ParameterSpec:
 
 def _log(value: float, *shape: int) -> ParameterSpec:
     """The logarithm of a positive quantity that is `value` at initialisation."""
-    return constant(float(jnp.log(value)), *shape)
+    return constant(math.log(value), *shape)
 
 
 RATES.add(

@@ -61,9 +61,7 @@ def _make_splits(generator: "Generator") -> Mapping[str, Iterable[dict[str, Any]
             yield {"tokens": tokens.astype("uint16"), "answer": tokens[-2]}
 
     operations = tuple(settings["operations"])
-    singles = {
-        f"test_{op}": list(take(settings["num_test"], True, (op,))) for op in operations
-    }
+    singles = {f"test_{op}": list(take(settings["num_test"], True, (op,))) for op in operations}
     test = list(take(settings["num_test"], True, operations))
     return {"train": take(settings["num_train"], False, operations), "test": test, **singles}
 
@@ -132,10 +130,13 @@ def _simplify(expression: Expression, modulus: int) -> Expression:
     if isinstance(expression, int):
         return expression
     operation, arguments = expression
+    digits: list[int] = []
     for i, argument in enumerate(arguments):
-        if not isinstance(argument, int):
+        if isinstance(argument, int):
+            digits.append(argument)
+        else:
             return operation, [*arguments[:i], _simplify(argument, modulus), *arguments[i + 1 :]]
-    return OPERATIONS[operation](arguments) % modulus
+    return OPERATIONS[operation](digits) % modulus
 
 
 def _write(expression: Expression, modulus: int) -> list[str]:

@@ -39,7 +39,7 @@ def digest(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """A TFDS builder whose splits are given as functions that yield examples, in order.
 
     Subclasses set FEATURES and DESCRIPTION. `settings` is whatever the content depends on.
@@ -49,7 +49,9 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     FEATURES: Mapping[str, Any] = {}
     DESCRIPTION = ""
 
-    def __init__(self, settings: Mapping[str, Any], make_splits: Callable[[], Mapping[str, Iterable]]):
+    def __init__(
+        self, settings: Mapping[str, Any], make_splits: Callable[[], Mapping[str, Iterable]]
+    ):
         self._make_splits = make_splits
         config = tfds.core.BuilderConfig(name=digest(settings), description=self.DESCRIPTION)
         with _quiet():

@@ -1,4 +1,4 @@
-"""Tokenizers: characters, bytes, or ListOps symbols. Each is kept in its run as `tokenizer.json`."""
+"""Tokenizers: characters, bytes, or ListOps symbols, kept in each run as `tokenizer.json`."""
 
 import json
 from collections.abc import Iterable

@@ -7,27 +7,12 @@ import jax
 from flax import linen as nn
 from flax import traverse_util
 
-from nrgpt_jax.core.energies import FEEDFORWARD
 from nrgpt_jax.models.gpt import GPT
+from nrgpt_jax.models.names import NRGPT_PREFIX, is_nrgpt, model_names
 from nrgpt_jax.models.nrgpt import NRGPT
+from nrgpt_jax.models.validation import validate_model
 
-NRGPT_PREFIX = "NRGPT_H_"
-
-_BASELINES = {
-    "GPT": {"shared": False, "parallel": False},
-    "GPT_Rec": {"shared": True, "parallel": False},
-    "GPT_Rec_parallel": {"shared": True, "parallel": True},
-}
-
-
-def model_names() -> list[str]:
-    """Every name that `config.model.name` may have."""
-    return [NRGPT_PREFIX + name for name in FEEDFORWARD] + list(_BASELINES)
-
-
-def is_nrgpt(name: str) -> bool:
-    """Whether the name stands for an energy model (else it is a baseline)."""
-    return name.startswith(NRGPT_PREFIX)
+__all__ = ["abstract_params", "create_model", "is_nrgpt", "model_names", "parameter_shapes"]
 
 
 def create_model(config: Mapping[str, Any]) -> nn.Module:
@@ -43,16 +28,14 @@ def create_model(config: Mapping[str, Any]) -> nn.Module:
     Raises:
       UserError: a field has a value that cannot be built; the message names it.
     """
-    from nrgpt_jax.validation import validate_model  # it asks this module for the names
-
-    fields = dict(config["model"] if "model" in config else config)
+    fields = dict(config.get("model", config))
     validate_model(fields)
     name = fields.pop("name")
     common = {key: fields[key] for key in _COMMON_FIELDS}
     if is_nrgpt(name):
         own = {key: fields[key] for key in _NRGPT_FIELDS}
         return NRGPT(feedforward=name.removeprefix(NRGPT_PREFIX), **common, **own)
-    return GPT(**common, **_BASELINES[name])
+    return GPT(shared=name != "GPT", parallel=name.endswith("_parallel"), **common)
 
 
 def parameter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -77,6 +60,7 @@ _COMMON_FIELDS = (
     "dropout",
     "tied_head",
     "dtype",
+    "scan_unroll",
 )
 _NRGPT_FIELDS = (
     "attention",

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from nrgpt_jax.array_types import at_least_float32
 from nrgpt_jax.core.energies import causal_mask
 from nrgpt_jax.core.norms import EPSILON
 from nrgpt_jax.models.language_model import INIT, BatchStates, LanguageModel
@@ -25,7 +26,7 @@ class Attention(nn.Module):
     def __call__(self, x: BatchStates, train: bool) -> BatchStates:
         width = x.shape[-1]
         shape = (self.num_heads, width // self.num_heads)
-        heads = lambda name: nn.DenseGeneral(  # noqa: E731
+        heads = lambda name: nn.DenseGeneral(
             shape, use_bias=False, kernel_init=INIT, dtype=self.dtype, name=name
         )
         q, k, v = (heads(name)(x) for name in ("query", "key", "value"))
@@ -39,9 +40,8 @@ class Attention(nn.Module):
 
     def _weights(self, q, k) -> Float[Array, "B H N N"]:
         scores = jnp.einsum("bnhy,bkhy->bhnk", q * q.shape[-1] ** -0.5, k)
-        scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
         mask = causal_mask(q.shape[1], k.shape[1], strict=False)[None, None]
-        return jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1)
+        return jax.nn.softmax(jnp.where(mask, at_least_float32(scores), -jnp.inf), axis=-1)
 
 
 class MLP(nn.Module):
@@ -53,7 +53,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: BatchStates, train: bool) -> BatchStates:
-        dense = lambda n, name: nn.Dense(n, kernel_init=INIT, dtype=self.dtype, name=name)  # noqa: E731
+        dense = lambda n, name: nn.Dense(n, kernel_init=INIT, dtype=self.dtype, name=name)
         out = dense(x.shape[-1], "down")(nn.relu(dense(self.hidden, "up")(x)))
         return nn.Dropout(self.dropout, deterministic=not train)(out)
 
@@ -73,9 +73,9 @@ class Block(nn.Module):
         mlp = MLP(self.hidden, self.dropout, self.dtype, name="mlp")
         norm1 = nn.LayerNorm(epsilon=EPSILON, name="norm1")
         norm2 = nn.LayerNorm(epsilon=EPSILON, name="norm2")
-        attended = x + attention(norm1(x), train)
-        out = attended + mlp(norm2(x if self.parallel else attended), train)
-        return out.astype(x.dtype), None
+        attended = x + attention(norm1(x), train).astype(x.dtype)
+        out = mlp(norm2(x if self.parallel else attended), train)
+        return attended + out.astype(x.dtype), None
 
 
 class GPT(LanguageModel):
@@ -96,6 +96,7 @@ class GPT(LanguageModel):
             split_rngs={"params": not self.shared, "dropout": True},
             in_axes=nn.broadcast,
             length=self.num_steps,
+            unroll=self.scan_unroll,
         )
         hidden = self.mlp_ratio * self.embed_dim
         self.blocks = over_steps(self.num_heads, hidden, self.dropout, self.dtype, self.parallel)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from nrgpt_jax.array_types import Logits, Tokens
+from nrgpt_jax.array_types import Logits, Tokens, at_least_float32
 from nrgpt_jax.core.norms import EPSILON
 from nrgpt_jax.core.parameters import INIT_STD
 
@@ -29,9 +29,10 @@ class LanguageModel(nn.Module):
     dropout: float = 0.0
     tied_head: bool = False
     dtype: str = "float32"
+    scan_unroll: int = 1
 
     def setup(self):
-        embed = lambda rows: nn.Embed(rows, self.embed_dim, embedding_init=INIT)  # noqa: E731
+        embed = lambda rows: nn.Embed(rows, self.embed_dim, embedding_init=INIT)
         self.token_embedding = embed(self.vocab_size)
         self.position_embedding = embed(self.context_length)
         self.final_norm = nn.LayerNorm(epsilon=EPSILON)
@@ -63,7 +64,7 @@ class LanguageModel(nn.Module):
             logits = x.astype(self.dtype) @ self.token_embedding.embedding.T.astype(self.dtype)
         else:
             logits = self.head(x)
-        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        return at_least_float32(logits)
 
     def __call__(self, tokens: Tokens, train: bool = False) -> Logits:
         """Next-token logits (B,N,V) of tokens (B,N), N up to the context length.

@@ -1,5 +1,6 @@
 """NRGPT: declares the parameters of the energies and lets `core.dynamics` do the mathematics."""
 
+import math
 from functools import partial
 
 import jax
@@ -54,7 +55,7 @@ class NRGPT(LanguageModel):
         if self.learn_alpha:
             attention_specs["alpha"] = constant(1.0, self.num_heads)
         if self.learn_beta:
-            attention_specs["log_beta"] = constant(float(jnp.log(self.beta)))
+            attention_specs["log_beta"] = constant(math.log(self.beta))
         scales = {"scale_ff": constant(1.0)}
         if self.per_step_scale:
             scales["log_step_scale"] = constant(0.0, self.num_steps)
@@ -82,10 +83,12 @@ class NRGPT(LanguageModel):
         params, scales = self._parameters(), self.step_scales()
         if not (train and self.dropout > 0.0):
             fixed = self._bind(params)
-            return jax.vmap(lambda x: core.rollout(lambda _: fixed, x, scales))(x)
+            run = partial(core.rollout, lambda _: fixed, unroll=self.scan_unroll)
+            return jax.vmap(lambda x: run(x, scales))(x)
         keys = jax.random.split(self.make_rng("dropout"), (x.shape[0], self.num_steps))
-        at = lambda key: self._bind(params, *self._dropout_masks(key, x.shape[1]))  # noqa: E731
-        return jax.vmap(lambda x, keys: core.rollout(at, x, scales, keys))(x, keys)
+        at = lambda key: self._bind(params, *self._dropout_masks(key, x.shape[1]))
+        run = partial(core.rollout, at, unroll=self.scan_unroll)
+        return jax.vmap(lambda x, keys: run(x, scales, keys))(x, keys)
 
     def trajectory(self, tokens: Tokens) -> core.Trajectory:
         """States (B,T+1,N,D) before every step and after the last, and the energies on the way."""
@@ -137,6 +140,6 @@ class NRGPT(LanguageModel):
         shapes = (self.num_heads, num_tokens, num_tokens), (num_tokens, self.embed_dim)
         keep = 1.0 - self.dropout
         return [
-            jax.random.bernoulli(k, keep, shape) / jnp.float32(keep)
+            jax.random.bernoulli(k, keep, shape).astype(jnp.float32) / keep
             for k, shape in zip(jax.random.split(key), shapes, strict=True)
         ]

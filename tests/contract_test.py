@@ -1,0 +1,111 @@
+"""What every combination of registered parts must do: one suite for all of them."""
+
+import itertools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nrgpt_jax import create_model
+from nrgpt_jax.configs import default_config
+from nrgpt_jax.core.energies import ATTENTION, FEEDFORWARD
+from nrgpt_jax.core.norms import NORMS
+from nrgpt_jax.core.rates import RATES
+from nrgpt_jax.models import model_names
+
+TOKENS = jax.random.randint(jax.random.key(0), (2, 7), 0, 11)
+MASKS = ("strict", "inclusive")
+
+
+def build(**fields):
+    """A small model with large random parameters, so that no path is near zero."""
+    config = default_config().model
+    config.update(
+        {"vocab_size": 11, "context_length": 9, "embed_dim": 8, "num_heads": 2, "num_steps": 3}
+    )
+    config.update(fields)
+    model = create_model(config)
+    variables = jax.jit(model.init)(jax.random.key(1), TOKENS)
+    leaves, tree = jax.tree.flatten(variables)
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    noisy = [p + 0.2 * jax.random.normal(k, p.shape) for k, p in zip(keys, leaves, strict=True)]
+    return model, jax.tree.unflatten(tree, noisy)
+
+
+def name_of(fields):
+    return "-".join(str(v) for v in fields.values()) if isinstance(fields, dict) else None
+
+
+ENERGIES = list(itertools.product(FEEDFORWARD, ATTENTION, MASKS))
+UPDATES = [pair for pair in itertools.product(NORMS, RATES) if pair != ("none", "gamma")]
+
+
+def combinations():
+    """Every combination; all but a set that holds every energy and every update are slow."""
+    for i, (energies, update) in enumerate(itertools.product(ENERGIES, UPDATES)):
+        (feedforward, attention, mask), (norm, rate) = energies, update
+        fields = {"name": f"NRGPT_H_{feedforward}", "attention": attention, "mask": mask}
+        fields |= {"norm": norm, "rate": rate}
+        row, column = divmod(i, len(UPDATES))
+        quick = row == column % len(ENERGIES)
+        yield pytest.param(fields, marks=[] if quick else pytest.mark.slow, id=name_of(fields))
+
+
+BASELINES = [{"name": n, "mask": "inclusive"} for n in model_names() if not n.startswith("NRGPT")]
+VARIATIONS = [
+    {"name": "NRGPT_H_FF2W", "per_step_scale": True, "learn_alpha": True, "learn_beta": True},
+    {"name": "NRGPT_H_FF2W", "tied_head": True},
+    {"name": "GPT", "tied_head": True},
+]
+
+
+@pytest.mark.parametrize("fields", [*combinations(), *BASELINES, *VARIATIONS], ids=name_of)
+def test_contract(fields):
+    model, variables = build(**fields)
+    traces = 0
+
+    @jax.jit
+    def logits_and_grads(variables, tokens):
+        nonlocal traces
+        traces += 1
+        logits = model.apply(variables, tokens)
+        # Of the prediction at position 3 with respect to every position's embedding.
+        x = model.apply(variables, tokens, method="embed")
+        at_3 = lambda x: jnp.sum(model.apply(variables, x, False, method="states")[:, 3] ** 2)
+        return logits, jax.grad(at_3)(x)
+
+    logits, influence = logits_and_grads(variables, TOKENS)
+    chex.assert_shape(logits, (2, 7, 11))
+    chex.assert_type(logits, jnp.float32)
+    chex.assert_tree_all_finite((logits, influence))
+    reach = np.abs(influence).max(axis=(0, 2))
+    assert (reach[:4] > 0).all(), "every earlier token is seen"
+    assert (reach[4:] == 0).all(), "no later token is"
+    changed = logits_and_grads(variables, TOKENS.at[:, 4:].set(3))[0]
+    chex.assert_trees_all_equal(logits[:, :4], changed[:, :4])
+    assert traces == 1, "a second call compiles nothing"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"name": name, "mask": mask} for name in model_names() for mask in MASKS],
+    ids=name_of,
+)
+def test_jit_equals_no_jit(fields):
+    model, variables = build(**fields)
+    with jax.disable_jit():
+        plain = model.apply(variables, TOKENS)
+    chex.assert_trees_all_close(jax.jit(model.apply)(variables, TOKENS), plain, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", [n for n in model_names() if n.startswith("NRGPT")])
+def test_energies_have_their_shape_and_add_up(name):
+    model, variables = build(name=name)
+    energies = jax.jit(lambda v: model.apply(v, TOKENS, method="energies"))(variables)
+    assert set(energies) == {"attention", "feedforward", "total"}
+    chex.assert_shape(list(energies.values()), (4, 2, 7))
+    chex.assert_trees_all_close(
+        energies["total"], energies["attention"] + energies["feedforward"], rtol=1e-5
+    )

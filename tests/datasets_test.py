@@ -1,0 +1,223 @@
+"""Data sets: ListOps is generated as specified, text is split, kept and named correctly."""
+
+import hashlib
+import itertools
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nrgpt_jax.configs import default_config
+from nrgpt_jax.datasets import download, listops, load_dataset, records, text, tokenizers
+from nrgpt_jax.errors import UserError
+
+
+def listops_settings(**fields):
+    settings = default_config().data.listops
+    settings.update({"num_train": 300, "num_test": 40, **fields})
+    return settings
+
+
+def listops_data(**fields):
+    data = default_config().data
+    data.name = "listops"
+    data.listops = listops_settings(**fields)
+    return data
+
+
+def test_solution_of_the_specification():
+    expression: listops.Expression = ("add", [0, ("median", [1, 7, 1]), 2])
+    assert ",".join(listops.solution(expression, 10)) == (
+        "add_10,(,0,median_10,(,1,7,1,),2,),=,add_10,(,0,1,2,),=,3,<eos>"
+    )
+
+
+def test_deepest_first_found_operation_is_simplified_first():
+    expression: listops.Expression = ("max", [4, ("add", [5, ("max", [1, 2])]), ("median", [5, 4])])
+    steps = ",".join(listops.solution(expression, 10)).split(",=,")
+    assert steps[1] == "max_10,(,4,add_10,(,5,2,),median_10,(,5,4,),)"
+    assert steps[2] == "max_10,(,4,7,median_10,(,5,4,),)"
+    assert steps[-1] == "7,<eos>"
+
+
+@pytest.mark.parametrize(
+    ("operation", "arguments", "value"),
+    [("median", [9, 6], 9), ("median", [5, 4, 2], 4), ("add", [9, 8, 7], 4), ("nadd", [1, 3, 5], 3),
+     ("max", [1, 8], 8), ("min", [3, 2], 2), ("prod", [5, 7], 5)],
+)  # fmt: skip
+def test_operations(operation, arguments, value):
+    assert listops.OPERATIONS[operation](arguments) % 10 == value
+
+
+def test_held_out_tuples_are_in_every_test_sample_and_in_no_training_sample():
+    settings = listops_settings()
+    generator = listops.Generator(settings)
+    assert 45 <= len(generator.exclusions) <= 50
+    builder = listops.listops(settings).prepare()
+    decode = listops.tokenizer(settings).decode
+    splits = {
+        split: [decode(r["tokens"]).split(",") for r in builder.records(split)]
+        for split in ("train", "test", "test_add", "test_max", "test_median")
+    }
+    assert [len(s) for s in splits.values()] == [300, 40, 40, 40, 40]
+    assert not any(generator.is_excluded(symbols) for symbols in splits.pop("train"))
+    for samples in splits.values():
+        assert all(generator.is_excluded(symbols) for symbols in samples)
+    others = {"max_10", "median_10"}
+    assert not others & set(itertools.chain(*splits["test_add"]))
+
+
+def test_listops_data_set():
+    dataset = load_dataset(listops_data())
+    symbols = dataset.tokenizer.vocabulary
+    assert symbols[:4] == ["<eos>", "(", ")", "="]
+    assert symbols[-10:] == [str(d) for d in range(10)]
+    assert len(symbols) == 20
+    total = len(dataset.train) + len(dataset.validation)
+    assert len(dataset.validation) == pytest.approx(0.1 * total, abs=1)
+    assert (np.concatenate([dataset.train, dataset.validation]) == 0).sum() == 300
+    prompts = dataset.prompts["listops"]
+    for prompt, answer in zip(prompts.prompts, prompts.answers, strict=True):
+        words = dataset.tokenizer.decode(prompt).split(",")
+        assert words.index("=") == len(words) - 1
+        assert dataset.tokenizer.decode([answer]).isdigit()
+
+
+def test_listops_settings_matter_and_repeat():
+    one, two = load_dataset(listops_data(seed=1)), load_dataset(listops_data(seed=1))
+    np.testing.assert_array_equal(one.train, two.train)
+    other = load_dataset(listops_data(seed=2))
+    assert other.train[:50].tolist() != one.train[:50].tolist()
+    modulus = load_dataset(listops_data(modulus=20))
+    assert "add_20" in modulus.tokenizer.vocabulary
+    assert modulus.tokenizer.vocabulary[-1] == "19"
+    deep = load_dataset(listops_data(depth=3, function_probability=0.6))
+    assert max(map(len, deep.prompts["listops"].prompts)) > 22
+
+
+def test_impossible_exclusion_rate_ends():
+    settings = listops_settings(operations=("max",), exclusion_rate=1.0, modulus=2, num_train=5)
+    generator = listops.Generator(settings)
+    generator.exclusions = set()
+    with pytest.raises(UserError, match="exclusion_rate"):
+        list(generator.samples(1, True, ("max",)))
+
+
+def text_data(path, **fields):
+    data = default_config().data
+    data.update({"name": "text", "path": str(path), **fields})
+    return data
+
+
+def test_text_file_and_folder(tmp_path):
+    corpus = "".join(f"línea {i}: wörd\n" for i in range(200))
+    (tmp_path / "a.txt").write_text(corpus[:1000])
+    (tmp_path / "b.txt").write_text(corpus[1000:])
+    dataset = load_dataset(text_data(tmp_path / "a.txt"))
+    assert len(dataset.train) == 900
+    assert dataset.tokenizer.decode(dataset.train) == corpus[:900]
+    assert dataset.tokenizer.decode(dataset.validation) == corpus[900:1000]
+    whole = load_dataset(text_data(tmp_path))
+    joined = np.concatenate([whole.train, whole.validation])
+    assert whole.tokenizer.decode(joined) == corpus[:1000] + "\n" + corpus[1000:]
+    as_bytes = load_dataset(text_data(tmp_path / "a.txt", tokenizer="byte"))
+    assert as_bytes.tokenizer.decode(as_bytes.train) == corpus[:900]
+    assert len(as_bytes.train) > 900
+
+
+def test_long_texts_survive_being_cut_into_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(records.TextBuilder, "PIECE", 7)
+    corpus = "".join(f"zeile {i} é\n" for i in range(30))
+    (tmp_path / "a.txt").write_text(corpus)
+    dataset = load_dataset(text_data(tmp_path / "a.txt"))
+    joined = np.concatenate([dataset.train, dataset.validation])
+    assert dataset.tokenizer.decode(joined) == corpus
+
+
+def test_text_errors(tmp_path):
+    (tmp_path / "latin.txt").write_bytes("é".encode("latin-1") * 50)
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "folder").mkdir()
+    for path, message in [
+        ("latin.txt", "is not UTF-8"),
+        ("empty.txt", "corpus is empty"),
+        ("folder", "no .txt files"),
+        ("missing.txt", "does not exist"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            load_dataset(text_data(tmp_path / path))
+    with pytest.raises(UserError, match=r"data\.path is empty"):
+        load_dataset(text_data(""))
+
+
+def test_download_is_checked_and_done_once(tmp_path, monkeypatch):
+    source = tmp_path / "source.txt"
+    source.write_text("hello")
+    digest = hashlib.sha256(b"hello").hexdigest()
+    monkeypatch.setenv("NRGPT_DATA_DIR", str(tmp_path / "root"))
+    path = download.fetch("x/input.txt", source.as_uri(), digest)
+    assert path == tmp_path / "root/x/input.txt"
+    source.unlink()
+    assert download.fetch("x/input.txt", source.as_uri(), digest).read_text() == "hello"
+    path.write_text("damaged")
+    with pytest.raises(UserError, match="has sha256"):
+        download.fetch("x/input.txt", source.as_uri(), digest)
+
+
+def test_missing_download_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("NRGPT_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(records, "REPOSITORY_DATA", tmp_path / "none")
+    url = (tmp_path / "nowhere").as_uri()
+    with pytest.raises(UserError) as error:
+        download.fetch("x/input.txt", url, "ab12")
+    for part in (url, "ab12", str(tmp_path / "x/input.txt")):
+        assert part in str(error.value)
+
+
+def shakespeare_is_here():
+    roots = [Path(os.environ.get("NRGPT_DATA_DIR", "nowhere")), records.REPOSITORY_DATA]
+    return any((root / "shakespeare/input.txt").is_file() for root in roots)
+
+
+@pytest.mark.skipif(not shakespeare_is_here(), reason="tiny Shakespeare is not in the data root")
+def test_shakespeare_has_the_split_of_the_paper():
+    data = default_config().data
+    data.name = "shakespeare"
+    dataset = load_dataset(data)
+    assert (len(dataset.train), len(dataset.validation)) == (1_003_854, 111_540)
+    assert len(dataset.tokenizer.vocabulary) == 65
+    assert text.SHAKESPEARE_SHA256.startswith("86c4")
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "sentence"),
+    [
+        (tokenizers.CharTokenizer("añb c𝄞"), "ab ñ𝄞"),
+        (tokenizers.ByteTokenizer(), "ab ñ𝄞"),
+        (tokenizers.SymbolTokenizer(["<eos>", "max_10", "(", "3"]), "max_10,(,3,<eos>"),
+    ],
+)
+def test_tokenizers_round_trip_through_their_file(tokenizer, sentence, tmp_path):
+    tokenizers.save_tokenizer(tokenizer, tmp_path / "tokenizer.json")
+    again = tokenizers.load_tokenizer(tmp_path / "tokenizer.json")
+    assert again.kind == tokenizer.kind
+    tokens = again.encode(sentence)
+    assert tokens.dtype == np.int32
+    np.testing.assert_array_equal(tokens, tokenizer.encode(sentence))
+    assert again.decode(tokens) == sentence
+
+
+def test_unknown_symbols_are_named():
+    with pytest.raises(UserError, match="not in the vocabulary: 'x' 'é'"):
+        tokenizers.CharTokenizer("abc").encode("axbé")
+    with pytest.raises(UserError, match="not in the vocabulary: 'min_10'"):
+        tokenizers.SymbolTokenizer(["(", ")"]).encode("min_10,(,)")
+
+
+def test_damaged_tokenizer_file(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        tokenizers.load_tokenizer(tmp_path / "tokenizer.json")
+    with pytest.raises(UserError, match="is it a run directory"):
+        tokenizers.load_tokenizer(tmp_path / "none" / "tokenizer.json")

@@ -1,0 +1,72 @@
+"""Batches: reproducible, resumable, split by process; validation counts every token once."""
+
+import numpy as np
+import pytest
+
+from nrgpt_jax import input_pipeline
+from nrgpt_jax.errors import UserError
+
+TOKENS = np.arange(100, dtype=np.int32)
+
+
+def batches(count, seed=0, **kwargs):
+    iterator = input_pipeline.train_batches(TOKENS, 8, 4, seed, **kwargs)
+    return [next(iterator) for _ in range(count)]
+
+
+def test_windows_are_consecutive_tokens_from_anywhere():
+    found = np.concatenate(batches(100))
+    assert found.shape == (400, 9)
+    assert (np.diff(found, axis=1) == 1).all()
+    assert set(found[:92, 0]) == set(range(92)), "an epoch visits every start once"
+    assert found[:92, 0].tolist() != found[92:184, 0].tolist(), "epochs differ in order"
+
+
+def test_order_is_a_function_of_the_seed():
+    np.testing.assert_array_equal(batches(5), batches(5))
+    assert not np.array_equal(batches(5), batches(5, seed=1))
+
+
+def test_resuming_continues_the_same_batches():
+    iterator = input_pipeline.train_batches(TOKENS, 8, 4, 0)
+    for _ in range(30):
+        next(iterator)
+    state = iterator.get_state()
+    rest = [next(iterator) for _ in range(5)]
+    again = input_pipeline.train_batches(TOKENS, 8, 4, 0)
+    again.set_state(state)
+    np.testing.assert_array_equal(rest, [next(again) for _ in range(5)])
+
+
+def test_processes_share_each_batch():
+    parts = [batches(6, process_index=i, process_count=2) for i in range(2)]
+    for whole, *halves in zip(batches(6), *parts, strict=True):
+        assert {h.shape for h in halves} == {(2, 9)}
+        together = sorted(np.concatenate(halves)[:, 0])
+        assert together == sorted(whole[:, 0])
+
+
+@pytest.mark.parametrize("length", [97, 96, 98])
+def test_validation_predicts_every_token_once(length):
+    seen = []
+    for batch in input_pipeline.validation_batches(TOKENS[:length], 8, 5):
+        assert batch.inputs.shape == batch.weights.shape == (5, 8)
+        real = batch.weights > 0
+        assert (batch.targets[real] == batch.inputs[real] + 1).all()
+        seen += batch.targets[real].tolist()
+    assert sorted(seen) == list(range(1, length))
+
+
+def test_fixed_validation_windows_are_spread_over_the_split():
+    found = list(input_pipeline.validation_batches(TOKENS, 8, 2, max_windows=3))
+    starts = [b.inputs[i, 0] for b in found for i in range(2) if b.weights[i].any()]
+    assert starts == [0, 48, 96]
+    again = list(input_pipeline.validation_batches(TOKENS, 8, 2, max_windows=3))
+    np.testing.assert_array_equal(found[0].inputs, again[0].inputs)
+
+
+def test_too_short_a_corpus_is_refused():
+    with pytest.raises(UserError, match="the train split has 100 tokens"):
+        input_pipeline.train_batches(TOKENS, 100, 4, 0)
+    with pytest.raises(UserError, match="the validation split has 1 tokens"):
+        list(input_pipeline.validation_batches(TOKENS[:1], 8, 4))

@@ -1,0 +1,115 @@
+"""Models: sizes of the paper, heads, dropout, precision, context lengths."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nrgpt_jax import create_model
+from nrgpt_jax.configs import default_config
+from nrgpt_jax.models import model_names, parameter_shapes
+
+TOKENS = jax.random.randint(jax.random.key(0), (2, 8), 0, 11)
+
+
+def build(**fields):
+    config = default_config().model
+    config.update({"vocab_size": 11, "context_length": 8, "embed_dim": 8, "num_heads": 2})
+    config.update(fields)
+    model = create_model(config)
+    return model, jax.jit(model.init)(jax.random.key(1), TOKENS)
+
+
+def count_parameters(**fields):
+    owt = {"vocab_size": 50304, "context_length": 1024, "embed_dim": 768, "num_heads": 12}
+    config = default_config().model
+    config.update({**owt, "num_steps": 12, **fields})
+    return sum(int(np.prod(shape)) for shape in parameter_shapes(create_model(config)).values())
+
+
+def test_parameter_counts_of_the_paper():
+    """In millions, at D=768, H=12, N=1024, V=50304, T=12."""
+    assert count_parameters(name="GPT_Rec_parallel") / 1e6 == pytest.approx(85.2, abs=0.05)
+    assert count_parameters(name="NRGPT_H_FF2W") / 1e6 == pytest.approx(90.5, abs=0.05)
+    assert count_parameters(name="GPT") / 1e6 == pytest.approx(163.1, abs=0.1)
+    assert count_parameters(name="GPT", tied_head=True) / 1e6 == pytest.approx(124.4, abs=0.1)
+
+
+def test_initial_matrices_are_small_and_biases_zero():
+    config = default_config().model
+    config.update({"vocab_size": 50, "context_length": 64, "embed_dim": 64})
+    init = jax.jit(create_model(config).init)
+    params = init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    for name in ("J", "alpha"):
+        assert (name in params["attention_params"]) == (name == "J")
+    for matrix in (params["attention_params"]["J"], params["rate_params"]["eta"]):
+        assert float(jnp.std(matrix)) == pytest.approx(0.02, rel=0.05)
+    assert not np.any(params["feedforward_params"]["b1"])
+    assert float(params["scales"]["scale_ff"]) == 1.0
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_shorter_contexts_are_prefixes_and_longer_ones_refused(name):
+    model, variables = build(name=name)
+    apply = jax.jit(model.apply)
+    whole = apply(variables, TOKENS)
+    chex.assert_trees_all_close(apply(variables, TOKENS[:, :5]), whole[:, :5], atol=1e-5)
+    with pytest.raises(ValueError, match="9 tokens do not fit the context length 8"):
+        model.apply(variables, jnp.zeros((1, 9), jnp.int32))
+
+
+@pytest.mark.parametrize("name", ["NRGPT_H_FF2W", "GPT", "GPT_Rec_parallel"])
+def test_dropout_only_in_training(name):
+    model, variables = build(name=name, dropout=0.5)
+    # Small initial weights hide dropout in the noise of float32.
+    variables = jax.tree.map(lambda p: 10.0 * p, variables)
+    train = jax.jit(lambda key: model.apply(variables, TOKENS, train=True, rngs={"dropout": key}))
+    one, same, two = train(jax.random.key(0)), train(jax.random.key(0)), train(jax.random.key(1))
+    chex.assert_trees_all_equal(one, same)
+    assert float(jnp.abs(one - two).max()) > 1e-3
+    still = jax.jit(build(name=name, dropout=0.0)[0].apply)(variables, TOKENS)
+    chex.assert_trees_all_close(jax.jit(model.apply)(variables, TOKENS), still, atol=1e-6)
+
+
+def test_dropout_of_nrgpt_differs_by_step_and_sequence():
+    model, variables = build(name="NRGPT_H_FF2W", dropout=0.5, num_steps=1)
+    variables = jax.tree.map(lambda p: 10.0 * p, variables)
+    twice = jnp.stack([TOKENS[0], TOKENS[0]])
+    train = jax.jit(lambda key: model.apply(variables, twice, train=True, rngs={"dropout": key}))
+    out = train(jax.random.key(0))
+    assert float(jnp.abs(out[0] - out[1]).max()) > 1e-4
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_bfloat16_computation_keeps_float32_parameters(name):
+    model, variables = build(name=name, dtype="bfloat16")
+    assert {p.dtype for p in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    logits = jax.jit(model.apply)(variables, TOKENS)
+    assert logits.dtype == jnp.float32
+    exact = jax.jit(build(name=name)[0].apply)(variables, TOKENS)
+    chex.assert_trees_all_close(logits, exact, atol=0.02)
+    assert float(jnp.abs(logits - exact).max()) > 0.0, "it does compute in bfloat16"
+
+
+def test_per_step_scale_scales_each_step():
+    model, variables = build(name="NRGPT_H_FF2W", per_step_scale=True, num_steps=3)
+    scales = variables["params"]["scales"]
+    assert scales["log_step_scale"].shape == (3,)
+    silent = jnp.array([0.0, -50.0, -50.0])
+    params = {**variables["params"], "scales": {**scales, "log_step_scale": silent}}
+    states = model.apply({"params": params}, TOKENS, method="trajectory").states
+    assert float(jnp.abs(states[:, 1] - states[:, 0]).max()) > 0.0
+    chex.assert_trees_all_close(states[:, 1], states[:, 3])
+
+
+def test_learned_alpha_and_beta_start_at_their_settings():
+    fields = {"name": "NRGPT_H_FF1", "beta": 0.5}
+    fixed, variables = build(**fields)
+    learned, more = build(**fields, learn_alpha=True, learn_beta=True)
+    attention = {**more["params"]["attention_params"], **variables["params"]["attention_params"]}
+    assert set(attention) == {"J", "alpha", "log_beta"}
+    params = {**variables["params"], "attention_params": attention}
+    chex.assert_trees_all_close(
+        learned.apply({"params": params}, TOKENS), fixed.apply(variables, TOKENS), atol=1e-6
+    )
