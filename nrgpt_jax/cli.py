@@ -27,6 +27,9 @@ def run(main: Callable[[], object]) -> None:
             main()
         except UserError as error:
             _fail(str(error))
+        except KeyboardInterrupt:
+            sys.stderr.write("interrupted\n")
+            sys.exit(130)
 
     app.run(guarded, flags_parser=_parse)
 

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import optax
 
+SCHEDULES = ("cosine", "exponential", "constant")
 STACKED = ("blocks",)  # subtrees whose parameters carry a leading axis of T independent blocks
 
 

@@ -93,6 +93,9 @@ class Trainer:
     def run(self) -> dict[str, float]:
         """Runs the remaining steps."""
         config, start = self.config, self.start
+        if start >= config.train_steps:
+            _say(f"{self.workdir} is at step {start} already; raise train_steps to go on")
+            return {}
         _say(self._summary())
         writer = MetricWriter(self.workdir, start, config.to_dict(), config.wandb)
         bar = tqdm(
@@ -103,11 +106,14 @@ class Trainer:
                 self._loop(writer, bar, interruption)
             finally:
                 writer.close()
-        if interruption.happened:
+        step = int(self.state.step)
+        if step < config.train_steps:
             _say(
-                f"stopped at step {int(self.state.step)} and saved in {self.workdir}; "
-                "the same command goes on from there"
+                f"stopped at step {step} and saved in {self.workdir}; the same command goes on "
+                "from there"
             )
+        else:
+            _say(f"done; the run is in {self.workdir}")
         return self.last_evaluation
 
     def _loop(self, writer: MetricWriter, bar: tqdm, interruption: "_Interruption") -> None:
@@ -134,13 +140,13 @@ class Trainer:
         windows = validation_batches(self.dataset.validation, n, size, config.eval_windows)
         found = evaluation.evaluate_loss(self.eval_step, params, windows, self.mesh)
         if self.dataset.prompts and config.eval_prompts:
-            name, prompts = next(iter(self.dataset.prompts.items()))
-            del name
+            prompts = next(iter(self.dataset.prompts.values()))  # the set of all operations
             found["val/accuracy"] = evaluation.prompt_accuracy(
                 self.model, params, prompts, limit=config.eval_prompts
             )
         writer.write(step, found)
-        bar.write(f"step {step:>6}  " + "  ".join(f"{k} {v:.4f}" for k, v in found.items()))
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in found.items())
+        bar.write(f"step {step:>6}  {shown}", file=sys.stderr)
         self.last_evaluation = found
         if found["val/loss"] < self.checkpoints.best_loss():
             self.checkpoints.save_best(step, params, found["val/loss"])

@@ -7,6 +7,7 @@ from nrgpt_jax.datasets import DATASETS
 from nrgpt_jax.datasets.listops import OPERATIONS
 from nrgpt_jax.errors import require, require_choice, require_not_negative, require_positive
 from nrgpt_jax.models.validation import validate_model
+from nrgpt_jax.optimizers import SCHEDULES
 
 
 def _validate_data(data: Mapping[str, Any], accumulation_steps: int, num_devices: int) -> None:
@@ -45,12 +46,9 @@ def _validate_listops(listops: Mapping[str, Any]) -> None:
 
 def _validate_optimizer(optimizer: Mapping[str, Any]) -> None:
     prefix = "optimizer."
-    require_choice(
-        prefix + "schedule", optimizer["schedule"], ("cosine", "exponential", "constant")
-    )
-    require_positive(
-        optimizer, prefix, "learning_rate", "final_learning_rate", "accumulation_steps"
-    )
+    require_choice(prefix + "schedule", optimizer["schedule"], SCHEDULES)
+    require_positive(optimizer, prefix, "learning_rate", "final_learning_rate")
+    require_positive(optimizer, prefix, "accumulation_steps")
     require_not_negative(optimizer, prefix, "warmup_steps", "weight_decay", "clip_norm")
     for field in ("beta1", "beta2"):
         require(0 <= optimizer[field] < 1, prefix + field, optimizer[field], "0 <= beta < 1")

@@ -1,5 +1,7 @@
 """The energies equal their formulas, and their gradients the closed forms of the paper."""
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -100,7 +102,7 @@ def test_hidden_widths():
 
 @pytest.mark.parametrize("order", [0, 1, 2])
 def test_gelu_and_its_derivatives(order):
-    functions = [energies.gelu, GELU]
+    functions: list[Any] = [energies.gelu, GELU]
     for _ in range(order):
         functions = [jax.grad(function) for function in functions]
     ours, reference = (jax.vmap(function)(jnp.linspace(-6.0, 6.0, 101)) for function in functions)

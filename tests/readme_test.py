@@ -1,0 +1,76 @@
+"""What the README shows works: its energy example, its commands, the files it names."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from nrgpt_jax import create_model
+from nrgpt_jax.configs import default_config
+from nrgpt_jax.core.energies import FEEDFORWARD
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_energy_example_trains():
+    """Run as it stands; the model that it names then learns to repeat a pattern."""
+    (example,) = re.findall(r"```python\n(.*?@feedforward.*?)```", README, re.DOTALL)
+    exec(compile(example, "README.md", "exec"), {})
+    (name,) = re.findall(r'@feedforward\("(\w+)"', example)
+    try:
+        assert f"NRGPT_H_{name}" in README
+        config = default_config().model
+        config.update({"name": f"NRGPT_H_{name}", "vocab_size": 5, "embed_dim": 16})
+        model = create_model(config)
+        tokens = jnp.arange(40).reshape(1, 40) % 5
+        params = model.init(jax.random.key(0), tokens)
+
+        @jax.jit
+        def descend(params):
+            def loss_fn(params):
+                log_p = jax.nn.log_softmax(model.apply(params, tokens[:, :-1]))
+                return -jnp.mean(jnp.take_along_axis(log_p, tokens[:, 1:, None], -1))
+
+            loss, grads = jax.value_and_grad(loss_fn)(params)
+            return loss, jax.tree.map(lambda p, g: p - 0.3 * g, params, grads)
+
+        first, params = descend(params)
+        for _ in range(60):
+            last, params = descend(params)
+        assert float(last) < 0.5 * float(first)
+        energies = model.apply(params, tokens, method="energies")
+        assert bool(jnp.all(jnp.isfinite(energies["feedforward"])))
+    finally:
+        FEEDFORWARD.remove(name)
+
+
+def commands():
+    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", README, re.DOTALL)
+    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line.startswith("make ")]
+
+
+@pytest.mark.parametrize("command", commands())
+def test_make_commands_exist(command):
+    done = subprocess.run(
+        ["/bin/sh", "-c", command.replace("make ", "make -n ", 1)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    experiments = re.findall(r"--config=(experiments/\w+\.py)", done.stdout)
+    assert all((ROOT / path).is_file() for path in experiments)
+
+
+def test_files_it_names_exist():
+    names = set(re.findall(r"`([\w/]+/[\w.]*\.(?:py|md|svg|npz))`", README))
+    names |= set(re.findall(r"\]\(((?!http)[\w/.]+)\)", README))
+    assert len(names) > 10
+    missing = [name for name in names if not (ROOT / name).exists()]
+    assert not missing

@@ -1,0 +1,56 @@
+"""Every mistake in a configuration is one line that names field, value and what is allowed."""
+
+import pytest
+
+from nrgpt_jax.configs import default_config
+from nrgpt_jax.errors import UserError
+from nrgpt_jax.validation import validate
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_steps": -3}, "train_steps=-3 .* positive"),
+        ({"eval_prompts": -1}, "eval_prompts=-1 .* negative"),
+        ({"model.name": "NRGPT"}, "model.name='NRGPT' .* NRGPT_H_FF2W, GPT"),
+        ({"model.num_steps": 0}, "model.num_steps=0"),
+        ({"model.dropout": 1.0}, "model.dropout=1.0"),
+        ({"model.mask": "none"}, "model.mask='none' .* strict, inclusive"),
+        ({"model.rate": "x"}, "model.rate='x' .* full, gamma, psd"),
+        ({"model.name": "GPT", "model.num_heads": 3}, "embed_dim=64 .*num_heads=3 must divide"),
+        ({"model.attention": "low_rank", "model.num_heads": 3}, "num_heads=3 must divide"),
+        ({"model.rate": "gamma", "model.norm": "none"}, "model.rate='gamma' .* gain of the norm"),
+        ({"model.vocab_size": -1}, "model.vocab_size=-1"),
+        ({"data.name": "c4"}, "data.name='c4' .* listops, shakespeare, text"),
+        ({"data.batch_size": 63}, "data.batch_size=63 .* multiple of 2 devices"),
+        ({"data.batch_size": 6, "optimizer.accumulation_steps": 2}, "accumulation_steps=2"),
+        ({"data.validation_fraction": 0.0}, "data.validation_fraction=0.0"),
+        ({"data.tokenizer": "bpe"}, "data.tokenizer='bpe'"),
+        ({"data.listops.operations": ("max", "mean")}, "operations='mean'"),
+        ({"data.listops.modulus": 1}, "modulus=1"),
+        ({"data.listops.max_arguments": 1}, "max_arguments=1"),
+        ({"data.listops.function_probability": 1.5}, "function_probability=1.5"),
+        ({"data.listops.exclusion_rate": 0.0}, "exclusion_rate=0.0"),
+        ({"optimizer.schedule": "linear"}, "schedule='linear' .* cosine, exponential, constant"),
+        ({"optimizer.learning_rate": 0.0}, "learning_rate=0.0"),
+        ({"optimizer.beta2": 1.0}, "beta2=1.0"),
+    ],
+)
+def test_mistakes(changes, message):
+    config = default_config()
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=message.replace(".", r"\.").replace(r"\.*", ".*")):
+        validate(config, num_devices=2)
+
+
+def test_defaults_are_valid_and_locked():
+    config = default_config()
+    validate(config, num_devices=2)
+    with pytest.raises((AttributeError, KeyError)):
+        config.model.widht = 3
+
+
+def test_heads_need_not_divide_the_width_of_a_full_rank_model():
+    config = default_config()
+    config.model.num_heads = 3
+    validate(config, num_devices=1)
