@@ -12,6 +12,7 @@ EXP ?= listops
 WORKDIR ?= runs/$(subst :,-,$(EXP))
 ARGS ?=
 PROMPT ?= ROMEO:
+WORKERS ?= 2
 
 BIN := .venv/bin
 NAME := $(firstword $(subst :, ,$(EXP)))
@@ -45,10 +46,10 @@ sample: setup
 	@$(BIN)/python -m nrgpt_jax.sample --workdir=$(WORKDIR) --prompt="$$PROMPT" $(ARGS)
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 test-all: .venv/installed-dev
-	$(BIN)/python -m pytest -m "" $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) -m "" $(ARGS)
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -36,6 +36,7 @@ def laptop(config):
     config.model.scan_unroll = 5
     config.model.context_length = 64
     config.model.embed_dim = 64
+    config.data.listops.learn_questions = False
     config.optimizer.learning_rate = 3e-3
     config.optimizer.final_learning_rate = 3e-4
 

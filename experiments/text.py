@@ -9,13 +9,15 @@ from nrgpt_jax.configs import default_config
 def get_config():
     config = default_config()
     config.experiment = "text"
-    config.train_steps = 4000
+    config.train_steps = 5000
+    config.eval_every = 500
     config.data.name = "text"
-    config.data.batch_size = 32
-    config.model.context_length = 64
+    config.data.batch_size = 16
+    config.model.context_length = 128
     config.model.embed_dim = 128
     config.model.num_heads = 2
     config.model.num_steps = 6
-    config.optimizer.learning_rate = 3e-3
-    config.optimizer.final_learning_rate = 3e-4
+    config.model.scan_unroll = 6
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.final_learning_rate = 2e-4
     return config

@@ -62,6 +62,7 @@ def _listops() -> ConfigDict:
     c.num_train = 50_000  # expressions in the stream
     c.num_test = 2_000  # held-out prompts, and as many single-operation prompts an operation
     c.seed = 42
+    c.learn_questions = True  # also predict the (random) questions, or the solutions only
     return c
 
 

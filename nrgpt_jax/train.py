@@ -119,8 +119,8 @@ class Trainer:
     def _loop(self, writer: MetricWriter, bar: tqdm, interruption: "_Interruption") -> None:
         config, log = self.config, _StepLog(self, writer, bar)
         for step in range(self.start + 1, config.train_steps + 1):
-            windows = sharding.put_batch(next(self.batches), self.mesh)
-            self.state, metrics = self.train_step(self.state, windows)
+            batch = sharding.put_batch(next(self.batches), self.mesh)
+            self.state, metrics = self.train_step(self.state, batch)
             log.after(step, metrics)
             last = step == config.train_steps or interruption.happened
             if step % config.eval_every == 0 or step == config.train_steps:

@@ -10,6 +10,7 @@ import optax
 from flax import linen as nn
 
 from nrgpt_jax import losses, sharding
+from nrgpt_jax.input_pipeline import Batch
 
 
 @flax.struct.dataclass
@@ -43,38 +44,38 @@ def make_train_step(
     seed: int,
     accumulation_steps: int,
     mesh: jax.sharding.Mesh,
-) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
-    """A compiled step `(state, windows (B,N+1)) -> (state, metrics)`; it consumes its state.
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """A compiled step `(state, batch) -> (state, metrics)`; it consumes its state.
 
     Random numbers are a function of seed, step and part alone, so that a resumed run repeats
     them.
     """
 
-    def loss_fn(params, window, key):
+    def loss_fn(params, batch: Batch, key):
         rngs = {"dropout": key}
-        logits = model.apply({"params": params}, window[:, :-1], train=True, rngs=rngs)
-        logits = cast(jax.Array, logits)
-        return jnp.mean(losses.cross_entropy(logits, window[:, 1:]))
+        logits = model.apply({"params": params}, batch.inputs, train=True, rngs=rngs)
+        loss = losses.cross_entropy(cast(jax.Array, logits), jnp.asarray(batch.targets))
+        return jnp.sum(loss * batch.weights)
 
-    def mean_loss_and_grads(params, windows, key):
-        """Averages over `accumulation_steps` equal parts of the batch, one at a time."""
-        count = accumulation_steps
+    def loss_and_grads(params, batch: Batch, key):
+        """Of the weighted mean over the batch, in `accumulation_steps` parts, one at a time."""
+        count, scale = accumulation_steps, 1.0 / jnp.maximum(jnp.sum(batch.weights), 1.0)
+        mean_part = jax.value_and_grad(lambda *args: scale * loss_fn(*args))
         if count == 1:
-            return jax.value_and_grad(loss_fn)(params, windows, key)
+            return mean_part(params, batch, key)
         # Part i takes every count-th window, so that each device keeps its own.
-        parts = windows.reshape(-1, count, windows.shape[-1]).swapaxes(0, 1)
+        split = lambda x: x.reshape(-1, count, x.shape[-1]).swapaxes(0, 1)
+        parts = jax.tree.map(split, batch), jax.random.split(key, count)
 
-        def add(total, part_and_key):
-            found = jax.value_and_grad(loss_fn)(params, *part_and_key)
-            return jax.tree.map(jnp.add, total, found), None
+        def add(total, part):
+            return jax.tree.map(jnp.add, total, mean_part(params, *part)), None
 
-        zeros = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params))
-        total, _ = jax.lax.scan(add, zeros, (parts, jax.random.split(key, count)))
-        return jax.tree.map(lambda x: x / count, total)
+        zeros = jax.tree.map(jnp.zeros_like, (scale, params))
+        return jax.lax.scan(add, zeros, parts)[0]
 
-    def train_step(state: TrainState, windows: jax.Array) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        loss, grads = mean_loss_and_grads(state.params, windows, key)
+        loss, grads = loss_and_grads(state.params, batch, key)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {"train/loss": loss, "train/grad_norm": optax.global_norm(grads)}

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,11 +64,12 @@ def test_converted_runs_can_be_evaluated_and_sampled(name, tmp_path, monkeypatch
 def test_bare_state_dicts_need_to_be_described(tmp_path):
     path = tmp_path / "ckpt.pt"
     checkpoint("NRGPT_H_FF1", path, described=False)
-    for options, flag in [
+    cases: list[tuple[dict[str, Any], str]] = [
         ({}, "--model"),
         ({"model": "NRGPT_H_FF1"}, "--num_steps"),
         ({"model": "NRGPT_H_FF1", "num_steps": 3}, "--data"),
-    ]:
+    ]
+    for options, flag in cases:
         with pytest.raises(UserError, match=flag):
             convert.convert(path, tmp_path / "run", **options)
     convert.convert(path, tmp_path / "run", model="NRGPT_H_FF1", num_steps=3, data="listops")

@@ -26,6 +26,10 @@ def listops_data(**fields):
     return data
 
 
+def joined(dataset):
+    return np.concatenate([dataset.train.tokens, dataset.validation.tokens])
+
+
 def test_solution_of_the_specification():
     expression: listops.Expression = ("add", [0, ("median", [1, 7, 1]), 2])
     assert ",".join(listops.solution(expression, 10)) == (
@@ -76,7 +80,7 @@ def test_listops_data_set():
     assert len(symbols) == 20
     total = len(dataset.train) + len(dataset.validation)
     assert len(dataset.validation) == pytest.approx(0.1 * total, abs=1)
-    assert (np.concatenate([dataset.train, dataset.validation]) == 0).sum() == 300
+    assert (joined(dataset) == 0).sum() == 300
     prompts = dataset.prompts["listops"]
     for prompt, answer in zip(prompts.prompts, prompts.answers, strict=True):
         words = dataset.tokenizer.decode(prompt).split(",")
@@ -84,11 +88,24 @@ def test_listops_data_set():
         assert dataset.tokenizer.decode([answer]).isdigit()
 
 
+def test_questions_need_not_be_learned():
+    every, solutions = (load_dataset(listops_data(learn_questions=q)).train for q in (True, False))
+    np.testing.assert_array_equal(every.tokens, solutions.tokens)
+    assert every.weights.all()
+    words = np.array(load_dataset(listops_data()).tokenizer.vocabulary)[solutions.tokens]
+    text = ",".join(words[: np.flatnonzero(words == "<eos>")[2] + 1])
+    expected = []
+    for sample in text.removesuffix(",<eos>").split(",<eos>,"):
+        question, solution = sample.split(",=,", 1)
+        expected += [0] * (len(question.split(",")) + 1) + [1] * (len(solution.split(",")) + 1)
+    assert solutions.weights[: len(expected)].tolist() == expected
+
+
 def test_listops_settings_matter_and_repeat():
     one, two = load_dataset(listops_data(seed=1)), load_dataset(listops_data(seed=1))
-    np.testing.assert_array_equal(one.train, two.train)
+    np.testing.assert_array_equal(one.train.tokens, two.train.tokens)
     other = load_dataset(listops_data(seed=2))
-    assert other.train[:50].tolist() != one.train[:50].tolist()
+    assert other.train.tokens[:50].tolist() != one.train.tokens[:50].tolist()
     modulus = load_dataset(listops_data(modulus=20))
     assert "add_20" in modulus.tokenizer.vocabulary
     assert modulus.tokenizer.vocabulary[-1] == "19"
@@ -116,13 +133,12 @@ def test_text_file_and_folder(tmp_path):
     (tmp_path / "b.txt").write_text(corpus[1000:])
     dataset = load_dataset(text_data(tmp_path / "a.txt"))
     assert len(dataset.train) == 900
-    assert dataset.tokenizer.decode(dataset.train) == corpus[:900]
-    assert dataset.tokenizer.decode(dataset.validation) == corpus[900:1000]
+    assert dataset.tokenizer.decode(dataset.train.tokens) == corpus[:900]
+    assert dataset.tokenizer.decode(dataset.validation.tokens) == corpus[900:1000]
     whole = load_dataset(text_data(tmp_path))
-    joined = np.concatenate([whole.train, whole.validation])
-    assert whole.tokenizer.decode(joined) == corpus[:1000] + "\n" + corpus[1000:]
+    assert whole.tokenizer.decode(joined(whole)) == corpus[:1000] + "\n" + corpus[1000:]
     as_bytes = load_dataset(text_data(tmp_path / "a.txt", tokenizer="byte"))
-    assert as_bytes.tokenizer.decode(as_bytes.train) == corpus[:900]
+    assert as_bytes.tokenizer.decode(as_bytes.train.tokens) == corpus[:900]
     assert len(as_bytes.train) > 900
 
 
@@ -131,8 +147,7 @@ def test_long_texts_survive_being_cut_into_pieces(tmp_path, monkeypatch):
     corpus = "".join(f"zeile {i} é\n" for i in range(30))
     (tmp_path / "a.txt").write_text(corpus)
     dataset = load_dataset(text_data(tmp_path / "a.txt"))
-    joined = np.concatenate([dataset.train, dataset.validation])
-    assert dataset.tokenizer.decode(joined) == corpus
+    assert dataset.tokenizer.decode(joined(dataset)) == corpus
 
 
 def test_text_errors(tmp_path):

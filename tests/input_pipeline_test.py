@@ -4,19 +4,28 @@ import numpy as np
 import pytest
 
 from nrgpt_jax import input_pipeline
+from nrgpt_jax.datasets import Stream
 from nrgpt_jax.errors import UserError
 
 TOKENS = np.arange(100, dtype=np.int32)
+STREAM = Stream(TOKENS, (TOKENS % 3 > 0).astype(np.float32))
 
 
 def batches(count, seed=0, **kwargs):
-    iterator = input_pipeline.train_batches(TOKENS, 8, 4, seed, **kwargs)
-    return [next(iterator) for _ in range(count)]
+    iterator = input_pipeline.train_batches(STREAM, 8, 4, seed, **kwargs)
+    return [next(iterator).inputs for _ in range(count)]
+
+
+def test_targets_follow_inputs_and_carry_their_weights():
+    batch = next(input_pipeline.train_batches(STREAM, 8, 4, 0))
+    np.testing.assert_array_equal(batch.targets, batch.inputs + 1)
+    np.testing.assert_array_equal(batch.weights, batch.targets % 3 > 0)
+    assert batch.weights.dtype == np.float32
 
 
 def test_windows_are_consecutive_tokens_from_anywhere():
     found = np.concatenate(batches(100))
-    assert found.shape == (400, 9)
+    assert found.shape == (400, 8)
     assert (np.diff(found, axis=1) == 1).all()
     assert set(found[:92, 0]) == set(range(92)), "an epoch visits every start once"
     assert found[:92, 0].tolist() != found[92:184, 0].tolist(), "epochs differ in order"
@@ -28,20 +37,20 @@ def test_order_is_a_function_of_the_seed():
 
 
 def test_resuming_continues_the_same_batches():
-    iterator = input_pipeline.train_batches(TOKENS, 8, 4, 0)
+    iterator = input_pipeline.train_batches(STREAM, 8, 4, 0)
     for _ in range(30):
         next(iterator)
     state = iterator.get_state()
-    rest = [next(iterator) for _ in range(5)]
-    again = input_pipeline.train_batches(TOKENS, 8, 4, 0)
+    rest = [next(iterator).inputs for _ in range(5)]
+    again = input_pipeline.train_batches(STREAM, 8, 4, 0)
     again.set_state(state)
-    np.testing.assert_array_equal(rest, [next(again) for _ in range(5)])
+    np.testing.assert_array_equal(rest, [next(again).inputs for _ in range(5)])
 
 
 def test_processes_share_each_batch():
     parts = [batches(6, process_index=i, process_count=2) for i in range(2)]
     for whole, *halves in zip(batches(6), *parts, strict=True):
-        assert {h.shape for h in halves} == {(2, 9)}
+        assert {h.shape for h in halves} == {(2, 8)}
         together = sorted(np.concatenate(halves)[:, 0])
         assert together == sorted(whole[:, 0])
 
@@ -49,7 +58,7 @@ def test_processes_share_each_batch():
 @pytest.mark.parametrize("length", [97, 96, 98])
 def test_validation_predicts_every_token_once(length):
     seen = []
-    for batch in input_pipeline.validation_batches(TOKENS[:length], 8, 5):
+    for batch in input_pipeline.validation_batches(Stream.of(TOKENS[:length]), 8, 5):
         assert batch.inputs.shape == batch.weights.shape == (5, 8)
         real = batch.weights > 0
         assert (batch.targets[real] == batch.inputs[real] + 1).all()
@@ -57,16 +66,22 @@ def test_validation_predicts_every_token_once(length):
     assert sorted(seen) == list(range(1, length))
 
 
+def test_validation_keeps_the_weights_of_the_stream():
+    found = list(input_pipeline.validation_batches(STREAM, 8, 5))
+    counted = np.concatenate([b.targets[b.weights > 0] for b in found])
+    assert sorted(counted) == [t for t in range(1, 100) if t % 3]
+
+
 def test_fixed_validation_windows_are_spread_over_the_split():
-    found = list(input_pipeline.validation_batches(TOKENS, 8, 2, max_windows=3))
+    found = list(input_pipeline.validation_batches(STREAM, 8, 2, max_windows=3))
     starts = [b.inputs[i, 0] for b in found for i in range(2) if b.weights[i].any()]
     assert starts == [0, 48, 96]
-    again = list(input_pipeline.validation_batches(TOKENS, 8, 2, max_windows=3))
+    again = list(input_pipeline.validation_batches(STREAM, 8, 2, max_windows=3))
     np.testing.assert_array_equal(found[0].inputs, again[0].inputs)
 
 
 def test_too_short_a_corpus_is_refused():
     with pytest.raises(UserError, match="the train split has 100 tokens"):
-        input_pipeline.train_batches(TOKENS, 100, 4, 0)
+        input_pipeline.train_batches(STREAM, 100, 4, 0)
     with pytest.raises(UserError, match="the validation split has 1 tokens"):
-        list(input_pipeline.validation_batches(TOKENS[:1], 8, 4))
+        list(input_pipeline.validation_batches(Stream.of(TOKENS[:1]), 8, 4))

@@ -17,6 +17,7 @@ from nrgpt_jax.checkpoints import Checkpoints
 from nrgpt_jax.configs import default_config
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.generation import Sampling
+from nrgpt_jax.input_pipeline import Batch
 from nrgpt_jax.metrics import read_metrics
 from nrgpt_jax.models import create_model
 
@@ -161,11 +162,13 @@ def test_accumulation_is_the_whole_batch(config):
     config.model.update({"vocab_size": 30, "dropout": 0.0})
     mesh, model = sharding.make_mesh(), create_model(config)
     optimizer = optimizers.create_optimizer(config.optimizer, 10)
-    windows = sharding.put_batch(np.arange(8 * 17).reshape(8, 17) % 30, mesh)
+    tokens = np.arange(8 * 17).reshape(8, 17) % 30
+    weights = (np.arange(8 * 16).reshape(8, 16) % 5 > 0).astype(np.float32)
+    batch = sharding.put_batch(Batch(tokens[:, :-1], tokens[:, 1:], weights), mesh)
     results = []
     for parts in (1, 4):
         step = training.make_train_step(model, optimizer, 0, parts, mesh)
-        state, metrics = step(training.create_state(model, optimizer, 0, mesh), windows)
+        state, metrics = step(training.create_state(model, optimizer, 0, mesh), batch)
         results.append((float(metrics["train/loss"]), state.params))
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-5)
     difference = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), results[0][1], results[1][1])
@@ -180,11 +183,12 @@ def test_batches_are_split_over_devices_and_states_repeated(config):
     optimizer = optimizers.create_optimizer(config.optimizer, 10)
     state = training.create_state(model, optimizer, 0, mesh)
     assert all(p.sharding.is_fully_replicated for p in jax.tree.leaves(state.params))
-    windows = sharding.put_batch(np.zeros((8, 17), np.int32), mesh)
-    assert {s.data.shape for s in windows.addressable_shards} == {(4, 17)}
+    tokens = np.zeros((8, 16), np.int32)
+    batch = sharding.put_batch(Batch(tokens, tokens, np.ones((8, 16), np.float32)), mesh)
+    assert {s.data.shape for s in batch.inputs.addressable_shards} == {(4, 16)}
     step = training.make_train_step(model, optimizer, 0, 1, mesh)
     for _ in range(3):
-        state, _ = step(state, windows)
+        state, _ = step(state, batch)
     assert cast(Any, step)._cache_size() == 1, "later steps compile nothing"
     assert int(state.step) == 3
 

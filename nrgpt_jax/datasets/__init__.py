@@ -18,11 +18,26 @@ class Prompts(NamedTuple):
     end: int  # the token that ends an answer
 
 
+class Stream(NamedTuple):
+    """A split: its tokens in order, and whether each is to be predicted."""
+
+    tokens: np.ndarray  # (tokens,) int32
+    weights: np.ndarray  # (tokens,) float32: the weight of predicting this token, 0 or 1
+
+    @classmethod
+    def of(cls, tokens: np.ndarray) -> "Stream":
+        """A stream in which every token counts."""
+        return cls(tokens, np.ones(len(tokens), np.float32))
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
 class Dataset(NamedTuple):
     """One token stream a split, the tokenizer they were made with, and prompts by name."""
 
-    train: np.ndarray  # (tokens,) int32
-    validation: np.ndarray  # (tokens,) int32
+    train: Stream
+    validation: Stream
     tokenizer: Tokenizer
     prompts: Mapping[str, Prompts]
 
@@ -44,7 +59,8 @@ def _load_text(builder_of: Callable) -> Callable[[Mapping[str, Any]], Dataset]:
             tokenizer: Tokenizer = ByteTokenizer()
         else:
             tokenizer = CharTokenizer(set(train) | set(validation))
-        return Dataset(tokenizer.encode(train), tokenizer.encode(validation), tokenizer, {})
+        stream = lambda text: Stream.of(tokenizer.encode(text))
+        return Dataset(stream(train), stream(validation), tokenizer, {})
 
     return load
 
@@ -53,11 +69,19 @@ def _load_listops(data: Mapping[str, Any]) -> Dataset:
     settings = data["listops"]
     builder = _listops.listops(settings).prepare()
     tokenizer = _listops.tokenizer(settings)
-    stream = np.concatenate([r["tokens"] for r in builder.records("train")]).astype(np.int32)
-    num_train = int(len(stream) * (1.0 - data["validation_fraction"]))
+    records = [record["tokens"].astype(np.int32) for record in builder.records("train")]
+    tokens = np.concatenate(records)
+    weights = np.ones(len(tokens), np.float32)
+    if not settings["learn_questions"]:
+        step, _ = tokenizer.encode(f"{_listops.STEP},{_listops.EOS}")
+        solved = [np.cumsum(record == step) > (record == step) for record in records]
+        weights = np.concatenate(solved).astype(np.float32)
+    num_train = int(len(tokens) * (1.0 - data["validation_fraction"]))
+    split = lambda *bounds: Stream(tokens[slice(*bounds)], weights[slice(*bounds)])
+    train, validation = split(None, num_train), split(num_train, None)
     names = ["", *(f"_{operation}" for operation in settings["operations"])]
     prompts = {"listops" + n: _prompts(builder.records("test" + n), tokenizer) for n in names}
-    return Dataset(stream[:num_train], stream[num_train:], tokenizer, prompts)
+    return Dataset(train, validation, tokenizer, prompts)
 
 
 def _prompts(records, tokenizer: Tokenizer) -> Prompts:

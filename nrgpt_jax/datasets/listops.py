@@ -49,7 +49,8 @@ def tokenizer(settings: Mapping[str, Any]) -> SymbolTokenizer:
 
 def listops(settings: Mapping[str, Any]) -> ListOps:
     """The builder of a ListOps data set; `settings` is `config.data.listops`."""
-    return ListOps(dict(settings), lambda: _make_splits(Generator(settings)))
+    content = {name: value for name, value in settings.items() if name != "learn_questions"}
+    return ListOps(content, lambda: _make_splits(Generator(settings)))
 
 
 def _make_splits(generator: "Generator") -> Mapping[str, Iterable[dict[str, Any]]]:
