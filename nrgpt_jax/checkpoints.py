@@ -5,6 +5,7 @@ resume from; `checkpoints/best` the parameters with the lowest validation loss. 
 killed leaves a temporary folder that is ignored; a damaged checkpoint is skipped with a warning.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,13 @@ def abstract(tree: Any) -> Any:
 
 
 class Checkpoints:
-    """Saves and restores one run. Use as a context manager."""
+    """Saves and restores one run. Use as a context manager.
 
-    def __init__(self, workdir: Path):
+    Only the process that trains opens it `writable`: that clears away what a killed save left.
+    """
+
+    def __init__(self, workdir: Path, *, writable: bool = False):
+        self._writable = writable
         self._root = workdir.absolute() / "checkpoints"
         self._of = {kind: self._open(kind, count) for kind, count in _KEPT.items()}
 
@@ -39,7 +44,7 @@ class Checkpoints:
             self._root / kind,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=_policies.LatestN(count),
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=self._writable,
         )
 
     def __enter__(self) -> "Checkpoints":
@@ -51,9 +56,9 @@ class Checkpoints:
 
     def save_latest(self, step: int, params: Any, optimizer: Any, data: Any) -> None:
         """Saves everything a run needs to go on after `step` steps."""
-        if step not in self._steps("latest"):
-            content = {"params": params, "optimizer": optimizer, "data": data}
-            self._of["latest"].save_checkpointables(step, content, force=True)
+        content = {"params": params, "optimizer": optimizer, "data": data}
+        # Overwrites a damaged checkpoint of this step, from before the run fell back.
+        self._of["latest"].save_checkpointables(step, content, force=True, overwrite=True)
 
     def save_best(self, step: int, params: Any, val_loss: float) -> None:
         """Saves parameters better than all before."""
@@ -64,7 +69,12 @@ class Checkpoints:
     def best_loss(self) -> float:
         """The validation loss of the best checkpoint, infinity when there is none."""
         best = self._of["best"].latest
-        return best.metrics["val/loss"] if best and best.metrics else float("inf")
+        loss = best.metrics["val/loss"] if best and best.metrics else math.inf
+        return math.inf if math.isnan(loss) else loss
+
+    def has(self, kind: str) -> bool:
+        """Whether there is a `best` or `latest` checkpoint."""
+        return bool(self._steps(kind))
 
     def restore_latest(self, params: Any, optimizer: Any, data: Any) -> tuple[int, Any, Any] | None:
         """(step, parameters, optimizer state) of the newest readable state, or None.
@@ -87,7 +97,9 @@ class Checkpoints:
         """
         found = self._newest_readable(kind, {"params": params})
         if found is None:
-            raise UserError(f"no {kind} checkpoint in {self._root / kind}; train first")
+            others = [f"--checkpoint={other}" for other in KINDS if self.has(other)]
+            cure = f"use {others[0]}" if others else "train first"
+            raise UserError(f"no {kind} checkpoint in {self._root / kind}; {cure}")
         return found[0], found[1]["params"]
 
     def _steps(self, kind: str) -> list[int]:

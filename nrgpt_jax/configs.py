@@ -21,7 +21,7 @@ def _model() -> ConfigDict:
     c.num_heads = 1  # H
     c.num_steps = 5  # T: recurrent steps (layers in GPT)
     c.mlp_ratio = 4  # M / D
-    c.dropout = 0.0  # on attention weights and on block outputs, as in the release
+    c.dropout = 0.0  # of attention weights, attention outputs and (baselines) the MLP, as released
     c.tied_head = False  # logits from the transposed token embedding, without bias
     c.dtype = "float32"  # of the computation (float32 or bfloat16); parameters stay float32
     c.scan_unroll = 1  # steps compiled as one: faster on CPUs, longer to compile
@@ -43,6 +43,7 @@ def _data() -> ConfigDict:
     c = ConfigDict()
     c.name = "listops"  # listops, shakespeare, text
     c.path = ""  # text: a UTF-8 file, or a folder of .txt files
+    c.fingerprint = ""  # set when a run starts: names the content it is trained on
     c.tokenizer = "char"  # of text corpora: char, byte
     c.validation_fraction = 0.1  # last part of a corpus or stream
     c.batch_size = 64  # windows a step, over all devices

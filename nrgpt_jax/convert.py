@@ -21,7 +21,7 @@ from nrgpt_jax import cli, interop
 from nrgpt_jax.checkpoints import Checkpoints
 from nrgpt_jax.datasets import DATASETS, load_dataset
 from nrgpt_jax.errors import UserError
-from nrgpt_jax.runs import CONFIG_FILE, start_run
+from nrgpt_jax.runs import CONFIG_FILE, record_run
 
 _DATA_OF_RELEASE = {"shakespeare_char": "shakespeare"}
 
@@ -64,15 +64,16 @@ def convert(
     config = interop.release_config(meta)
     config.experiment = "release"
     config.data.name = corpus
-    tokenizer = load_dataset(config.data).tokenizer
+    dataset = load_dataset(config.data)
+    tokenizer, config.data.fingerprint = dataset.tokenizer, dataset.fingerprint
     if len(tokenizer.vocabulary) > config.model.vocab_size:
         size = len(tokenizer.vocabulary)
         raise UserError(
             f"{corpus} has {size} symbols, the checkpoint {config.model.vocab_size}: it was "
             "trained on other data; give --data=..."
         )
-    start_run(workdir, config, tokenizer)
-    with Checkpoints(workdir) as checkpoints:
+    record_run(workdir, config, tokenizer)
+    with Checkpoints(workdir, writable=True) as checkpoints:
         loss = float(checkpoint.get("best_val_loss", float("nan")))
         checkpoints.save_best(int(checkpoint.get("iter_num", 0)), variables["params"], loss)
 
@@ -87,6 +88,8 @@ def describe(state_dict: interop.StateDict, name: str, num_steps: int) -> dict[s
 
     vocab_size, width = shape("token_embedding_table.weight")
     heads = {m[1] for k in state_dict if (m := re.search(r"\.heads\.(\d+)\.", k))}
+    if not heads:
+        raise UserError("the checkpoint has no attention heads; is it of the release?")
     hidden = max(
         w.shape[0] for k, w in state_dict.items() if re.search(r"ffwd\.net\.\d\.weight", k)
     )
@@ -109,11 +112,15 @@ def _load(path: Path) -> Mapping[str, Any]:
     except ImportError:
         raise UserError("PyTorch is missing: pip install 'nrgpt-jax[torch]'") from None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"there is no file {path}") from None
     except Exception as error:  # torch raises many kinds on a damaged or foreign file
-        raise UserError(f"{path} is no PyTorch checkpoint: {str(error).splitlines()[0]}") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path} is no PyTorch checkpoint: {reason}") from None
+    if not isinstance(checkpoint, Mapping):
+        raise UserError(f"{path} holds no parameters but a {type(checkpoint).__name__}")
+    return checkpoint
 
 
 if __name__ == "__main__":

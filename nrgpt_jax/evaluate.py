@@ -19,7 +19,7 @@ from nrgpt_jax.errors import UserError
 from nrgpt_jax.generation import Sampling
 from nrgpt_jax.input_pipeline import validation_batches
 from nrgpt_jax.models import abstract_params, create_model
-from nrgpt_jax.runs import open_run
+from nrgpt_jax.runs import load_config
 
 FILE_NAME = "evaluation.json"
 
@@ -37,15 +37,16 @@ def evaluate(workdir: Path | str, checkpoint: str = "best", prompts: int = 0) ->
       `accuracy/<set>` (greedy) and `accuracy_sampled/<set>` (drawn at temperature 1).
     """
     workdir = Path(workdir)
-    config, tokenizer = open_run(workdir)
+    config = load_config(workdir)
     dataset = load_dataset(config.data)
-    if dataset.tokenizer.vocabulary != tokenizer.vocabulary:
+    if dataset.fingerprint != config.data.fingerprint:
         raise UserError(f"the data set is no longer the one that {workdir} was trained on")
     model, mesh = create_model(config), sharding.make_mesh()
     with Checkpoints(workdir) as checkpoints:
         wanted = sharding.abstract_replicated(abstract_params(model), mesh)
         step, params = checkpoints.restore_params(checkpoint, wanted)
-    size = max(config.data.batch_size, jax.device_count())
+    devices = jax.device_count()
+    size = -(-config.data.batch_size // devices) * devices  # a multiple, also on other machines
     windows = validation_batches(dataset.validation, config.model.context_length, size)
     found: dict[str, float] = {"step": step}
     found |= evaluation.evaluate_loss(evaluation.make_eval_step(model, mesh), params, windows, mesh)

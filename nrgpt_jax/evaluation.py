@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from nrgpt_jax import losses, sharding
 from nrgpt_jax.datasets import Prompts
+from nrgpt_jax.errors import UserError
 from nrgpt_jax.generation import Sampling, generate
 from nrgpt_jax.input_pipeline import Batch
 
@@ -46,6 +47,8 @@ def evaluate_loss(
         for name, value in eval_step(params, sharding.put_batch(batch, mesh)).items():
             totals[name] += float(value)
     count = totals["weights"]
+    if count == 0:
+        raise UserError("the validation windows hold no token to predict; raise eval_windows")
     return {"val/loss": totals["loss"] / count, "val/token_accuracy": totals["hits"] / count}
 
 
@@ -60,7 +63,7 @@ def prompt_accuracy(
 ) -> float:
     """The share of prompts answered: the last token before the end token is the answer.
 
-    A continuation that does not end within the context length counts as wrong.
+    A continuation that does not end within `context_length` new tokens counts as wrong.
     """
     count = min(limit or len(prompts.prompts), len(prompts.prompts))
     hits = 0

@@ -52,6 +52,7 @@ def generate(
     sampling: Sampling = Sampling(),  # noqa: B008 (immutable)
     seed: int = 0,
     end_token: int | None = None,
+    num_symbols: int | None = None,
 ) -> list[np.ndarray]:
     """Continues prompts of any lengths, together.
 
@@ -66,6 +67,7 @@ def generate(
       sampling: how to draw; greedy by default.
       seed: of the draws.
       end_token: a sequence ends after this token; None never ends.
+      num_symbols: tokens from here on are padding of the vocabulary and are never drawn.
 
     Returns:
       The new tokens of each prompt, (new,) int32, without the end token.
@@ -78,12 +80,15 @@ def generate(
     lengths = np.array([len(prompt) for prompt in prompts], dtype=np.int32)
     end = -1 if end_token is None else end_token
     key = jax.random.key(seed)
-    out, counts = _generate(model, max_new_tokens, sampling, variables, window, lengths, key, end)
+    static = model, max_new_tokens, sampling, num_symbols or model.vocab_size
+    out, counts = _generate(*static, variables, window, lengths, key, end)
     return [row[:n] for row, n in zip(np.asarray(out), np.asarray(counts), strict=True)]
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _generate(model, max_new_tokens, sampling, variables, window_BxN, length_B, key, end):
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _generate(
+    model, max_new_tokens, sampling, num_symbols, variables, window_BxN, length_B, key, end
+):
     rows = jnp.arange(window_BxN.shape[0])
 
     def unfinished(carry):
@@ -92,7 +97,7 @@ def _generate(model, max_new_tokens, sampling, variables, window_BxN, length_B, 
 
     def add_token(carry):
         i, window_BxN, length_B, done_B, out = carry
-        logits = model.apply(variables, window_BxN)[rows, length_B - 1]
+        logits = model.apply(variables, window_BxN)[rows, length_B - 1, :num_symbols]
         token_B = next_token(jax.random.fold_in(key, i), logits, sampling)
         done_B = done_B | (token_B == end)
         out = out.at[:, i].set(jnp.where(done_B, -1, token_B))

@@ -2,13 +2,12 @@
 
 import json
 import os
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tensorboardX import SummaryWriter
-
-from nrgpt_jax.errors import UserError
 
 FILE_NAME = "metrics.jsonl"
 
@@ -57,8 +56,10 @@ class MetricWriter:
 
 
 def _start_wandb(workdir: Path, config: Mapping[str, Any]):
-    try:
-        import wandb
-    except ImportError:
-        raise UserError("config.wandb is on, but wandb is missing: pip install wandb") from None
-    return wandb.init(project="nrgpt", dir=str(workdir), config=dict(config), resume="allow")
+    import wandb  # optional; `validate` has seen that it is there
+
+    id_file = workdir / "wandb_id"  # a run that goes on stays one run
+    if not id_file.exists():
+        id_file.write_text(uuid.uuid4().hex[:12])
+    settings = {"dir": str(workdir), "config": dict(config), "id": id_file.read_text()}
+    return wandb.init(project="nrgpt", resume="allow", **settings)

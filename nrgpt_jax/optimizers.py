@@ -53,5 +53,6 @@ def create_optimizer(c: Mapping[str, Any], train_steps: int) -> optax.GradientTr
         weight_decay=c["weight_decay"],
         mask=decay_mask,
     )
-    clip = [optax.clip_by_global_norm(c["clip_norm"])] if c["clip_norm"] > 0 else []
-    return optax.chain(*clip, adamw)
+    clips = c["clip_norm"] > 0
+    clip = optax.clip_by_global_norm(c["clip_norm"]) if clips else optax.identity()
+    return optax.chain(clip, adamw)

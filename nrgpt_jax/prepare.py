@@ -3,7 +3,6 @@
 python -m nrgpt_jax.prepare --config=experiments/NAME.py [--config.field=value ...]
 """
 
-import jax
 from absl import flags
 from ml_collections import ConfigDict
 
@@ -14,7 +13,7 @@ from nrgpt_jax.validation import validate
 
 def prepare(config: ConfigDict) -> None:
     """Downloads or generates the data set once, and prints what it holds."""
-    validate(config, jax.device_count())
+    validate(config, num_devices=1)
     dataset = load_dataset(config.data)
     print(f"{config.data.name}: {len(dataset.train):,} training tokens")
     print(f"{len(dataset.validation):,} validation tokens")

@@ -1,11 +1,14 @@
 """Run directories: config.json, tokenizer.json, metrics.jsonl, tensorboard/, checkpoints/.
 
-A run directory says everything about its run, so that `train` can go on with it and `evaluate`
-and `sample` need nothing else.
+A run directory says everything about its run: `train` goes on with it, `sample` needs nothing
+else, and `evaluate` only the data set that it names.
 """
 
+import contextlib
+import fcntl
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,8 @@ from nrgpt_jax.errors import UserError
 from nrgpt_jax.models import create_model, parameter_shapes
 
 CONFIG_FILE, TOKENIZER_FILE = "config.json", "tokenizer.json"
-FIXED = ("model", "data", "seed")  # what a run cannot change half-way
+FIXED = ("model", "data", "seed")  # what a run cannot change half-way, but for
+FREE = ("model.scan_unroll", "data.path")  # how fast it is, and where its corpus lies
 
 
 def open_run(workdir: Path) -> tuple[ConfigDict, Tokenizer]:
@@ -46,34 +50,51 @@ def _lists_to_tuples(mapping: dict[str, Any]) -> dict[str, Any]:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in mapping.items()}
 
 
-def start_run(workdir: Path, config: ConfigDict, tokenizer: Tokenizer) -> list[str]:
-    """Records a new run, or checks that an old one can go on.
+def check_run(workdir: Path, config: ConfigDict, tokenizer: Tokenizer) -> list[str]:
+    """Checks that a run that is there already can go on with this configuration.
 
     Returns:
-      The fields that have changed since an old run was recorded (none of them in FIXED).
+      The fields that have changed since it was recorded (none of them fixed).
 
     Raises:
       UserError: the directory holds a run of another model or of other data.
     """
-    changed = []
-    if (workdir / CONFIG_FILE).exists():
-        old_config, old_tokenizer = open_run(workdir)
-        changed = differences(old_config.to_dict(), config.to_dict())
-        fixed = [c for name in FIXED for c in changed if c.startswith((f"{name}.", f"{name}="))]
-        if fixed:
-            difference = fixed[0] + _parameter_difference(old_config, config)
-            raise UserError(
-                f"{workdir} holds another run: {difference}; name another --workdir, or remove "
-                "this one"
-            )
-        if old_tokenizer.vocabulary != tokenizer.vocabulary:
-            raise UserError(
-                f"{workdir} was trained with another vocabulary; name another --workdir"
-            )
+    if not (workdir / CONFIG_FILE).exists():
+        return []
+    old_config, old_tokenizer = open_run(workdir)
+    changed = differences(old_config.to_dict(), config.to_dict())
+    names = {change: change.split("=")[0] for change in changed}
+    fixed = [c for part in FIXED for c in changed if names[c].split(".")[0] == part]
+    fixed = [c for c in fixed if names[c] not in FREE]
+    if fixed:
+        difference = fixed[0] + _parameter_difference(old_config, config)
+        raise UserError(
+            f"{workdir} holds another run: {difference}; name another --workdir, or remove this one"
+        )
+    if old_tokenizer.vocabulary != tokenizer.vocabulary:
+        raise UserError(f"{workdir} was trained with another vocabulary; name another --workdir")
+    return changed
+
+
+def record_run(workdir: Path, config: ConfigDict, tokenizer: Tokenizer) -> None:
+    """Writes the configuration and the tokenizer of a run, each whole or not at all."""
     workdir.mkdir(parents=True, exist_ok=True)
     save_tokenizer(tokenizer, workdir / TOKENIZER_FILE)
-    (workdir / CONFIG_FILE).write_text(config.to_json(indent=1))
-    return changed
+    partial = workdir / f"{CONFIG_FILE}.partial"
+    partial.write_text(config.to_json(indent=1))
+    os.replace(partial, workdir / CONFIG_FILE)
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Keeps a second training process out of a run. Raises UserError when one is there."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"another process is training in {workdir}; wait or stop it") from None
+        yield
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -52,6 +52,7 @@ def sample(
         sampling=sampling,
         seed=seed,
         end_token=end,
+        num_symbols=len(tokenizer.vocabulary),
     )
     return [tokenizer.decode([*tokens, *row]) for row in new]
 

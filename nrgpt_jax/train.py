@@ -22,9 +22,9 @@ from nrgpt_jax.checkpoints import Checkpoints
 from nrgpt_jax.datasets import Dataset, load_dataset
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.input_pipeline import check_length, train_batches, validation_batches
-from nrgpt_jax.metrics import MetricWriter
+from nrgpt_jax.metrics import MetricWriter, read_metrics
 from nrgpt_jax.models import create_model
-from nrgpt_jax.runs import start_run
+from nrgpt_jax.runs import check_run, locked, record_run
 from nrgpt_jax.validation import validate
 
 
@@ -44,10 +44,16 @@ def train(config: ConfigDict, workdir: Path | str) -> dict[str, float]:
     check_length(dataset.train, config.model.context_length, "train")
     check_length(dataset.validation, config.model.context_length, "validation")
     set_vocabulary_size(config, dataset)
-    for change in start_run(workdir, config, dataset.tokenizer):
-        _say(f"changed since this run was started: {change}")
-    with Checkpoints(workdir) as checkpoints:
-        return Trainer(config, workdir, dataset, checkpoints).run()
+    config.data.fingerprint = dataset.fingerprint
+    if config.data.path:  # the run can be evaluated from anywhere
+        config.data.path = str(Path(config.data.path).expanduser().resolve())
+    changes = check_run(workdir, config, dataset.tokenizer)
+    with locked(workdir), Checkpoints(workdir, writable=True) as checkpoints:
+        trainer = Trainer(config, workdir, dataset, checkpoints)
+        record_run(workdir, config, dataset.tokenizer)
+        for change in changes:
+            _say(f"changed since this run was started: {change}")
+        return trainer.run()
 
 
 def set_vocabulary_size(config: ConfigDict, dataset: Dataset) -> None:
@@ -94,7 +100,7 @@ class Trainer:
         """Runs the remaining steps."""
         config, start = self.config, self.start
         if start >= config.train_steps:
-            _say(f"{self.workdir} is at step {start} already; raise train_steps to go on")
+            _say(f"{self.workdir} is at step {start} already; to go on, raise --config.train_steps")
             return {}
         _say(self._summary())
         writer = MetricWriter(self.workdir, start, config.to_dict(), config.wandb)
@@ -152,12 +158,19 @@ class Trainer:
             self.checkpoints.save_best(step, params, found["val/loss"])
 
     def _save(self, step: int) -> None:
+        if not training.all_finite(self.state.params):
+            raise _diverged("parameters are not finite", step)
         self.checkpoints.save_latest(step, self.state.params, self.state.optimizer, self.batches)
 
     def _restore(self) -> int:
         state = self.state
         found = self.checkpoints.restore_latest(state.params, state.optimizer, self.batches)
         if found is None:
+            if self.checkpoints.has("best") and not read_metrics(self.workdir):
+                raise UserError(
+                    f"{self.workdir} holds parameters only (a converted checkpoint?), nothing to "
+                    "go on from; name another --workdir"
+                )
             return 0
         step, params, optimizer = found
         self.state = training.TrainState(state.step + step, params, optimizer)
@@ -173,7 +186,7 @@ class Trainer:
 
 
 class _StepLog:
-    """Writes metrics of a step after the next one was dispatched, so that reading never waits."""
+    """Writes the metrics of a step after the next one was dispatched, so that devices are busy."""
 
     def __init__(self, trainer: Trainer, writer: MetricWriter, bar: tqdm):
         self.trainer, self.writer, self.bar = trainer, writer, bar
@@ -203,11 +216,7 @@ class _StepLog:
         self.pending = None
         scalars = {name: float(value) for name, value in metrics.items()}
         if not math.isfinite(scalars["train/loss"]):
-            raise UserError(
-                f"the training loss is {scalars['train/loss']} at step {step}; lower "
-                "optimizer.learning_rate, then run the command again to go on from the last "
-                "checkpoint"
-            )
+            raise _diverged(f"training loss is {scalars['train/loss']}", step)
         scalars["train/learning_rate"] = float(self.trainer.schedule(step - 1))
         seconds = time.perf_counter() - self.clock
         scalars["tokens_per_second"] = self.steps * self.tokens_per_step / max(seconds, 1e-9)
@@ -237,6 +246,13 @@ class _Interruption:
     def __exit__(self, *exception) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+
+def _diverged(what: str, step: int) -> UserError:
+    return UserError(
+        f"the {what} at step {step}; lower --config.optimizer.learning_rate and run the command "
+        "again to go on from the last checkpoint"
+    )
 
 
 def _say(message: str) -> None:

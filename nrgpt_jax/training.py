@@ -38,6 +38,12 @@ def create_state(
     return jax.jit(init, out_shardings=sharding.replicated(mesh))()
 
 
+@jax.jit
+def all_finite(tree: Any) -> jax.Array:
+    """Whether every entry of every array is finite, () bool."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
 def make_train_step(
     model: nn.Module,
     optimizer: optax.GradientTransformation,

@@ -1,5 +1,6 @@
 """Checks of a whole configuration: every mistake is one line, raised before anything runs."""
 
+import importlib.util
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,8 +48,10 @@ def _validate_listops(listops: Mapping[str, Any]) -> None:
 def _validate_optimizer(optimizer: Mapping[str, Any]) -> None:
     prefix = "optimizer."
     require_choice(prefix + "schedule", optimizer["schedule"], SCHEDULES)
-    require_positive(optimizer, prefix, "learning_rate", "final_learning_rate")
-    require_positive(optimizer, prefix, "accumulation_steps")
+    require_positive(optimizer, prefix, "learning_rate", "accumulation_steps")
+    require_not_negative(optimizer, prefix, "final_learning_rate")
+    if optimizer["schedule"] == "exponential":
+        require_positive(optimizer, prefix, "final_learning_rate")
     require_not_negative(optimizer, prefix, "warmup_steps", "weight_decay", "clip_norm")
     for field in ("beta1", "beta2"):
         require(0 <= optimizer[field] < 1, prefix + field, optimizer[field], "0 <= beta < 1")
@@ -59,6 +62,8 @@ def validate(config: Mapping[str, Any], num_devices: int) -> None:
     steps = "train_steps", "log_every", "eval_every", "eval_windows", "checkpoint_every"
     require_positive(config, "", *steps)
     require_not_negative(config, "", "eval_prompts", "seed")
+    wandb_missing = config["wandb"] and not importlib.util.find_spec("wandb")
+    require(not wandb_missing, "wandb", True, "pip install wandb first")
     model = dict(config["model"])
     require_not_negative(model, "model.", "vocab_size")
     validate_model({**model, "vocab_size": model["vocab_size"] or 1})

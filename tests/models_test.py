@@ -72,7 +72,7 @@ def test_dropout_only_in_training(name):
     chex.assert_trees_all_close(jax.jit(model.apply)(variables, TOKENS), still, atol=1e-6)
 
 
-def test_dropout_of_nrgpt_differs_by_step_and_sequence():
+def test_dropout_of_nrgpt_differs_by_sequence():
     model, variables = build(name="NRGPT_H_FF2W", dropout=0.5, num_steps=1)
     variables = jax.tree.map(lambda p: 10.0 * p, variables)
     twice = jnp.stack([TOKENS[0], TOKENS[0]])

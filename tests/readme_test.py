@@ -1,8 +1,11 @@
 """What the README shows works: its energy example, its commands, the files it names."""
 
+import functools
 import re
+import runpy
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +51,16 @@ def test_the_energy_example_trains():
         FEEDFORWARD.remove(name)
 
 
+def test_the_python_example_runs():
+    (example,) = re.findall(
+        r"```python\n(import jax\nfrom nrgpt_jax import.*?)```", README, re.DOTALL
+    )
+    found: dict[str, Any] = {}
+    exec(compile(example, "README.md", "exec"), found)
+    assert found["logits"].shape == (1, 12, 65)
+    assert {e.shape for e in found["energies"].values()} == {(7, 1, 12)}
+
+
 def commands():
     blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", README, re.DOTALL)
     lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
@@ -64,8 +77,11 @@ def test_make_commands_exist(command):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    experiments = re.findall(r"--config=(experiments/\w+\.py)", done.stdout)
-    assert all((ROOT / path).is_file() for path in experiments)
+    for path, variant in re.findall(r"--config=(experiments/\w+\.py):?(\w*)", done.stdout):
+        get_config = runpy.run_path(str(ROOT / path))["get_config"]
+        fields = get_config(*[variant] * bool(variant)).to_dict()
+        for field in re.findall(r"--config\.([\w.]+)=", done.stdout):
+            assert functools.reduce(lambda part, name: part[name], field.split("."), fields) != {}
 
 
 def test_files_it_names_exist():

@@ -19,7 +19,7 @@ from nrgpt_jax.errors import UserError
 from nrgpt_jax.generation import Sampling
 from nrgpt_jax.input_pipeline import Batch
 from nrgpt_jax.metrics import read_metrics
-from nrgpt_jax.models import create_model
+from nrgpt_jax.models import abstract_params, create_model
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -96,9 +96,7 @@ def test_stopped_and_continued_equals_left_alone(config, tmp_path, monkeypatch, 
 
 def test_killed_between_checkpoints_repeats_the_lost_steps(config, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    config.checkpoint_every = 4
     train.train(config, whole)
-    config.train_steps = 12
     shutil.copytree(whole, parts)
     # As if killed after step 11: the last state is that of step 8, a line is cut short.
     shutil.rmtree(parts / "checkpoints/latest/12")
@@ -121,6 +119,9 @@ def test_a_damaged_checkpoint_is_skipped_and_two_are_an_error(config, tmp_path):
     truncate(parts / "checkpoints/latest/12")
     train.train(config, parts)
     assert values(parts) == values(whole)
+    shutil.rmtree(parts / "checkpoints/latest/8")
+    train.train(config, parts)  # the damaged one was replaced: there is something to read
+    shutil.copytree(whole / "checkpoints/latest/8", parts / "checkpoints/latest/8")
     for step in (8, 12):
         truncate(parts / f"checkpoints/latest/{step}")
     before = (parts / "metrics.jsonl").read_text()
@@ -129,12 +130,25 @@ def test_a_damaged_checkpoint_is_skipped_and_two_are_an_error(config, tmp_path):
     assert (parts / "metrics.jsonl").read_text() == before, "nothing is overwritten"
 
 
-def test_best_checkpoint_has_the_lowest_loss(config, tmp_path):
-    config.eval_every = 2
+def saved(workdir, kind):
+    """Step and parameters of a checkpoint."""
+    model = create_model(runs.load_config(workdir))
+    wanted = sharding.abstract_replicated(abstract_params(model), sharding.make_mesh())
+    with Checkpoints(workdir) as checkpoints:
+        return checkpoints.restore_params(kind, wanted)
+
+
+def test_best_checkpoint_has_the_lowest_loss(config, tmp_path, monkeypatch):
+    losses = iter([3.0, 1.0, 2.0])
+    evaluation = train.evaluation
+    monkeypatch.setattr(evaluation, "evaluate_loss", lambda *args: {"val/loss": next(losses)})
+    config.eval_every = 4
     train.train(config, tmp_path)
-    losses = {r["step"]: r["val/loss"] for r in values(tmp_path) if "val/loss" in r}
     with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.best_loss() == min(losses.values())
+        assert checkpoints.best_loss() == 1.0
+    (best_step, best), (latest_step, latest) = saved(tmp_path, "best"), saved(tmp_path, "latest")
+    assert (best_step, latest_step) == (8, 12)
+    assert not np.array_equal(best["head"]["kernel"], latest["head"]["kernel"])
 
 
 def test_another_model_is_refused_by_name(config, tmp_path):
@@ -152,25 +166,57 @@ def test_another_model_is_refused_by_name(config, tmp_path):
     assert runs.load_config(tmp_path).optimizer.learning_rate == 1e-3
 
 
-def test_divergence_ends_in_one_line_before_it_is_saved(config, tmp_path):
-    config.optimizer.update({"learning_rate": 1e30, "clip_norm": 0.0, "warmup_steps": 0})
-    with pytest.raises(UserError, match=r"loss is (nan|inf) at step"):
+@pytest.mark.parametrize("log_every", [1, 100])
+def test_divergence_ends_in_one_line_before_it_is_saved(config, tmp_path, log_every):
+    config.update({"checkpoint_every": 1, "log_every": log_every, "eval_every": 100})
+    train.train(config, tmp_path)
+    config.update({"train_steps": 20})
+    config.optimizer.update({"learning_rate": 1e38, "clip_norm": 0.0, "warmup_steps": 0})
+    with pytest.raises(UserError, match=r"at step \d+; lower --config.optimizer.learning_rate"):
+        train.train(config, tmp_path)
+    assert training.all_finite(saved(tmp_path, "latest")[1])
+
+
+def test_two_processes_do_not_share_a_run(config, tmp_path):
+    with runs.locked(tmp_path), pytest.raises(UserError, match="another process is training"):
         train.train(config, tmp_path)
 
 
-def test_accumulation_is_the_whole_batch(config):
+def test_an_edited_corpus_is_noticed(config, corpus, tmp_path):
+    own = tmp_path / "own.txt"
+    own.write_text(corpus.read_text())
+    config.data.path = str(own)
+    config.train_steps = 1
+    train.train(config, tmp_path / "run")
+    own.write_text(corpus.read_text()[::-1])
+    config.train_steps = 2
+    with pytest.raises(UserError, match=r"data\.fingerprint"):
+        train.train(config, tmp_path / "run")
+    with pytest.raises(UserError, match="no longer the one"):
+        evaluate.evaluate(tmp_path / "run")
+    (tmp_path / "moved.txt").write_text(corpus.read_text())
+    config.data.path = str(tmp_path / "moved.txt")
+    train.train(config, tmp_path / "run")  # where it lies does not matter
+
+
+def test_loss_is_the_weighted_mean_in_any_number_of_parts(config):
     config.model.update({"vocab_size": 30, "dropout": 0.0})
     mesh, model = sharding.make_mesh(), create_model(config)
     optimizer = optimizers.create_optimizer(config.optimizer, 10)
     tokens = np.arange(8 * 17).reshape(8, 17) % 30
     weights = (np.arange(8 * 16).reshape(8, 16) % 5 > 0).astype(np.float32)
     batch = sharding.put_batch(Batch(tokens[:, :-1], tokens[:, 1:], weights), mesh)
+    params = training.create_state(model, optimizer, 0, mesh).params
+    logits = np.asarray(model.apply({"params": params}, tokens[:, :-1]), np.float64)
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    by_token = -np.take_along_axis(log_p, tokens[:, 1:, None], -1)[..., 0]
+    expected = (by_token * weights).sum() / weights.sum()
     results = []
     for parts in (1, 4):
         step = training.make_train_step(model, optimizer, 0, parts, mesh)
         state, metrics = step(training.create_state(model, optimizer, 0, mesh), batch)
         results.append((float(metrics["train/loss"]), state.params))
-    assert results[0][0] == pytest.approx(results[1][0], rel=1e-5)
+    assert [loss for loss, _ in results] == pytest.approx([expected, expected], rel=1e-5)
     difference = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), results[0][1], results[1][1])
     # One Adam step moves every entry by about the learning rate; equal gradients, equal moves.
     assert max(map(float, jax.tree.leaves(difference))) < 0.05 * 1e-2

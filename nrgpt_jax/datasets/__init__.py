@@ -40,6 +40,7 @@ class Dataset(NamedTuple):
     validation: Stream
     tokenizer: Tokenizer
     prompts: Mapping[str, Prompts]
+    fingerprint: str  # names the content; a run keeps it
 
 
 def load_dataset(data: Mapping[str, Any]) -> Dataset:
@@ -60,7 +61,7 @@ def _load_text(builder_of: Callable) -> Callable[[Mapping[str, Any]], Dataset]:
         else:
             tokenizer = CharTokenizer(set(train) | set(validation))
         stream = lambda text: Stream.of(tokenizer.encode(text))
-        return Dataset(stream(train), stream(validation), tokenizer, {})
+        return Dataset(stream(train), stream(validation), tokenizer, {}, builder.fingerprint)
 
     return load
 
@@ -81,7 +82,7 @@ def _load_listops(data: Mapping[str, Any]) -> Dataset:
     train, validation = split(None, num_train), split(num_train, None)
     names = ["", *(f"_{operation}" for operation in settings["operations"])]
     prompts = {"listops" + n: _prompts(builder.records("test" + n), tokenizer) for n in names}
-    return Dataset(train, validation, tokenizer, prompts)
+    return Dataset(train, validation, tokenizer, prompts, builder.fingerprint)
 
 
 def _prompts(records, tokenizer: Tokenizer) -> Prompts:

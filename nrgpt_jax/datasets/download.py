@@ -1,6 +1,7 @@
 """Fetches a corpus once, checks its checksum, and says what to do by hand when it cannot."""
 
 import hashlib
+import http.client
 import os
 import urllib.request
 from pathlib import Path
@@ -27,14 +28,14 @@ def fetch(relative_path: str, url: str, sha256: str) -> Path:
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
             content = response.read()
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise UserError(
             f"cannot download {url} ({error}); fetch it by hand (sha256 {sha256}) "
             f"and put it at {target}"
         ) from None
     _check(content, sha256, f"what {url} returned ", f"fetch it by hand and put it at {target}")
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_suffix(".partial")
+    partial = target.with_suffix(f".partial-{os.getpid()}")
     partial.write_bytes(content)
     os.replace(partial, target)
     return target

@@ -79,9 +79,19 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
             prepared = self.is_prepared()
         if not prepared:
             print(f"preparing data set {self.name} in {self.data_dir}", file=sys.stderr)
-            with _quiet():
-                self.download_and_prepare()
+            try:
+                with _quiet():
+                    self.download_and_prepare()
+            except OSError:  # another process was faster; its data set is the same
+                if not self.is_prepared():
+                    raise
+            self.info.read_from_directory(self.data_dir)
         return self
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the content; another corpus or other settings have another."""
+        return self.builder_config.name
 
     def records(self, split: str) -> Iterable[dict[str, Any]]:
         """The examples of a split, in the order in which they were written."""

@@ -53,6 +53,8 @@ def read_text(path: Path) -> str:
         return path.read_bytes().decode("utf-8")
     except FileNotFoundError:
         raise UserError(f"data.path={path} does not exist") from None
+    except OSError as error:
+        raise UserError(f"data.path={path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 ({error}); convert it with iconv") from None
 
@@ -60,7 +62,7 @@ def read_text(path: Path) -> str:
 def _builder(kind: type[TextBuilder], corpus: str, validation_fraction: float) -> TextBuilder:
     if not corpus:
         raise UserError("the corpus is empty: there is nothing to train on")
-    num_train = round(len(corpus) * (1.0 - validation_fraction) - 0.5)  # rounded down
+    num_train = int(len(corpus) * (1.0 - validation_fraction))
 
     def make_splits():
         train, validation = corpus[:num_train], corpus[num_train:]
