@@ -2,6 +2,8 @@
 
     make train EXP=shakespeare
 
+Seen on two CPU cores: validation loss 1.724 nats a character, 23 minutes.
+
 Variants (`--config=experiments/shakespeare.py:NAME`):
     (none)  sized for a laptop CPU
     paper   the paper's scaling study; one point of its sweep over model (NRGPT_H_FF2W,

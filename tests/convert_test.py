@@ -55,8 +55,8 @@ def test_converted_runs_can_be_evaluated_and_sampled(name, tmp_path, monkeypatch
     found = evaluate.evaluate(workdir)
     assert found["step"] == 7
     assert 0.0 < found["val/loss"] < 20.0
-    (text,) = sample.sample(workdir, "max_10,(,1,", sampling=Sampling(), max_new_tokens=3)
-    assert text.startswith("max_10,(,1,")
+    (text,) = sample.sample(workdir, "max_10,(,1", sampling=Sampling(), max_new_tokens=3)
+    assert text.startswith("max_10,(,1")
     with pytest.raises(UserError, match="holds a run already"):
         convert.convert(tmp_path / "ckpt.pt", workdir, data="listops")
 
