@@ -69,6 +69,15 @@ def test_long_prompts_keep_their_end(model_and_variables):
     assert new.tolist() == greedy_loop(model, variables, prompt[-LENGTH:], 3)
 
 
+def test_padding_of_the_vocabulary_is_never_drawn(model_and_variables):
+    model, variables = model_and_variables
+    draw = lambda n: generate(
+        model, variables, PROMPTS, 12, sampling=Sampling(5.0), seed=1, num_symbols=n
+    )
+    free, held = np.concatenate(draw(None)), np.concatenate(draw(4))
+    assert free.max() >= 4 > held.max()
+
+
 def test_empty_prompts_are_refused(model_and_variables):
     model, variables = model_and_variables
     with pytest.raises(ValueError, match="at least one token"):
