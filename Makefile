@@ -5,6 +5,7 @@
 #   make evaluate EXP=listops                       losses and accuracies of runs/listops
 #   make sample EXP=shakespeare PROMPT="ROMEO:"     text from runs/shakespeare
 #   make data EXP=shakespeare                       prepare the data only
+#   make bench RELEASE=path/to/clone                speed and memory, beside the authors' code
 #   make test | test-all | lint
 
 PYTHON ?= python3
@@ -19,7 +20,7 @@ NAME := $(firstword $(subst :, ,$(EXP)))
 CONFIG := --config=experiments/$(subst $(NAME):,$(NAME).py:,$(EXP)$(if $(findstring :,$(EXP)),,.py))
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: setup data train evaluate sample test test-all lint clean
+.PHONY: setup data train evaluate sample bench test test-all lint clean
 
 setup: .venv/installed
 .venv/installed: setup.cfg pyproject.toml constraints.txt
@@ -44,6 +45,9 @@ evaluate: setup
 export PROMPT
 sample: setup
 	@$(BIN)/python -m nrgpt_jax.sample --workdir=$(WORKDIR) --prompt="$$PROMPT" $(ARGS)
+
+bench: setup
+	@$(BIN)/python -m benchmarks.bench $(if $(RELEASE),--release=$(RELEASE)) $(ARGS)
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)

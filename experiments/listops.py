@@ -2,7 +2,7 @@
 
     make train EXP=listops
 
-Seen on two CPU cores: 69% of the held-out prompts after 9,261 of the 20,000 steps, 11 minutes.
+Seen on two CPU cores: 97.8% of the 2,000 held-out prompts (greedy), 24 minutes of training.
 
 Variants (`--config=experiments/listops.py:NAME`):
     (none)         sized for a laptop CPU
@@ -31,14 +31,16 @@ def get_config(variant: str = ""):
 
 
 def laptop(config):
-    config.train_steps = 20_000
-    config.eval_every = 1000
+    config.train_steps = 24_000
+    config.eval_every = 2000
     config.checkpoint_every = 1000
     config.data.batch_size = 32
     config.model.scan_unroll = 5
     config.model.context_length = 64
     config.model.embed_dim = 64
+    config.model.num_heads = 4
     config.data.listops.learn_questions = False
+    config.optimizer.accumulation_steps = 2
     config.optimizer.learning_rate = 3e-3
     config.optimizer.final_learning_rate = 3e-4
 

@@ -13,6 +13,7 @@ def get_config():
     config.eval_every = 500
     config.data.name = "text"
     config.data.batch_size = 16
+    config.optimizer.accumulation_steps = 4
     config.model.context_length = 128
     config.model.embed_dim = 128
     config.model.num_heads = 2

@@ -25,6 +25,7 @@ def _model() -> ConfigDict:
     c.tied_head = False  # logits from the transposed token embedding, without bias
     c.dtype = "float32"  # of the computation (float32 or bfloat16); parameters stay float32
     c.scan_unroll = 1  # steps compiled as one: faster on CPUs, longer to compile
+    c.remat = "none"  # computed again for the gradient: none, step (all but states), full (most)
     # What follows is read by NRGPT models only.
     c.attention = "full_rank"  # or low_rank: J = W_K^T W_Q
     c.head_dim = 0  # Y, for low_rank; 0: embed_dim / num_heads
@@ -36,6 +37,7 @@ def _model() -> ConfigDict:
     c.rate = "full"  # inference rate: full, gamma, psd, diagonal, scalar, identity
     c.rate_init = 1.0  # initial size of the rates gamma, psd, diagonal and scalar
     c.per_step_scale = False  # a learned positive factor c_t for every step
+    c.kernels = "fused"  # fast derivative rules, or plain automatic differentiation
     return c
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from nrgpt_jax import cli, evaluation, sharding
+from nrgpt_jax import cli, evaluation, host, sharding
 from nrgpt_jax.checkpoints import KINDS, Checkpoints
 from nrgpt_jax.datasets import load_dataset
 from nrgpt_jax.errors import UserError
@@ -61,6 +61,7 @@ def evaluate(workdir: Path | str, checkpoint: str = "best", prompts: int = 0) ->
 
 def main(workdir: str, checkpoint: str, prompts: int) -> None:
     """Prints what `evaluate` finds."""
+    host.cache_compilations(workdir)
     for name, value in evaluate(workdir, checkpoint, prompts).items():
         print(f"{name:<36} {value:.4f}" if name != "step" else f"{name:<36} {value}")
     print(f"written to {Path(workdir) / FILE_NAME}", file=sys.stderr)

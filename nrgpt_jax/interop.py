@@ -108,8 +108,10 @@ def _energy_block(reader: _Reader, meta: Mapping[str, Any]) -> dict[str, np.ndar
     if not np.all(gain == 1.0):
         raise UserError("blocks.ln.weight is not 1: the release keeps the gain of this norm fixed")
     num_layers = 1 if meta["model"] == "NRGPT_H_FF1" else 2
-    for i in range(num_layers):
-        block[f"feedforward_params/W{i + 1}"] = reader.take(f"blocks.ffwd.net.{2 * i}.weight")
+    for i in range(num_layers):  # torch's (out, in) to (narrow, wide)
+        weight = reader.take(f"blocks.ffwd.net.{2 * i}.weight")
+        contracts = meta["model"] == "NRGPT_H_FF2W" and i == 1
+        block[f"feedforward_params/W{i + 1}"] = weight if contracts else weight.T
         block[f"feedforward_params/b{i + 1}"] = reader.take(f"blocks.ffwd.net.{2 * i}.bias")
     return block
 

@@ -21,7 +21,7 @@ from nrgpt_jax.models import create_model, parameter_shapes
 
 CONFIG_FILE, TOKENIZER_FILE = "config.json", "tokenizer.json"
 FIXED = ("model", "data", "seed")  # what a run cannot change half-way, but for
-FREE = ("model.scan_unroll", "data.path")  # how fast it is, and where its corpus lies
+FREE = ("model.scan_unroll", "model.remat", "model.kernels", "data.path")  # how, and from where
 
 
 def open_run(workdir: Path) -> tuple[ConfigDict, Tokenizer]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from absl import flags
 
-from nrgpt_jax import cli, sharding
+from nrgpt_jax import cli, host, sharding
 from nrgpt_jax.checkpoints import KINDS, Checkpoints
 from nrgpt_jax.datasets.listops import EOS
 from nrgpt_jax.errors import UserError
@@ -71,6 +71,7 @@ def _check(sampling: Sampling, max_new_tokens: int, num_samples: int) -> None:
 
 def main(f: flags.FlagValues) -> None:
     """Prints the samples."""
+    host.cache_compilations(f.workdir)
     texts = sample(
         f.workdir,
         f.prompt,

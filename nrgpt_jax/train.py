@@ -5,11 +5,12 @@
 The same command goes on with a run that was stopped.
 """
 
+import contextlib
 import math
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -17,7 +18,7 @@ from absl import flags
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from nrgpt_jax import cli, evaluation, optimizers, sharding, training
+from nrgpt_jax import cli, evaluation, flops, host, optimizers, sharding, training
 from nrgpt_jax.checkpoints import Checkpoints
 from nrgpt_jax.datasets import Dataset, load_dataset
 from nrgpt_jax.errors import UserError
@@ -125,18 +126,17 @@ class Trainer:
     def _loop(self, writer: MetricWriter, bar: tqdm, interruption: "_Interruption") -> None:
         config, log = self.config, _StepLog(self, writer, bar)
         for step in range(self.start + 1, config.train_steps + 1):
-            batch = sharding.put_batch(next(self.batches), self.mesh)
+            with log.waiting_for_input():
+                batch = sharding.put_batch(next(self.batches), self.mesh)
             self.state, metrics = self.train_step(self.state, batch)
             log.after(step, metrics)
             last = step == config.train_steps or interruption.happened
             if step % config.eval_every == 0 or step == config.train_steps:
-                log.flush()
-                self._evaluate(step, writer, bar)
-                log.restart_clock()
+                with log.pause():
+                    self._evaluate(step, writer, bar)
             if step % config.checkpoint_every == 0 or last:
-                log.flush()
-                self._save(step)
-                log.restart_clock()
+                with log.pause():
+                    self._save(step)
             if last:
                 return
 
@@ -147,8 +147,9 @@ class Trainer:
         found = evaluation.evaluate_loss(self.eval_step, params, windows, self.mesh)
         if self.dataset.prompts and config.eval_prompts:
             prompts = next(iter(self.dataset.prompts.values()))  # the set of all operations
+            once = jax.tree.map(lambda p: p.addressable_data(0), params)  # not on every device
             found["val/accuracy"] = evaluation.prompt_accuracy(
-                self.model, params, prompts, limit=config.eval_prompts
+                self.model, once, prompts, limit=config.eval_prompts
             )
         writer.write(step, found)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in found.items())
@@ -186,18 +187,41 @@ class Trainer:
 
 
 class _StepLog:
-    """Writes the metrics of a step after the next one was dispatched, so that devices are busy."""
+    """Writes the metrics of a step after the next one was dispatched, so that devices are busy.
+
+    `tokens_per_second`, `mfu` (the share of the devices' peak, see `flops`) and `input_wait` (the
+    share of the time spent waiting for batches) are of the steps since the line before, without
+    evaluation and saving. They are left out of the first line, whose steps were compiled first,
+    and of the last where it comes early.
+    """
 
     def __init__(self, trainer: Trainer, writer: MetricWriter, bar: tqdm):
         self.trainer, self.writer, self.bar = trainer, writer, bar
         self.pending: tuple[int, Mapping[str, jax.Array]] | None = None
         config = trainer.config
         self.tokens_per_step = config.data.batch_size * config.model.context_length
-        self.restart_clock()
+        self.flops_per_token = flops.train_flops_per_token(config.model)
+        self.peak = flops.peak_flops()
+        self.compiled = False
+        self._begin_interval()
 
-    def restart_clock(self) -> None:
-        """Begins a new interval; evaluation and saving do not count as training time."""
-        self.clock, self.steps = time.perf_counter(), 0
+    def _begin_interval(self) -> None:
+        self.begin, self.waited, self.steps = time.perf_counter(), 0.0, 0
+
+    @contextlib.contextmanager
+    def waiting_for_input(self) -> Iterator[None]:
+        """Measures what happens inside."""
+        begin = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - begin
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Writes what is pending; what happens inside does not count."""
+        self.flush()
+        begin = time.perf_counter()
+        yield
+        self.begin += time.perf_counter() - begin
 
     def after(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
         """Takes the metrics of a dispatched step."""
@@ -218,12 +242,22 @@ class _StepLog:
         if not math.isfinite(scalars["train/loss"]):
             raise _diverged(f"training loss is {scalars['train/loss']}", step)
         scalars["train/learning_rate"] = float(self.trainer.schedule(step - 1))
-        seconds = time.perf_counter() - self.clock
-        scalars["tokens_per_second"] = self.steps * self.tokens_per_step / max(seconds, 1e-9)
-        self.restart_clock()
+        shown = f"loss {scalars['train/loss']:.3f}"
+        compiled_before, self.compiled = self.compiled, True
+        if compiled_before and self.steps >= self.trainer.config.log_every - 1:
+            scalars |= self._speed()
+            shown += f", {scalars['tokens_per_second']:,.0f} tokens/s"
+        self._begin_interval()
         self.writer.write(step, scalars)
-        shown = f"loss {scalars['train/loss']:.3f}, {scalars['tokens_per_second']:,.0f} tokens/s"
         self.bar.set_postfix_str(shown, refresh=False)
+
+    def _speed(self) -> dict[str, float]:
+        seconds = time.perf_counter() - self.begin
+        speed = self.steps * self.tokens_per_step / seconds
+        found = {"tokens_per_second": speed, "input_wait": self.waited / seconds}
+        if self.flops_per_token and self.peak:
+            found["mfu"] = speed * self.flops_per_token / self.peak
+        return found
 
 
 class _Interruption:
@@ -259,7 +293,16 @@ def _say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
+def main(config: ConfigDict, workdir: str) -> None:
+    """`train`, on a machine prepared for it."""
+    parts = config.optimizer.accumulation_steps
+    if parts > 0 and config.data.batch_size % parts == 0:  # else `train` says what is wrong
+        host.prepare(config.data.batch_size // parts)
+    host.cache_compilations(workdir)
+    train(config, workdir)
+
+
 if __name__ == "__main__":
     config_flag, workdir_flag = cli.define_config_flag(), cli.define_workdir_flag()
     flags.mark_flag_as_required("config")
-    cli.run(lambda: train(config_flag.value, workdir_flag.value))
+    cli.run(lambda: main(config_flag.value, workdir_flag.value))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
+from jax.sharding import PartitionSpec as P
 
 from nrgpt_jax import losses, sharding
 from nrgpt_jax.input_pipeline import Batch
@@ -53,31 +54,44 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """A compiled step `(state, batch) -> (state, metrics)`; it consumes its state.
 
-    Random numbers are a function of seed, step and part alone, so that a resumed run repeats
-    them.
+    Random numbers are a function of seed and step, so that a resumed run repeats them; with
+    accumulation also of device and part, so that it takes as many devices to repeat them.
     """
 
-    def loss_fn(params, batch: Batch, key):
+    def loss_fn(params, batch: Batch, key, scale):
         rngs = {"dropout": key}
         logits = model.apply({"params": params}, batch.inputs, train=True, rngs=rngs)
         loss = losses.cross_entropy(cast(jax.Array, logits), jnp.asarray(batch.targets))
-        return jnp.sum(loss * batch.weights)
+        return scale * jnp.sum(loss * batch.weights)
 
     def loss_and_grads(params, batch: Batch, key):
-        """Of the weighted mean over the batch, in `accumulation_steps` parts, one at a time."""
-        count, scale = accumulation_steps, 1.0 / jnp.maximum(jnp.sum(batch.weights), 1.0)
-        mean_part = jax.value_and_grad(lambda *args: scale * loss_fn(*args))
-        if count == 1:
-            return mean_part(params, batch, key)
-        # Part i takes every count-th window, so that each device keeps its own.
-        split = lambda x: x.reshape(-1, count, x.shape[-1]).swapaxes(0, 1)
-        parts = jax.tree.map(split, batch), jax.random.split(key, count)
+        """Of the weighted mean over the batch."""
+        scale = 1.0 / jnp.maximum(jnp.sum(batch.weights), 1.0)
+        if accumulation_steps == 1:
+            return jax.value_and_grad(loss_fn)(params, batch, key, scale)
+        return in_parts(params, batch, key, scale)
+
+    def sum_over_parts(params, batch: Batch, key, scale):
+        """Each device adds up its parts first: gradients are exchanged once a step."""
+        key = jax.random.fold_in(key, jax.lax.axis_index(sharding.DATA_AXIS))
+        split = lambda x: x.reshape(accumulation_steps, -1, x.shape[-1])
+        parts = jax.tree.map(split, batch), jax.random.split(key, accumulation_steps)
 
         def add(total, part):
-            return jax.tree.map(jnp.add, total, mean_part(params, *part)), None
+            found = jax.value_and_grad(loss_fn)(params, *part, scale)
+            return jax.tree.map(jnp.add, total, found), None
 
         zeros = jax.tree.map(jnp.zeros_like, (scale, params))
-        return jax.lax.scan(add, zeros, parts)[0]
+        total = jax.lax.scan(add, zeros, parts)[0]
+        return jax.lax.psum(total, sharding.DATA_AXIS)
+
+    in_parts = jax.shard_map(
+        sum_over_parts,
+        mesh=mesh,
+        in_specs=(P(), P(sharding.DATA_AXIS), P(), P()),
+        out_specs=P(),
+        check_vma=False,  # the sums differ from device to device until the last line
+    )
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)

@@ -84,9 +84,9 @@ def test_queries_are_the_last_tokens_of_the_context():
 
 def test_feedforward_energies_are_their_formulas():
     for name, formula in {
-        "FF1": lambda p, g: -np.sum(GELU(p["W1"] @ g + p["b1"]) ** 2),
-        "FF2": lambda p, g: -np.sum(GELU(p["W2"] @ GELU(p["W1"] @ g + p["b1"]) + p["b2"]) ** 2),
-        "FF2W": lambda p, g: -g @ (p["W2"] @ GELU(p["W1"] @ g + p["b1"]) + p["b2"]),
+        "FF1": lambda p, g: -np.sum(GELU(g @ p["W1"] + p["b1"]) ** 2),
+        "FF2": lambda p, g: -np.sum(GELU(GELU(g @ p["W1"] + p["b1"]) @ p["W2"] + p["b2"]) ** 2),
+        "FF2W": lambda p, g: -g @ (p["W2"] @ GELU(g @ p["W1"] + p["b1"]) + p["b2"]),
     }.items():
         params = parameters(KEY, FEEDFORWARD[name].specs(SIZES))
         found = FEEDFORWARD[name].function(params, G)
@@ -95,9 +95,9 @@ def test_feedforward_energies_are_their_formulas():
 
 def test_hidden_widths():
     shapes = {n: {k: s.shape for k, s in FEEDFORWARD[n].specs(SIZES).items()} for n in FEEDFORWARD}
-    assert shapes["FF1"]["W1"] == (12, 8)
-    assert (shapes["FF2"]["W1"], shapes["FF2"]["W2"]) == ((8, 8), (12, 8))
-    assert (shapes["FF2W"]["W1"], shapes["FF2W"]["W2"]) == ((12, 8), (8, 12))
+    assert shapes["FF1"]["W1"] == (8, 12)
+    assert (shapes["FF2"]["W1"], shapes["FF2"]["W2"]) == ((8, 8), (8, 12))
+    assert (shapes["FF2W"]["W1"], shapes["FF2W"]["W2"]) == ((8, 12), (8, 12))
 
 
 @pytest.mark.parametrize("order", [0, 1, 2])

@@ -3,11 +3,13 @@
     g = norm(x)
     x <- x - c_t eta dE/dg        E_A = sum of the energy terms of token A
 
-All functions are written for one sequence, states (N,D); batch them with `jax.vmap`.
+States are (N,D). An energy may treat the N tokens as one sequence, or as several of equal length
+one after the other: nothing else here looks at more than one token.
 Source: NRGPT (arXiv 2512.16762), section 2.
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -17,6 +19,8 @@ from jaxtyping import Array, Float
 
 from nrgpt_jax.array_types import States, TokenEnergies
 from nrgpt_jax.core.rates import apply_rate
+
+REMAT = ("none", "step", "full")
 
 EnergyTerm = Callable[[States, States], TokenEnergies]
 """An energy with its parameters bound: (g_query, g_context) -> one value a token."""
@@ -59,20 +63,38 @@ def rollout(
     x: States,
     scales: Float[Array, "T"],
     keys: jax.Array | None = None,
+    *,
     unroll: int = 1,
+    remat: str = "none",
 ) -> States:
     """The state after T = len(scales) steps: one `lax.scan`, one compiled step.
 
-    `dynamics_at(key)` gives the dynamics of a step; `keys` (T,) feed its dropout, or are None.
-    `unroll` steps are compiled as one: the same values, without copies of what is kept for the
-    gradient, at the price of compilation time.
+    Args:
+      dynamics_at: gives the dynamics of a step from its key, or from None.
+      x: the states before the first step.
+      scales: c_t of every step.
+      keys: (T,) random keys, for dropout, or None.
+      unroll: this many steps are compiled as one: the same values, without copies of what is
+        kept for the gradient, at the price of compilation time.
+      remat: what training keeps. `none`: everything it needs. `step`: the state before each
+        step, the rest is computed again. `full`: the states at about sqrt(T) steps.
     """
 
     def body(x, scale_and_key):
         scale, key = scale_and_key
         return step(dynamics_at(key), x, scale), None
 
-    return jax.lax.scan(body, x, (scales, keys), unroll=unroll)[0]
+    if remat != "none":
+        body = jax.checkpoint(body)
+    inputs = (scales, keys)
+    steps = lambda x, inputs: jax.lax.scan(body, x, inputs, unroll=unroll)
+    if remat == "full":
+        chunk = math.isqrt(len(scales))
+        whole = len(scales) // chunk * chunk
+        chunks = jax.tree.map(lambda leaf: leaf[:whole].reshape(-1, chunk), inputs)
+        x = jax.lax.scan(jax.checkpoint(steps), x, chunks)[0]
+        inputs = jax.tree.map(lambda leaf: leaf[whole:], inputs)
+    return steps(x, inputs)[0]
 
 
 def trajectory(dynamics: Dynamics, x: States, scales: Float[Array, "T"]) -> Trajectory:

@@ -21,10 +21,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Float
 
-from nrgpt_jax.array_types import Mask, Params, States, TokenEnergies, at_least_float32
+from nrgpt_jax.array_types import Params, States, TokenEnergies
+from nrgpt_jax.core.attention import log_sum_exp
+from nrgpt_jax.core.gelu import gelu
+from nrgpt_jax.core.linear import contract, expand
 from nrgpt_jax.core.parameters import Sizes, Specs, matrix, vector
 from nrgpt_jax.core.registry import Registry
 
@@ -53,59 +54,11 @@ def feedforward(name: str, specs: Callable[[Sizes], Specs]):
 # Attention -------------------------------------------------------------------------------------
 
 
-def causal_mask(num_queries: int, num_context: int, strict: bool) -> Mask:
-    """True where query A (one of the last N of K tokens) has token B in its context.
-
-    The context is B < A when `strict` (the sum in the paper), else B <= A (the release's text
-    models, where a token's own key counts as context).
-    """
-    query = jnp.arange(num_context - num_queries, num_context)[:, None]
-    context = jnp.arange(num_context)[None, :]
-    return context < query if strict else context <= query
-
-
-def _softmax_and_logsumexp(scores: Array, mask: Array) -> tuple[Array, Array]:
-    """Both over the last axis and the True entries of mask; zeros where a row has none."""
-    masked = jnp.where(mask, scores, -jnp.inf)
-    peak = jax.lax.stop_gradient(jnp.max(masked, axis=-1, keepdims=True))
-    peak = jnp.where(jnp.isfinite(peak), peak, 0.0)
-    exp = jnp.exp(masked - peak)
-    total = jnp.sum(exp, axis=-1, keepdims=True)
-    safe_total = jnp.where(total == 0.0, 1.0, total)
-    logsumexp = jnp.where(total == 0.0, 0.0, jnp.log(safe_total) + peak)
-    return exp / safe_total, logsumexp[..., 0]
-
-
-@jax.custom_jvp
-def masked_logsumexp(
-    scores: Float[Array, "H N K"], mask: Bool[Array, "1 N K"], keep: Array | None = None
-) -> Float[Array, "H N"]:
-    """log sum exp over the unmasked entries of the last axis; 0 for a row that has none.
-
-    `keep` is attention dropout. The energy is the minimum over weights p of
-    -sum(p * scores) + sum(p log p), reached at the softmax; its gradient in the scores is
-    therefore -p, and dropout removes terms of that sum: the gradient becomes -(keep * p), the
-    value stays. `keep` holds 0 where dropped and 1 / (1 - rate) elsewhere, or None.
-    """
-    del keep
-    return _softmax_and_logsumexp(scores, mask)[1]
-
-
-@masked_logsumexp.defjvp
-def _masked_logsumexp_jvp(primals, tangents):
-    scores, mask, keep = primals
-    weights, logsumexp = _softmax_and_logsumexp(scores, mask)
-    if keep is not None:
-        weights = weights * keep
-    return logsumexp, jnp.sum(weights * tangents[0], axis=-1)
-
-
-def _associative_memory(params: Params, scores_HxNxK: Array, strict: bool, keep) -> TokenEnergies:
-    """-(1/beta) sum_h alpha_h log sum_B exp(beta scores_hAB), in at least float32."""
-    scores_HxNxK = at_least_float32(scores_HxNxK)
-    alpha_H, beta = (params[name].astype(scores_HxNxK.dtype) for name in ("alpha", "beta"))
-    mask_NxK = causal_mask(scores_HxNxK.shape[-2], scores_HxNxK.shape[-1], strict)
-    logsumexp_HxN = masked_logsumexp(beta * scores_HxNxK, mask_NxK[None], keep)
+def _associative_memory(params: Params, query, keys, **options) -> TokenEnergies:
+    """-(1/beta) sum_h alpha_h log sum_B exp(beta q_A . k_hB), in at least float32."""
+    logsumexp = log_sum_exp(params["beta"].astype(query.dtype) * query, keys, **options)
+    logsumexp_HxN = logsumexp.reshape(-1, query.shape[1])
+    alpha_H, beta = (params[name].astype(logsumexp.dtype) for name in ("alpha", "beta"))
     return -jnp.sum(alpha_H[:, None] * logsumexp_HxN, axis=0) / beta
 
 
@@ -113,13 +66,13 @@ def _associative_memory(params: Params, scores_HxNxK: Array, strict: bool, keep)
 def full_rank(
     params: Params, g_query: States, g_context: States, *, strict: bool, keep=None
 ) -> TokenEnergies:
-    """Attention energy with one D x D matrix J_h a head: keys and values are the states g.
+    """Attention energy with one D x D matrix J_h a head: keys (and values) are J_h^T g.
 
     params: J (H,D,D), alpha (H,) head weights, beta () inverse temperature.
     """
-    query_HxNxD = jnp.einsum("hde,ne->hnd", params["J"], g_query)
-    scores_HxNxK = jnp.einsum("hnd,kd->hnk", query_HxNxD, g_context)
-    return _associative_memory(params, scores_HxNxK, strict, keep)
+    keys_HxKxD = jnp.einsum("hde,kd->hke", params["J"], g_context)
+    keep = None if keep is None else keep[None]
+    return _associative_memory(params, g_query[None], keys_HxKxD[None], strict=strict, keep=keep)
 
 
 @attention("low_rank", lambda s: {"W_Q": matrix(s.H, s.Y, s.D), "W_K": matrix(s.H, s.Y, s.D)})
@@ -131,45 +84,22 @@ def low_rank(
     params: W_Q, W_K (H,Y,D), alpha (H,), beta ().
     """
     query_HxNxY = jnp.einsum("hyd,nd->hny", params["W_Q"], g_query)
-    key_HxKxY = jnp.einsum("hyd,kd->hky", params["W_K"], g_context)
-    scores_HxNxK = jnp.einsum("hny,hky->hnk", query_HxNxY, key_HxKxY)
-    return _associative_memory(params, scores_HxNxK, strict, keep)
+    keys_Hx1xKxY = jnp.einsum("hyd,kd->hky", params["W_K"], g_context)[:, None]
+    keep = None if keep is None else keep[:, None]
+    return _associative_memory(params, query_HxNxY, keys_Hx1xKxY, strict=strict, keep=keep)
 
 
 # Feed-forward ----------------------------------------------------------------------------------
 
 
-@jax.custom_jvp
-def gelu(z: Array) -> Array:
-    """The exact (erf) GELU, z Phi(z); its first two derivatives share one erf and one exp."""
-    return z * _normal_cdf(z)
+def _affine(h: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Array:
+    return expand(h, weight) + bias[None]
 
 
-@jax.custom_jvp
-def _gelu_slope(z: Array) -> Array:
-    return _normal_cdf(z) + z * _normal_pdf(z)
-
-
-gelu.defjvps(lambda tangent, _, z: _gelu_slope(z) * tangent)
-_gelu_slope.defjvps(lambda tangent, _, z: (2.0 - z * z) * _normal_pdf(z) * tangent)
-
-
-def _normal_cdf(z: Array) -> Array:
-    return 0.5 * (1.0 + jax.lax.erf(z * np.sqrt(0.5).astype(z.dtype)))
-
-
-def _normal_pdf(z: Array) -> Array:
-    return jnp.exp(-0.5 * z * z) * np.sqrt(0.5 / np.pi).astype(z.dtype)
-
-
-def _affine(params: Params, layer: str, h: Array) -> Array:
-    return h @ params[f"W{layer}"].T + params[f"b{layer}"][None]
-
-
-@feedforward("FF1", lambda s: {"W1": matrix(s.M, s.D), "b1": vector(s.M)})
+@feedforward("FF1", lambda s: {"W1": matrix(s.D, s.M), "b1": vector(s.M)})
 def ff1(params: Params, g_query: States) -> TokenEnergies:
-    """-|| gelu(W1 g + b1) ||^2, with hidden width M."""
-    return -jnp.sum(gelu(_affine(params, "1", g_query)) ** 2, axis=-1)
+    """-|| gelu(g W1 + b1) ||^2, with hidden width M; W1 (D,M)."""
+    return -jnp.sum(gelu(_affine(g_query, params["W1"], params["b1"])) ** 2, axis=-1)
 
 
 @feedforward(
@@ -177,25 +107,26 @@ def ff1(params: Params, g_query: States) -> TokenEnergies:
     lambda s: {
         "W1": matrix(s.D, s.D),
         "b1": vector(s.D),
-        "W2": matrix(s.M, s.D),
+        "W2": matrix(s.D, s.M),
         "b2": vector(s.M),
     },
 )
 def ff2(params: Params, g_query: States) -> TokenEnergies:
-    """-|| gelu(W2 gelu(W1 g + b1) + b2) ||^2, with hidden widths D, then M."""
-    hidden = gelu(_affine(params, "1", g_query))
-    return -jnp.sum(gelu(_affine(params, "2", hidden)) ** 2, axis=-1)
+    """-|| gelu(gelu(g W1 + b1) W2 + b2) ||^2, with hidden widths D, then M; W1 (D,D), W2 (D,M)."""
+    hidden = gelu(_affine(g_query, params["W1"], params["b1"]))
+    return -jnp.sum(gelu(_affine(hidden, params["W2"], params["b2"])) ** 2, axis=-1)
 
 
 @feedforward(
     "FF2W",
     lambda s: {
-        "W1": matrix(s.M, s.D),
+        "W1": matrix(s.D, s.M),
         "b1": vector(s.M),
         "W2": matrix(s.D, s.M),
         "b2": vector(s.D),
     },
 )
 def ff2w(params: Params, g_query: States) -> TokenEnergies:
-    """-g . (W2 gelu(W1 g + b1) + b2), with hidden width M."""
-    return -jnp.sum(g_query * _affine(params, "2", gelu(_affine(params, "1", g_query))), axis=-1)
+    """-g . (W2 gelu(g W1 + b1) + b2), with hidden width M; W1 and W2 (D,M)."""
+    hidden = gelu(_affine(g_query, params["W1"], params["b1"]))
+    return -jnp.sum(g_query * (contract(hidden, params["W2"]) + params["b2"][None]), axis=-1)

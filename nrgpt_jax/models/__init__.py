@@ -61,6 +61,7 @@ _COMMON_FIELDS = (
     "tied_head",
     "dtype",
     "scan_unroll",
+    "remat",
 )
 _NRGPT_FIELDS = (
     "attention",
@@ -73,4 +74,5 @@ _NRGPT_FIELDS = (
     "rate",
     "rate_init",
     "per_step_scale",
+    "kernels",
 )

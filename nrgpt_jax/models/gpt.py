@@ -10,7 +10,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from nrgpt_jax.array_types import at_least_float32
-from nrgpt_jax.core.energies import causal_mask
+from nrgpt_jax.core.attention import causal_mask
 from nrgpt_jax.core.norms import EPSILON
 from nrgpt_jax.models.language_model import INIT, BatchStates, LanguageModel
 
@@ -90,7 +90,7 @@ class GPT(LanguageModel):
 
     def setup_block(self) -> None:
         over_steps = nn.scan(
-            Block,
+            Block if self.remat == "none" else nn.remat(Block, static_argnums=(2,)),
             variable_broadcast="params" if self.shared else False,
             variable_axes={} if self.shared else {"params": 0},
             split_rngs={"params": not self.shared, "dropout": True},

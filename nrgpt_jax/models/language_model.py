@@ -30,6 +30,7 @@ class LanguageModel(nn.Module):
     tied_head: bool = False
     dtype: str = "float32"
     scan_unroll: int = 1
+    remat: str = "none"
 
     def setup(self):
         embed = lambda rows: nn.Embed(rows, self.embed_dim, embedding_init=INIT)

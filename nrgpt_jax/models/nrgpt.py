@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from nrgpt_jax.array_types import Key, Params, Tokens
 from nrgpt_jax.core import dynamics as core
+from nrgpt_jax.core import kernels
 from nrgpt_jax.core.energies import ATTENTION, FEEDFORWARD
 from nrgpt_jax.core.norms import NORMS
 from nrgpt_jax.core.parameters import Sizes, Specs, constant
@@ -43,6 +44,7 @@ class NRGPT(LanguageModel):
     rate: str = "full"
     rate_init: float = 1.0
     per_step_scale: bool = False
+    kernels: str = "fused"
 
     @property
     def sizes(self) -> Sizes:
@@ -80,20 +82,33 @@ class NRGPT(LanguageModel):
         return jnp.exp(scales.get("log_step_scale", jnp.zeros(self.num_steps)))
 
     def states(self, x: BatchStates, train: bool) -> BatchStates:
-        params, scales = self._parameters(), self.step_scales()
-        if not (train and self.dropout > 0.0):
-            fixed = self._bind(params)
-            run = partial(core.rollout, lambda _: fixed, unroll=self.scan_unroll)
-            return jax.vmap(lambda x: run(x, scales))(x)
-        keys = jax.random.split(self.make_rng("dropout"), (x.shape[0], self.num_steps))
-        at = lambda key: self._bind(params, *self._dropout_masks(key, x.shape[1]))
-        run = partial(core.rollout, at, unroll=self.scan_unroll)
-        return jax.vmap(lambda x, keys: run(x, scales, keys))(x, keys)
+        params, keys = self._parameters(), None
+        if train and self.dropout > 0.0:
+            keys = jax.random.split(self.make_rng("dropout"), self.num_steps)
+
+        def dynamics_at(key):
+            masks = () if key is None else self._dropout_masks(key, x.shape)
+            return self._bind(params, len(x), *masks)
+
+        last = core.rollout(
+            dynamics_at,
+            x.reshape(-1, self.embed_dim),
+            self.step_scales(),
+            keys,
+            unroll=self.scan_unroll,
+            remat=self.remat,
+        )
+        return last.reshape(x.shape)
 
     def trajectory(self, tokens: Tokens) -> core.Trajectory:
         """States (B,T+1,N,D) before every step and after the last, and the energies on the way."""
-        path = partial(core.trajectory, self.dynamics(), scales=self.step_scales())
-        return jax.vmap(path)(self.embed(tokens))
+        x = self.embed(tokens)
+        dynamics = self._bind(self._parameters(), len(x))
+        path = core.trajectory(dynamics, x.reshape(-1, self.embed_dim), self.step_scales())
+        by_sequence = lambda leaf: jnp.swapaxes(
+            leaf.reshape(len(leaf), *tokens.shape, *leaf.shape[2:]), 0, 1
+        )
+        return jax.tree.map(by_sequence, path)
 
     def energies(self, tokens: Tokens) -> dict[str, jax.Array]:
         """Per-step per-token energies, (T+1,B,N), under `attention`, `feedforward`, `total`."""
@@ -112,7 +127,8 @@ class NRGPT(LanguageModel):
             "eta": self.eta(),
         }
 
-    def _bind(self, params, keep_weights=None, keep_output=None) -> core.Dynamics:
+    def _bind(self, params, sequences=1, keep_weights=None, keep_output=None) -> core.Dynamics:
+        """The dynamics of this many sequences of equal length, one after the other."""
         cast = partial(jax.tree.map, lambda p: p.astype(self.dtype))
         attention, feedforward = cast(params["attention"]), cast(params["feedforward"])
         attend = partial(ATTENTION[self.attention].function, strict=self.mask == "strict")
@@ -121,12 +137,15 @@ class NRGPT(LanguageModel):
         def attention_energy(query, context):
             if keep_output is not None:  # dropout of the gradient: same value, masked slope
                 query = context + keep_output * (query - context)
-            query, context = query.astype(self.dtype), context.astype(self.dtype)
-            return attend(attention, query, context, keep=keep_weights)
+            split = lambda g: g.astype(self.dtype).reshape(sequences, -1, self.embed_dim)
+            each = jax.vmap(lambda q, c, keep: attend(attention, q, c, keep=keep))
+            with kernels.use(self.kernels):
+                return each(split(query), split(context), keep_weights).reshape(-1)
 
         def feedforward_energy(query, context):
             del context
-            energy = feed(feedforward, query.astype(self.dtype))
+            with kernels.use(self.kernels):
+                energy = feed(feedforward, query.astype(self.dtype))
             return params["scale_ff"] * energy.astype(params["scale_ff"].dtype)
 
         return core.Dynamics(
@@ -135,11 +154,14 @@ class NRGPT(LanguageModel):
             eta=params["eta"].astype(self.dtype),
         )
 
-    def _dropout_masks(self, key: Key, num_tokens: int) -> list[jax.Array]:
-        """Inverted dropout masks for attention weights (H,N,N) and for its output (N,D)."""
-        shapes = (self.num_heads, num_tokens, num_tokens), (num_tokens, self.embed_dim)
+    def _dropout_masks(self, key: Key, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+        """Inverted dropout masks, of attention weights (B,H,N,N) and of their output (B*N,D)."""
+        num_sequences, num_tokens, width = shape
         keep = 1.0 - self.dropout
-        return [
-            jax.random.bernoulli(k, keep, shape).astype(jnp.float32) / keep
-            for k, shape in zip(jax.random.split(key), shapes, strict=True)
-        ]
+
+        def mask(key, *shape):
+            return jax.random.bernoulli(key, keep, shape).astype(jnp.float32) / keep
+
+        of_weights, of_output = jax.random.split(key)
+        weights = mask(of_weights, num_sequences, self.num_heads, num_tokens, num_tokens)
+        return weights, mask(of_output, num_sequences * num_tokens, width)

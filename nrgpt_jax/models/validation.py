@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from nrgpt_jax.core.dynamics import REMAT
 from nrgpt_jax.core.energies import ATTENTION
+from nrgpt_jax.core.kernels import KERNELS
 from nrgpt_jax.core.norms import NORMS
 from nrgpt_jax.core.rates import RATES
 from nrgpt_jax.errors import require, require_choice, require_not_negative, require_positive
@@ -15,6 +17,8 @@ _CHOICES = {
     "mask": ("strict", "inclusive"),
     "norm": NORMS,
     "rate": RATES,
+    "kernels": KERNELS,
+    "remat": REMAT,
 }
 
 
@@ -42,4 +46,10 @@ def validate_model(model: Mapping[str, Any]) -> None:
         "model.rate",
         "gamma",
         "it scales by the gain of the norm, and model.norm is 'none'; use scalar or psd",
+    )
+    require(
+        is_nrgpt(model["name"]) or model["remat"] != "full",
+        "model.remat",
+        "full",
+        "the transformer baselines have none and step",
     )

@@ -1,0 +1,2 @@
+"""What measures speed and memory: `make bench`, with `RELEASE=path/to/clone` beside the authors'
+PyTorch code."""

@@ -1,0 +1,218 @@
+"""Measures training steps and writes docs/benchmarks.json and docs/benchmarks.md.
+
+    make bench [RELEASE=path/to/clone] [ARGS="--only=small"]
+
+With RELEASE, a clone of github.com/bhoov/nrgpt, the authors' code takes turns with ours, each in
+its own process; it needs torch, opt_einsum and attrs in the same environment.
+"""
+
+import json
+import platform
+import statistics
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+
+from benchmarks.cases import CASES
+
+ROUNDS = 4
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+
+_RELEASE = flags.DEFINE_string("release", None, "Folder of a clone of the authors' release.")
+_ONLY = flags.DEFINE_string("only", "", "Measure only cases whose title contains this.")
+
+
+class Worker:
+    """A process that makes training steps when told to."""
+
+    def __init__(self, case: int, release: str | None):
+        arguments = json.dumps({"case": case, "release": release})
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.worker", arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.about = self._read()
+        self.times: list[float] = []
+        self.peak_memory = 0.0
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit("error: a worker stopped; what it printed is above")
+        return json.loads(line)
+
+    def take_turn(self) -> None:
+        """Some steps, measured."""
+        assert self._process.stdin
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        answer = self._read()
+        self.times += answer["times"]
+        self.peak_memory = answer["peak_memory"]
+
+    def stop(self) -> None:
+        """Ends the process."""
+        self._process.communicate()
+
+
+def measure(index: int, release: str | None) -> dict[str, Any]:
+    """The row of one case."""
+    case = CASES[index]
+    workers = {"ours": Worker(index, None)}
+    if release and case.attention == "full_rank":
+        workers["release"] = Worker(index, release)
+    for _ in range(ROUNDS):
+        for worker in workers.values():
+            worker.take_turn()
+    for worker in workers.values():
+        worker.stop()
+    tokens = case.batch * case.config().model.context_length
+    about = workers["ours"].about
+    row: dict[str, Any] = {"title": case.title, "batch": case.batch, "parts": case.parts}
+    row |= {"device": about["device"], "compile_seconds": about["compile_seconds"]}
+    for name, worker in workers.items():
+        seconds = statistics.median(worker.times)
+        row[name] = {
+            "milliseconds": 1e3 * seconds,
+            "tokens_per_second": tokens / seconds,
+            "share_of_peak": about["flops_per_token"] * tokens / seconds / about["peak_flops"],
+            "peak_memory_gb": worker.peak_memory / 1e9,
+        }
+    if "release" in row:
+        row["ratio"] = row["release"]["milliseconds"] / row["ours"]["milliseconds"]
+    return row
+
+
+def run(release: str | None, only: str) -> dict[str, Any]:
+    """All rows that apply to this machine."""
+    on_accelerator = _on_accelerator()
+    rows: list[dict[str, Any]] = []
+    for index, case in enumerate(CASES):
+        if only not in case.title:
+            continue
+        if case.accelerator != on_accelerator:
+            rows.append({"title": case.title, "batch": case.batch, "parts": case.parts})
+            continue
+        rows.append(measure(index, release))
+        print(_step_line(rows[-1]), flush=True)
+    found: dict[str, Any] = {"machine": _machine(), "steps": rows}
+    if not only:
+        module = [sys.executable, "-m", "benchmarks.memory"]
+        out = subprocess.run(module, stdout=subprocess.PIPE, text=True, check=True)
+        found["memory"] = json.loads(out.stdout)
+    return found
+
+
+def _on_accelerator() -> bool:
+    program = "import jax; print(jax.devices()[0].platform)"
+    command = [sys.executable, "-c", program]
+    out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return out.stdout.strip() != "cpu"
+
+
+def _machine() -> str:
+    versions = [f"Python {platform.python_version()}"]
+    for package in ("jax", "flax", "torch"):
+        try:
+            versions.append(f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            versions.append(f"no {package}")
+    return ", ".join(versions)
+
+
+# The tables -------------------------------------------------------------------------------------
+
+HEAD = (
+    "| case | batch | parts | ms a step | tokens/s | share of peak | memory GB | compile s "
+    "| release ms | release share | release GB | times faster |"
+)
+
+
+def _step_line(row: dict[str, Any]) -> str:
+    cells = [row["title"], row["batch"], row["parts"]]
+    if "ours" not in row:
+        return _line([*cells, "not measured", *[""] * 8])
+    ours, release = row["ours"], row.get("release")
+    cells += [f"{ours['milliseconds']:.1f}", f"{ours['tokens_per_second']:,.0f}"]
+    cells += [f"{ours['share_of_peak']:.0%}", f"{ours['peak_memory_gb']:.2f}"]
+    cells += [f"{row['compile_seconds']:.1f}"]
+    if release is None:
+        return _line([*cells, *[""] * 4])
+    cells += [f"{release['milliseconds']:.1f}", f"{release['share_of_peak']:.0%}"]
+    return _line([*cells, f"{release['peak_memory_gb']:.2f}", f"{row['ratio']:.2f}"])
+
+
+def _line(cells: list[Any]) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _rule(head: str) -> str:
+    return "|" + "---|" * (head.count("|") - 1)
+
+
+def table(found: dict[str, Any]) -> str:
+    """docs/benchmarks.md"""
+    measured = next((row["device"] for row in found["steps"] if "device" in row), "no device")
+    lines = [
+        "# Training speed and memory",
+        "",
+        "Written by `make bench RELEASE=path/to/clone`. One training step: forward, backward,",
+        "clipping, AdamW, in the precision of the configuration (float32 on CPUs); medians, the",
+        "authors' PyTorch code (eager on CPUs, under torch.compile on GPUs) and ours taking",
+        "turns, each in a process of its own. Ours runs as `make train` runs it: on CPUs the",
+        "batch in *parts* (`optimizer.accumulation_steps`) and `nrgpt_jax/host.py` in effect;",
+        "the authors' runs the whole batch at once, with the settings that PyTorch comes with.",
+        "*Share of peak* counts necessary operations only (`nrgpt_jax/flops.py`), against the",
+        "chip's data sheet or, on CPUs, against a float32 matrix product measured in JAX.",
+        "*Memory* is the device's, or on CPUs that of the whole process, JAX imported in both.",
+        "",
+        f"Measured with {found['machine']} on {measured}.",
+        "",
+        HEAD,
+        _rule(HEAD),
+        *map(_step_line, found["steps"]),
+    ]
+    if "memory" in found:
+        head = "| changed | temporaries MB | compile s |"
+        lines += [
+            "",
+            "Memory that one step of `small NRGPT_H_FF2W` needs besides parameters and optimizer",
+            "(XLA's plan; 4,096 tokens a batch, in one part, `scan_unroll=1`), and the time to",
+            "compile it:",
+            "",
+            head,
+            _rule(head),
+        ]
+        for row in found["memory"]:
+            cells = dict(row)
+            numbers = [cells.pop("temporaries_mb"), cells.pop("compile_seconds")]
+            changed = ", ".join(f"{name}={value}" for name, value in cells.items())
+            lines.append(_line([changed, *numbers]))
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: list[str]) -> None:
+    """Measures, prints, writes (unless only a part is measured)."""
+    del argv
+    if _ONLY.value and not any(_ONLY.value in case.title for case in CASES):
+        raise SystemExit("error: --only: no such case; " + ", ".join(c.title for c in CASES))
+    if _RELEASE.value and not (Path(_RELEASE.value) / "model_config.py").exists():
+        raise SystemExit(f"error: {_RELEASE.value} is not a clone of github.com/bhoov/nrgpt")
+    print(HEAD, flush=True)
+    found = run(_RELEASE.value, _ONLY.value)
+    if not _ONLY.value:
+        DOCS.mkdir(exist_ok=True)
+        (DOCS / "benchmarks.json").write_text(json.dumps(found, indent=1) + "\n")
+        (DOCS / "benchmarks.md").write_text(table(found))
+        print(f"written to {DOCS / 'benchmarks.md'}")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,68 @@
+"""The sizes that are measured."""
+
+import dataclasses
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from nrgpt_jax.configs import default_config
+from nrgpt_jax.models import model_names
+
+SIZES: dict[str, dict[str, Any]] = {
+    "small": {"embed_dim": 128, "num_heads": 4, "num_steps": 6, "context_length": 256},
+    "medium": {"embed_dim": 384, "num_heads": 6, "num_steps": 6, "context_length": 256},
+    "listops": {"embed_dim": 32, "num_steps": 5, "context_length": 128, "mask": "strict"},
+    "openwebtext": {
+        "embed_dim": 768,
+        "num_heads": 12,
+        "num_steps": 12,
+        "context_length": 1024,
+        "vocab_size": 50304,
+        "dtype": "bfloat16",
+    },
+}
+VOCABULARY = {"small": 65, "medium": 65, "listops": 20}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One training step: a model, a size, a batch and the parts it is worked through in."""
+
+    size: str
+    model: str
+    batch: int
+    parts: int = 1  # optimizer.accumulation_steps
+    attention: str = "full_rank"
+    accelerator: bool = False  # too large for a CPU
+
+    @property
+    def title(self) -> str:
+        """Names the case in tables and on the command line."""
+        rank = "" if self.attention == "full_rank" else f" {self.attention}"
+        return f"{self.size} {self.model}{rank}"
+
+    def config(self) -> ConfigDict:
+        """The configuration that is measured."""
+        config = default_config()
+        config.model.name = self.model
+        config.model.attention = self.attention
+        config.model.update({"vocab_size": VOCABULARY.get(self.size, 0), **SIZES[self.size]})
+        if not self.accelerator:
+            config.model.scan_unroll = config.model.num_steps
+        config.data.batch_size = self.batch
+        config.optimizer.accumulation_steps = self.parts
+        return config
+
+
+def _parts(model: str) -> int:
+    # Slices that keep the working set of a core in its cache, found by trying.
+    return 8 if model.startswith("NRGPT") else 4
+
+
+CASES = (
+    *(Case("small", model, 16, _parts(model)) for model in model_names()),
+    Case("medium", "NRGPT_H_FF2W", 8, 4),
+    Case("listops", "NRGPT_H_FF2W", 64, 8),
+    Case("openwebtext", "NRGPT_H_FF2W", 32, accelerator=True),
+    Case("openwebtext", "NRGPT_H_FF2W", 32, attention="low_rank", accelerator=True),
+)

@@ -1,0 +1,107 @@
+"""One side of a comparison, in a process of its own: answers each line read with one line.
+
+    python -m benchmarks.worker '{"case": 0, "release": null}'
+
+In turn each side makes `STEPS` steps after one that is not measured, so that neither the caches
+nor the waiting threads of the other are counted.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from benchmarks.cases import CASES, Case
+
+STEPS = 3
+
+
+def main(case: int, release: str | None) -> None:
+    """Builds the step, then measures it once a line."""
+    step, about = _theirs(CASES[case], release) if release else _ours(CASES[case])
+    step()
+    _answer(about)
+    for _ in sys.stdin:
+        step()
+        times = []
+        for _ in range(STEPS):
+            start = time.perf_counter()
+            step()
+            times.append(time.perf_counter() - start)
+        _answer({"times": times, "peak_memory": _peak_memory(bool(release))})
+
+
+def _answer(fields: dict) -> None:
+    print(json.dumps(fields), flush=True)
+
+
+def _tokens(case: Case) -> np.ndarray:
+    m = case.config().model
+    shape = case.batch, m.context_length + 1
+    return np.random.default_rng(0).integers(0, m.vocab_size, shape).astype(np.int32)
+
+
+def _ours(case: Case) -> tuple[Callable[[], float], dict]:
+    from nrgpt_jax import host
+
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the other side needs memory too
+    config = case.config()
+    host.prepare(config.data.batch_size // config.optimizer.accumulation_steps)
+    import jax
+
+    from nrgpt_jax import flops, optimizers, sharding, training
+    from nrgpt_jax.input_pipeline import Batch
+    from nrgpt_jax.models import create_model
+
+    mesh, model = sharding.make_mesh(), create_model(config)
+    optimizer = optimizers.create_optimizer(config.optimizer, 1000)
+    parts = config.optimizer.accumulation_steps
+    train_step = training.make_train_step(model, optimizer, 0, parts, mesh)
+    state = training.create_state(model, optimizer, 0, mesh)
+    tokens = _tokens(case)
+    weights = np.ones(tokens[:, 1:].shape, np.float32)
+    batch = sharding.put_batch(Batch(tokens[:, :-1], tokens[:, 1:], weights), mesh)
+    begin = time.perf_counter()
+    compiled = train_step.lower(state, batch).compile()  # type: ignore[attr-defined]
+    about: dict[str, Any] = {"compile_seconds": time.perf_counter() - begin}
+    about["peak_flops"] = flops.peak_flops() or float("nan")
+    about["flops_per_token"] = flops.train_flops_per_token(config.model)
+    about["device"] = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+
+    def step() -> float:
+        nonlocal state
+        state, metrics = compiled(state, batch)
+        return float(metrics["train/loss"])
+
+    return step, about
+
+
+def _theirs(case: Case, clone: str) -> tuple[Callable[[], float], dict]:
+    from benchmarks.release import training_step
+
+    return training_step(clone, case.config(), _tokens(case), compiled=case.accelerator), {}
+
+
+def _peak_memory(of_torch: bool) -> float:
+    """Bytes: of the accelerator, or of this process on a CPU."""
+    if of_torch:
+        import torch
+
+        if torch.cuda.is_available():
+            return torch.cuda.max_memory_allocated()
+    else:
+        import jax
+
+        statistics = jax.devices()[0].memory_stats()
+        if statistics:
+            return statistics["peak_bytes_in_use"]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    main(**json.loads(sys.argv[1]))
