@@ -9,9 +9,27 @@ from nrgpt_jax.configs import default_config
 from nrgpt_jax.models import model_names
 
 SIZES: dict[str, dict[str, Any]] = {
-    "small": {"embed_dim": 128, "num_heads": 4, "num_steps": 6, "context_length": 256},
-    "medium": {"embed_dim": 384, "num_heads": 6, "num_steps": 6, "context_length": 256},
-    "listops": {"embed_dim": 32, "num_steps": 5, "context_length": 128, "mask": "strict"},
+    "small": {
+        "embed_dim": 128,
+        "num_heads": 4,
+        "num_steps": 6,
+        "context_length": 256,
+        "vocab_size": 65,
+    },
+    "medium": {
+        "embed_dim": 384,
+        "num_heads": 6,
+        "num_steps": 6,
+        "context_length": 256,
+        "vocab_size": 65,
+    },
+    "listops": {
+        "embed_dim": 32,
+        "num_steps": 5,
+        "context_length": 128,
+        "mask": "strict",
+        "vocab_size": 20,
+    },
     "openwebtext": {
         "embed_dim": 768,
         "num_heads": 12,
@@ -21,7 +39,6 @@ SIZES: dict[str, dict[str, Any]] = {
         "dtype": "bfloat16",
     },
 }
-VOCABULARY = {"small": 65, "medium": 65, "listops": 20}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +63,7 @@ class Case:
         config = default_config()
         config.model.name = self.model
         config.model.attention = self.attention
-        config.model.update({"vocab_size": VOCABULARY.get(self.size, 0), **SIZES[self.size]})
+        config.model.update(SIZES[self.size])
         if not self.accelerator:
             config.model.scan_unroll = config.model.num_steps
         config.data.batch_size = self.batch

@@ -32,4 +32,9 @@ Mask: TypeAlias = Bool[Array, "N K"]
 
 def at_least_float32(x: jax.Array) -> jax.Array:
     """x in float32 if its type is narrower, else as it is."""
-    return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
+    return x.astype(accumulator_type(x))
+
+
+def accumulator_type(x: jax.Array) -> jnp.dtype:
+    """The type to add up products of x in: float32 if that of x is narrower, else that of x."""
+    return jnp.dtype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x.dtype

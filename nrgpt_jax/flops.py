@@ -5,6 +5,7 @@ causal square of attention. Nothing for what is computed again to save memory.
 """
 
 import functools
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -75,13 +76,7 @@ def _transformer_block(model: Mapping[str, Any]) -> float:
 
 
 def _matrix_elements(specs: Specs) -> int:
-    def elements(shape: tuple[int, ...]) -> int:
-        size = 1
-        for axis in shape:
-            size *= axis
-        return size if len(shape) > 1 else 0
-
-    return sum(elements(spec.shape) for spec in specs.values())
+    return sum(math.prod(spec.shape) for spec in specs.values() if len(spec.shape) > 1)
 
 
 def peak_flops() -> float | None:

@@ -51,6 +51,7 @@ def test_train_evaluate_sample(tmp_path):
     trained = program("train", "--config=experiments/listops.py", workdir, *SMALL)
     assert trained.returncode == 0, trained.stderr
     assert "val/accuracy" in trained.stderr
+    assert any((tmp_path / "run/cache").iterdir()), "compiled programs are kept"
     evaluated = program("evaluate", workdir)
     assert evaluated.returncode == 0, evaluated.stderr
     record = json.loads((tmp_path / "run/evaluation.json").read_text())

@@ -58,6 +58,9 @@ def test_learns_and_leaves_a_complete_run_directory(config, tmp_path):
     last = train.train(config, workdir)
     losses = [r["train/loss"] for r in read_metrics(workdir) if "train/loss" in r]
     assert losses[-1] < 0.7 * losses[0]
+    timed = [r for r in read_metrics(workdir) if "tokens_per_second" in r]
+    assert [r["step"] for r in timed] == list(range(3, 61, 3)), "all lines but the first"
+    assert all(0 < r["mfu"] < 1 and 0 <= r["input_wait"] < 1 for r in timed)
     assert last["val/loss"] < 0.8 * losses[0]
     names = {path.name for path in workdir.iterdir()}
     assert {"config.json", "tokenizer.json", "metrics.jsonl", "tensorboard", "checkpoints"} <= names

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from nrgpt_jax.array_types import Mask
+from nrgpt_jax.array_types import Mask, accumulator_type
 from nrgpt_jax.core import kernels
 
 SMALLEST_BLOCK, LARGEST_BLOCK = 64, 256  # query rows
@@ -197,8 +197,7 @@ def _block_mask(rows: slice, seen: int, strict: bool) -> Array:
 
 def _product(equation: str, a: Array, b: Array) -> Array:
     """An einsum that accumulates in at least float32."""
-    accumulator = jnp.float32 if jnp.finfo(a.dtype).bits < 32 else a.dtype
-    return jnp.einsum(equation, a, b, preferred_element_type=accumulator)
+    return jnp.einsum(equation, a, b, preferred_element_type=accumulator_type(a))
 
 
 def _times(keep: Array | None, x: Array) -> Array:

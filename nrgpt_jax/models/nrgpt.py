@@ -86,7 +86,7 @@ class NRGPT(LanguageModel):
         if train and self.dropout > 0.0:
             keys = jax.random.split(self.make_rng("dropout"), self.num_steps)
 
-        def dynamics_at(key):
+        def dynamics_at(key):  # narrows parameters in each step: gradients add up in float32
             masks = () if key is None else self._dropout_masks(key, x.shape)
             return self._bind(params, len(x), *masks)
 
