@@ -4,8 +4,10 @@
 #   make train EXP=shakespeare:paper WORKDIR=runs/p ARGS="--config.seed=1"
 #   make evaluate EXP=listops                       losses and accuracies of runs/listops
 #   make sample EXP=shakespeare PROMPT="ROMEO:"     text from runs/shakespeare
+#   make export EXP=shakespeare OUT=folder          safetensors, tokenizer, compiled functions
 #   make data EXP=shakespeare                       prepare the data only
-#   make bench RELEASE=path/to/clone                speed and memory, beside the authors' code
+#   make bench RELEASE=path/to/clone                speed and memory of training, beside the
+#   make bench-generation RELEASE=path/to/clone     authors' code; of making text
 #   make test | test-all | lint
 
 PYTHON ?= python3
@@ -20,7 +22,7 @@ NAME := $(firstword $(subst :, ,$(EXP)))
 CONFIG := --config=experiments/$(subst $(NAME):,$(NAME).py:,$(EXP)$(if $(findstring :,$(EXP)),,.py))
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: setup data train evaluate sample bench test test-all lint clean
+.PHONY: setup data train evaluate sample export bench bench-generation test test-all lint clean
 
 setup: .venv/installed
 .venv/installed: setup.cfg pyproject.toml constraints.txt
@@ -45,6 +47,13 @@ evaluate: setup
 export PROMPT
 sample: setup
 	@$(BIN)/python -m nrgpt_jax.sample --workdir=$(WORKDIR) --prompt="$$PROMPT" $(ARGS)
+
+OUT ?= exported/$(subst :,-,$(EXP))
+export: setup
+	@$(BIN)/python -m nrgpt_jax.export --workdir=$(WORKDIR) --out=$(OUT) $(ARGS)
+
+bench-generation: setup
+	@$(BIN)/python -m benchmarks.generation $(if $(RELEASE),--release=$(RELEASE)) $(ARGS)
 
 bench: setup
 	@$(BIN)/python -m benchmarks.bench $(if $(RELEASE),--release=$(RELEASE)) $(ARGS)

@@ -76,7 +76,8 @@ def measure(index: int, release: str | None) -> dict[str, Any]:
     tokens = case.batch * case.config().model.context_length
     about = workers["ours"].about
     row: dict[str, Any] = {"title": case.title, "batch": case.batch, "parts": case.parts}
-    row |= {"device": about["device"], "compile_seconds": about["compile_seconds"]}
+    row |= {"device": f"{about['device']}, {_versions()}"}
+    row |= {"compile_seconds": about["compile_seconds"]}
     for name, worker in workers.items():
         seconds = statistics.median(worker.times)
         row[name] = {
@@ -91,23 +92,30 @@ def measure(index: int, release: str | None) -> dict[str, Any]:
 
 
 def run(release: str | None, only: str) -> dict[str, Any]:
-    """All rows that apply to this machine."""
-    on_accelerator = _on_accelerator()
+    """All rows that apply to this machine; the others as they were measured elsewhere."""
+    on_accelerator, known = _on_accelerator(), _measured_before()
     rows: list[dict[str, Any]] = []
     for index, case in enumerate(CASES):
         if only not in case.title:
             continue
         if case.accelerator != on_accelerator:
-            rows.append({"title": case.title, "batch": case.batch, "parts": case.parts})
+            unknown = {"title": case.title, "batch": case.batch, "parts": case.parts}
+            rows.append(known.get(case.title, unknown))
             continue
         rows.append(measure(index, release))
         print(_step_line(rows[-1]), flush=True)
-    found: dict[str, Any] = {"machine": _machine(), "steps": rows}
+    found: dict[str, Any] = {"steps": rows}
     if not only:
         module = [sys.executable, "-m", "benchmarks.memory"]
         out = subprocess.run(module, stdout=subprocess.PIPE, text=True, check=True)
         found["memory"] = json.loads(out.stdout)
     return found
+
+
+def _measured_before() -> dict[str, dict[str, Any]]:
+    path = DOCS / "benchmarks.json"
+    rows = json.loads(path.read_text())["steps"] if path.exists() else []
+    return {row["title"]: row for row in rows if "ours" in row}
 
 
 def _on_accelerator() -> bool:
@@ -117,7 +125,7 @@ def _on_accelerator() -> bool:
     return out.stdout.strip() != "cpu"
 
 
-def _machine() -> str:
+def _versions() -> str:
     versions = [f"Python {platform.python_version()}"]
     for package in ("jax", "flax", "torch"):
         try:
@@ -159,7 +167,7 @@ def _rule(head: str) -> str:
 
 def table(found: dict[str, Any]) -> str:
     """docs/benchmarks.md"""
-    measured = next((row["device"] for row in found["steps"] if "device" in row), "no device")
+    devices = dict.fromkeys(row["device"] for row in found["steps"] if "device" in row)
     lines = [
         "# Training speed and memory",
         "",
@@ -173,7 +181,7 @@ def table(found: dict[str, Any]) -> str:
         "chip's data sheet or, on CPUs, against a float32 matrix product measured in JAX.",
         "*Memory* is the device's, or on CPUs that of the whole process, JAX imported in both.",
         "",
-        f"Measured with {found['machine']} on {measured}.",
+        f"Measured on {'; '.join(devices) or 'no device'}.",
         "",
         HEAD,
         _rule(HEAD),

@@ -1,4 +1,4 @@
-"""The training step of the paper authors' PyTorch release, from a clone of its repository."""
+"""The models of the paper authors' PyTorch release, from a clone of its repository."""
 
 import importlib
 import sys
@@ -6,6 +6,27 @@ from collections.abc import Callable
 from typing import Any
 
 from ml_collections import ConfigDict
+
+
+def build(clone: str, config: ConfigDict) -> Any:
+    """The release's torch module of this configuration, on the GPU if there is one."""
+    import torch
+
+    sys.path[:0] = [clone, f"{clone}/models"]
+    settings = importlib.import_module("model_config").ModelConfig
+    m = config.model
+    torch.manual_seed(0)
+    model: Any = getattr(importlib.import_module("models"), m.name)(
+        settings(
+            block_size=m.context_length,
+            n_embed=m.embed_dim,
+            n_layer=m.num_steps,
+            n_head=m.num_heads,
+            vocab_size=m.vocab_size,
+            tril_plus_one=m.mask == "strict",
+        )
+    )
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def training_step(clone: str, config: ConfigDict, tokens: Any, compiled: bool) -> Callable:
@@ -22,21 +43,8 @@ def training_step(clone: str, config: ConfigDict, tokens: Any, compiled: bool) -
     """
     import torch
 
-    sys.path[:0] = [clone, f"{clone}/models"]
-    settings = importlib.import_module("model_config").ModelConfig
-    m = config.model
-    torch.manual_seed(0)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model: Any = getattr(importlib.import_module("models"), m.name)(
-        settings(
-            block_size=m.context_length,
-            n_embed=m.embed_dim,
-            n_layer=m.num_steps,
-            n_head=m.num_heads,
-            vocab_size=m.vocab_size,
-            tril_plus_one=m.mask == "strict",
-        )
-    ).to(device)
+    m, model = config.model, build(clone, config)
+    device = next(model.parameters()).device.type
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": 0.1},

@@ -1,13 +1,21 @@
 """NRGPT in JAX: language models whose tokens roll down an energy landscape."""
 
+import importlib
+
 __version__ = "0.1.0"
 
-__all__ = ["create_model"]
+_HOMES = {
+    "create_model": "models",
+    "generate": "generation",
+    "Settings": "generation",
+    "Sampling": "sampling",
+    "log_likelihood": "scoring",
+    "load_pretrained": "pretrained",
+}
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str):
-    if name == "create_model":  # imported on demand: configurations need no JAX
-        from nrgpt_jax.models import create_model
-
-        return create_model
+    if name in _HOMES:  # imported on demand: configurations need no JAX
+        return getattr(importlib.import_module(f"nrgpt_jax.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -37,7 +37,7 @@ def _model() -> ConfigDict:
     c.rate = "full"  # inference rate: full, gamma, psd, diagonal, scalar, identity
     c.rate_init = 1.0  # initial size of the rates gamma, psd, diagonal and scalar
     c.per_step_scale = False  # a learned positive factor c_t for every step
-    c.kernels = "fused"  # fast derivative rules, or plain automatic differentiation
+    c.kernels = "fused"  # derivative rules: fused, blocked or plain (see core/kernels.py)
     return c
 
 

@@ -16,10 +16,11 @@ from nrgpt_jax import cli, evaluation, host, sharding
 from nrgpt_jax.checkpoints import KINDS, Checkpoints
 from nrgpt_jax.datasets import load_dataset
 from nrgpt_jax.errors import UserError
-from nrgpt_jax.generation import Sampling
+from nrgpt_jax.generation import Settings
 from nrgpt_jax.input_pipeline import validation_batches
 from nrgpt_jax.models import abstract_params, create_model
 from nrgpt_jax.runs import load_config
+from nrgpt_jax.sampling import Sampling
 
 FILE_NAME = "evaluation.json"
 
@@ -50,9 +51,10 @@ def evaluate(workdir: Path | str, checkpoint: str = "best", prompts: int = 0) ->
     windows = validation_batches(dataset.validation, config.model.context_length, size)
     found: dict[str, float] = {"step": step}
     found |= evaluation.evaluate_loss(evaluation.make_eval_step(model, mesh), params, windows, mesh)
-    for name, sampling in (("accuracy", Sampling()), ("accuracy_sampled", Sampling(1.0))):
+    drawn = Settings(Sampling(temperature=1.0))
+    for name, settings in (("accuracy", Settings()), ("accuracy_sampled", drawn)):
         scores = evaluation.evaluate_prompts(
-            model, params, dataset.prompts, sampling=sampling, limit=prompts or None
+            model, params, dataset.prompts, settings=settings, limit=prompts or None
         )
         found |= {f"{name}/{key}": value for key, value in scores.items()}
     (workdir / FILE_NAME).write_text(json.dumps(found, indent=1) + "\n")

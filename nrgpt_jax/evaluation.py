@@ -5,12 +5,13 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from nrgpt_jax import losses, sharding
 from nrgpt_jax.datasets import Prompts
 from nrgpt_jax.errors import UserError
-from nrgpt_jax.generation import Sampling, generate
+from nrgpt_jax.generation import Settings, generate
 from nrgpt_jax.input_pipeline import Batch
 
 PROMPTS_AT_ONCE = 128
@@ -58,7 +59,7 @@ def prompt_accuracy(
     prompts: Prompts,
     *,
     limit: int | None = None,
-    sampling: Sampling = Sampling(),  # noqa: B008 (immutable)
+    settings: Settings = Settings(),  # noqa: B008 (immutable)
     seed: int = 0,
 ) -> float:
     """The share of prompts answered: the last token before the end token is the answer.
@@ -76,15 +77,18 @@ def prompt_accuracy(
             {"params": params},
             filled,
             model.context_length,
-            sampling=sampling,
+            settings,
             seed=seed + start,
             end_token=prompts.end,
         )
-        hits += sum(
-            0 < len(n) < model.context_length and n[-1] == answer
-            for n, answer in zip(new, answers, strict=False)
-        )
+        pairs = zip(new, answers, strict=False)
+        hits += sum(is_answered(n.tokens, int(a), model.context_length) for n, a in pairs)
     return hits / count
+
+
+def is_answered(new: np.ndarray, answer: int, limit: int) -> bool:
+    """Whether a continuation ended within fewer than `limit` tokens, the last one the answer."""
+    return 0 < len(new) < limit and int(new[-1]) == answer
 
 
 def evaluate_prompts(

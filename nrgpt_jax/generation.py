@@ -1,46 +1,47 @@
-"""Generation by recomputing the whole context for every token."""
+"""Making text: prompts of any lengths together, by cached decoding.
 
-from collections.abc import Sequence
-from functools import partial
-from typing import NamedTuple
+    for text in generate(model, variables, prompts, 100): text.tokens
+
+Source: the descent of one token against the remembered states of those before it is section 2 of
+NRGPT (arXiv 2512.16762), one row at a time.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float, Int
 
-from nrgpt_jax.array_types import Key, Variables
+from nrgpt_jax import host
+from nrgpt_jax.array_types import Variables
+from nrgpt_jax.core.descent import CACHES, CRITERIA, Convergence, Decoding
+from nrgpt_jax.decoding import Window, advance, bucket, read
+from nrgpt_jax.errors import UserError, require, require_choice
+from nrgpt_jax.models import with_num_steps
+from nrgpt_jax.models.nrgpt import NRGPT
+from nrgpt_jax.sampling import Sampling, check_sampling
 
-
-class Sampling(NamedTuple):
-    """How the next token is drawn; the default takes the most probable one."""
-
-    temperature: float = 0.0  # 0: greedy
-    top_k: int = 0  # draw from the k most probable tokens; 0: from all
-    top_p: float = 1.0  # draw from the most probable tokens that hold this share
-
-
-def filter_logits(logits: Float[Array, "B V"], sampling: Sampling) -> Float[Array, "B V"]:
-    """Logits over the temperature; -inf for tokens outside top-k or top-p."""
-    logits = logits / sampling.temperature
-    if 0 < sampling.top_k < logits.shape[-1]:
-        kth = jax.lax.top_k(logits, sampling.top_k)[0][..., -1:]
-        logits = jnp.where(logits < kth, -jnp.inf, logits)
-    if sampling.top_p < 1.0:
-        ranked = jnp.sort(logits, axis=-1, descending=True)
-        share = jax.nn.softmax(ranked, axis=-1)
-        inside = jnp.cumsum(share, axis=-1) - share < sampling.top_p  # the first is always in
-        least = jnp.min(jnp.where(inside, ranked, jnp.inf), axis=-1, keepdims=True)
-        logits = jnp.where(logits < least, -jnp.inf, logits)
-    return logits
+OVERFLOWS = ("slide", "refuse")
 
 
-def next_token(key: Key, logits: Float[Array, "B V"], sampling: Sampling) -> Int[Array, "B"]:
-    """Draws one token a row."""
-    if sampling.temperature == 0.0:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    return jax.random.categorical(key, filter_logits(logits, sampling)).astype(jnp.int32)
+class Continuation(NamedTuple):
+    """New tokens of one prompt, without the end token, and how each came about."""
+
+    tokens: np.ndarray  # (n,) int32
+    log_probs: np.ndarray  # (n,) float32, nats; under the model's own distribution
+    steps: np.ndarray  # (n,) int32, that the state made from which the token was drawn
+
+
+class Settings(NamedTuple):
+    """Everything that can be chosen when text is made."""
+
+    sampling: Sampling = Sampling()  # greedy
+    cache: str = "exact"  # or fixed_point: one remembered state a token for all steps
+    num_steps: int | None = None  # steps of the descent; None: as many as in training
+    until: Convergence | None = None  # a token stops when it has converged
+    overflow: str = "slide"  # at the context length the oldest tokens leave; or refuse
+    stride: int | None = None  # how many leave at once; None: half of the context length
 
 
 def generate(
@@ -48,72 +49,163 @@ def generate(
     variables: Variables,
     prompts: Sequence[np.ndarray],
     max_new_tokens: int,
+    settings: Settings = Settings(),  # noqa: B008 (immutable)
     *,
-    sampling: Sampling = Sampling(),  # noqa: B008 (immutable)
     seed: int = 0,
     end_token: int | None = None,
     num_symbols: int | None = None,
-) -> list[np.ndarray]:
+) -> list[Continuation]:
     """Continues prompts of any lengths, together.
 
-    Once a sequence fills the context length, its oldest tokens leave the context.
+    When a sequence has filled the context length, its oldest `stride` tokens are forgotten and
+    the others are read anew from position 0.
 
     Args:
       model: a module of `create_model`.
       variables: its parameters.
-      prompts: token arrays (length,), at least one token each; of one longer than the context
-        only the end is read.
+      prompts: token arrays (length,), at least one token each.
       max_new_tokens: how many tokens to add at most.
-      sampling: how to draw; greedy by default.
+      settings: how; greedy with an exact cache by default.
       seed: of the draws.
       end_token: a sequence ends after this token; None never ends.
       num_symbols: tokens from here on are padding of the vocabulary and are never drawn.
 
     Returns:
-      The new tokens of each prompt, (new,) int32, without the end token.
+      The continuation of each prompt.
+
+    Raises:
+      UserError: a setting is out of range, a prompt is empty, does not fit the context although
+        `overflow` is `refuse`, or the cache does not fit the memory.
     """
-    length = model.context_length
-    prompts = [np.asarray(prompt, dtype=np.int32)[-length:] for prompt in prompts]
+    pieces = stream(
+        model,
+        variables,
+        prompts,
+        max_new_tokens,
+        settings,
+        seed=seed,
+        end_token=end_token,
+        num_symbols=num_symbols,
+        tokens_at_once=max_new_tokens,
+    )
+    of_prompts = zip(*pieces, strict=True)
+    return [Continuation(*map(np.concatenate, zip(*p, strict=True))) for p in of_prompts]
+
+
+def stream(
+    model: nn.Module,
+    variables: Variables,
+    prompts: Sequence[np.ndarray],
+    max_new_tokens: int,
+    settings: Settings = Settings(),  # noqa: B008 (immutable)
+    *,
+    seed: int = 0,
+    end_token: int | None = None,
+    num_symbols: int | None = None,
+    tokens_at_once: int = 8,
+) -> Iterator[list[Continuation]]:
+    """`generate`, giving what is there after the first token and every few more.
+
+    Yields:
+      For each prompt the part of its continuation that is new, maybe empty.
+    """
+    check_settings(model, settings)
+    require(max_new_tokens > 0, "max_new_tokens", max_new_tokens, "at least 1")
+    model, variables = with_num_steps(model, variables, settings.num_steps or model.num_steps)
     if min(map(len, prompts), default=0) == 0:
-        raise ValueError("a prompt needs at least one token")
-    window = np.stack([np.pad(prompt, (0, length - len(prompt))) for prompt in prompts])
-    lengths = np.array([len(prompt) for prompt in prompts], dtype=np.int32)
-    end = -1 if end_token is None else end_token
-    key = jax.random.key(seed)
-    static = model, max_new_tokens, sampling, num_symbols or model.vocab_size
-    out, counts = _generate(*static, variables, window, lengths, key, end)
-    return [row[:n] for row, n in zip(np.asarray(out), np.asarray(counts), strict=True)]
+        raise UserError("a prompt is empty; it needs at least one token")
+    slots = slots_for(model, prompts, max_new_tokens)
+    _check_memory(model, variables, len(prompts), slots, settings.cache)
+    texts = _fitting(prompts, model.context_length, max_new_tokens, settings.overflow)
+
+    def window_of(texts, done, drawn) -> Window:
+        lengths = np.array([len(text) for text in texts], dtype=np.int32)
+        width = bucket(int(lengths.max()), slots)
+        tokens = np.stack([np.pad(text, (0, width - len(text))) for text in texts])
+        arguments = variables, tokens, lengths, done, np.int32(drawn)
+        return read(model, *arguments, decoding=decoding, slots=slots)
+
+    decoding = Decoding(settings.cache, settings.until)
+    key, end = jax.random.key(seed), np.int32(-1 if end_token is None else end_token)
+    window = window_of(texts, np.zeros(len(texts), bool), 0)
+    static: dict[str, Any] = {"decoding": decoding, "sampling": settings.sampling}
+    static["num_symbols"] = num_symbols or model.vocab_size
+    target, drawn, done = 1, 0, False
+    while not done:
+        before = np.asarray(window.lengths)
+        window = advance(model, variables, window, np.int32(target), key, end, **static)
+        yield _new_tokens(window, before)
+        drawn, ended = int(window.drawn), np.asarray(window.done)
+        done = drawn >= max_new_tokens or bool(ended.all())
+        if drawn == target:
+            target = min(drawn + tokens_at_once, max_new_tokens)
+        if not done and int(np.max(window.lengths)) > slots:
+            stride = settings.stride or max(1, model.context_length // 2)
+            window = window_of(_slide(window, slots, stride), ended, drawn)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _generate(
-    model, max_new_tokens, sampling, num_symbols, variables, window_BxN, length_B, key, end
-):
-    rows = jnp.arange(window_BxN.shape[0])
-
-    def unfinished(carry):
-        i, *_, done_B, _ = carry
-        return (i < max_new_tokens) & ~jnp.all(done_B)
-
-    def add_token(carry):
-        i, window_BxN, length_B, done_B, out = carry
-        logits = model.apply(variables, window_BxN)[rows, length_B - 1, :num_symbols]
-        token_B = next_token(jax.random.fold_in(key, i), logits, sampling)
-        done_B = done_B | (token_B == end)
-        out = out.at[:, i].set(jnp.where(done_B, -1, token_B))
-        window_BxN, length_B = _append(window_BxN, length_B, token_B)
-        return i + 1, window_BxN, length_B, done_B, out
-
-    done_B = jnp.zeros(rows.shape, bool)
-    out = jnp.full((rows.shape[0], max_new_tokens), -1, jnp.int32)
-    carry = jax.lax.while_loop(unfinished, add_token, (0, window_BxN, length_B, done_B, out))
-    return carry[-1], jnp.sum(carry[-1] >= 0, axis=1)
+def slots_for(model: nn.Module, prompts: Sequence[np.ndarray], max_new_tokens: int) -> int:
+    """The tokens of one sequence that a cache has room for, at most the context length."""
+    return bucket(max(map(len, prompts)) + max_new_tokens, model.context_length)
 
 
-def _append(window_BxN, length_B, token_B):
-    """Puts a token behind each row; a full row loses its first."""
-    rows = jnp.arange(window_BxN.shape[0])
-    full_B = length_B == window_BxN.shape[1]
-    window_BxN = jnp.where(full_B[:, None], jnp.roll(window_BxN, -1, axis=1), window_BxN)
-    place_B = jnp.where(full_B, length_B - 1, length_B)
-    return window_BxN.at[rows, place_B].set(token_B), place_B + 1
+def cache_bytes(
+    model: nn.Module, variables: Variables, batch: int, slots: int, cache: str = "exact"
+) -> int:
+    """The size of the cache of `batch` sequences of `slots` tokens each."""
+    make = lambda v: model.apply(v, batch, slots, cache, method="empty_cache")
+    leaves = jax.tree.leaves(jax.eval_shape(make, variables))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+
+def check_settings(model: nn.Module, settings: Settings) -> None:
+    """Raises UserError naming the setting that is out of range, or not for this model."""
+    check_sampling(settings.sampling)
+    require_choice("cache", settings.cache, CACHES)
+    require_choice("overflow", settings.overflow, OVERFLOWS)
+    length, stride, steps = model.context_length, settings.stride, settings.num_steps
+    fits = stride is None or 0 < stride <= length
+    require(fits, "stride", stride, f"between 1 and the context length {length}")
+    require(steps is None or steps > 0, "num_steps", steps, "at least 1")
+    if settings.until is not None:
+        require_choice("criterion", settings.until.criterion, CRITERIA)
+        tolerance = settings.until.tolerance
+        require(tolerance >= 0, "tolerance", tolerance, "0 or more")
+    if not isinstance(model, NRGPT) and (settings.until or settings.cache != "exact"):
+        raise UserError("this model has no energy: it has an exact cache and makes all its steps")
+
+
+def _fitting(prompts, length: int, max_new_tokens: int, overflow: str) -> list[np.ndarray]:
+    texts = [np.asarray(prompt, dtype=np.int32).reshape(-1) for prompt in prompts]
+    longest = max(map(len, texts))
+    if overflow == "refuse" and longest + max_new_tokens > length:
+        raise UserError(
+            f"a prompt of {longest} tokens and {max_new_tokens} new ones do not fit the context "
+            f"length {length}; ask for fewer, or let the oldest leave (overflow=slide)"
+        )
+    return [text[-length:] for text in texts]
+
+
+def _check_memory(model, variables, batch: int, slots: int, cache: str) -> None:
+    needed, free = cache_bytes(model, variables, batch, slots, cache), host.free_memory()
+    if free is not None and needed > free:
+        raise UserError(
+            f"the cache of {batch} x {slots} tokens needs {needed / 1e9:.1f} GB and "
+            f"{free / 1e9:.1f} GB are free; continue fewer prompts at a time, or use "
+            "cache=fixed_point"
+        )
+
+
+def _new_tokens(window: Window, before: np.ndarray) -> list[Continuation]:
+    arrays = [np.asarray(a) for a in (window.tokens, window.log_probs, window.steps)]
+    after = np.asarray(window.lengths)
+    return [
+        Continuation(*(array[row, start:stop] for array in arrays))
+        for row, (start, stop) in enumerate(zip(before, after, strict=True))
+    ]
+
+
+def _slide(window: Window, slots: int, stride: int) -> list[np.ndarray]:
+    """The texts of the window; full ones without their oldest tokens."""
+    rows = zip(np.asarray(window.tokens), np.asarray(window.lengths), strict=True)
+    return [row[min(stride, n - 1) if n > slots else 0 : n] for row, n in rows]

@@ -40,6 +40,18 @@ def cache_compilations(workdir: Path | str) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+def free_memory() -> int | None:
+    """Bytes that new arrays can have on the first device, if that can be known."""
+    statistics = jax.devices()[0].memory_stats()
+    if statistics and "bytes_limit" in statistics:
+        return statistics["bytes_limit"] - statistics["bytes_in_use"]
+    with contextlib.suppress(OSError):  # another system than Linux
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024 * int(line.split()[1])
+    return None
+
+
 def _cpu_devices(windows_at_once: int, cores: int) -> int:
     most = max(1, min(cores, MOST_CPU_DEVICES))
     return max(n for n in range(1, most + 1) if windows_at_once % n == 0)

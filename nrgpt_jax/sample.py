@@ -1,27 +1,46 @@
-"""Continues a prompt with a trained model.
+"""Continues prompts with a trained model.
 
-python -m nrgpt_jax.sample --workdir=DIR --prompt="ROMEO:" [--temperature=0.8] [--top_k=40]
-    [--top_p=0.95] [--seed=0] [--num_samples=1] [--max_new_tokens=400]
+    python -m nrgpt_jax.sample --workdir=DIR --prompt="ROMEO:" [--temperature=0.8] [--top_k=40]
+        [--cache=fixed_point] [--until_converged --tolerance=1e-3 --max_steps=48] [--format=jsonl]
+
+DIR is a run directory or a folder written by `nrgpt_jax.export`. `--help` lists everything.
 """
 
+import json
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 from absl import flags
 
-from nrgpt_jax import cli, host, sharding
-from nrgpt_jax.checkpoints import KINDS, Checkpoints
+from nrgpt_jax import cli, generation, host, scoring
+from nrgpt_jax.checkpoints import KINDS
+from nrgpt_jax.core.descent import CACHES, CRITERIA, Convergence, Decoding
 from nrgpt_jax.datasets.listops import EOS
 from nrgpt_jax.errors import UserError
-from nrgpt_jax.generation import Sampling, generate
-from nrgpt_jax.models import abstract_params, create_model
-from nrgpt_jax.runs import open_run
+from nrgpt_jax.generation import Continuation, Settings
+from nrgpt_jax.models import is_nrgpt, with_num_steps
+from nrgpt_jax.pretrained import Pretrained, load_pretrained
+from nrgpt_jax.sampling import Sampling
+
+RULE = "\n" + "-" * 40 + "\n"
+MORE_STEPS = 4  # until converged: at most so many times the steps of training
+
+
+class Sample(NamedTuple):
+    """A prompt and what follows it."""
+
+    prompt: np.ndarray  # (n,) tokens
+    new: Continuation
 
 
 def sample(
     workdir: Path | str,
-    prompt: str,
+    prompts: str | Sequence[str],
+    settings: Settings = Settings(),  # noqa: B008 (immutable)
     *,
-    sampling: Sampling,
     max_new_tokens: int = 400,
     num_samples: int = 1,
     seed: int = 0,
@@ -29,69 +48,215 @@ def sample(
 ) -> list[str]:
     """Prompts with their continuations, as text.
 
+    Args:
+      workdir: a run directory or an exported folder.
+      prompts: one or several.
+      settings: how text is made.
+      max_new_tokens: of each continuation, at most.
+      num_samples: continuations of each prompt.
+      seed: of the draws.
+      checkpoint: of a run directory, `best` or `latest`.
+
     Raises:
-      UserError: the prompt is empty or has symbols outside the vocabulary, a sampling setting
-        is out of range, or there is no such run.
+      UserError: a prompt is empty or has symbols outside the vocabulary, a setting is out of
+        range, or there is no such run.
     """
-    _check(sampling, max_new_tokens, num_samples)
-    workdir = Path(workdir)
-    config, tokenizer = open_run(workdir)
-    tokens = tokenizer.encode(prompt)
-    if not len(tokens):
-        raise UserError("the prompt is empty; give at least one token: --prompt=...")
-    model = create_model(config)
-    with Checkpoints(workdir) as checkpoints:
-        wanted = sharding.abstract_replicated(abstract_params(model), sharding.make_mesh())
-        _, params = checkpoints.restore_params(checkpoint, wanted)
-    end = tokenizer.vocabulary.index(EOS) if EOS in tokenizer.vocabulary else None
-    new = generate(
-        model,
-        {"params": params},
-        [tokens] * num_samples,
+    trained = load_pretrained(workdir, checkpoint)
+    starts = _encode(trained, [prompts] if isinstance(prompts, str) else prompts, num_samples)
+    new = generation.generate(
+        trained.model,
+        trained.variables,
+        starts,
         max_new_tokens,
-        sampling=sampling,
+        settings,
         seed=seed,
-        end_token=end,
-        num_symbols=len(tokenizer.vocabulary),
+        **_vocabulary(trained),
     )
-    return [tokenizer.decode([*tokens, *row]) for row in new]
+    decode = trained.tokenizer.decode
+    return [decode([*start, *n.tokens]) for start, n in zip(starts, new, strict=True)]
 
 
-def _check(sampling: Sampling, max_new_tokens: int, num_samples: int) -> None:
-    for name, good, allowed in (
-        ("temperature", sampling.temperature >= 0, "0 (greedy) or more"),
-        ("top_k", sampling.top_k >= 0, "0 (all tokens) or more"),
-        ("top_p", 0 < sampling.top_p <= 1, "above 0, at most 1"),
-        ("max_new_tokens", max_new_tokens > 0, "at least 1"),
-        ("num_samples", num_samples > 0, "at least 1"),
-    ):
-        if not good:
-            raise UserError(f"--{name} is out of range: {allowed}")
+def _encode(trained: Pretrained, prompts: Sequence[str], num_samples: int) -> list[np.ndarray]:
+    if num_samples < 1:
+        raise UserError(f"num_samples={num_samples} is out of range: at least 1")
+    starts = [trained.tokenizer.encode(prompt) for prompt in prompts]
+    if not all(len(start) for start in starts):
+        raise UserError("a prompt is empty; give at least one token: --prompt=...")
+    return [start for start in starts for _ in range(num_samples)]
+
+
+def _vocabulary(trained: Pretrained) -> dict[str, Any]:
+    known = trained.tokenizer.vocabulary
+    return {"num_symbols": len(known), "end_token": known.index(EOS) if EOS in known else None}
+
+
+# The program ------------------------------------------------------------------------------------
+
+
+def _settings(f: flags.FlagValues, trained_steps: int) -> Settings:
+    until, num_steps = None, f.num_steps
+    if f.until_converged:
+        if f.num_steps is not None:
+            raise UserError("--until_converged takes --max_steps, not --num_steps")
+        until = Convergence(f.tolerance, f.criterion)
+        num_steps = MORE_STEPS * trained_steps if f.max_steps is None else f.max_steps
+    elif f.max_steps is not None:
+        raise UserError("--max_steps is for --until_converged; use --num_steps")
+    draw = Sampling(f.repetition_penalty, f.temperature, f.top_k, f.top_p, f.min_p)
+    return Settings(draw, f.cache, num_steps, until, f.overflow, f.stride)
+
+
+def _prompts(f: flags.FlagValues) -> list[str]:
+    if (f.prompt is None) == (f.prompts_file is None):
+        raise UserError("give --prompt=TEXT or --prompts_file=FILE (one prompt a line)")
+    if f.prompt is not None:
+        return [f.prompt]
+    try:
+        lines = Path(f.prompts_file).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{f.prompts_file} cannot be read ({error})") from None
+    prompts = [line for line in lines if line]
+    if not prompts:
+        raise UserError(f"{f.prompts_file} holds no prompt; one a line is wanted")
+    return prompts
 
 
 def main(f: flags.FlagValues) -> None:
-    """Prints the samples."""
+    """Prints samples as they are made; what is about them goes to stderr."""
     host.cache_compilations(f.workdir)
-    texts = sample(
-        f.workdir,
-        f.prompt,
-        sampling=Sampling(f.temperature, f.top_k, f.top_p),
-        max_new_tokens=f.max_new_tokens,
-        num_samples=f.num_samples,
+    trained = load_pretrained(f.workdir, f.checkpoint)
+    settings = _settings(f, trained.model.num_steps)
+    starts = _encode(trained, _prompts(f), f.num_samples)
+    longest, length = max(map(len, starts)), trained.model.context_length
+    if longest > length and settings.overflow == "slide":
+        _say(f"a prompt has {longest} tokens; its last {length} are read")
+    _say_cache(trained, starts, f.max_new_tokens, settings)
+    pieces = generation.stream(
+        trained.model,
+        trained.variables,
+        starts,
+        f.max_new_tokens,
+        settings,
         seed=f.seed,
-        checkpoint=f.checkpoint,
+        **_vocabulary(trained),
     )
-    print(("\n" + "-" * 40 + "\n").join(texts))
+    live = f.format == "text" and len(starts) == 1
+    made = _collect(pieces, starts, _printer(trained, starts[0]) if live else lambda new: None)
+    if live:
+        print()
+    elif f.format == "text":
+        print(RULE.join(trained.tokenizer.decode([*s.prompt, *s.new.tokens]) for s in made))
+    else:
+        for one in made:
+            print(json.dumps(_record(trained, one, settings)))
+    _report(trained, made, settings)
 
 
-if __name__ == "__main__":
+def _collect(pieces: Iterator[list[Continuation]], starts, see) -> list[Sample]:
+    parts: list[list[Continuation]] = [[] for _ in starts]
+    for piece in pieces:
+        for part, new in zip(parts, piece, strict=True):
+            part.append(new)
+        see(parts[0])
+    whole = [Continuation(*map(np.concatenate, zip(*part, strict=True))) for part in parts]
+    return [Sample(start, new) for start, new in zip(starts, whole, strict=True)]
+
+
+def _printer(trained: Pretrained, start):
+    """Prints the prompt and what each call adds to it."""
+    printed = ""
+
+    def see(parts: list[Continuation]) -> None:
+        nonlocal printed
+        tokens = [t for part in parts for t in part.tokens]
+        text = trained.tokenizer.decode([*start, *tokens]).rstrip("\ufffd")  # half a character
+        print(text[len(printed) :], end="", flush=True)
+        printed = text
+
+    return see
+
+
+def _record(trained: Pretrained, one: Sample, settings: Settings) -> dict[str, Any]:
+    """A line of --format=jsonl."""
+    decode, start, new = trained.tokenizer.decode, one.prompt, one.new
+    record = {
+        "prompt": decode(start),
+        "text": decode([*start, *new.tokens]),
+        "tokens": [decode([t]) for t in new.tokens],
+        "log_probs": [round(float(x), 6) for x in new.log_probs],
+        "steps": new.steps.tolist(),
+    }
+    if is_nrgpt(trained.config.model.name):
+        whole = np.concatenate([start, new.tokens])
+        model, variables = _as_deep(trained, settings)
+        found = scoring.token_energies(model, variables, whole)[len(start) :]
+        record["energies"] = [round(float(x), 6) for x in found]
+    return record
+
+
+def _as_deep(trained: Pretrained, settings: Settings):
+    steps = settings.num_steps or trained.model.num_steps
+    return with_num_steps(trained.model, trained.variables, steps)
+
+
+def _say_cache(trained: Pretrained, starts, max_new_tokens: int, settings: Settings) -> None:
+    generation.check_settings(trained.model, settings)
+    model, variables = _as_deep(trained, settings)
+    slots = generation.slots_for(model, starts, max_new_tokens)
+    size = generation.cache_bytes(model, variables, len(starts), slots, settings.cache)
+    _say(f"cache: {settings.cache}, {size / 1e6:.2f} MB for {len(starts)} x {slots} tokens")
+
+
+def _report(trained: Pretrained, made: list[Sample], settings: Settings) -> None:
+    """Says how many steps the text has cost, and how good an approximate cache was."""
+    model, variables = _as_deep(trained, settings)
+    if settings.until is not None:
+        steps = np.concatenate([s.new.steps for s in made])
+        if len(steps):
+            spread = f"mean {steps.mean():.1f}, median {np.median(steps):.0f}, most {steps.max()}"
+            _say(f"steps a token: {spread} (at most {model.num_steps})")
+    if settings.cache == "fixed_point":
+        one = max(made, key=lambda s: len(s.new.tokens))
+        whole = np.concatenate([one.prompt, one.new.tokens])
+        error = scoring.cache_error(
+            model, variables, whole, len(one.prompt), Decoding(settings.cache)
+        )
+        _say(
+            f"against the exact cache: logits differ by at most {error.largest:.3g}, KL "
+            f"{error.divergence:.3g} nats a token, same first choice {error.agreement:.1%}"
+        )
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def _define_flags() -> None:
     cli.define_workdir_flag()
-    flags.DEFINE_string("prompt", None, "Text to continue.", required=True)
+    flags.DEFINE_string("prompt", None, "Text to continue.")
+    flags.DEFINE_string("prompts_file", None, "A file with one prompt a line.")
+    flags.DEFINE_enum("format", "text", ("text", "jsonl"), "Text, or one JSON object a sample.")
+    flags.DEFINE_integer("max_new_tokens", 400, "How many tokens to add at most.")
+    flags.DEFINE_integer("num_samples", 1, "How many continuations of each prompt.")
+    flags.DEFINE_integer("seed", 0, "Of the draws.")
     flags.DEFINE_float("temperature", 0.8, "0 takes the most probable token.")
     flags.DEFINE_integer("top_k", 0, "Draw from the k most probable tokens; 0: from all.")
     flags.DEFINE_float("top_p", 1.0, "Draw from the tokens that hold this probability.")
-    flags.DEFINE_integer("seed", 0, "Of the draws.")
-    flags.DEFINE_integer("num_samples", 1, "How many continuations.")
-    flags.DEFINE_integer("max_new_tokens", 400, "How many tokens to add at most.")
-    flags.DEFINE_enum("checkpoint", "best", KINDS, "Which parameters.")
+    flags.DEFINE_float("min_p", 0.0, "Draw from tokens this times as probable as the first.")
+    flags.DEFINE_float("repetition_penalty", 1.0, "Above 1: tokens in the context are rarer.")
+    flags.DEFINE_enum("cache", "exact", CACHES, "One state a token and step, or one a token.")
+    flags.DEFINE_integer("num_steps", None, "Steps of the descent; as in training by default.")
+    flags.DEFINE_boolean("until_converged", False, "A token stops when it has converged.")
+    flags.DEFINE_float("tolerance", 1e-3, "Of --until_converged, in units of the energy.")
+    flags.DEFINE_enum("criterion", "energy", CRITERIA, "Change of the energy, or its gradient.")
+    flags.DEFINE_integer("max_steps", None, "Of --until_converged; 4 times those of training.")
+    flags.DEFINE_enum(
+        "overflow", "slide", generation.OVERFLOWS, "At the context length: forget, or refuse."
+    )
+    flags.DEFINE_integer("stride", None, "Tokens forgotten at once; half of the context length.")
+    flags.DEFINE_enum("checkpoint", "best", KINDS, "Which parameters of a run.")
+
+
+if __name__ == "__main__":
+    _define_flags()
     cli.run(lambda: main(flags.FLAGS))

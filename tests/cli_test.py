@@ -62,11 +62,31 @@ def test_train_evaluate_sample(tmp_path):
     sampled = program("sample", workdir, f"--prompt={prompt}", "--max_new_tokens=5")
     assert sampled.returncode == 0, sampled.stderr
     assert sampled.stdout.startswith(prompt)
+    exported = tmp_path / "exported"
+    done = program("export", workdir, f"--out={exported}")
+    assert done.returncode == 0, done.stderr
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text(f"{prompt}\nadd_10,(,3,4,),=\n")
+    options = ["--format=jsonl", "--max_new_tokens=4", "--until_converged", "--max_steps=3"]
+    options += ["--cache=fixed_point", "--num_samples=2"]
+    listed = program(
+        "sample", f"--workdir={exported}", f"--prompts_file={prompts}", "--tolerance=0", *options
+    )
+    assert listed.returncode == 0, listed.stderr
+    records = [json.loads(line) for line in listed.stdout.splitlines()]
+    assert [r["prompt"] for r in records] == [prompt] * 2 + ["add_10,(,3,4,),="] * 2
+    for record in records:
+        count = len(record["tokens"])
+        assert record["text"] == ",".join([record["prompt"], *record["tokens"]])
+        assert [len(record[k]) for k in ("log_probs", "steps", "energies")] == [count] * 3
+        assert set(record["steps"]) <= {3}
+    assert "cache: fixed_point" in listed.stderr
+    assert "against the exact cache: logits differ by at most" in listed.stderr
     unknown = program("sample", workdir, "--prompt=max_10,(,x")
     assert unknown.returncode == 2
     assert "not in the vocabulary: 'x'" in unknown.stderr
     empty = program("sample", workdir, "--prompt=")
-    assert "the prompt is empty" in empty.stderr
+    assert "prompt is empty" in empty.stderr
 
 
 def test_prepare_prints_what_there_is():

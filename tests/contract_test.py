@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from decoding_helpers import cached_logits, small_model
 
-from nrgpt_jax import create_model
-from nrgpt_jax.configs import default_config
 from nrgpt_jax.core.energies import ATTENTION, FEEDFORWARD
 from nrgpt_jax.core.norms import NORMS
 from nrgpt_jax.core.rates import RATES
@@ -17,21 +16,6 @@ from nrgpt_jax.models import model_names
 
 TOKENS = jax.random.randint(jax.random.key(0), (2, 7), 0, 11)
 MASKS = ("strict", "inclusive")
-
-
-def build(**fields):
-    """A small model with large random parameters, so that no path is near zero."""
-    config = default_config().model
-    config.update(
-        {"vocab_size": 11, "context_length": 9, "embed_dim": 8, "num_heads": 2, "num_steps": 3}
-    )
-    config.update(fields)
-    model = create_model(config)
-    variables = jax.jit(model.init)(jax.random.key(1), TOKENS)
-    leaves, tree = jax.tree.flatten(variables)
-    keys = jax.random.split(jax.random.key(2), len(leaves))
-    noisy = [p + 0.2 * jax.random.normal(k, p.shape) for k, p in zip(keys, leaves, strict=True)]
-    return model, jax.tree.unflatten(tree, noisy)
 
 
 def name_of(fields):
@@ -63,7 +47,7 @@ VARIATIONS = [
 
 @pytest.mark.parametrize("fields", [*combinations(), *BASELINES, *VARIATIONS], ids=name_of)
 def test_contract(fields):
-    model, variables = build(**fields)
+    model, variables = small_model(**fields)
     traces = 0
 
     @jax.jit
@@ -86,6 +70,8 @@ def test_contract(fields):
     changed = logits_and_grads(variables, TOKENS.at[:, 4:].set(3))[0]
     chex.assert_trees_all_equal(logits[:, :4], changed[:, :4])
     assert traces == 1, "a second call compiles nothing"
+    for at_end, position, _ in cached_logits(model, variables, TOKENS, [2, 5]):
+        chex.assert_trees_all_close(at_end, logits[np.arange(2), position], atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +80,7 @@ def test_contract(fields):
     ids=name_of,
 )
 def test_jit_equals_no_jit(fields):
-    model, variables = build(**fields)
+    model, variables = small_model(**fields)
     with jax.disable_jit():
         plain = model.apply(variables, TOKENS)
     chex.assert_trees_all_close(jax.jit(model.apply)(variables, TOKENS), plain, atol=2e-5)
@@ -102,7 +88,7 @@ def test_jit_equals_no_jit(fields):
 
 @pytest.mark.parametrize("name", [n for n in model_names() if n.startswith("NRGPT")])
 def test_energies_have_their_shape_and_add_up(name):
-    model, variables = build(name=name)
+    model, variables = small_model(name=name)
     energies = jax.jit(lambda v: model.apply(v, TOKENS, method="energies"))(variables)
     assert set(energies) == {"attention", "feedforward", "total"}
     chex.assert_shape(list(energies.values()), (4, 2, 7))

@@ -9,7 +9,6 @@ import pytest
 
 from nrgpt_jax import convert, evaluate, runs, sample
 from nrgpt_jax.errors import UserError
-from nrgpt_jax.generation import Sampling
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (extra: torch)")
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -55,7 +54,7 @@ def test_converted_runs_can_be_evaluated_and_sampled(name, tmp_path, monkeypatch
     found = evaluate.evaluate(workdir)
     assert found["step"] == 7
     assert 0.0 < found["val/loss"] < 20.0
-    (text,) = sample.sample(workdir, "max_10,(,1", sampling=Sampling(), max_new_tokens=3)
+    (text,) = sample.sample(workdir, "max_10,(,1", max_new_tokens=3)
     assert text.startswith("max_10,(,1")
     with pytest.raises(UserError, match="holds a run already"):
         convert.convert(tmp_path / "ckpt.pt", workdir, data="listops")

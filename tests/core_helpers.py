@@ -50,7 +50,7 @@ def make_dynamics(
     """Random dynamics of the named parts."""
     keys = jax.random.split(key, 4)
     attend = partial(
-        ATTENTION[attention].function,
+        ATTENTION[attention].energy,
         attention_parameters(keys[0], attention, sizes, dtype),
         strict=strict,
     )

@@ -58,7 +58,7 @@ def test_attention_gradient_is_the_closed_form(strict):
 def test_strict_first_token_has_no_energy_and_no_gradient():
     for name in ATTENTION:
         params = attention_parameters(KEY, name)
-        energy = lambda q, c, f=ATTENTION[name].function, p=params: f(p, q, c, strict=True)
+        energy = lambda q, c, f=ATTENTION[name].energy, p=params: f(p, q, c, strict=True)
         assert energy(G, G)[0] == 0.0
         assert not jnp.any(energy_gradient(energy, G)[0])
         assert jnp.all(jnp.isfinite(jax.jacobian(lambda g, e=energy: energy_gradient(e, g))(G)))
@@ -69,7 +69,7 @@ def test_low_rank_is_full_rank_with_a_product():
     product = jnp.einsum("hyd,hye->hde", params["W_K"], params["W_Q"])
     full = {"J": product, "alpha": params["alpha"], "beta": params["beta"]}
     chex.assert_trees_all_close(
-        energies.low_rank(params, G, G, strict=False),
+        ATTENTION["low_rank"].energy(params, G, G, strict=False),
         energies.full_rank(full, G, G, strict=False),
         rtol=1e-5,
     )

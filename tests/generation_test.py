@@ -1,14 +1,21 @@
 """Generation: equal to a plain loop over the model, for prompts of any length."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from decoding_helpers import next_logits
 
-from nrgpt_jax import create_model
+from nrgpt_jax import create_model, decoding, generation
 from nrgpt_jax.configs import default_config
-from nrgpt_jax.generation import Sampling, filter_logits, generate, next_token
+from nrgpt_jax.core.descent import Convergence
+from nrgpt_jax.errors import UserError
+from nrgpt_jax.generation import Continuation, Settings, generate, stream
+from nrgpt_jax.sampling import Sampling, filter_logits, next_token, penalize
 
+KEY = jax.random.key(0)
 VOCAB, LENGTH = 11, 8
 
 
@@ -25,38 +32,70 @@ def model_and_variables():
 PROMPTS = [np.array([1]), np.array([2, 3, 4, 5, 6]), np.array([7, 8])]
 
 
-def greedy_loop(model, variables, prompt, count):
-    tokens = list(prompt)
+def greedy_loop(model, variables, prompt, count, stride=1):
+    """One token at a time, each from the whole context; a full one loses its oldest tokens."""
+    tokens, context, logits = [], list(prompt), next_logits(model, variables)
     for _ in range(count):
-        context = jnp.asarray(tokens[-LENGTH:])[None]
-        tokens.append(int(jnp.argmax(model.apply(variables, context)[0, -1])))
-    return tokens[len(prompt) :]
+        tokens.append(int(jnp.argmax(logits(context))))
+        context.append(tokens[-1])
+        if len(context) > LENGTH:
+            context = context[stride:]
+    return tokens
 
 
-def test_greedy_is_the_plain_loop_also_past_the_context_length(model_and_variables):
+@pytest.mark.parametrize("stride", [1, 3, LENGTH])
+def test_greedy_is_the_plain_loop_also_past_the_context_length(model_and_variables, stride):
     model, variables = model_and_variables
-    found = generate(model, variables, PROMPTS, 12)
-    for prompt, new in zip(PROMPTS, found, strict=True):
-        assert new.tolist() == greedy_loop(model, variables, prompt, 12)
-    assert len({tuple(new) for new in found}) == 3
+    for prompt in PROMPTS:
+        (found,) = generate(model, variables, [prompt], 12, Settings(stride=stride))
+        assert found.tokens.tolist() == greedy_loop(model, variables, prompt, 12, stride)
+    together = generate(model, variables, PROMPTS, 12, Settings(stride=stride))
+    for prompt, new in zip(PROMPTS, together, strict=True):
+        assert new.tokens.tolist() == greedy_loop(model, variables, prompt, 12, stride)
+    assert len({tuple(new.tokens) for new in together}) == 3
+
+
+def test_pieces_of_a_stream_are_the_whole(model_and_variables):
+    model, variables = model_and_variables
+    whole = generate(model, variables, PROMPTS, 12)
+    pieces = list(stream(model, variables, PROMPTS, 12, tokens_at_once=4))
+    assert [len(piece[1].tokens) for piece in pieces][:2] == [1, 3], "stops where one row is full"
+    for row, new in enumerate(whole):
+        for name in Continuation._fields:
+            parts = np.concatenate([getattr(piece[row], name) for piece in pieces])
+            np.testing.assert_array_equal(parts, getattr(new, name))
+
+
+def test_log_probs_and_steps_are_those_of_the_model(model_and_variables):
+    model, variables = model_and_variables
+    sampling, logits = Sampling(temperature=3.0, top_k=4), next_logits(model, variables)
+    for prompt, new in zip(
+        PROMPTS, generate(model, variables, PROMPTS, 3, Settings(sampling)), strict=True
+    ):
+        text = np.concatenate([prompt, new.tokens])
+        at = range(len(prompt), len(text))
+        expected = [jax.nn.log_softmax(logits(text[:i]))[text[i]] for i in at]
+        np.testing.assert_allclose(new.log_probs, expected, atol=1e-4)
+        assert new.steps.tolist() == [2, 2, 2]
 
 
 def test_stops_at_the_end_token(model_and_variables):
     model, variables = model_and_variables
-    whole = generate(model, variables, PROMPTS, 12)
-    end = int(whole[0][4])
-    for new, full in zip(
-        generate(model, variables, PROMPTS, 12, end_token=end), whole, strict=True
-    ):
-        first = full.tolist().index(end) if end in full else 12
-        assert new.tolist() == full[:first].tolist()
+    whole = [new.tokens.tolist() for new in generate(model, variables, PROMPTS, 12)]
+    end = whole[0][4]
+    found = generate(model, variables, PROMPTS, 12, end_token=end)
+    for new, full in zip(found, whole, strict=True):
+        first = full.index(end) if end in full else 12
+        assert new.tokens.tolist() == full[:first]
+        assert len(new.log_probs) == len(new.steps) == first
 
 
 def test_seeds_repeat_and_differ(model_and_variables):
     model, variables = model_and_variables
-    draw = lambda seed: generate(
-        model, variables, [PROMPTS[0]] * 4, 12, sampling=Sampling(2.0), seed=seed
-    )
+    settings = Settings(Sampling(temperature=2.0))
+    draw = lambda seed: [
+        new.tokens for new in generate(model, variables, [PROMPTS[0]] * 4, 12, settings, seed=seed)
+    ]
     np.testing.assert_array_equal(draw(0), draw(0))
     assert not np.array_equal(draw(0), draw(1))
     assert len({tuple(row) for row in draw(0)}) > 1, "samples of one prompt differ"
@@ -65,48 +104,111 @@ def test_seeds_repeat_and_differ(model_and_variables):
 def test_long_prompts_keep_their_end(model_and_variables):
     model, variables = model_and_variables
     prompt = np.arange(20) % VOCAB
-    (new,) = generate(model, variables, [prompt], 3)
-    assert new.tolist() == greedy_loop(model, variables, prompt[-LENGTH:], 3)
+    (new,) = generate(model, variables, [prompt], 3, Settings(stride=1))
+    assert new.tokens.tolist() == greedy_loop(model, variables, prompt[-LENGTH:], 3)
 
 
 def test_padding_of_the_vocabulary_is_never_drawn(model_and_variables):
     model, variables = model_and_variables
-    draw = lambda n: generate(
-        model, variables, PROMPTS, 12, sampling=Sampling(5.0), seed=1, num_symbols=n
+    settings = Settings(Sampling(temperature=5.0))
+    draw = lambda n: np.concatenate(
+        [c.tokens for c in generate(model, variables, PROMPTS, 12, settings, seed=1, num_symbols=n)]
     )
-    free, held = np.concatenate(draw(None)), np.concatenate(draw(4))
-    assert free.max() >= 4 > held.max()
+    assert draw(None).max() >= 4 > draw(4).max()
 
 
-def test_empty_prompts_are_refused(model_and_variables):
+def test_calls_of_the_same_bucket_compile_once(model_and_variables):
     model, variables = model_and_variables
-    with pytest.raises(ValueError, match="at least one token"):
-        generate(model, variables, [np.array([], np.int32)], 3)
+    generate(model, variables, PROMPTS, 5)
+    programs: list[Any] = [decoding.read, decoding.advance]
+    before = [program._cache_size() for program in programs]
+    others = [np.array([1, 2]), np.array([4, 4, 4]), np.array([5])]
+    generate(model, variables, others, 4, seed=3)
+    assert [program._cache_size() for program in programs] == before
 
+
+@pytest.mark.parametrize(
+    ("prompts", "count", "settings", "message"),
+    [
+        ([np.array([], np.int32)], 3, Settings(), "a prompt is empty"),
+        ([], 3, Settings(), "a prompt is empty"),
+        (PROMPTS, 0, Settings(), "max_new_tokens"),
+        (PROMPTS, 4, Settings(overflow="refuse"), "5 tokens and 4 new ones do not fit .* 8"),
+        (PROMPTS, 3, Settings(cache="big"), "cache='big' is not possible: choose one of exact"),
+        (PROMPTS, 3, Settings(stride=9), "stride=9 .* between 1 and the context length 8"),
+        (PROMPTS, 3, Settings(num_steps=0), "num_steps=0"),
+        (PROMPTS, 3, Settings(until=Convergence(-1.0)), "tolerance=-1.0"),
+        (PROMPTS, 3, Settings(until=Convergence(1.0, "luck")), "criterion='luck'"),
+        (PROMPTS, 3, Settings(Sampling(temperature=-1.0)), "temperature=-1.0 is out of range"),
+        (PROMPTS, 3, Settings(Sampling(top_p=0.0)), "top_p=0.0 is out of range"),
+        (PROMPTS, 3, Settings(Sampling(top_p=1.1)), "top_p"),
+        (PROMPTS, 3, Settings(Sampling(top_k=-1)), "top_k"),
+        (PROMPTS, 3, Settings(Sampling(min_p=2.0)), "min_p"),
+        (PROMPTS, 3, Settings(Sampling(repetition_penalty=0.0)), "repetition_penalty"),
+    ],
+)
+def test_mistakes_are_named(model_and_variables, prompts, count, settings, message):
+    model, variables = model_and_variables
+    with pytest.raises(UserError, match=message):
+        generate(model, variables, prompts, count, settings)
+
+
+def test_a_cache_too_large_is_refused_with_its_size(model_and_variables, monkeypatch):
+    model, variables = model_and_variables
+    monkeypatch.setattr(generation.host, "free_memory", lambda: 1000)
+    with pytest.raises(UserError, match=r"cache of 3 x 8 tokens needs 0.0 GB and 0.0 GB are free"):
+        generate(model, variables, PROMPTS, 5)
+    generate(model, variables, PROMPTS[:1], 5, Settings(cache="fixed_point"))
+
+
+# How a token is drawn ----------------------------------------------------------------------------
 
 LOGITS = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
 
 
 @pytest.mark.parametrize(
-    ("sampling", "kept"),
+    ("settings", "kept"),
     [
-        (Sampling(1.0), 4),
-        (Sampling(1.0, top_k=2), 2),
-        (Sampling(1.0, top_k=9), 4),
-        (Sampling(1.0, top_p=0.79), 2),
-        (Sampling(1.0, top_p=0.81), 3),
-        (Sampling(1.0, top_p=1e-6), 1),
-        (Sampling(1.0, top_k=3, top_p=0.6), 2),
+        ({}, 4),
+        ({"top_k": 2}, 2),
+        ({"top_k": 9}, 4),
+        ({"top_p": 0.79}, 2),
+        ({"top_p": 0.81}, 3),
+        ({"top_p": 1e-6}, 1),
+        ({"top_k": 3, "top_p": 0.6}, 2),
+        ({"min_p": 0.09}, 4),
+        ({"min_p": 0.25}, 3),
+        ({"min_p": 1.0}, 1),
+        ({"min_p": 0.25, "temperature": 0.5}, 2),
     ],
 )
-def test_top_k_and_top_p(sampling, kept):
+def test_what_top_k_top_p_and_min_p_keep(settings, kept):
+    sampling = Sampling(**{"temperature": 1.0, **settings})
     assert int(jnp.isfinite(filter_logits(LOGITS, sampling)).sum()) == kept
+
+
+def test_repetition_penalty_acts_on_what_was_seen():
+    logits, seen = jnp.array([[2.0, -1.0, 1.9]]), jnp.array([[True, True, False]])
+    np.testing.assert_allclose(penalize(logits, seen, 2.0), [[1.0, -2.0, 1.9]])
+    draw = lambda penalty: int(next_token(KEY, logits, Sampling(penalty), seen)[0])
+    assert (draw(1.0), draw(1.1)) == (0, 2)
+
+
+def test_repetition_penalty_sees_the_whole_context(model_and_variables):
+    model, variables = model_and_variables
+    settings = Settings(Sampling(repetition_penalty=3.0))
+    (new,) = generate(model, variables, [np.array([1, 5])], LENGTH - 2, settings)
+    text, logits = [1, 5], next_logits(model, variables)
+    for token in new.tokens:
+        seen = jnp.zeros((1, VOCAB), bool).at[0, jnp.array(text)].set(True)
+        assert token == jnp.argmax(penalize(logits(text)[None], seen, 3.0))
+        text.append(int(token))
 
 
 def test_temperature_sharpens():
     keys = jax.random.split(jax.random.key(0), 2000)
     share = lambda t: np.mean([
-        next_token_batch(keys, Sampling(t)) == 0
+        next_token_batch(keys, Sampling(temperature=t)) == 0
     ])  # fmt: skip
     assert share(1.0) == pytest.approx(0.5, abs=0.05)
     sharp = 0.25 / (0.25 + 0.09 + 0.0225 + 0.0025)

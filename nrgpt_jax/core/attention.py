@@ -20,10 +20,10 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from nrgpt_jax.array_types import Mask, accumulator_type
-from nrgpt_jax.core import kernels
+from nrgpt_jax.core import flash, kernels
 
 SMALLEST_BLOCK, LARGEST_BLOCK = 64, 256  # query rows
 
@@ -33,7 +33,12 @@ PerQuery = Float[Array, "G H N"]
 
 
 def log_sum_exp(
-    query: Query, keys: Keys, *, strict: bool, keep: Float[Array, "G H N K"] | None = None
+    query: Query,
+    keys: Keys,
+    *,
+    strict: bool,
+    keep: Float[Array, "G H N K"] | None = None,
+    visible: Int[Array, ""] | None = None,
 ) -> PerQuery:
     """log sum_B exp(q_A . k_B) over the context of each query; 0 where that is empty.
 
@@ -46,10 +51,15 @@ def log_sum_exp(
       keep: attention dropout, 0 where dropped and 1 / (1 - rate) elsewhere. The energy is the
         minimum over weights p of -sum(p * scores) + sum(p log p), reached at the softmax;
         dropout removes terms of the gradient -p of that sum, the value stays.
+      visible: the context of every query is the first so many keys, whatever `strict` says:
+        for keys in a cache that is not full.
     """
+    if visible is not None:
+        mask = (jnp.arange(keys.shape[2]) < visible)[None, None, None]
+        return _masked_log_sum_exp(_product("gne,ghke->ghnk", query, keys), mask, keep)
     if kernels.plain():
         return plain_log_sum_exp(query, keys, keep, strict)
-    return _log_sum_exp(query, keys, keep, strict)
+    return _log_sum_exp(query, keys, keep, strict, kernels.chosen())
 
 
 def causal_mask(num_queries: int, num_context: int, strict: bool) -> Mask:
@@ -100,34 +110,46 @@ def _softmax(scores: Array, mask: Array) -> tuple[Array, Array]:
 # The rules --------------------------------------------------------------------------------------
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _log_sum_exp(query: Query, keys: Keys, keep: Array | None, strict: bool) -> PerQuery:
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _log_sum_exp(query, keys, keep, strict: bool, chosen: str) -> PerQuery:
+    del chosen  # is for the backward pass, which is traced when the choice is forgotten
     return _attend_and_log_sum_exp(query, keys, None, keep, strict)[1]
 
 
-def _log_sum_exp_fwd(query, keys, keep, strict):
-    return _log_sum_exp(query, keys, keep, strict), (query, keys, keep)
+def _log_sum_exp_fwd(query, keys, keep, strict, chosen):
+    return _log_sum_exp(query, keys, keep, strict, chosen), (query, keys, keep)
 
 
-def _log_sum_exp_bwd(strict, residuals, weight):
+def _log_sum_exp_bwd(strict, chosen, residuals, weight):
     query, keys, keep = residuals
     of_keys = jax.vjp(lambda k: plain_log_sum_exp(query, k, keep, strict), keys)[1](weight)[0]
-    return attend(query, keys, weight, keep, strict), of_keys, None
+    with kernels.use(chosen):
+        return attend(query, keys, weight, keep, strict), of_keys, None
 
 
 _log_sum_exp.defvjp(_log_sum_exp_fwd, _log_sum_exp_bwd)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
 def attend(
     query: Query, keys: Keys, weight: PerQuery, keep: Array | None, strict: bool
 ) -> Float[Array, "G N E"]:
     """sum_h weight_hA sum_B p_hAB k_hB with p the softmax: the gradient of `log_sum_exp`.
 
+    By a kernel of the accelerator where there is one that fits.
+
     Args:
       query, keys, keep, strict: as in `log_sum_exp`.
       weight: (G,H,N), the cotangent of the log-sum-exps.
     """
+    if keep is None and kernels.chosen() == "fused":
+        out = flash.attend(query, keys, weight, strict)
+        if out is not None:
+            return out
+    return _attend(query, keys, weight, keep, strict)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attend(query, keys, weight, keep, strict):
     return _attend_and_log_sum_exp(query, keys, weight, keep, strict)[0]
 
 
@@ -164,7 +186,7 @@ def _attend_bwd(strict, residuals, cotangent):
     )
 
 
-attend.defvjp(_attend_fwd, _attend_bwd)
+_attend.defvjp(_attend_fwd, _attend_bwd)
 
 
 def _attend_and_log_sum_exp(query, keys, weight, keep, strict):

@@ -2,13 +2,14 @@
 
 An energy takes the query states and the context states as two arguments,
 
-    attention      E(params, g_query (N,D), g_context (K,D), strict=..., keep=...) -> (N,)
-    feed-forward   E(params, g_query (N,D)) -> (N,)
+    attention      E(params, g_query (N,D), memory (K,...), strict=..., keep=..., visible=...)
+    feed-forward   E(params, g_query (N,D))
 
-and element A of the result is the energy of token A. The model differentiates the *query*
+and element A of the result (N,) is the energy of token A. The model differentiates the *query*
 argument only (`core.dynamics.energy_gradient`), so that a token descends its own energy and the
-future does not leak into the past. In the attention energies the N queries are the last N
-tokens of the K context tokens; in training N = K.
+future does not leak into the past. An attention energy sees its context g (K,D) through its
+`memory(params, g)`, one row a token: what a cache keeps of a token. The N queries are the last N
+tokens of the K context tokens (in training N = K), or each sees the first `visible` rows.
 
 To add a feed-forward energy, write a function of a few lines, decorate it with
 `@feedforward("NAME", specs)`, and train the model called `NRGPT_H_NAME`.
@@ -29,26 +30,49 @@ from nrgpt_jax.core.linear import contract, expand
 from nrgpt_jax.core.parameters import Sizes, Specs, matrix, vector
 from nrgpt_jax.core.registry import Registry
 
+Memory = Callable[[Params, States], jax.Array]
 
-class Energy(NamedTuple):
-    """An energy function and the table of the parameters it reads."""
+
+class FeedForward(NamedTuple):
+    """An energy of single tokens and the table of the parameters it reads."""
 
     function: Callable[..., TokenEnergies]
     specs: Callable[[Sizes], Specs]
 
 
-ATTENTION: Registry[Energy] = Registry("attention energy")
-FEEDFORWARD: Registry[Energy] = Registry("feed-forward energy")
+class Attention(NamedTuple):
+    """An energy of tokens in a context, the table of its parameters, and its memory."""
+
+    function: Callable[..., TokenEnergies]
+    specs: Callable[[Sizes], Specs]
+    memory: Memory
+
+    def energy(
+        self, params: Params, g_query: States, g_context: States, **options
+    ) -> TokenEnergies:
+        """The energy of queries (N,D) in a context of states (K,D)."""
+        return self.function(params, g_query, self.memory(params, g_context), **options)
 
 
-def attention(name: str, specs: Callable[[Sizes], Specs]):
-    """Registers an attention energy; `specs(sizes)` is the table of its own parameters."""
-    return ATTENTION.register(name, lambda function: Energy(function, specs))
+ATTENTION: Registry[Attention] = Registry("attention energy")
+FEEDFORWARD: Registry[FeedForward] = Registry("feed-forward energy")
+
+
+def attention(name: str, specs: Callable[[Sizes], Specs], memory: Memory = lambda params, g: g):
+    """Registers an attention energy.
+
+    Args:
+      name: of the choice `model.attention`.
+      specs: the table of its own parameters, by the sizes of a model.
+      memory: what it reads of its context, (K,...) from states (K,D), row by row; by default
+        the states themselves.
+    """
+    return ATTENTION.register(name, lambda function: Attention(function, specs, memory))
 
 
 def feedforward(name: str, specs: Callable[[Sizes], Specs]):
     """Registers a feed-forward energy; `specs(sizes)` is the table of its parameters."""
-    return FEEDFORWARD.register(name, lambda function: Energy(function, specs))
+    return FEEDFORWARD.register(name, lambda function: FeedForward(function, specs))
 
 
 # Attention -------------------------------------------------------------------------------------
@@ -57,36 +81,45 @@ def feedforward(name: str, specs: Callable[[Sizes], Specs]):
 def _associative_memory(params: Params, query, keys, **options) -> TokenEnergies:
     """-(1/beta) sum_h alpha_h log sum_B exp(beta q_A . k_hB), in at least float32."""
     logsumexp = log_sum_exp(params["beta"].astype(query.dtype) * query, keys, **options)
-    logsumexp_HxN = logsumexp.reshape(-1, query.shape[1])
     alpha_H, beta = (params[name].astype(logsumexp.dtype) for name in ("alpha", "beta"))
+    logsumexp_HxN = logsumexp.reshape(len(alpha_H), -1)
     return -jnp.sum(alpha_H[:, None] * logsumexp_HxN, axis=0) / beta
 
 
 @attention("full_rank", lambda s: {"J": matrix(s.H, s.D, s.D)})
 def full_rank(
-    params: Params, g_query: States, g_context: States, *, strict: bool, keep=None
+    params: Params, g_query: States, memory: States, *, strict: bool, keep=None, visible=None
 ) -> TokenEnergies:
     """Attention energy with one D x D matrix J_h a head: keys (and values) are J_h^T g.
 
-    params: J (H,D,D), alpha (H,) head weights, beta () inverse temperature.
+    params: J (H,D,D), alpha (H,) head weights, beta () inverse temperature; memory: g (K,D).
     """
-    keys_HxKxD = jnp.einsum("hde,kd->hke", params["J"], g_context)
-    keep = None if keep is None else keep[None]
-    return _associative_memory(params, g_query[None], keys_HxKxD[None], strict=strict, keep=keep)
+    options = {"strict": strict, "keep": None if keep is None else keep[None], "visible": visible}
+    if visible is None:
+        keys_HxKxD = jnp.einsum("hde,kd->hke", params["J"], memory)
+        return _associative_memory(params, g_query[None], keys_HxKxD[None], **options)
+    # Few queries and a long memory: J_h g_A of all heads meet the memory as it is.
+    query_HxNxD = jnp.einsum("hde,ne->hnd", params["J"], g_query)
+    query = query_HxNxD.reshape(1, -1, query_HxNxD.shape[-1])
+    return _associative_memory(params, query, memory[None, None], **options)
 
 
-@attention("low_rank", lambda s: {"W_Q": matrix(s.H, s.Y, s.D), "W_K": matrix(s.H, s.Y, s.D)})
+@attention(
+    "low_rank",
+    lambda s: {"W_Q": matrix(s.H, s.Y, s.D), "W_K": matrix(s.H, s.Y, s.D)},
+    memory=lambda params, g: jnp.einsum("hyd,kd->khy", params["W_K"], g),
+)
 def low_rank(
-    params: Params, g_query: States, g_context: States, *, strict: bool, keep=None
+    params: Params, g_query: States, memory: jax.Array, *, strict: bool, keep=None, visible=None
 ) -> TokenEnergies:
     """Attention energy with J_h = W_K,h^T W_Q,h: keys and values are W_K g.
 
-    params: W_Q, W_K (H,Y,D), alpha (H,), beta ().
+    params: W_Q, W_K (H,Y,D), alpha (H,), beta (); memory: W_K g (K,H,Y).
     """
     query_HxNxY = jnp.einsum("hyd,nd->hny", params["W_Q"], g_query)
-    keys_Hx1xKxY = jnp.einsum("hyd,kd->hky", params["W_K"], g_context)[:, None]
-    keep = None if keep is None else keep[:, None]
-    return _associative_memory(params, query_HxNxY, keys_Hx1xKxY, strict=strict, keep=keep)
+    keys_Hx1xKxY = jnp.swapaxes(memory, 0, 1)[:, None]
+    options = {"keep": None if keep is None else keep[:, None], "visible": visible}
+    return _associative_memory(params, query_HxNxY, keys_Hx1xKxY, strict=strict, **options)
 
 
 # Feed-forward ----------------------------------------------------------------------------------

@@ -7,12 +7,20 @@ import jax
 from flax import linen as nn
 from flax import traverse_util
 
+from nrgpt_jax.models.depth import with_num_steps
 from nrgpt_jax.models.gpt import GPT
 from nrgpt_jax.models.names import NRGPT_PREFIX, is_nrgpt, model_names
 from nrgpt_jax.models.nrgpt import NRGPT
 from nrgpt_jax.models.validation import validate_model
 
-__all__ = ["abstract_params", "create_model", "is_nrgpt", "model_names", "parameter_shapes"]
+__all__ = [
+    "abstract_params",
+    "create_model",
+    "is_nrgpt",
+    "model_names",
+    "parameter_shapes",
+    "with_num_steps",
+]
 
 
 def create_model(config: Mapping[str, Any]) -> nn.Module:

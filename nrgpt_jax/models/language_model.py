@@ -1,22 +1,27 @@
 """What every model here shares: embeddings in front, final LayerNorm and head behind."""
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from nrgpt_jax.array_types import Logits, Tokens, at_least_float32
+from nrgpt_jax.core.descent import Decoding
 from nrgpt_jax.core.norms import EPSILON
 from nrgpt_jax.core.parameters import INIT_STD
 
 INIT = nn.initializers.normal(INIT_STD)
 
 BatchStates = Float[Array, "B N D"]
+Cache = dict[str, jax.Array]
+"""What is kept of past tokens, (T,B,S,...) by name; see `core.memory`."""
 
 
 class LanguageModel(nn.Module):
     """Token and position embedding -> `states` (of a subclass) -> LayerNorm -> logits.
 
-    Subclasses define `setup_block` (their submodules) and `states` (B,N,D) -> (B,N,D).
+    Subclasses define `setup_block` (their submodules), `states` (B,N,D) -> (B,N,D), and for the
+    making of text `cache_row` and `descend`.
     Residual states, the norms and the logits are kept in float32 whatever `dtype` is.
     """
 
@@ -48,6 +53,52 @@ class LanguageModel(nn.Module):
     def states(self, x: BatchStates, train: bool) -> BatchStates:
         """The states after the last step."""
         raise TypeError(f"{type(self).__name__} does not define states")
+
+    def cache_row(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of what is kept of one token, of one step."""
+        raise TypeError(f"{type(self).__name__} does not define cache_row")
+
+    def descend(
+        self, x: BatchStates, cache: Cache, position: jax.Array | None, decoding: Decoding
+    ) -> tuple[BatchStates, Cache, Int[Array, "B P"]]:
+        """`states` of P tokens a sequence, with past tokens in a cache.
+
+        Args:
+          x: (B,P,D).
+          cache: is written, and read where `position` is given.
+          position: None: the tokens are the first P. (B,): P = 1, one token at its position.
+          decoding: which cache, and when a token stops.
+
+        Returns:
+          The states after the last step, the cache, and the number of steps of every token.
+        """
+        raise TypeError(f"{type(self).__name__} does not define descend")
+
+    def empty_cache(self, batch: int, slots: int, kind: str = "exact") -> Cache:
+        """A cache for `slots` tokens of `batch` sequences, of a kind of `descent.CACHES`."""
+        steps = 1 if kind == "fixed_point" else self.num_steps
+        shape = lambda row: (steps, batch, slots, *row)
+        return {name: jnp.zeros(shape(row), self.dtype) for name, row in self.cache_row().items()}
+
+    def prefill(
+        self, tokens: Tokens, lengths: Int[Array, "B"], cache: Cache, decoding: Decoding
+    ) -> tuple[Float[Array, "B V"], Cache, Int[Array, "B P"]]:
+        """Reads prompts (B,P), each `lengths` long, into a cache.
+
+        Returns:
+          The logits after the last token of each, the cache, the steps that tokens made.
+        """
+        x, cache, steps = self.descend(self.embed(tokens), cache, None, decoding)
+        last = jnp.take_along_axis(x, lengths[:, None, None] - 1, axis=1)
+        return self.readout(last)[:, 0], cache, steps
+
+    def decode(
+        self, tokens: Int[Array, "B"], position: Int[Array, "B"], cache: Cache, decoding: Decoding
+    ) -> tuple[Float[Array, "B V"], Cache, Int[Array, "B"]]:
+        """One more token in each sequence, at `position`: logits (B,V), the cache, the steps."""
+        x = self.token_embedding(tokens) + self.position_embedding(position)
+        x, cache, steps = self.descend(x[:, None], cache, position, decoding)
+        return self.readout(x)[:, 0], cache, steps[:, 0]
 
     def embed(self, tokens: Tokens) -> BatchStates:
         """The states before the first step. Raises ValueError on too long a sequence."""

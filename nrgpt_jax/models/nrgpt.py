@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +11,12 @@ from flax import linen as nn
 from nrgpt_jax.array_types import Key, Params, Tokens
 from nrgpt_jax.core import dynamics as core
 from nrgpt_jax.core import kernels
+from nrgpt_jax.core.descent import Decoding, descend
 from nrgpt_jax.core.energies import ATTENTION, FEEDFORWARD
 from nrgpt_jax.core.norms import NORMS
 from nrgpt_jax.core.parameters import Sizes, Specs, constant
 from nrgpt_jax.core.rates import RATES
-from nrgpt_jax.models.language_model import BatchStates, LanguageModel
+from nrgpt_jax.models.language_model import BatchStates, Cache, LanguageModel
 
 
 class Parameters(nn.Module):
@@ -67,10 +69,6 @@ class NRGPT(LanguageModel):
         self.rate_params = Parameters(RATES[self.rate].specs(self.sizes, self.rate_init))
         self.scales = Parameters(scales)
 
-    def dynamics(self) -> core.Dynamics:
-        """The dynamics of one sequence at inference, its parameters bound."""
-        return self._bind(self._parameters())
-
     def eta(self) -> jax.Array:
         """The inference rate: a scalar, a diagonal (D,) or a matrix (D,D), before any c_t."""
         gain = self.norm_params().get("gain", jnp.ones(self.embed_dim))
@@ -88,7 +86,7 @@ class NRGPT(LanguageModel):
 
         def dynamics_at(key):  # narrows parameters in each step: gradients add up in float32
             masks = () if key is None else self._dropout_masks(key, x.shape)
-            return self._bind(params, len(x), *masks)
+            return self._bind(params, self._attention_over_sequences(params, x.shape[0], *masks))
 
         last = core.rollout(
             dynamics_at,
@@ -102,8 +100,8 @@ class NRGPT(LanguageModel):
 
     def trajectory(self, tokens: Tokens) -> core.Trajectory:
         """States (B,T+1,N,D) before every step and after the last, and the energies on the way."""
-        x = self.embed(tokens)
-        dynamics = self._bind(self._parameters(), len(x))
+        x, params = self.embed(tokens), self._parameters()
+        dynamics = self._bind(params, self._attention_over_sequences(params, x.shape[0]))
         path = core.trajectory(dynamics, x.reshape(-1, self.embed_dim), self.step_scales())
         by_sequence = lambda leaf: jnp.swapaxes(
             leaf.reshape(len(leaf), *tokens.shape, *leaf.shape[2:]), 0, 1
@@ -114,7 +112,45 @@ class NRGPT(LanguageModel):
         """Per-step per-token energies, (T+1,B,N), under `attention`, `feedforward`, `total`."""
         return {k: jnp.swapaxes(e, 0, 1) for k, e in self.trajectory(tokens).energies.items()}
 
-    def _parameters(self) -> dict[str, Params | jax.Array]:
+    def cache_row(self) -> dict[str, tuple[int, ...]]:
+        """The shape of what is kept of a token, of one step: keys and values are one array."""
+        params = self._cast(self._parameters()["attention"])
+        g = jax.ShapeDtypeStruct((1, self.embed_dim), self.dtype)
+        memory = ATTENTION[self.attention].memory
+        return {"memory": jax.eval_shape(lambda g: memory(params, g), g).shape[1:]}
+
+    def descend(
+        self, x: BatchStates, cache: Cache, position: jax.Array | None, decoding: Decoding
+    ) -> tuple[BatchStates, Cache, jax.Array]:
+        params = self._parameters()
+        over_sequences = self._attention_over_sequences(params, x.shape[0])
+
+        def bind(rows):
+            over_rows = self._attention_over_rows(params, rows, position)
+            return self._bind(params, over_sequences if position is None else over_rows)
+
+        def remember(x_flat):
+            g = NORMS[self.norm].function(params["norm"], x_flat).astype(self.dtype)
+            memory = ATTENTION[self.attention].memory(self._cast(params["attention"]), g)
+            return memory.reshape(*x.shape[:2], *memory.shape[1:])
+
+        found = descend(
+            bind,
+            remember,
+            x.reshape(-1, self.embed_dim),
+            self.step_scales(),
+            cache["memory"],
+            position,
+            decoding,
+            self.scan_unroll,
+        )
+        return (
+            found.states.reshape(x.shape),
+            {"memory": found.rows},
+            found.steps.reshape(x.shape[:2]),
+        )
+
+    def _parameters(self) -> dict[str, Any]:
         """What `_bind` needs, read (or created) outside any JAX transformation."""
         attention = dict(self.attention_params())
         log_beta = attention.pop("log_beta", None)
@@ -127,20 +163,13 @@ class NRGPT(LanguageModel):
             "eta": self.eta(),
         }
 
-    def _bind(self, params, sequences=1, keep_weights=None, keep_output=None) -> core.Dynamics:
-        """The dynamics of this many sequences of equal length, one after the other."""
-        cast = partial(jax.tree.map, lambda p: p.astype(self.dtype))
-        attention, feedforward = cast(params["attention"]), cast(params["feedforward"])
-        attend = partial(ATTENTION[self.attention].function, strict=self.mask == "strict")
-        feed = FEEDFORWARD[self.feedforward].function
+    def _cast(self, tree):
+        return jax.tree.map(lambda p: p.astype(self.dtype), tree)
 
-        def attention_energy(query, context):
-            if keep_output is not None:  # dropout of the gradient: same value, masked slope
-                query = context + keep_output * (query - context)
-            split = lambda g: g.astype(self.dtype).reshape(sequences, -1, self.embed_dim)
-            each = jax.vmap(lambda q, c, keep: attend(attention, q, c, keep=keep))
-            with kernels.use(self.kernels):
-                return each(split(query), split(context), keep_weights).reshape(-1)
+    def _bind(self, params, attention_energy: core.EnergyTerm) -> core.Dynamics:
+        """The dynamics of tokens with this attention energy."""
+        feedforward = self._cast(params["feedforward"])
+        feed = FEEDFORWARD[self.feedforward].function
 
         def feedforward_energy(query, context):
             del context
@@ -153,6 +182,36 @@ class NRGPT(LanguageModel):
             norm=partial(NORMS[self.norm].function, params["norm"]),
             eta=params["eta"].astype(self.dtype),
         )
+
+    def _attention_over_sequences(
+        self, params, sequences: int, keep_weights=None, keep_output=None
+    ) -> core.EnergyTerm:
+        """Of this many sequences of equal length, one after the other."""
+        attention = self._cast(params["attention"])
+        attend = partial(ATTENTION[self.attention].energy, strict=self.mask == "strict")
+
+        def energy(query, context):
+            if keep_output is not None:  # dropout of the gradient: same value, masked slope
+                query = context + keep_output * (query - context)
+            split = lambda g: g.astype(self.dtype).reshape(sequences, -1, self.embed_dim)
+            each = jax.vmap(lambda q, c, keep: attend(attention, q, c, keep=keep))
+            with kernels.use(self.kernels):
+                return each(split(query), split(context), keep_weights).reshape(-1)
+
+        return energy
+
+    def _attention_over_rows(self, params, rows_BxSxC, position_B) -> core.EnergyTerm:
+        """Of one token a sequence, at these positions, whose context is in a cache."""
+        attention, strict = self._cast(params["attention"]), self.mask == "strict"
+        attend = partial(ATTENTION[self.attention].function, attention, strict=strict)
+
+        def energy(query, context):
+            del context
+            one = lambda g, rows, visible: attend(g[None], rows, visible=visible)[0]
+            visible_B = position_B + (0 if strict else 1)
+            return jax.vmap(one)(query.astype(self.dtype), rows_BxSxC, visible_B)
+
+        return energy
 
     def _dropout_masks(self, key: Key, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
         """Inverted dropout masks, of attention weights (B,H,N,N) and of their output (B*N,D)."""

@@ -1,0 +1,113 @@
+"""How accuracy depends on the depth at inference and on the cache: writes docs/depth.md.
+
+python -m benchmarks.depth --workdir=runs/listops [--prompts=500]
+"""
+
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from nrgpt_jax import cli, scoring
+from nrgpt_jax.core.descent import Convergence, Decoding
+from nrgpt_jax.datasets import Prompts, load_dataset
+from nrgpt_jax.errors import UserError
+from nrgpt_jax.evaluation import is_answered
+from nrgpt_jax.generation import Settings, generate
+from nrgpt_jax.models import with_num_steps
+from nrgpt_jax.pretrained import Pretrained, load_pretrained
+
+TOLERANCES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.001)
+STEPS = (0.4, 0.6, 0.8, 1, 1.2, 1.6, 2, 4)  # times those of training
+OUT = Path(__file__).resolve().parent.parent / "docs/depth.md"
+
+
+def answer(trained: Pretrained, prompts: Prompts, settings: Settings) -> tuple[float, np.ndarray]:
+    """The share of prompts answered, and the steps of every generated token."""
+    length = trained.model.context_length
+    new = generate(
+        trained.model,
+        trained.variables,
+        prompts.prompts,
+        length,
+        settings,
+        end_token=prompts.end,
+    )
+    pairs = zip(new, prompts.answers, strict=True)
+    hits = [is_answered(one.tokens, int(a), length) for one, a in pairs]
+    return float(np.mean(hits)), np.concatenate([one.steps for one in new])
+
+
+def rows(trained: Pretrained, prompts: Prompts) -> list[list[str]]:
+    """The table."""
+    steps = trained.model.num_steps
+    found = []
+    for times in STEPS:
+        for cache in ("exact", "fixed_point"):
+            count = round(times * steps)
+            settings = Settings(num_steps=count, cache=cache)
+            accuracy, _ = answer(trained, prompts, settings)
+            error = _error(trained, prompts, settings) if cache == "fixed_point" else ""
+            found.append(
+                [f"{count} steps", cache, f"{accuracy:.1%}", str(count), str(count), error]
+            )
+            print(found[-1], flush=True)
+    for criterion in ("energy", "gradient"):
+        for tolerance in TOLERANCES:
+            until = Convergence(tolerance, criterion)
+            accuracy, taken = answer(trained, prompts, Settings(num_steps=4 * steps, until=until))
+            name = f"until converged, {criterion}, {tolerance:g}"
+            spread = [f"{taken.mean():.1f}", str(taken.max())]
+            found.append([name, "exact", f"{accuracy:.1%}", *spread, ""])
+            print(found[-1], flush=True)
+    return found
+
+
+def _error(trained: Pretrained, prompts: Prompts, settings: Settings) -> str:
+    """Mean KL divergence from the exact cache on texts the exact cache made."""
+    model, variables = with_num_steps(trained.model, trained.variables, settings.num_steps or 1)
+    chosen, total = prompts.prompts[:20], 0.0
+    made = generate(model, variables, chosen, 24, end_token=prompts.end)
+    for prompt, new in zip(chosen, made, strict=True):
+        text = np.concatenate([prompt, new.tokens])
+        decoding = Decoding(settings.cache)
+        total += scoring.cache_error(model, variables, text, len(prompt), decoding).divergence
+    return f"{total / len(chosen):.2g}"
+
+
+def main(f: flags.FlagValues) -> None:
+    """Measures, prints, writes."""
+    trained = load_pretrained(f.workdir)
+    sets = load_dataset(trained.config.data).prompts
+    if not sets:
+        raise UserError(f"the data set of {f.workdir} has no prompts to answer; use a listops run")
+    name, prompts = next(iter(sets.items()))
+    prompts = Prompts(prompts.prompts[: f.prompts], prompts.answers[: f.prompts], prompts.end)
+    table = rows(trained, prompts)
+    head = ["depth", "cache", "answered", "mean steps", "most steps", "KL of the cache, nats"]
+    m = trained.config.model
+    line = lambda cells: f"| {' | '.join(cells)} |"
+    text = [
+        "# Depth at inference",
+        "",
+        "Written by `python -m benchmarks.depth --workdir=runs/listops`, after",
+        "`make train EXP=listops`. The share of held-out prompts answered, greedy, with another",
+        "number of steps than in training, with tokens that stop when they have converged",
+        f"(at most {4 * m.num_steps} steps; the tolerance is the change of a token's energy in a",
+        "step, or the norm of its gradient), and with one remembered state a token.",
+        "",
+        f"{m.name}, D={m.embed_dim}, H={m.num_heads}, rate `{m.rate}`, trained with "
+        f"{m.num_steps} steps; {len(prompts.prompts)} prompts of `{name}`, one seed.",
+        "",
+        line(head),
+        "|" + "---|" * len(head),
+        *map(line, table),
+    ]
+    OUT.write_text("\n".join(text) + "\n")
+    print(f"written to {OUT}")
+
+
+if __name__ == "__main__":
+    cli.define_workdir_flag()
+    flags.DEFINE_integer("prompts", 500, "Answer so many.", 1)
+    cli.run(lambda: main(flags.FLAGS))

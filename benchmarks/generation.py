@@ -1,0 +1,155 @@
+"""Measures the making of text and writes docs/generation.md.
+
+    python -m benchmarks.generation [--release=path/to/clone]
+
+Cached decoding, decoding that computes the whole context again for every token, and the authors'
+`generate`, taking turns in one process.
+"""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+
+from benchmarks.cases import Case
+from nrgpt_jax.generation import Settings, cache_bytes, generate, stream
+from nrgpt_jax.models import create_model, model_names
+from nrgpt_jax.sampling import Sampling
+
+NEW, PIECE, ROUNDS = 256, 32, 3
+SETTINGS = Settings(Sampling(temperature=1.0), stride=1)
+OUT = Path(__file__).resolve().parent.parent / "docs/generation.md"
+
+_RELEASE = flags.DEFINE_string("release", None, "Folder of a clone of the authors' release.")
+
+
+def build(name: str, **fields: Any):
+    """A model of the small size with its first parameters."""
+    config = Case("small", name, 16).config()
+    config.model.update(fields)
+    model = create_model(config)
+    return config, model, jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))
+
+
+@partial(jax.jit, static_argnums=0)
+def recompute(model, variables, window_BxN, length, key):
+    """NEW tokens, each from the whole context; compiled as one loop."""
+
+    def add(i, window_BxN):
+        logits = model.apply(variables, window_BxN)[:, length + i - 1]
+        token = jax.random.categorical(jax.random.fold_in(key, i), logits)
+        return window_BxN.at[:, length + i].set(token.astype(jnp.int32), mode="drop")
+
+    return jax.lax.fori_loop(0, NEW, add, window_BxN)
+
+
+def seconds(functions: Sequence[Callable[[], Any]]) -> list[float]:
+    """The median time of each, taking turns, after a first call that is not counted."""
+    times: list[list[float]] = [[] for _ in functions]
+    for turn in range(1 + ROUNDS):
+        for function, own in zip(functions, times, strict=True):
+            begin = time.perf_counter()
+            jax.block_until_ready(function())
+            if turn:
+                own.append(time.perf_counter() - begin)
+    return [statistics.median(own) for own in times]
+
+
+def speed(name: str, batch: int, clone: str | None, **fields: Any) -> list[str]:
+    """A row of the first table."""
+    config, model, variables = build(name, **fields)
+    length = config.model.context_length
+    prompts = [np.array([1])] * batch
+    window = jnp.ones((batch, length), jnp.int32)
+    functions: list[Callable[[], Any]] = [
+        lambda: [c.tokens for c in generate(model, variables, prompts, NEW, SETTINGS)],
+        lambda: recompute(model, variables, window, 1, jax.random.key(0)),
+    ]
+    if clone:
+        functions.append(_their_generate(clone, config, batch))
+    found = [batch * NEW / t for t in seconds(functions)]
+    cells = [f"{found[0]:,.0f}", f"{found[1]:,.0f}", f"{found[0] / found[1]:.1f}"]
+    cells += [f"{found[2]:,.0f}", f"{found[0] / found[2]:.1f}"] if clone else ["", ""]
+    size = cache_bytes(model, variables, batch, length) / 1e6
+    rank = "" if not fields else f" {fields['attention']}"
+    return [f"{name}{rank}", str(batch), *cells, f"{size:.2f}"]
+
+
+def _their_generate(clone: str, config, batch: int) -> Callable[[], Any]:
+    import torch
+
+    from benchmarks.release import build as build_release
+
+    model = build_release(clone, config).eval()
+    prompt = torch.ones((batch, 1), dtype=torch.long, device=next(model.parameters()).device)
+
+    def run():
+        with torch.no_grad():
+            return model.generate(prompt, NEW).cpu().numpy()
+
+    return run
+
+
+def by_position(batch: int) -> list[str]:
+    """Milliseconds a token in pieces of `PIECE` tokens up to the context length."""
+    _, model, variables = build("NRGPT_H_FF2W")
+    prompts = [np.array([1])] * batch
+    rounds = []
+    for _ in range(1 + ROUNDS):
+        begin, times = time.perf_counter(), []
+        for _ in stream(model, variables, prompts, NEW - 1, SETTINGS, tokens_at_once=PIECE):
+            times.append(time.perf_counter() - begin)
+            begin = time.perf_counter()
+        rounds.append(times[1:-1])  # the first token reads the prompt; the last piece is shorter
+    medians = np.median(np.array(rounds[1:]), axis=0) / PIECE
+    return [f"{1e3 * t:.2f}" for t in medians]
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    line = lambda cells: f"| {' | '.join(cells)} |"
+    return [line(head), "|" + "---|" * len(head), *map(line, rows)]
+
+
+def main(argv: list[str]) -> None:
+    """Measures, prints, writes."""
+    del argv
+    clone = _RELEASE.value
+    rows = [speed(name, b, clone) for name in model_names() for b in (1, 16)]
+    rows += [speed("NRGPT_H_FF2W", b, None, attention="low_rank") for b in (1, 16)]
+    starts = [str(1 + PIECE * i) for i in range(NEW // PIECE - 1)]
+    pieces = [[str(batch), *by_position(batch)] for batch in (1, 16)]
+    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    text = [
+        "# Speed of generation",
+        "",
+        "Written by `python -m benchmarks.generation --release=path/to/clone`. Sampling of",
+        f"{NEW} characters from one, D=128, H=4, T=6, N=256, V=65, float32; characters a second,",
+        f"medians of {ROUNDS} turns in one process. *Recomputed* is our model on the whole",
+        "context for every token, as one compiled loop; *release* is the authors' `generate`",
+        "(eager PyTorch). The cache is that of 256 tokens.",
+        "",
+        f"Measured on {device} with Python {platform.python_version()}, jax {jax.__version__}.",
+        "",
+        *_table(
+            ["model", "batch", "cached", "recomputed", "times", "release", "times", "cache MB"],
+            rows,
+        ),
+        "",
+        f"Milliseconds a token of NRGPT_H_FF2W, by position (pieces of {PIECE} tokens):",
+        "",
+        *_table(["batch", *starts], pieces),
+    ]
+    OUT.write_text("\n".join(text) + "\n")
+    print(OUT.read_text())
+
+
+if __name__ == "__main__":
+    app.run(main)

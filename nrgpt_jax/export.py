@@ -1,0 +1,108 @@
+"""Writes a trained model as one folder that others can use, with or without this package.
+
+    python -m nrgpt_jax.export --workdir=DIR --out=FOLDER [--cache=fixed_point] [--num_steps=N]
+
+FOLDER gets `model.safetensors`, `config.json` and `tokenizer.json`, which `load_pretrained` and
+`nrgpt_jax.sample --workdir=FOLDER` open, and two compiled functions, serialized by `jax.export`
+for CPUs, NVIDIA GPUs and TPUs, which need JAX alone:
+
+    prefill(params, tokens (b,N), lengths (b,)) -> logits (b,V), cache
+    decode(params, tokens (b,), positions (b,), cache) -> logits (b,V), cache
+
+for any batch size b, with N the context length. `usage.py` beside them is a complete program.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+from flax import traverse_util
+
+from nrgpt_jax import cli, exported
+from nrgpt_jax.checkpoints import KINDS
+from nrgpt_jax.core import kernels
+from nrgpt_jax.core.descent import CACHES, Decoding
+from nrgpt_jax.errors import UserError
+from nrgpt_jax.generation import Settings, check_settings
+from nrgpt_jax.models import abstract_params, with_num_steps
+from nrgpt_jax.pretrained import Pretrained, load_pretrained, save_pretrained
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def export(
+    pretrained: Pretrained, folder: Path | str, cache: str = "exact", num_steps: int | None = None
+) -> None:
+    """Writes the folder.
+
+    Args:
+      pretrained: what to export.
+      folder: where to; made if needed.
+      cache: of the compiled functions, `exact` or `fixed_point`.
+      num_steps: of the compiled functions; None: as in training.
+
+    Raises:
+      UserError: an option is not for this model, or the folder holds a run.
+    """
+    check_settings(pretrained.model, Settings(cache=cache, num_steps=num_steps))
+    folder = Path(folder)
+    save_pretrained(folder, pretrained)
+    for name, function in compiled_functions(pretrained, cache, num_steps).items():
+        (folder / f"{name}.jax_export").write_bytes(function.serialize())
+    shutil.copy(exported.__file__, folder / "usage.py")
+
+
+def compiled_functions(
+    pretrained: Pretrained, cache: str = "exact", num_steps: int | None = None
+) -> dict[str, jax.export.Exported]:
+    """`prefill` and `decode` for any batch size; parameters are a flat dictionary by path."""
+    deep = num_steps or pretrained.model.num_steps
+    model, _ = with_num_steps(pretrained.model, pretrained.variables, deep)
+    apply, decoding = cast(Any, model.apply), Decoding(cache)
+    slots = pretrained.model.context_length
+
+    def variables_of(flat):
+        nested = {"params": traverse_util.unflatten_dict(flat, sep="/")}
+        return with_num_steps(pretrained.model, nested, deep)[1]
+
+    def prefill(flat, tokens, lengths):
+        variables = variables_of(flat)
+        cache_now = apply(variables, tokens.shape[0], slots, cache, method="empty_cache")
+        arguments = variables, tokens, lengths, cache_now, decoding
+        return apply(*arguments, method="prefill")[:2]
+
+    def decode(flat, tokens, positions, cache_now):
+        arguments = variables_of(flat), tokens, positions, cache_now, decoding
+        return apply(*arguments, method="decode")[:2]
+
+    (batch,) = jax.export.symbolic_shape("b")
+    shapes = traverse_util.flatten_dict(abstract_params(pretrained.model), sep="/")
+    tokens = jax.ShapeDtypeStruct((batch, slots), jnp.int32)
+    row = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    with kernels.use("blocked"):  # runs on every platform
+        one = jax.export.export(jax.jit(prefill), platforms=PLATFORMS)(shapes, tokens, row)
+        cache_shape = jax.tree.unflatten(one.out_tree, one.out_avals)[1]
+        like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), cache_shape)
+        two = jax.export.export(jax.jit(decode), platforms=PLATFORMS)(shapes, row, row, like)
+    return {"prefill": one, "decode": two}
+
+
+def main(f: flags.FlagValues) -> None:
+    """Exports, and says what is there."""
+    if Path(f.out).resolve() == Path(f.workdir).resolve():
+        raise UserError("--out is the --workdir; name another folder")
+    export(load_pretrained(f.workdir, f.checkpoint), f.out, f.cache, f.num_steps)
+    for path in sorted(Path(f.out).iterdir()):
+        print(f"{path.stat().st_size / 1e6:9.2f} MB  {path}")
+
+
+if __name__ == "__main__":
+    cli.define_workdir_flag()
+    flags.DEFINE_string("out", None, "Folder to write.", required=True)
+    flags.DEFINE_enum("cache", "exact", CACHES, "Of the compiled functions.")
+    flags.DEFINE_integer("num_steps", None, "Of the compiled functions; as in training.")
+    flags.DEFINE_enum("checkpoint", "best", KINDS, "Which parameters of a run.")
+    cli.run(lambda: main(flags.FLAGS))

@@ -1,0 +1,171 @@
+"""Caches: exact ones change nothing, fixed-point ones and depth at inference do what they say."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from decoding_helpers import cached_logits, next_logits, small_model
+
+from nrgpt_jax.core.descent import Convergence, Decoding
+from nrgpt_jax.core.dynamics import Dynamics, EnergyTerm, step
+from nrgpt_jax.core.energies import ATTENTION, FEEDFORWARD
+from nrgpt_jax.core.norms import NORMS
+from nrgpt_jax.errors import UserError
+from nrgpt_jax.generation import Settings, cache_bytes, generate
+from nrgpt_jax.models import model_names, with_num_steps
+
+TOKENS = np.random.default_rng(0).integers(0, 11, (3, 12)).astype(np.int32)
+LENGTHS = [1, 4, 6]
+NRGPTS = ("NRGPT_H_FF1", "NRGPT_H_FF2", "NRGPT_H_FF2W")
+
+
+def assert_same_logits(model, variables, found, atol=1e-4):
+    whole = jax.jit(model.apply)(variables, TOKENS)
+    for logits, position, _ in found:
+        np.testing.assert_allclose(logits, whole[np.arange(3), position], atol=atol)
+
+
+@pytest.mark.parametrize("attention", ["full_rank", "low_rank"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_cache_holds_one_array_a_token_and_step(attention, dtype):
+    sizes = {"embed_dim": 8, "num_heads": 2, "num_steps": 5, "dtype": dtype}
+    model, variables = small_model(name="NRGPT_H_FF2W", attention=attention, **sizes)
+    transformer, its_variables = small_model(name="GPT_Rec", **sizes)
+    exact = cache_bytes(model, variables, 3, 12)
+    assert exact == 5 * 3 * 12 * 8 * (4 if dtype == "float32" else 2)
+    assert 2 * exact == cache_bytes(transformer, its_variables, 3, 12)
+    assert exact == 5 * cache_bytes(model, variables, 3, 12, "fixed_point")
+    cache = model.apply(variables, 3, 12, "exact", method="empty_cache")
+    assert sum(leaf.nbytes for leaf in jax.tree.leaves(cache)) == exact, "what is allocated"
+
+
+@pytest.mark.parametrize("name", NRGPTS)
+def test_depth_is_free_where_the_block_is_shared(name):
+    model, variables = small_model(name=name, per_step_scale=True)
+    scales = {"scales": {**variables["params"]["scales"], "log_step_scale": jnp.arange(3.0) / 9}}
+    variables = {"params": {**variables["params"], **scales}}
+    deeper, deep_variables = with_num_steps(model, variables, 5)
+    path = jax.jit(lambda m, v: m.apply(v, TOKENS, method="trajectory"), static_argnums=0)
+    states = lambda m, v: path(m, v).states
+    longer = states(deeper, deep_variables)
+    np.testing.assert_allclose(longer[:, :4], states(model, variables), rtol=1e-5)
+    last = deep_variables["params"]["scales"]["log_step_scale"]
+    np.testing.assert_allclose(last, [0, 1 / 9, 2 / 9, 2 / 9, 2 / 9])
+    assert_same_logits(
+        deeper, deep_variables, cached_logits(deeper, deep_variables, TOKENS, LENGTHS)
+    )
+    assert with_num_steps(model, variables, 3) == (model, variables)
+    shallow, shallow_variables = with_num_steps(model, variables, 1)
+    found = cached_logits(shallow, shallow_variables, TOKENS, LENGTHS)
+    assert_same_logits(shallow, shallow_variables, found)
+
+
+def test_depth_of_the_transformers():
+    model, variables = small_model(name="GPT_Rec")
+    deeper, variables = with_num_steps(model, variables, 6)
+    assert_same_logits(deeper, variables, cached_logits(deeper, variables, TOKENS, LENGTHS))
+    with pytest.raises(UserError, match="3 different blocks"):
+        with_num_steps(small_model(name="GPT")[0], variables, 6)
+    for settings in (Settings(cache="fixed_point"), Settings(until=Convergence())):
+        with pytest.raises(UserError, match="no energy"):
+            generate(model, variables, [np.array([1])], 3, settings)
+
+
+def still_model(**fields):
+    """A model with a small inference rate: its tokens come to rest."""
+    fields = {"name": "NRGPT_H_FF2W", "norm": "layer_norm", "rate": "gamma", **fields}
+    model, variables = small_model(**fields)
+    params = variables["params"]
+    norm = {name: jnp.abs(p) if name == "gain" else p for name, p in params["norm_params"].items()}
+    return model, {"params": {**params, "norm_params": norm}}
+
+
+@pytest.mark.parametrize("criterion", ["energy", "gradient"])
+@pytest.mark.parametrize("mask", ["strict", "inclusive"])
+def test_reading_at_once_or_one_by_one_stops_at_the_same_step(criterion, mask):
+    model, variables = still_model(mask=mask, num_steps=40)
+    decoding = Decoding(until=Convergence(0.02, criterion))
+    one_by_one = cached_logits(model, variables, TOKENS, LENGTHS, decoding)
+    late, position, late_steps = one_by_one[-1]
+    (logits, _, steps), *_ = cached_logits(model, variables, TOKENS, position + 1, decoding)
+    np.testing.assert_allclose(late, logits, atol=1e-4)
+    assert late_steps.tolist() == steps.tolist()
+    taken = [int(s) for _, _, steps in one_by_one for s in steps]
+    assert 0 < min(taken) < max(taken), "some tokens need more steps than others"
+
+
+def test_until_converged_is_the_plain_path_up_to_there():
+    """The first token has no other in its context: its path is that of the model."""
+    model, variables = still_model(num_steps=40)
+    path = model.apply(variables, TOKENS[:, :1], method="trajectory")
+    energies = np.asarray(path.energies["total"][:, :, 0])
+    for tolerance in (0.1, 0.01, 1e-3):
+        decoding = Decoding(until=Convergence(tolerance))
+        (_, _, steps), *_ = cached_logits(model, variables, TOKENS[:, :1], [1, 1, 1], decoding)
+        change = np.abs(np.diff(energies, axis=1))
+        rests = np.concatenate([change <= tolerance, np.ones((3, 1), bool)], axis=1)
+        assert steps.tolist() == np.minimum(1 + rests.argmax(axis=1), 40).tolist()
+
+
+@pytest.mark.parametrize("name", NRGPTS)
+def test_no_tolerance_makes_all_steps(name):
+    model, variables = small_model(name=name)
+    found = cached_logits(model, variables, TOKENS, LENGTHS, Decoding(until=Convergence(0.0)))
+    assert_same_logits(model, variables, found)
+    assert all(steps.tolist() == [3, 3, 3] for _, _, steps in found)
+
+
+@pytest.mark.parametrize("attention", ["full_rank", "low_rank"])
+@pytest.mark.parametrize("mask", ["strict", "inclusive"])
+def test_fixed_point_cache_shows_each_token_the_last_states_before_it(mask, attention):
+    model, variables = small_model(name="NRGPT_H_FF2W", mask=mask, attention=attention)
+    params = model.apply(variables, method=lambda m: m._parameters())
+    table, positions = (
+        variables["params"][f"{name}_embedding"]["embedding"] for name in ("token", "position")
+    )
+    norm = partial(NORMS[model.norm].function, params["norm"])
+    strict = mask == "strict"
+
+    def feedforward(query, own):
+        del own
+        return params["scale_ff"] * FEEDFORWARD["FF2W"].function(params["feedforward"], query)
+
+    def in_context(past, query, own):
+        context = jnp.concatenate([past, own])
+        return ATTENTION[attention].energy(params["attention"], query, context, strict=strict)
+
+    @partial(jax.jit, static_argnums=1)
+    def loop(tokens, prompt):
+        last = model.apply(variables, tokens[None, :prompt], method="trajectory").states[0, -1]
+        for at in range(prompt, len(tokens)):
+            x = (table[tokens[at]] + positions[at])[None]
+            for _ in range(model.num_steps):
+                energies: dict[str, EnergyTerm] = {
+                    "attention": partial(in_context, norm(last)),
+                    "feedforward": feedforward,
+                }
+                x = step(Dynamics(energies, norm, params["eta"]), x)
+            last = jnp.concatenate([last, x])
+        return model.apply(variables, last[None], method="readout")[0, -1]
+
+    found = cached_logits(model, variables, TOKENS, LENGTHS, Decoding("fixed_point"))
+    whole = jax.jit(model.apply)(variables, TOKENS)
+    np.testing.assert_allclose(found[0][0], whole[np.arange(3), found[0][1]], atol=1e-4)
+    for row in (0, 2):
+        at = found[3][1][row]
+        expected = loop(TOKENS[row, : at + 1], LENGTHS[row])
+        np.testing.assert_allclose(found[3][0][row], expected, atol=1e-4)
+        assert np.abs(expected - whole[row, at]).max() > 1e-3, "is not the exact one"
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_generation_by_any_model(name):
+    model, variables = small_model(name=name)
+    prompts = [TOKENS[row, :count] for row, count in enumerate(LENGTHS)]
+    for prompt, new in zip(prompts, generate(model, variables, prompts, 6), strict=True):
+        text, logits = list(prompt), next_logits(model, variables)
+        for token in new.tokens:
+            assert token == logits(text).argmax()
+            text.append(token)

@@ -1,0 +1,100 @@
+"""Attention by the kernels of accelerators: the same as the blocked rule, forward and backward."""
+
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+
+from nrgpt_jax.configs import default_config
+from nrgpt_jax.core import attention, flash, kernels
+from nrgpt_jax.models import create_model
+
+LENGTH = 256
+KERNELS = {
+    "dot_product": partial(flash.dot_product, implementation="xla"),  # the call that cuDNN gets
+    "splash": partial(flash.splash, interpret=True),
+}
+
+
+def inputs(groups, heads, dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(0), 4)
+    query = jax.random.normal(keys[0], (groups, LENGTH, 8), dtype)
+    key = jax.random.normal(keys[1], (groups, heads, LENGTH, 8), dtype)
+    weight = jax.random.normal(keys[2], (groups, heads, LENGTH))
+    return (query, key, weight), jax.random.normal(keys[3], query.shape)
+
+
+def value_and_gradients(function, arguments, cotangent):
+    loss = lambda *args: jnp.sum(function(*args).astype(jnp.float32) * cotangent)
+    return function(*arguments), jax.grad(loss, (0, 1, 2))(*arguments)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize(("groups", "heads"), [(3, 1), (1, 2)])
+@pytest.mark.parametrize("name", KERNELS)
+def test_equals_the_blocked_rule(name, groups, heads, strict, standard_promotion):
+    del standard_promotion
+    arguments, cotangent = inputs(groups, heads)
+    found = value_and_gradients(
+        lambda q, k, w: flash.attend_with(KERNELS[name], q, k, w, strict), arguments, cotangent
+    )
+    with kernels.use("blocked"):
+        wanted = value_and_gradients(
+            lambda q, k, w: attention.attend(q, k, w, None, strict), arguments, cotangent
+        )
+    chex.assert_trees_all_close(found, wanted, atol=2e-4)
+
+
+def small_model(**fields):
+    config = default_config().model
+    config.update({"name": "NRGPT_H_FF2W", "vocab_size": 11, "embed_dim": 16, "num_heads": 2})
+    config.update({"attention": "low_rank", "context_length": LENGTH, "num_steps": 2, **fields})
+    return create_model(config)
+
+
+def export_training(model, batch=2):
+    tokens = jax.ShapeDtypeStruct((batch, LENGTH), "int32")
+    params = jax.eval_shape(model.init, jax.random.key(0), tokens)
+    loss = lambda params, tokens: jnp.sum(model.apply(params, tokens) ** 2)
+    return jax.export.export(jax.jit(jax.grad(loss)), platforms=["tpu"])(params, tokens)
+
+
+@pytest.mark.parametrize(
+    ("mask", "dtype"), [("strict", "float32"), ("inclusive", "bfloat16")], ids=str
+)
+def test_training_lowers_for_tpus_with_their_kernel(mask, dtype, monkeypatch, standard_promotion):
+    """Compiled as far as one can without the chip."""
+    del standard_promotion
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    program = export_training(small_model(mask=mask, dtype=dtype)).mlir_module()
+    assert "tpu_custom_call" in program
+    jax.clear_caches()
+    blocked = export_training(small_model(mask=mask, dtype=dtype, kernels="blocked"))
+    assert "tpu_custom_call" not in blocked.mlir_module()
+
+
+def test_what_no_kernel_takes_goes_the_blocked_way():
+    (query, key, weight), _ = inputs(1, 2)
+    assert flash.attend(query, key, weight, False) is None, "a CPU has none"
+    assert flash.attend(query[:, 5:], key, weight[:, :, 5:], False) is None
+    assert flash.kernel_for("tpu", 4, 100, 64, "bfloat16") is None
+    assert flash.kernel_for("tpu", 4, 128, 768, "bfloat16") is None
+    assert flash.kernel_for("tpu", 4, 128, 64, "bfloat16") is not None
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU and JAX_PLATFORMS=cuda")
+@pytest.mark.parametrize("strict", [True, False])
+def test_cudnn(strict):
+    arguments, cotangent = inputs(4, 1, jnp.bfloat16)
+    assert flash.kernel_for("gpu", 4, LENGTH, 8, "bfloat16") is flash.dot_product
+    outputs = {}
+    for choice in ("fused", "blocked"):
+        with kernels.use(choice):
+            outputs[choice] = value_and_gradients(
+                lambda q, k, w: attention.attend(q, k, w, None, strict), arguments, cotangent
+            )
+    for a, b in zip(*map(jax.tree.leaves, outputs.values()), strict=True):
+        error = jnp.linalg.norm((a - b).astype(jnp.float32)) / jnp.linalg.norm(b.astype("float32"))
+        assert float(error) < 0.02
