@@ -46,7 +46,7 @@ evaluate: setup
 
 export PROMPT
 sample: setup
-	@$(BIN)/python -m nrgpt_jax.sample --workdir=$(WORKDIR) --prompt="$$PROMPT" $(ARGS)
+	@$(BIN)/python -m nrgpt_jax.sample --workdir=$(WORKDIR) $(if $(findstring --prompts_file,$(ARGS)),,--prompt="$$PROMPT") $(ARGS)
 
 OUT ?= exported/$(subst :,-,$(EXP))
 export: setup

@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from nrgpt_jax import cli, scoring
+from nrgpt_jax import cli, evaluation, scoring
 from nrgpt_jax.core.descent import Convergence, Decoding
 from nrgpt_jax.datasets import Prompts, load_dataset
 from nrgpt_jax.errors import UserError
-from nrgpt_jax.evaluation import is_answered
 from nrgpt_jax.generation import Settings, generate
 from nrgpt_jax.models import with_num_steps
 from nrgpt_jax.pretrained import Pretrained, load_pretrained
@@ -24,18 +23,11 @@ OUT = Path(__file__).resolve().parent.parent / "docs/depth.md"
 
 def answer(trained: Pretrained, prompts: Prompts, settings: Settings) -> tuple[float, np.ndarray]:
     """The share of prompts answered, and the steps of every generated token."""
-    length = trained.model.context_length
-    new = generate(
-        trained.model,
-        trained.variables,
-        prompts.prompts,
-        length,
-        settings,
-        end_token=prompts.end,
-    )
-    pairs = zip(new, prompts.answers, strict=True)
-    hits = [is_answered(one.tokens, int(a), length) for one, a in pairs]
-    return float(np.mean(hits)), np.concatenate([one.steps for one in new])
+    model, params = trained.model, trained.variables["params"]
+    made = evaluation.continuations(model, params, prompts, settings=settings)
+    pairs = zip(made, prompts.answers, strict=True)
+    hits = [evaluation.is_answered(n.tokens, int(a), model.context_length) for n, a in pairs]
+    return float(np.mean(hits)), np.concatenate([n.steps for n in made])
 
 
 def rows(trained: Pretrained, prompts: Prompts) -> list[list[str]]:

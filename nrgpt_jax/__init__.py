@@ -8,6 +8,7 @@ _HOMES = {
     "create_model": "models",
     "generate": "generation",
     "Settings": "generation",
+    "Convergence": "core.descent",
     "Sampling": "sampling",
     "log_likelihood": "scoring",
     "load_pretrained": "pretrained",

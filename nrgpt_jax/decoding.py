@@ -9,12 +9,15 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
+from numpy.typing import ArrayLike
 
 from nrgpt_jax.array_types import Key, Variables
 from nrgpt_jax.core.descent import Decoding
-from nrgpt_jax.sampling import Sampling, next_token
+from nrgpt_jax.errors import UserError
+from nrgpt_jax.sampling import Sampling, Switches, next_token
 
 SMALLEST_BUCKET = 16
 
@@ -22,6 +25,15 @@ SMALLEST_BUCKET = 16
 def bucket(count: int, most: int) -> int:
     """The next power of two, so that few shapes are compiled; `most` at most."""
     return min(max(SMALLEST_BUCKET, 1 << (count - 1).bit_length()), most)
+
+
+def as_tokens(tokens: ArrayLike, vocab_size: int) -> np.ndarray:
+    """Tokens (n,) int32. Raises UserError naming one that is not in the vocabulary."""
+    array = np.asarray(tokens, dtype=np.int32).reshape(-1)
+    foreign = array[(array < 0) | (array >= vocab_size)]
+    if foreign.size:
+        raise UserError(f"token {foreign[0]} is not in the vocabulary of {vocab_size}")
+    return array
 
 
 class Window(NamedTuple):
@@ -64,7 +76,7 @@ def read(
 
 @partial(
     jax.jit,
-    static_argnames=("model", "decoding", "sampling", "num_symbols"),
+    static_argnames=("model", "decoding", "on", "num_symbols"),
     donate_argnames="window",
 )
 def advance(
@@ -74,12 +86,16 @@ def advance(
     until_drawn: Int[Array, ""],
     key: Key,
     end_token: Int[Array, ""],
+    sampling: Sampling,
     *,
     decoding: Decoding,
-    sampling: Sampling,
+    on: Switches,
     num_symbols: int,
 ) -> Window:
-    """Draws tokens until so many were drawn, all sequences ended, or one needs another slot."""
+    """Draws tokens until so many were drawn, all sequences ended, or one needs another slot.
+
+    Only what is static compiles anew: numbers of `sampling` may change from call to call.
+    """
     apply = cast(Any, model.apply)
     rows = jnp.arange(len(window.tokens))
     slots = window.tokens.shape[1] - 1
@@ -90,14 +106,16 @@ def advance(
 
     def add_token(w: Window):
         logits = w.next_logits[:, :num_symbols]
-        seen = None if sampling.repetition_penalty == 1.0 else _seen(w, num_symbols)
-        token = next_token(jax.random.fold_in(key, w.drawn), logits, sampling, seen)
+        seen = _seen(w, num_symbols) if on.repetition_penalty else None
+        token = next_token(jax.random.fold_in(key, w.drawn), logits, sampling, on, seen)
         log_prob = jax.nn.log_softmax(logits)[rows, token]
         done = w.done | (token == end_token)
         at = (rows, jnp.where(done, slots + 1, w.lengths))  # out of range: dropped
         lengths = jnp.where(done, w.lengths, w.lengths + 1)
         position = jnp.minimum(lengths - 1, slots - 1)
-        logits, cache, steps = apply(variables, token, position, w.cache, decoding, method="decode")
+        logits, cache, steps = apply(
+            variables, token, position, w.cache, decoding, ~done, method="decode"
+        )
         return Window(
             tokens=w.tokens.at[at].set(token, mode="drop"),
             lengths=lengths,

@@ -11,7 +11,7 @@ from flax import linen as nn
 from nrgpt_jax import losses, sharding
 from nrgpt_jax.datasets import Prompts
 from nrgpt_jax.errors import UserError
-from nrgpt_jax.generation import Settings, generate
+from nrgpt_jax.generation import Continuation, Settings, generate
 from nrgpt_jax.input_pipeline import Batch
 
 PROMPTS_AT_ONCE = 128
@@ -66,12 +66,25 @@ def prompt_accuracy(
 
     A continuation that does not end within `context_length` new tokens counts as wrong.
     """
-    count = min(limit or len(prompts.prompts), len(prompts.prompts))
-    hits = 0
-    for start in range(0, count, PROMPTS_AT_ONCE):
-        chosen = prompts.prompts[start : min(start + PROMPTS_AT_ONCE, count)]
-        answers = prompts.answers[start : start + len(chosen)]
-        filled = chosen + [chosen[-1]] * (PROMPTS_AT_ONCE - len(chosen))  # one compiled shape
+    made = continuations(model, params, prompts, limit=limit, settings=settings, seed=seed)
+    pairs = zip(made, prompts.answers, strict=False)
+    return float(np.mean([is_answered(n.tokens, int(a), model.context_length) for n, a in pairs]))
+
+
+def continuations(
+    model: nn.Module,
+    params: Any,
+    prompts: Prompts,
+    *,
+    limit: int | None = None,
+    settings: Settings = Settings(),  # noqa: B008 (immutable)
+    seed: int = 0,
+) -> list[Continuation]:
+    """What follows the first `limit` prompts (None: all), up to their end tokens."""
+    chosen, made = prompts.prompts[:limit], []
+    for start in range(0, len(chosen), PROMPTS_AT_ONCE):
+        part = chosen[start : start + PROMPTS_AT_ONCE]
+        filled = part + [part[-1]] * (PROMPTS_AT_ONCE - len(part))  # one compiled shape
         new = generate(
             model,
             {"params": params},
@@ -81,9 +94,8 @@ def prompt_accuracy(
             seed=seed + start,
             end_token=prompts.end,
         )
-        pairs = zip(new, answers, strict=False)
-        hits += sum(is_answered(n.tokens, int(a), model.context_length) for n, a in pairs)
-    return hits / count
+        made += new[: len(part)]
+    return made
 
 
 def is_answered(new: np.ndarray, answer: int, limit: int) -> bool:

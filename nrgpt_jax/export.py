@@ -4,7 +4,7 @@
 
 FOLDER gets `model.safetensors`, `config.json` and `tokenizer.json`, which `load_pretrained` and
 `nrgpt_jax.sample --workdir=FOLDER` open, and two compiled functions, serialized by `jax.export`
-for CPUs, NVIDIA GPUs and TPUs, which need JAX alone:
+for CPUs, NVIDIA GPUs and TPUs, which need jax and flatbuffers, not this package:
 
     prefill(params, tokens (b,N), lengths (b,)) -> logits (b,V), cache
     decode(params, tokens (b,), positions (b,), cache) -> logits (b,V), cache

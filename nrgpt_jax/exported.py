@@ -1,4 +1,4 @@
-"""Continues tokens greedily with an exported model. Needs jax, numpy and safetensors alone.
+"""Continues tokens greedily with an exported model. Needs jax, flatbuffers and safetensors.
 
     python usage.py 1,2,3 20
 

@@ -16,11 +16,11 @@ from flax import linen as nn
 from nrgpt_jax import host
 from nrgpt_jax.array_types import Variables
 from nrgpt_jax.core.descent import CACHES, CRITERIA, Convergence, Decoding
-from nrgpt_jax.decoding import Window, advance, bucket, read
+from nrgpt_jax.decoding import Window, advance, as_tokens, bucket, read
 from nrgpt_jax.errors import UserError, require, require_choice
 from nrgpt_jax.models import with_num_steps
 from nrgpt_jax.models.nrgpt import NRGPT
-from nrgpt_jax.sampling import Sampling, check_sampling
+from nrgpt_jax.sampling import Sampling, check_sampling, switches
 
 OVERFLOWS = ("slide", "refuse")
 
@@ -58,7 +58,8 @@ def generate(
     """Continues prompts of any lengths, together.
 
     When a sequence has filled the context length, its oldest `stride` tokens are forgotten and
-    the others are read anew from position 0.
+    the others are read anew from position 0; so are, unshortened, the sequences beside it, which
+    changes nothing but for a fixed-point cache, where text that is read at once descends exactly.
 
     Args:
       model: a module of `create_model`.
@@ -116,7 +117,7 @@ def stream(
         raise UserError("a prompt is empty; it needs at least one token")
     slots = slots_for(model, prompts, max_new_tokens)
     _check_memory(model, variables, len(prompts), slots, settings.cache)
-    texts = _fitting(prompts, model.context_length, max_new_tokens, settings.overflow)
+    texts = _fitting(prompts, model, max_new_tokens, settings.overflow)
 
     def window_of(texts, done, drawn) -> Window:
         lengths = np.array([len(text) for text in texts], dtype=np.int32)
@@ -128,12 +129,13 @@ def stream(
     decoding = Decoding(settings.cache, settings.until)
     key, end = jax.random.key(seed), np.int32(-1 if end_token is None else end_token)
     window = window_of(texts, np.zeros(len(texts), bool), 0)
-    static: dict[str, Any] = {"decoding": decoding, "sampling": settings.sampling}
+    static: dict[str, Any] = {"decoding": decoding, "on": switches(settings.sampling)}
     static["num_symbols"] = num_symbols or model.vocab_size
+    numbers = jax.tree.map(np.float32, settings.sampling)
     target, drawn, done = 1, 0, False
     while not done:
         before = np.asarray(window.lengths)
-        window = advance(model, variables, window, np.int32(target), key, end, **static)
+        window = advance(model, variables, window, np.int32(target), key, end, numbers, **static)
         yield _new_tokens(window, before)
         drawn, ended = int(window.drawn), np.asarray(window.done)
         done = drawn >= max_new_tokens or bool(ended.all())
@@ -141,7 +143,9 @@ def stream(
             target = min(drawn + tokens_at_once, max_new_tokens)
         if not done and int(np.max(window.lengths)) > slots:
             stride = settings.stride or max(1, model.context_length // 2)
-            window = window_of(_slide(window, slots, stride), ended, drawn)
+            texts = _slide(window, slots, stride)
+            del window  # before there is another cache
+            window = window_of(texts, ended, drawn)
 
 
 def slots_for(model: nn.Module, prompts: Sequence[np.ndarray], max_new_tokens: int) -> int:
@@ -175,8 +179,11 @@ def check_settings(model: nn.Module, settings: Settings) -> None:
         raise UserError("this model has no energy: it has an exact cache and makes all its steps")
 
 
-def _fitting(prompts, length: int, max_new_tokens: int, overflow: str) -> list[np.ndarray]:
-    texts = [np.asarray(prompt, dtype=np.int32).reshape(-1) for prompt in prompts]
+def _fitting(prompts, model, max_new_tokens: int, overflow: str) -> list[np.ndarray]:
+    texts, length = (
+        [as_tokens(prompt, model.vocab_size) for prompt in prompts],
+        model.context_length,
+    )
     longest = max(map(len, texts))
     if overflow == "refuse" and longest + max_new_tokens > length:
         raise UserError(
@@ -188,11 +195,14 @@ def _fitting(prompts, length: int, max_new_tokens: int, overflow: str) -> list[n
 
 def _check_memory(model, variables, batch: int, slots: int, cache: str) -> None:
     needed, free = cache_bytes(model, variables, batch, slots, cache), host.free_memory()
+    if not isinstance(model, NRGPT):
+        needed *= 2  # their steps read one cache and write another
     if free is not None and needed > free:
+        smaller = ", or use cache=fixed_point"
         raise UserError(
             f"the cache of {batch} x {slots} tokens needs {needed / 1e9:.1f} GB and "
-            f"{free / 1e9:.1f} GB are free; continue fewer prompts at a time, or use "
-            "cache=fixed_point"
+            f"{free / 1e9:.1f} GB are free; continue fewer prompts at a time"
+            + (smaller if isinstance(model, NRGPT) and cache == "exact" else "")
         )
 
 

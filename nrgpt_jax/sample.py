@@ -98,11 +98,15 @@ def _settings(f: flags.FlagValues, trained_steps: int) -> Settings:
     if f.until_converged:
         if f.num_steps is not None:
             raise UserError("--until_converged takes --max_steps, not --num_steps")
-        until = Convergence(f.tolerance, f.criterion)
+        given = {"tolerance": f.tolerance, "criterion": f.criterion}
+        until = Convergence(**{name: v for name, v in given.items() if v is not None})
         num_steps = MORE_STEPS * trained_steps if f.max_steps is None else f.max_steps
-    elif f.max_steps is not None:
-        raise UserError("--max_steps is for --until_converged; use --num_steps")
-    draw = Sampling(f.repetition_penalty, f.temperature, f.top_k, f.top_p, f.min_p)
+    for name in ("tolerance", "criterion", "max_steps"):
+        if getattr(f, name) is not None and not f.until_converged:
+            raise UserError(f"--{name} is for --until_converged")
+    if f.stride is not None and f.overflow == "refuse":
+        raise UserError("--stride is for --overflow=slide")
+    draw = Sampling(f.temperature, f.top_k, f.top_p, f.min_p, f.repetition_penalty)
     return Settings(draw, f.cache, num_steps, until, f.overflow, f.stride)
 
 
@@ -219,7 +223,7 @@ def _report(trained: Pretrained, made: list[Sample], settings: Settings) -> None
         one = max(made, key=lambda s: len(s.new.tokens))
         whole = np.concatenate([one.prompt, one.new.tokens])
         error = scoring.cache_error(
-            model, variables, whole, len(one.prompt), Decoding(settings.cache)
+            model, variables, whole, len(one.prompt), Decoding(settings.cache, settings.until)
         )
         _say(
             f"against the exact cache: logits differ by at most {error.largest:.3g}, KL "
@@ -247,8 +251,10 @@ def _define_flags() -> None:
     flags.DEFINE_enum("cache", "exact", CACHES, "One state a token and step, or one a token.")
     flags.DEFINE_integer("num_steps", None, "Steps of the descent; as in training by default.")
     flags.DEFINE_boolean("until_converged", False, "A token stops when it has converged.")
-    flags.DEFINE_float("tolerance", 1e-3, "Of --until_converged, in units of the energy.")
-    flags.DEFINE_enum("criterion", "energy", CRITERIA, "Change of the energy, or its gradient.")
+    flags.DEFINE_float("tolerance", None, "Of --until_converged; 1e-3.")
+    flags.DEFINE_enum(
+        "criterion", None, CRITERIA, "Change of the energy (the default), or norm of its gradient."
+    )
     flags.DEFINE_integer("max_steps", None, "Of --until_converged; 4 times those of training.")
     flags.DEFINE_enum(
         "overflow", "slide", generation.OVERFLOWS, "At the context length: forget, or refuse."

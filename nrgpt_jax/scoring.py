@@ -11,9 +11,8 @@ from flax import linen as nn
 
 from nrgpt_jax.array_types import Variables
 from nrgpt_jax.core.descent import Decoding
+from nrgpt_jax.decoding import as_tokens, bucket
 from nrgpt_jax.errors import UserError
-
-SMALLEST_BUCKET = 16
 
 
 class Likelihood(NamedTuple):
@@ -47,14 +46,12 @@ def log_likelihood(
       UserError: a context or a continuation is empty, or a continuation alone is longer than
         the context length.
     """
-    pairs = [
-        _pair(*pair, model.context_length) for pair in zip(contexts, continuations, strict=True)
-    ]
+    pairs = [_pair(*pair, model) for pair in zip(contexts, continuations, strict=True)]
     order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0]))  # little padding
     found: dict[int, Likelihood] = {}
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        width = _bucket(len(pairs[chosen[0]][0]) - 1, model.context_length)
+        width = bucket(len(pairs[chosen[0]][0]) - 1, model.context_length)
         filled = chosen + chosen[:1] * (batch_size - len(chosen))  # one compiled shape
         tokens = np.stack([np.pad(pairs[i][0], (0, width + 1 - len(pairs[i][0]))) for i in filled])
         log_probs, best = map(np.asarray, _score(model, num_symbols, variables, tokens))
@@ -66,9 +63,10 @@ def log_likelihood(
     return [found[i] for i in range(len(pairs))]
 
 
-def _pair(context, continuation, length: int) -> tuple[np.ndarray, int]:
+def _pair(context, continuation, model: nn.Module) -> tuple[np.ndarray, int]:
     """The end of both together, and the length of the continuation."""
-    context, continuation = (np.asarray(a, np.int32).reshape(-1) for a in (context, continuation))
+    context, continuation = (as_tokens(a, model.vocab_size) for a in (context, continuation))
+    length = model.context_length
     if not len(context) or not len(continuation):
         raise UserError("a context or a continuation is empty; each needs at least one token")
     if len(continuation) > length:
@@ -78,14 +76,12 @@ def _pair(context, continuation, length: int) -> tuple[np.ndarray, int]:
     return np.concatenate([context, continuation])[-(length + 1) :], len(continuation)
 
 
-def _bucket(count: int, most: int) -> int:
-    return min(max(SMALLEST_BUCKET, 1 << (count - 1).bit_length()), most)
-
-
 @partial(jax.jit, static_argnums=(0, 1))
 def _score(model, num_symbols, variables, tokens):
     """Of every token but the first: its log-probability, and whether it is the most probable."""
-    logits = model.apply(variables, tokens[:, :-1])[..., :num_symbols]
+    logits = model.apply(variables, tokens[:, :-1])
+    known = jnp.arange(logits.shape[-1]) < (num_symbols or logits.shape[-1])
+    logits = jnp.where(known[None, None], logits, -jnp.inf)
     log_probs = jax.nn.log_softmax(logits)
     chosen = jnp.take_along_axis(log_probs, tokens[:, 1:, None], axis=-1)[..., 0]
     return chosen, jnp.argmax(logits, axis=-1) == tokens[:, 1:]
@@ -98,7 +94,7 @@ def token_energies(model: nn.Module, variables: Variables, tokens: np.ndarray) -
     energy is from the window that holds most of its context.
     """
     length, n = model.context_length, len(tokens)
-    width = _bucket(n, length)
+    width = bucket(n, length)
     energies, start = np.empty(0, np.float32), 0
     while len(energies) < n:
         part = np.pad(tokens[start : start + width], (0, max(0, start + width - n)))
@@ -130,28 +126,45 @@ def cache_error(
       model, variables: as of `create_model`.
       tokens: (n,), at most the context length; of longer ones the end is read.
       prompt: so many tokens, at least 1, are read at once, the others one by one.
-      decoding: the cache in question.
+      decoding: the cache in question; the exact one stops tokens by the same rule.
     """
     gone = max(0, len(tokens) - model.context_length)
-    text, prompt = jnp.asarray(tokens[gone:], jnp.int32), max(1, prompt - gone)
-    return CacheError(*map(float, _cache_error(model, prompt, decoding, variables, text)))
+    text = as_tokens(tokens[gone:], model.vocab_size)
+    padded = np.pad(text, (0, bucket(len(text), model.context_length) - len(text)))
+    ends = np.int32(max(1, prompt - gone)), np.int32(len(text))
+    return CacheError(*map(float, _cache_error(model, decoding, variables, padded[None], *ends)))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _cache_error(model, prompt, decoding, variables, tokens):
-    exact = model.apply(variables, tokens[None])[0]
-    call = partial(model.apply, variables, decoding=decoding)
-    cache = model.apply(variables, 1, len(tokens), decoding.cache, method="empty_cache")
-    lengths = jnp.array([prompt])
-    first, cache, _ = call(tokens[None, :prompt], lengths, cache, method="prefill")
+@partial(jax.jit, static_argnums=(0, 1))
+def _cache_error(model, decoding, variables, tokens, prompt, length):
+    call = partial(model.apply, variables)
+    slots = tokens.shape[1]
+    empty = lambda kind: call(1, slots, kind, method="empty_cache")
+    x = call(tokens, method="embed")
+    active = jnp.arange(slots)[None] < length
+    exactly = decoding._replace(cache="exact")
+    x = call(x, empty("exact"), None, exactly, active, method="descend")[0]
+    raw = call(x, method="readout")[0]
+    exact = jax.nn.log_softmax(raw)
 
-    def one(cache, position):
-        logits, cache, _ = call(tokens[position][None], position[None], cache, method="decode")
-        return cache, logits[0]
+    def compare(found, logits, position):
+        largest, divergence, same = found
+        p, q = exact[position], jax.nn.log_softmax(logits)
+        return (
+            jnp.maximum(largest, jnp.max(jnp.abs(logits - raw[position]))),
+            divergence + jnp.sum(jnp.exp(p) * (p - q)),
+            same + (jnp.argmax(p) == jnp.argmax(q)).astype(jnp.float32),
+        )
 
-    _, logits = jax.lax.scan(one, cache, jnp.arange(prompt, len(tokens)))
-    logits, exact = jnp.concatenate([first, logits]), exact[prompt - 1 :]
-    p, q = jax.nn.log_softmax(exact), jax.nn.log_softmax(logits)
-    same = jnp.argmax(p, axis=-1) == jnp.argmax(q, axis=-1)
-    divergence = jnp.mean(jnp.sum(jnp.exp(p) * (p - q), axis=-1))
-    return jnp.max(jnp.abs(logits - exact)), divergence, jnp.mean(same.astype(jnp.float32))
+    def one(position, carry):
+        found, cache = carry
+        logits, cache, _ = call(
+            tokens[:, position], position[None], cache, decoding, method="decode"
+        )
+        return compare(found, logits[0], position), cache
+
+    start = call(tokens, prompt[None], empty(decoding.cache), decoding, method="prefill")
+    found = compare((0.0, 0.0, 0.0), start[0][0], prompt - 1)
+    (largest, divergence, same), _ = jax.lax.fori_loop(prompt, length, one, (found, start[1]))
+    count = (length - prompt + 1).astype(jnp.float32)
+    return largest, divergence / count, same / count

@@ -6,7 +6,9 @@ import chex
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import PartitionSpec as P
 
+from nrgpt_jax import sharding
 from nrgpt_jax.configs import default_config
 from nrgpt_jax.core import attention, flash, kernels
 from nrgpt_jax.models import create_model
@@ -68,11 +70,28 @@ def test_training_lowers_for_tpus_with_their_kernel(mask, dtype, monkeypatch, st
     """Compiled as far as one can without the chip."""
     del standard_promotion
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
     program = export_training(small_model(mask=mask, dtype=dtype)).mlir_module()
     assert "tpu_custom_call" in program
     jax.clear_caches()
     blocked = export_training(small_model(mask=mask, dtype=dtype, kernels="blocked"))
     assert "tpu_custom_call" not in blocked.mlir_module()
+
+
+def test_on_several_tpus_the_kernel_is_inside_shard_map_only(monkeypatch, standard_promotion):
+    del standard_promotion
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    model, mesh = small_model(), sharding.make_mesh()
+    tokens = jax.ShapeDtypeStruct((4, LENGTH), "int32")
+    params = jax.eval_shape(model.init, jax.random.key(0), tokens)
+    gradient = jax.grad(lambda params, tokens: jnp.sum(model.apply(params, tokens) ** 2))
+    split = (sharding.replicated(mesh), sharding.batch_sharding(mesh))
+    whole = jax.jit(gradient, in_shardings=split)
+    specs = (P(), P(sharding.DATA_AXIS))
+    inside = jax.shard_map(gradient, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=False)
+    for function, expected in ((whole, False), (jax.jit(inside, in_shardings=split), True)):
+        exported = jax.export.export(function, platforms=["tpu"])(params, tokens)
+        assert ("tpu_custom_call" in exported.mlir_module()) == expected
 
 
 def test_what_no_kernel_takes_goes_the_blocked_way():

@@ -13,7 +13,7 @@ from nrgpt_jax.configs import default_config
 from nrgpt_jax.core.descent import Convergence
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.generation import Continuation, Settings, generate, stream
-from nrgpt_jax.sampling import Sampling, filter_logits, next_token, penalize
+from nrgpt_jax.sampling import Sampling, filter_logits, next_token, penalize, switches
 
 KEY = jax.random.key(0)
 VOCAB, LENGTH = 11, 8
@@ -121,9 +121,13 @@ def test_calls_of_the_same_bucket_compile_once(model_and_variables):
     model, variables = model_and_variables
     generate(model, variables, PROMPTS, 5)
     programs: list[Any] = [decoding.read, decoding.advance]
+    settings = Settings(Sampling(temperature=0.8, top_p=0.9, min_p=0.1, repetition_penalty=1.1))
+    generate(model, variables, PROMPTS, 5, settings)
     before = [program._cache_size() for program in programs]
     others = [np.array([1, 2]), np.array([4, 4, 4]), np.array([5])]
     generate(model, variables, others, 4, seed=3)
+    settings = Settings(Sampling(temperature=0.7, top_p=0.8, min_p=0.2, repetition_penalty=1.2))
+    generate(model, variables, others, 4, settings, seed=3)
     assert [program._cache_size() for program in programs] == before
 
 
@@ -133,14 +137,15 @@ def test_calls_of_the_same_bucket_compile_once(model_and_variables):
         ([np.array([], np.int32)], 3, Settings(), "a prompt is empty"),
         ([], 3, Settings(), "a prompt is empty"),
         (PROMPTS, 0, Settings(), "max_new_tokens"),
+        ([np.array([1, 11])], 3, Settings(), "token 11 is not in the vocabulary of 11"),
         (PROMPTS, 4, Settings(overflow="refuse"), "5 tokens and 4 new ones do not fit .* 8"),
         (PROMPTS, 3, Settings(cache="big"), "cache='big' is not possible: choose one of exact"),
         (PROMPTS, 3, Settings(stride=9), "stride=9 .* between 1 and the context length 8"),
         (PROMPTS, 3, Settings(num_steps=0), "num_steps=0"),
         (PROMPTS, 3, Settings(until=Convergence(-1.0)), "tolerance=-1.0"),
         (PROMPTS, 3, Settings(until=Convergence(1.0, "luck")), "criterion='luck'"),
-        (PROMPTS, 3, Settings(Sampling(temperature=-1.0)), "temperature=-1.0 is out of range"),
-        (PROMPTS, 3, Settings(Sampling(top_p=0.0)), "top_p=0.0 is out of range"),
+        (PROMPTS, 3, Settings(Sampling(temperature=-1.0)), "temperature=-1.0 is not possible"),
+        (PROMPTS, 3, Settings(Sampling(top_p=0.0)), "top_p=0.0 is not possible"),
         (PROMPTS, 3, Settings(Sampling(top_p=1.1)), "top_p"),
         (PROMPTS, 3, Settings(Sampling(top_k=-1)), "top_k"),
         (PROMPTS, 3, Settings(Sampling(min_p=2.0)), "min_p"),
@@ -184,13 +189,17 @@ LOGITS = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
 )
 def test_what_top_k_top_p_and_min_p_keep(settings, kept):
     sampling = Sampling(**{"temperature": 1.0, **settings})
-    assert int(jnp.isfinite(filter_logits(LOGITS, sampling)).sum()) == kept
+    assert int(jnp.isfinite(filter_logits(LOGITS, sampling, switches(sampling))).sum()) == kept
 
 
 def test_repetition_penalty_acts_on_what_was_seen():
     logits, seen = jnp.array([[2.0, -1.0, 1.9]]), jnp.array([[True, True, False]])
     np.testing.assert_allclose(penalize(logits, seen, 2.0), [[1.0, -2.0, 1.9]])
-    draw = lambda penalty: int(next_token(KEY, logits, Sampling(penalty), seen)[0])
+
+    def draw(penalty):
+        sampling = Sampling(repetition_penalty=penalty)
+        return int(next_token(KEY, logits, sampling, switches(sampling), seen)[0])
+
     assert (draw(1.0), draw(1.1)) == (0, 2)
 
 
@@ -217,4 +226,6 @@ def test_temperature_sharpens():
 
 
 def next_token_batch(keys, sampling):
-    return np.asarray(jax.vmap(lambda key: next_token(key, LOGITS, sampling)[0])(keys))
+    return np.asarray(
+        jax.vmap(lambda key: next_token(key, LOGITS, sampling, switches(sampling))[0])(keys)
+    )

@@ -60,12 +60,14 @@ def test_damaged_and_foreign_folders_are_refused(tmp_path):
 
 
 def test_exported_functions_run_without_this_package(tmp_path):
-    """By the program in the folder, elsewhere, with nothing else on the path."""
+    """By the program in the folder."""
     before = trained(name="NRGPT_H_FF2W", mask="strict", attention="low_rank")
     export(before, tmp_path)
     program = tmp_path / "usage.py"
     assert "nrgpt" not in program.read_text()
-    command = [sys.executable, "-I", str(program), "1,2,3", "9"]
+    without = "import runpy, sys; sys.modules['nrgpt_jax'] = None; sys.argv = sys.argv[1:];"
+    run = f"{without} runpy.run_path(sys.argv[0], run_name='__main__')"
+    command = [sys.executable, "-I", "-c", run, str(program), "1,2,3", "9"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (expected,) = generate(before.model, before.variables, [np.array([1, 2, 3])], 9)

@@ -43,11 +43,18 @@ def test_greedy_continuations_are_recognised(model_and_variables):
     scores = log_likelihood(model, variables, [context], [np.array([best])], num_symbols=best + 1)
     wide = log_likelihood(model, variables, [context], [np.array([best])])
     assert scores[0].log_likelihood >= wide[0].log_likelihood, "padding has no probability"
+    padding = log_likelihood(model, variables, [context], [np.array([10])], num_symbols=10)
+    assert padding[0] == (-np.inf, False)
 
 
 @pytest.mark.parametrize(
     ("context", "continuation", "message"),
-    [([], [1], "is empty"), ([1], [], "is empty"), ([1], [2] * 13, "13 tokens does not fit")],
+    [
+        ([], [1], "is empty"),
+        ([1], [], "is empty"),
+        ([1], [11], "token 11 is not in"),
+        ([1], [2] * 13, "13 tokens does not fit"),
+    ],
 )
 def test_mistakes_are_named(model_and_variables, context, continuation, message):
     model, variables = model_and_variables

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from nrgpt_jax.array_types import States
 from nrgpt_jax.core import memory
@@ -56,6 +56,7 @@ def descend(
     rows: Float[Array, "T B S *C"],
     position: Int[Array, "B"] | None,
     decoding: Decoding,
+    active: Bool[Array, "N"] | None = None,
     unroll: int = 1,
 ) -> Descent:
     """T = len(scales) steps, or fewer, of tokens (B*P,D).
@@ -68,6 +69,7 @@ def descend(
       rows: the cache; (1,B,S,...) for a fixed-point cache.
       position: where to write, as in `memory.write`.
       decoding: which cache, and when to stop.
+      active: tokens that are waited for; padding is not. None: all.
       unroll: as in `dynamics.rollout`.
     """
     fixed_point = decoding.cache == "fixed_point"
@@ -88,7 +90,8 @@ def descend(
         (x, rows), _ = jax.lax.scan(body, (x, rows), inputs, unroll=unroll)
         steps, last = jnp.full(x.shape[0], len(scales)), jnp.asarray(len(scales))
     else:
-        x, rows, steps, last = _until_converged(bound, x, scales, rows, decoding.until)
+        moving = jnp.ones(x.shape[0], bool) if active is None else active
+        x, rows, steps, last = _until_converged(bound, x, scales, rows, moving, decoding.until)
     if fixed_point:
         rows = memory.write(rows, remember(x), position, step=0)
     elif decoding.until is not None:
@@ -96,7 +99,7 @@ def descend(
     return Descent(x, rows, steps)
 
 
-def _until_converged(bound, x, scales, rows, until: Convergence):
+def _until_converged(bound, x, scales, rows, moving, until: Convergence):
     """A loop that ends when every token has stopped."""
 
     def unfinished(carry):
@@ -117,7 +120,7 @@ def _until_converged(bound, x, scales, rows, until: Convergence):
         return t + 1, x, rows, energy_N, jnp.where(moving_N, steps_N + 1, steps_N), moving_N, t + 1
 
     nowhere = jnp.full(x.shape[0], jnp.inf, jnp.float32)
-    steps, moving = jnp.zeros(x.shape[0], jnp.int32), jnp.ones(x.shape[0], bool)
+    steps = jnp.zeros(x.shape[0], jnp.int32)
     carry = (0, x, rows, nowhere, steps, moving, 0)
     _, x, rows, _, steps, _, last = jax.lax.while_loop(unfinished, body, carry)
     return x, rows, steps, last

@@ -17,6 +17,7 @@ To add a feed-forward energy, write a function of a few lines, decorate it with
 Source: NRGPT (arXiv 2512.16762), section 3; FF1, FF2 and FF2W are named as in its release.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -59,7 +60,7 @@ FEEDFORWARD: Registry[FeedForward] = Registry("feed-forward energy")
 
 
 def attention(name: str, specs: Callable[[Sizes], Specs], memory: Memory = lambda params, g: g):
-    """Registers an attention energy.
+    """Registers an attention energy; it takes `strict`, `keep` and `visible` by name.
 
     Args:
       name: of the choice `model.attention`.
@@ -67,7 +68,14 @@ def attention(name: str, specs: Callable[[Sizes], Specs], memory: Memory = lambd
       memory: what it reads of its context, (K,...) from states (K,D), row by row; by default
         the states themselves.
     """
-    return ATTENTION.register(name, lambda function: Attention(function, specs, memory))
+
+    def entry(function: Callable[..., TokenEnergies]) -> Attention:
+        missing = {"strict", "keep", "visible"} - set(inspect.signature(function).parameters)
+        if missing:
+            raise TypeError(f"attention energy {name!r} does not take {', '.join(sorted(missing))}")
+        return Attention(function, specs, memory)
+
+    return ATTENTION.register(name, entry)
 
 
 def feedforward(name: str, specs: Callable[[Sizes], Specs]):

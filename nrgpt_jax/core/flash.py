@@ -6,7 +6,8 @@ of what it finds for keys and for values. The kernels know the inclusive mask on
 strict one the queries move up by one row.
 
 cuDNN takes bfloat16 and float16 and heads of at most 256 (128 before Hopper), splash attention
-sequences that are multiples of 128; `attend` is None for what they do not take. Both add up in an
+sequences that are multiples of 128, and arrays of several devices are taken inside `shard_map`
+only; `attend` is None for what they do not take. Both add up in an
 order of their own: two runs on a GPU may differ in the last digits. They have no second
 derivative.
 """
@@ -34,11 +35,16 @@ def attend(
     strict: bool,
 ) -> Float[Array, "G N E"] | None:
     """`attention.attend` without dropout, or None where no kernel takes these arrays."""
-    if query.shape[1] != keys.shape[2]:
+    if query.shape[1] != keys.shape[2] or not _may_be_placed():
         return None
     count = keys.shape[0] * keys.shape[1]
     kernel = kernel_for(jax.default_backend(), count, *query.shape[1:], str(query.dtype))
     return None if kernel is None else attend_with(kernel, query, keys, weight, strict)
+
+
+def _may_be_placed() -> bool:
+    """Pallas kernels run on one device, or inside `shard_map`; `jit` does not split them."""
+    return jax.device_count() == 1 or jax.sharding.get_abstract_mesh().are_all_axes_manual
 
 
 def attend_with(kernel: Kernel, query, keys, weight, strict: bool) -> Float[Array, "G N E"]:

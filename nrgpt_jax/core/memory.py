@@ -8,8 +8,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-Rows = Float[Array, "B S *C"]
-
 
 def write(
     rows: jax.Array,

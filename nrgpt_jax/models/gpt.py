@@ -121,8 +121,14 @@ class GPT(LanguageModel):
         return dict.fromkeys("kv", (self.num_heads, self.embed_dim // self.num_heads))
 
     def descend(
-        self, x: BatchStates, cache: Cache, position: jax.Array | None, decoding: Decoding
+        self,
+        x: BatchStates,
+        cache: Cache,
+        position: jax.Array | None,
+        decoding: Decoding,
+        active: jax.Array | None = None,
     ) -> tuple[BatchStates, Cache, jax.Array]:
+        del active  # every token makes all steps
         if decoding != Decoding():
             raise ValueError("the transformer baselines have no energy: exact cache, all steps")
         x, rows = self.blocks(x, cache, position, False)

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from nrgpt_jax.array_types import Logits, Tokens, at_least_float32
 from nrgpt_jax.core.descent import Decoding
@@ -59,7 +59,12 @@ class LanguageModel(nn.Module):
         raise TypeError(f"{type(self).__name__} does not define cache_row")
 
     def descend(
-        self, x: BatchStates, cache: Cache, position: jax.Array | None, decoding: Decoding
+        self,
+        x: BatchStates,
+        cache: Cache,
+        position: jax.Array | None,
+        decoding: Decoding,
+        active: Bool[Array, "B P"] | None = None,
     ) -> tuple[BatchStates, Cache, Int[Array, "B P"]]:
         """`states` of P tokens a sequence, with past tokens in a cache.
 
@@ -68,6 +73,7 @@ class LanguageModel(nn.Module):
           cache: is written, and read where `position` is given.
           position: None: the tokens are the first P. (B,): P = 1, one token at its position.
           decoding: which cache, and when a token stops.
+          active: tokens that are waited for; None: all.
 
         Returns:
           The states after the last step, the cache, and the number of steps of every token.
@@ -88,16 +94,23 @@ class LanguageModel(nn.Module):
         Returns:
           The logits after the last token of each, the cache, the steps that tokens made.
         """
-        x, cache, steps = self.descend(self.embed(tokens), cache, None, decoding)
+        active = jnp.arange(tokens.shape[1])[None] < lengths[:, None]
+        x, cache, steps = self.descend(self.embed(tokens), cache, None, decoding, active)
         last = jnp.take_along_axis(x, lengths[:, None, None] - 1, axis=1)
         return self.readout(last)[:, 0], cache, steps
 
     def decode(
-        self, tokens: Int[Array, "B"], position: Int[Array, "B"], cache: Cache, decoding: Decoding
+        self,
+        tokens: Int[Array, "B"],
+        position: Int[Array, "B"],
+        cache: Cache,
+        decoding: Decoding,
+        active: Bool[Array, "B"] | None = None,
     ) -> tuple[Float[Array, "B V"], Cache, Int[Array, "B"]]:
         """One more token in each sequence, at `position`: logits (B,V), the cache, the steps."""
         x = self.token_embedding(tokens) + self.position_embedding(position)
-        x, cache, steps = self.descend(x[:, None], cache, position, decoding)
+        waited_for = None if active is None else active[:, None]
+        x, cache, steps = self.descend(x[:, None], cache, position, decoding, waited_for)
         return self.readout(x)[:, 0], cache, steps[:, 0]
 
     def embed(self, tokens: Tokens) -> BatchStates:

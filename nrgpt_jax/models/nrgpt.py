@@ -120,7 +120,12 @@ class NRGPT(LanguageModel):
         return {"memory": jax.eval_shape(lambda g: memory(params, g), g).shape[1:]}
 
     def descend(
-        self, x: BatchStates, cache: Cache, position: jax.Array | None, decoding: Decoding
+        self,
+        x: BatchStates,
+        cache: Cache,
+        position: jax.Array | None,
+        decoding: Decoding,
+        active: jax.Array | None = None,
     ) -> tuple[BatchStates, Cache, jax.Array]:
         params = self._parameters()
         over_sequences = self._attention_over_sequences(params, x.shape[0])
@@ -142,6 +147,7 @@ class NRGPT(LanguageModel):
             cache["memory"],
             position,
             decoding,
+            None if active is None else active.reshape(-1),
             self.scan_unroll,
         )
         return (
