@@ -1,6 +1,6 @@
 """How accuracy depends on the depth at inference and on the cache: writes docs/depth.md.
 
-python -m benchmarks.depth --workdir=runs/listops [--prompts=500]
+python -m benchmarks.depth --workdir=runs/listops [--prompts=400]
 """
 
 from pathlib import Path
@@ -10,13 +10,14 @@ from absl import flags
 
 from nrgpt_jax import cli, evaluation, scoring
 from nrgpt_jax.core.descent import Convergence, Decoding
+from nrgpt_jax.core.rates import RATES
 from nrgpt_jax.datasets import Prompts, load_dataset
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.generation import Settings, generate
 from nrgpt_jax.models import with_num_steps
 from nrgpt_jax.pretrained import Pretrained, load_pretrained
 
-TOLERANCES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.01)
+TOLERANCES = {"energy": (10.0, 3.0, 1.0, 0.3, 0.1, 0.01), "gradient": (10.0, 3.0, 1.0, 0.3, 0.1)}
 STEPS = (0.6, 0.8, 1, 1.2, 2, 4)  # times those of training
 OUT = Path(__file__).resolve().parent.parent / "docs/depth.md"
 
@@ -44,8 +45,8 @@ def rows(trained: Pretrained, prompts: Prompts) -> list[list[str]]:
                 [f"{count} steps", cache, f"{accuracy:.1%}", str(count), str(count), error]
             )
             print(found[-1], flush=True)
-    for criterion in ("energy", "gradient"):
-        for tolerance in TOLERANCES:
+    for criterion, tolerances in TOLERANCES.items():
+        for tolerance in tolerances:
             until = Convergence(tolerance, criterion)
             accuracy, taken = answer(trained, prompts, Settings(num_steps=4 * steps, until=until))
             name = f"until converged, {criterion}, {tolerance:g}"
@@ -75,7 +76,12 @@ def main(f: flags.FlagValues) -> None:
         raise UserError(f"the data set of {f.workdir} has no prompts to answer; use a listops run")
     name, prompts = next(iter(sets.items()))
     prompts = Prompts(prompts.prompts[: f.prompts], prompts.answers[: f.prompts], prompts.end)
-    table = rows(trained, prompts)
+    OUT.write_text(page(trained, name, len(prompts.prompts), rows(trained, prompts)))
+    print(f"written to {OUT}")
+
+
+def page(trained: Pretrained, name: str, count: int, table: list[list[str]]) -> str:
+    """docs/depth.md"""
     head = ["depth", "cache", "answered", "mean steps", "most steps", "KL of the cache, nats"]
     m = trained.config.model
     line = lambda cells: f"| {' | '.join(cells)} |"
@@ -88,18 +94,19 @@ def main(f: flags.FlagValues) -> None:
         f"(at most {4 * m.num_steps} steps; the tolerance is the change of a token's energy in a",
         "step, or the norm of its gradient), and with one remembered state a token.",
         "",
+        f"Energy falls with the rate `{m.rate}`: {RATES[m.rate].guarantee}.",
+        "",
         f"{m.name}, D={m.embed_dim}, H={m.num_heads}, rate `{m.rate}`, trained with "
-        f"{m.num_steps} steps; {len(prompts.prompts)} prompts of `{name}`, one seed.",
+        f"{m.num_steps} steps; {count} prompts of `{name}`, one seed.",
         "",
         line(head),
         "|" + "---|" * len(head),
         *map(line, table),
     ]
-    OUT.write_text("\n".join(text) + "\n")
-    print(f"written to {OUT}")
+    return "\n".join(text) + "\n"
 
 
 if __name__ == "__main__":
     cli.define_workdir_flag()
-    flags.DEFINE_integer("prompts", 500, "Answer so many.", 1)
+    flags.DEFINE_integer("prompts", 400, "Answer so many.", 1)
     cli.run(lambda: main(flags.FLAGS))
