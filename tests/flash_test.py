@@ -30,7 +30,7 @@ def inputs(groups, heads, dtype=jnp.float32):
 
 def value_and_gradients(function, arguments, cotangent):
     loss = lambda *args: jnp.sum(function(*args).astype(jnp.float32) * cotangent)
-    return function(*arguments), jax.grad(loss, (0, 1, 2))(*arguments)
+    return jax.jit(lambda *args: (function(*args), jax.grad(loss, (0, 1, 2))(*args)))(*arguments)
 
 
 @pytest.mark.parametrize("strict", [True, False])

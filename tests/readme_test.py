@@ -10,10 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+from decoding_helpers import small_model
 
 from nrgpt_jax import create_model
 from nrgpt_jax.configs import default_config
 from nrgpt_jax.core.energies import FEEDFORWARD
+from nrgpt_jax.datasets.tokenizers import CharTokenizer
+from nrgpt_jax.pretrained import Pretrained, save_pretrained
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -21,7 +24,7 @@ README = (ROOT / "README.md").read_text()
 
 def test_the_energy_example_trains():
     """Run as it stands; the model that it names then learns to repeat a pattern."""
-    (example,) = re.findall(r"```python\n(.*?@feedforward.*?)```", README, re.DOTALL)
+    (example,) = re.findall(r"```python\n([^`]*@feedforward[^`]*)```", README, re.DOTALL)
     exec(compile(example, "README.md", "exec"), {})
     (name,) = re.findall(r'@feedforward\("(\w+)"', example)
     try:
@@ -59,6 +62,22 @@ def test_the_python_example_runs():
     exec(compile(example, "README.md", "exec"), found)
     assert found["logits"].shape == (1, 12, 65)
     assert {e.shape for e in found["energies"].values()} == {(7, 1, 12)}
+
+
+def test_the_text_example_runs(tmp_path, monkeypatch, capsys):
+    (example,) = re.findall(r"```python\n([^`]*load_pretrained[^`]*)```", README)
+    config = default_config()
+    config.model.update({"vocab_size": 60, "context_length": 32, "embed_dim": 8, "num_steps": 2})
+    model, variables = small_model(**config.model.to_dict())
+    characters = CharTokenizer(map(chr, range(ord("A"), ord("A") + 57)))
+    tokenizer = CharTokenizer([*characters.vocabulary, " ", ",", ":"])
+    folder = tmp_path / "runs/shakespeare"
+    save_pretrained(folder, Pretrained(model, variables, tokenizer, config))
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    exec(compile(example, "README.md", "exec"), found)
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert all(score.log_likelihood < 0 for score in found["scores"])
 
 
 def commands():
