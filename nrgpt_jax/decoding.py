@@ -110,19 +110,19 @@ def advance(
         token = next_token(jax.random.fold_in(key, w.drawn), logits, sampling, on, seen)
         log_prob = jax.nn.log_softmax(logits)[rows, token]
         done = w.done | (token == end_token)
-        at = (rows, jnp.where(done, slots + 1, w.lengths))  # out of range: dropped
+        at = (rows, w.lengths)  # of an ended row: behind its text, where nobody reads
         lengths = jnp.where(done, w.lengths, w.lengths + 1)
         position = jnp.minimum(lengths - 1, slots - 1)
         logits, cache, steps = apply(
             variables, token, position, w.cache, decoding, ~done, method="decode"
         )
         return Window(
-            tokens=w.tokens.at[at].set(token, mode="drop"),
+            tokens=w.tokens.at[at].set(token),
             lengths=lengths,
             done=done,
             drawn=w.drawn + 1,
-            log_probs=w.log_probs.at[at].set(log_prob, mode="drop"),
-            steps=w.steps.at[at].set(w.next_steps, mode="drop"),
+            log_probs=w.log_probs.at[at].set(log_prob),
+            steps=w.steps.at[at].set(w.next_steps),
             next_logits=logits,
             next_steps=steps,
             cache=cache,
