@@ -4,6 +4,7 @@
 #   make train EXP=shakespeare:paper WORKDIR=runs/p ARGS="--config.seed=1"
 #   make evaluate EXP=listops                       losses and accuracies of runs/listops
 #   make sample EXP=shakespeare PROMPT="ROMEO:"     text from runs/shakespeare
+#   make analyze WORKDIR=runs/listops [PROMPT=...]  energies and their landscape: figures, a page
 #   make export EXP=shakespeare OUT=folder          safetensors, tokenizer, compiled functions
 #   make data EXP=shakespeare                       prepare the data only
 #   make bench RELEASE=path/to/clone                speed and memory of training, beside the
@@ -14,7 +15,7 @@ PYTHON ?= python3
 EXP ?= listops
 WORKDIR ?= runs/$(subst :,-,$(EXP))
 ARGS ?=
-PROMPT ?= ROMEO:
+PROMPT ?=
 WORKERS ?= 2
 
 BIN := .venv/bin
@@ -22,7 +23,7 @@ NAME := $(firstword $(subst :, ,$(EXP)))
 CONFIG := --config=experiments/$(subst $(NAME):,$(NAME).py:,$(EXP)$(if $(findstring :,$(EXP)),,.py))
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: setup data train evaluate sample export bench bench-generation test test-all lint clean
+.PHONY: setup data train evaluate sample analyze export bench bench-generation test test-all lint clean
 
 setup: .venv/installed
 .venv/installed: setup.cfg pyproject.toml constraints.txt
@@ -45,8 +46,12 @@ evaluate: setup
 	@$(BIN)/python -m nrgpt_jax.evaluate --workdir=$(WORKDIR) $(ARGS)
 
 export PROMPT
+sample: PROMPT := $(or $(PROMPT),ROMEO:)
 sample: setup
 	@$(BIN)/python -m nrgpt_jax.sample --workdir=$(WORKDIR) $(if $(findstring --prompts_file,$(ARGS)),,--prompt="$$PROMPT") $(ARGS)
+
+analyze: setup
+	@$(BIN)/python -m nrgpt_jax.analyze --workdir=$(WORKDIR) $(if $(PROMPT),--prompt="$$PROMPT") $(ARGS)
 
 OUT ?= exported/$(subst :,-,$(EXP))
 export: setup

@@ -1,6 +1,4 @@
-"""The recurrent dynamics: scan equals loop, no future leaks, energy falls where promised."""
-
-import functools
+"""The recurrent dynamics: scan equals loop, no future leaks, a trajectory is what it says."""
 
 import chex
 import jax
@@ -8,11 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from core_helpers import SIZES, make_dynamics
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from nrgpt_jax.core import dynamics
-from nrgpt_jax.core.parameters import Sizes
 
 X = jax.random.normal(jax.random.key(1), (5, SIZES.D))
 SCALES = jnp.array([0.3, 0.2, 0.1, 0.25])
@@ -53,6 +48,16 @@ def test_trajectory_is_the_rollout_with_its_energies():
     total = path.energies["attention"] + path.energies["feedforward"]
     chex.assert_trees_all_close(path.energies["total"], total, rtol=1e-6)
 
+    def own_energy(x_token, token, x):  # with its context held fixed
+        g = model.norm(x)
+        query = g.at[token].set(model.norm(x.at[token].set(x_token))[token])
+        return sum(energy(query, g)[token] for energy in model.energies.values())
+
+    x = path.states[2]
+    for token in range(5):
+        expected = jax.grad(own_energy)(x[token], token, x)
+        chex.assert_trees_all_close(path.gradients[2, token], expected, rtol=1e-4, atol=1e-5)
+
 
 def influence(step):
     """(N,N): whether the new state of token A depends on the old state of token B."""
@@ -83,65 +88,6 @@ def test_training_gradients_flow_through_the_context():
     model = make_dynamics(jax.random.key(0))
     last = lambda x: jnp.sum(dynamics.step(model, x)[-1])
     assert float(jnp.abs(jax.grad(last)(X)[0]).max()) > 1e-4
-
-
-def energy_change(model, x, token, size):
-    """Change of a token's energy over one small step, its context held fixed."""
-    context = model.norm(x)
-
-    def energy(x):
-        g = model.norm(x)
-        query = context.at[token].set(g[token])
-        return sum(e(query, context)[token] for e in model.energies.values())
-
-    moved = x.at[token].set(dynamics.step(model, x, size)[token])
-    return float(energy(moved) - energy(x))
-
-
-CONDITIONS = {"gamma": "layer_norm", "psd": "none"}
-
-
-def with_float64(test):
-    """Energy changes of small steps drown in float32."""
-
-    @functools.wraps(test)
-    def wrapped(*args, **kwargs):
-        with jax.enable_x64(True):
-            return test(*args, **kwargs)
-
-    return wrapped
-
-
-def descends(rate, norm, width, seed, sign=1.0, size=1e-5):
-    # Strict, as in the sum of the paper; the proof holds the context, and so a self key, fixed.
-    sizes = Sizes(D=width, H=2, Y=2, M=2 * width)
-    parts = {"norm": norm, "rate": rate, "strict": True, "sizes": sizes, "dtype": jnp.float64}
-    model = make_dynamics(jax.random.key(seed), **parts)
-    model = model._replace(eta=sign * model.eta)
-    x = jax.random.normal(jax.random.key(seed + 1), (4, width), dtype=jnp.float64)
-    return [energy_change(model, x, token, size) for token in range(4)]
-
-
-@pytest.mark.parametrize("rate", CONDITIONS)
-@with_float64
-def test_energy_descends_at_small_steps(rate):
-    """Propositions 2.1 (gamma with LayerNorm) and 2.2 (psd without a norm)."""
-
-    @given(width=st.sampled_from([3, 5, 8]), seed=st.integers(0, 2**20))
-    @settings(max_examples=10, deadline=None)
-    def check(width, seed):
-        changes = descends(rate, CONDITIONS[rate], width, seed)
-        assert max(changes) <= 1e-9
-        assert sum(changes) < -1e-9, "and it does fall"
-
-    check()
-
-
-@with_float64
-def test_energy_rises_when_the_condition_is_broken():
-    assert max(descends("gamma", "layer_norm", 6, 0, sign=-1.0)) > 1e-9
-    rises = [max(descends("full", "none", 6, seed)) > 1e-9 for seed in range(5)]
-    assert any(rises)
 
 
 def test_step_keeps_the_dtype():

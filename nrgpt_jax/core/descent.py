@@ -14,8 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from nrgpt_jax.array_types import States
 from nrgpt_jax.core import memory
-from nrgpt_jax.core.dynamics import Dynamics, step
-from nrgpt_jax.core.rates import apply_rate
+from nrgpt_jax.core.dynamics import Dynamics, add, move, slope, step
 
 CACHES = ("exact", "fixed_point")
 CRITERIA = ("energy", "gradient")
@@ -88,14 +87,14 @@ def descend(
 
         inputs = jnp.arange(len(scales)), scales
         (x, rows), _ = jax.lax.scan(body, (x, rows), inputs, unroll=unroll)
-        steps, last = jnp.full(x.shape[0], len(scales)), jnp.asarray(len(scales))
+        steps = jnp.full(x.shape[0], len(scales))
     else:
         moving = jnp.ones(x.shape[0], bool) if active is None else active
-        x, rows, steps, last = _until_converged(bound, x, scales, rows, moving, decoding.until)
+        x, rows, steps, made = _until_converged(bound, x, scales, rows, moving, decoding.until)
+        if not fixed_point:
+            rows = memory.fill(rows, remember(x), position, made)
     if fixed_point:
         rows = memory.write(rows, remember(x), position, step=0)
-    elif decoding.until is not None:
-        rows = memory.fill(rows, remember(x), position, last)
     return Descent(x, rows, steps)
 
 
@@ -103,37 +102,24 @@ def _until_converged(bound, x, scales, rows, moving, until: Convergence):
     """A loop that ends when every token has stopped."""
 
     def unfinished(carry):
-        t, *_, moving_N, _ = carry
+        t, *_, moving_N = carry
         return (t < len(scales)) & jnp.any(moving_N)
 
     def body(carry):
-        t, x, rows, before_N, steps_N, moving_N, _ = carry
+        t, x, rows, before_N, steps_N, moving_N = carry
         rows, dynamics = bound(t, x, rows)
-        energy_N, g_gradient, x_gradient = _energy_and_gradients(dynamics, x)
+        energies, in_g, in_x = slope(dynamics, x)
+        energy_N = add(e.astype(jnp.float32) for e in energies.values())
         if until.criterion == "energy":
             rest_N = jnp.abs(energy_N - before_N) <= until.tolerance
         else:
-            rest_N = jnp.linalg.norm(x_gradient, axis=-1) <= until.tolerance
+            rest_N = jnp.linalg.norm(in_x, axis=-1) <= until.tolerance
         moving_N &= ~rest_N
-        moved = x - scales[t] * apply_rate(dynamics.eta, g_gradient).astype(x.dtype)
-        x = jnp.where(moving_N[:, None], moved, x)
-        return t + 1, x, rows, energy_N, jnp.where(moving_N, steps_N + 1, steps_N), moving_N, t + 1
+        x = jnp.where(moving_N[:, None], move(dynamics, x, in_g, scales[t]), x)
+        return t + 1, x, rows, energy_N, steps_N + moving_N.astype(steps_N.dtype), moving_N
 
     nowhere = jnp.full(x.shape[0], jnp.inf, jnp.float32)
     steps = jnp.zeros(x.shape[0], jnp.int32)
-    carry = (0, x, rows, nowhere, steps, moving, 0)
-    _, x, rows, _, steps, _, last = jax.lax.while_loop(unfinished, body, carry)
-    return x, rows, steps, last
-
-
-def _energy_and_gradients(dynamics: Dynamics, x: States):
-    """Each token's energy (N,), and its gradient in g and in x (N,D)."""
-    g, to_x = jax.vjp(dynamics.norm, x)
-
-    def total(query):
-        energies = [energy(query, g) for energy in dynamics.energies.values()]
-        energy_N = sum(e.astype(jnp.float32) for e in energies)
-        return jnp.sum(energy_N), energy_N
-
-    gradient, energy_N = jax.grad(total, has_aux=True)(g)
-    return energy_N, gradient, to_x(gradient)[0]
+    carry = (0, x, rows, nowhere, steps, moving)
+    made, x, rows, _, steps, _ = jax.lax.while_loop(unfinished, body, carry)
+    return x, rows, steps, made

@@ -10,14 +10,14 @@ Source: NRGPT (arXiv 2512.16762), section 2.
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from nrgpt_jax.array_types import States, TokenEnergies
+from nrgpt_jax.array_types import States, TokenEnergies, at_least_float32
 from nrgpt_jax.core.rates import apply_rate
 
 REMAT = ("none", "step", "full")
@@ -35,10 +35,29 @@ class Dynamics(NamedTuple):
 
 
 class Trajectory(NamedTuple):
-    """States and per-token energies before every step and after the last one."""
+    """States, energies and their gradients before every step and after the last one.
+
+    `energies` are those of every token by the names of `Dynamics.energies`, and their `total`.
+    `gradients` are dE_A/dx_A of the total: of token A's own energy in its own state, with its
+    context held fixed.
+    """
 
     states: Float[Array, "T+1 N D"]
     energies: Mapping[str, Float[Array, "T+1 N"]]
+    gradients: Float[Array, "T+1 N D"]
+
+
+class Slope(NamedTuple):
+    """Where tokens stand on their energies: values by name, gradients of the total."""
+
+    energies: Mapping[str, TokenEnergies]
+    in_g: States  # dE_A/dg_A, what a step follows
+    in_x: States  # dE_A/dx_A
+
+
+def add(arrays: Iterable[jax.Array]) -> jax.Array:
+    """The sum of one or more arrays."""
+    return functools.reduce(jnp.add, arrays)
 
 
 def energy_gradient(energy: EnergyTerm, g: States) -> States:
@@ -50,12 +69,28 @@ def energy_gradient(energy: EnergyTerm, g: States) -> States:
     return jax.grad(lambda query: jnp.sum(energy(query, g)))(g)
 
 
+def slope(dynamics: Dynamics, x: States) -> Slope:
+    """The energy of every token and its gradients in the token's own g and x."""
+    g, to_x = jax.vjp(dynamics.norm, x)
+
+    def total(query):
+        energies = {name: energy(query, g) for name, energy in dynamics.energies.items()}
+        return jnp.sum(add(map(at_least_float32, energies.values()))), energies
+
+    in_g, energies = jax.grad(total, has_aux=True)(g)
+    return Slope(energies, in_g, to_x(in_g)[0])
+
+
+def move(dynamics: Dynamics, x: States, in_g: States, scale: jax.Array | float = 1.0) -> States:
+    """x - scale * eta dE/dg, for a gradient `in_g` of the energies in g."""
+    return x - scale * apply_rate(dynamics.eta, in_g).astype(x.dtype)
+
+
 def step(dynamics: Dynamics, x: States, scale: jax.Array | float = 1.0) -> States:
     """One step of every token down its energy, x - scale * eta dE/dg."""
     g = dynamics.norm(x)
     gradients = [energy_gradient(energy, g) for energy in dynamics.energies.values()]
-    gradient = functools.reduce(jnp.add, gradients)
-    return x - scale * apply_rate(dynamics.eta, gradient).astype(x.dtype)
+    return move(dynamics, x, add(gradients), scale)
 
 
 def rollout(
@@ -98,16 +133,22 @@ def rollout(
 
 
 def trajectory(dynamics: Dynamics, x: States, scales: Float[Array, "T"]) -> Trajectory:
-    """The whole path of T = len(scales) steps, with the energy of every token on it."""
+    """The whole path of T = len(scales) steps, with the energies and gradients on it.
 
-    def energies(x):
-        g = dynamics.norm(x)
-        return {name: energy(g, g) for name, energy in dynamics.energies.items()}
+    Args:
+      dynamics: of every step.
+      x: (N,D), the states before the first step.
+      scales: c_t of every step.
+    """
+
+    def record(x):
+        energies, in_g, in_x = slope(dynamics, x)
+        return in_g, Trajectory(x, {**energies, "total": add(energies.values())}, in_x)
 
     def body(x, scale):
-        return step(dynamics, x, scale), (x, energies(x))
+        in_g, here = record(x)
+        return move(dynamics, x, in_g, scale), here
 
-    last, (states, values) = jax.lax.scan(body, x, scales)
-    append = lambda path, end: jnp.concatenate([path, end[None]])
-    values = jax.tree.map(append, values, energies(last))
-    return Trajectory(append(states, last), {**values, "total": sum(values.values())})
+    last, path = jax.lax.scan(body, x, scales)
+    end = record(last)[1]
+    return jax.tree.map(lambda path, end: jnp.concatenate([path, end[None]]), path, end)

@@ -71,8 +71,11 @@ class NRGPT(LanguageModel):
 
     def eta(self) -> jax.Array:
         """The inference rate: a scalar, a diagonal (D,) or a matrix (D,D), before any c_t."""
-        gain = self.norm_params().get("gain", jnp.ones(self.embed_dim))
-        return RATES[self.rate].eta(self.rate_params(), gain)
+        return RATES[self.rate].eta(self.rate_params(), self.gain())
+
+    def gain(self) -> jax.Array:
+        """The gain (D,) of the norm, ones where it has none."""
+        return self.norm_params().get("gain", jnp.ones(self.embed_dim))
 
     def step_scales(self) -> jax.Array:
         """c_t of every step, (T,)."""
@@ -98,10 +101,18 @@ class NRGPT(LanguageModel):
         )
         return last.reshape(x.shape)
 
+    def dynamics(self, sequences: int = 1) -> core.Dynamics:
+        """The energies, norm and rate of so many sequences of equal length, one after the other.
+
+        For pure functions on states: `model.bind(variables).dynamics()`.
+        """
+        params = self._parameters()
+        return self._bind(params, self._attention_over_sequences(params, sequences))
+
     def trajectory(self, tokens: Tokens) -> core.Trajectory:
-        """States (B,T+1,N,D) before every step and after the last, and the energies on the way."""
-        x, params = self.embed(tokens), self._parameters()
-        dynamics = self._bind(params, self._attention_over_sequences(params, x.shape[0]))
+        """The path of every sequence: states (B,T+1,N,D), and the same of what comes with them."""
+        x = self.embed(tokens)
+        dynamics = self.dynamics(x.shape[0])
         path = core.trajectory(dynamics, x.reshape(-1, self.embed_dim), self.step_scales())
         by_sequence = lambda leaf: jnp.swapaxes(
             leaf.reshape(len(leaf), *tokens.shape, *leaf.shape[2:]), 0, 1

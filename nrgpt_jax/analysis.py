@@ -1,0 +1,236 @@
+"""A trained model on a text: energies, motion, predictions and certificates, step by step.
+
+found = analyse(load_pretrained("runs/listops"), tokens, num_steps=20)
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nrgpt_jax.core import certificates
+from nrgpt_jax.core.certificates import Evidence
+from nrgpt_jax.core.dynamics import Trajectory
+from nrgpt_jax.core.landscape import Landscape, landscape
+from nrgpt_jax.datasets.tokenizers import Tokenizer
+from nrgpt_jax.decoding import as_tokens
+from nrgpt_jax.errors import UserError, require
+from nrgpt_jax.models import with_num_steps
+from nrgpt_jax.models.nrgpt import NRGPT
+from nrgpt_jax.pretrained import Pretrained
+
+LARGEST = 1e6  # energies beyond this times the first have diverged
+
+GRID_VALUES = 90_000  # of all landscapes together, at most about
+
+
+class Predictions(NamedTuple):
+    """Of the next token, by the head applied to the state of every step."""
+
+    tokens: np.ndarray  # (T+1,N,k) the most probable ones
+    probabilities: np.ndarray  # (T+1,N,k) of these
+    entropy: np.ndarray  # (T+1,N) nats
+    surprise: np.ndarray  # (T+1,N-1) nats, of the token that does follow
+    agreement: np.ndarray  # (T+1,N) the most probable token is that of the trained depth
+
+
+class Certificate(NamedTuple):
+    """What is promised of a model's energy, and what one text shows."""
+
+    proposition: str | None  # 2.1, 2.2 or None
+    reason: str
+    norm: str
+    rate: str
+    mask: str
+    smallest_eigenvalue: float  # of the symmetric part of eta
+    largest_eigenvalue: float
+    uphill: float  # share of token steps that begin uphill, context held fixed
+    rises: float  # share of token steps whose energy rises, context held fixed
+    steps_at_rest: int  # token steps whose context was at rest
+    rises_at_rest: float  # share of these in which the energy rose; nan where there are none
+    rises_at_rest_by_token: tuple[float, ...]
+    largest_step_scale: float  # times the model's own steps, for descent at all steps seen
+
+
+class Analysis(NamedTuple):
+    """Arrays (numpy) over T steps and N tokens."""
+
+    symbols: list[str]  # (N,) the text, token by token
+    tokens: np.ndarray  # (N,)
+    vocabulary: list[str]
+    trained_steps: int
+    tolerance: float
+    diverged_at: int | None  # the step at which energies ceased to be finite; T ends before it
+    path: Trajectory
+    step_norms: np.ndarray  # (T,N) ||x(t+1) - x(t)||
+    speeds: np.ndarray  # (T,N) ||g(t+1) - g(t)|| / ||g(t)||
+    settled: np.ndarray  # (N,) step from which on the speed stays below tolerance; T: never
+    predictions: Predictions
+    certificate: Certificate
+    landscape: Landscape
+
+    @property
+    def num_steps(self) -> int:
+        """T, the steps that were made."""
+        return len(self.speeds)
+
+    @property
+    def depth(self) -> int:
+        """The trained number of steps, or T where fewer were made."""
+        return min(self.trained_steps, self.num_steps)
+
+
+def analyse(
+    trained: Pretrained,
+    tokens: np.ndarray,
+    *,
+    num_steps: int | None = None,
+    tolerance: float = 1e-2,
+    top: int = 5,
+) -> Analysis:
+    """Runs a text through a model and looks at every step.
+
+    Args:
+      trained: a model with energies.
+      tokens: (N,), at most the context length.
+      num_steps: T; None: four times as many as in training.
+      tolerance: a token is at rest in a step that changes its g by no more, relative.
+      top: so many of the most probable next tokens are kept.
+
+    Raises:
+      UserError: the model has no energy, the text is empty or too long, or a number is out of
+        range.
+    """
+    if not isinstance(trained.model, NRGPT):
+        raise UserError(f"{trained.config.model.name} has no energy to look at; use an NRGPT run")
+    steps = 4 * trained.model.num_steps if num_steps is None else num_steps
+    require(tolerance > 0, "tolerance", tolerance, "positive")
+    model, variables = with_num_steps(trained.model, trained.variables, steps)
+    tokens = as_tokens(tokens, model.vocab_size)
+    fits = 2 <= len(tokens) <= model.context_length
+    require(fits, "tokens", len(tokens), f"2 to the context length {model.context_length}")
+    run = jax.jit(_run, static_argnums=(0, 3, 4, 5))
+    at = min(trained.model.num_steps, steps)
+    known = len(trained.tokenizer.vocabulary)
+    path, speeds, measured, predicted = jax.tree.map(
+        np.asarray, run(model, variables, tokens, at, (top, known), tolerance)
+    )
+    end = _finite_steps(path.energies["total"])
+    diverged_at = None if end == steps else end + 1
+    at = min(at, end)
+    path, predicted = jax.tree.map(lambda a: a[: end + 1], (path, predicted))
+    speeds, measured = speeds[:end], jax.tree.map(lambda a: a[:end], measured)
+    points = max(9, min(31, math.isqrt(GRID_VALUES // len(tokens))))
+    picture = jax.jit(lambda v, x: landscape(model.bind(v).dynamics(), x, x[at], points))
+    return Analysis(
+        symbols=[trained.tokenizer.decode([t]) for t in tokens],
+        tokens=tokens,
+        vocabulary=symbols_of(trained.tokenizer),
+        trained_steps=trained.model.num_steps,
+        tolerance=tolerance,
+        diverged_at=diverged_at,
+        path=path,
+        step_norms=np.linalg.norm(np.diff(path.states, axis=0), axis=-1),
+        speeds=speeds,
+        settled=np.asarray(certificates.settling_steps(jnp.asarray(speeds), tolerance)),
+        predictions=predicted,
+        certificate=_certificate(trained, measured),
+        landscape=jax.tree.map(np.asarray, picture(variables, path.states)),
+    )
+
+
+def symbols_of(tokenizer: Tokenizer) -> list[str]:
+    """The text of every token of a vocabulary."""
+    return [tokenizer.decode([t]) for t in range(len(tokenizer.vocabulary))]
+
+
+def _run(model: NRGPT, variables, tokens, trained_steps: int, sizes, tolerance: float):
+    bound = model.bind(variables)
+    dynamics, scales = bound.dynamics(), bound.step_scales()
+    path = jax.tree.map(lambda a: a[0], bound.trajectory(tokens[None]))
+    strict = model.mask == "strict"
+    measured = certificates.evidence(dynamics, path, scales, strict=strict, tolerance=tolerance)
+    speeds = certificates.relative_speeds(jax.vmap(dynamics.norm)(path.states))
+    top, known = sizes
+
+    def predict(x):
+        log_p = jax.nn.log_softmax(bound.readout(x[None])[0, :, :known])
+        p, best = jax.lax.top_k(jnp.exp(log_p), min(top, known))
+        surprise = -jnp.take_along_axis(log_p[:-1], tokens[1:, None], axis=-1)[:, 0]
+        return best, p, -jnp.sum(jnp.exp(log_p) * log_p, axis=-1), surprise
+
+    best, p, entropy, surprise = jax.lax.map(predict, path.states)
+    agreement = best[..., 0] == best[trained_steps, :, 0][None]
+    return path, speeds, measured, Predictions(best, p, entropy, surprise, agreement)
+
+
+def _finite_steps(energy: np.ndarray) -> int:
+    """Steps before any energy (T+1,N) has diverged, at least 1."""
+    bound = LARGEST * (1.0 + np.abs(energy[0]).max())
+    with np.errstate(invalid="ignore"):
+        sound = (np.abs(energy) <= bound).all(axis=1)
+    return max(1, int(np.argmin(sound)) - 1) if not sound.all() else len(energy) - 1
+
+
+def _certificate(trained: Pretrained, measured: Evidence) -> Certificate:
+    model = trained.model.bind(trained.variables)
+    eta, strict = np.asarray(model.eta()), model.mask == "strict"
+    promise = certificates.guarantee(model.norm, np.asarray(model.gain()), eta, strict=strict)
+    spectrum = certificates.symmetric_spectrum(eta, model.embed_dim)
+    at_rest, rose = measured.context_at_rest.sum(axis=0), measured.rises_at_rest.sum(axis=0)
+    share = lambda part, whole: float(part) / float(whole) if whole else math.nan
+    return Certificate(
+        *promise,
+        norm=model.norm,
+        rate=model.rate,
+        mask=model.mask,
+        smallest_eigenvalue=float(spectrum[0]),
+        largest_eigenvalue=float(spectrum[-1]),
+        uphill=float(np.mean(measured.slopes > 0)),
+        rises=float(np.mean(measured.rises)),
+        steps_at_rest=int(at_rest.sum()),
+        rises_at_rest=share(rose.sum(), at_rest.sum()),
+        rises_at_rest_by_token=tuple(map(share, rose, at_rest)),
+        largest_step_scale=float(measured.largest_scales.min()),
+    )
+
+
+def as_numbers(found: Analysis) -> dict[str, Any]:
+    """Everything but the states and gradients themselves, for JSON; nan and infinity are null."""
+    p = found.predictions
+    named = {
+        "text": found.symbols,
+        "trained_steps": found.trained_steps,
+        "num_steps": found.num_steps,
+        "diverged_at": found.diverged_at,
+        "tolerance": found.tolerance,
+        "certificate": found.certificate._asdict(),
+        "energies": dict(found.path.energies),
+        "step_norm": found.step_norms,
+        "speed": found.speeds,
+        "gradient_norm": np.linalg.norm(found.path.gradients, axis=-1),
+        "settled_at_step": [int(s) if s < found.num_steps else None for s in found.settled],
+        "top_tokens": [[[found.vocabulary[t] for t in r] for r in step] for step in p.tokens],
+        "top_probabilities": p.probabilities,
+        "entropy": p.entropy,
+        "surprise": p.surprise,
+        "agreement": p.agreement,
+        "landscape": {
+            name: getattr(found.landscape, name) for name in ("path", "axes", "energy", "explained")
+        },
+    }
+    return _plain(named)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value

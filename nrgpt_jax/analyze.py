@@ -1,0 +1,140 @@
+"""Looks at a trained model's energies on a text.
+
+    python -m nrgpt_jax.analyze --workdir=DIR [--prompt=TEXT] [--num_steps=40] [--out=FOLDER]
+
+Writes figures (PNG), all numbers (analysis.json) and an interactive page (analysis.html) into
+DIR/analysis, and prints what is guaranteed of the energies and what was seen.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from nrgpt_jax import cli, host
+from nrgpt_jax.analysis import Analysis, analyse, as_numbers
+from nrgpt_jax.checkpoints import KINDS
+from nrgpt_jax.datasets import load_dataset
+from nrgpt_jax.figures import FIGURES
+from nrgpt_jax.pretrained import Pretrained, load_pretrained
+from nrgpt_jax.webpage import webpage
+
+TOKENS = 64
+
+
+def analyze(
+    workdir: Path | str,
+    prompt: str | None = None,
+    *,
+    num_steps: int | None = None,
+    tolerance: float = 1e-2,
+    checkpoint: str = "best",
+    out: Path | str | None = None,
+) -> Analysis:
+    """Analyses a text and writes figures, numbers and a page.
+
+    Args:
+      workdir: a run directory or an exported folder.
+      prompt: the text; None: the first 64 tokens of the run's validation split.
+      num_steps: of the descent; None: four times as many as in training.
+      tolerance: a token is at rest in a step that changes its g by no more, relative.
+      checkpoint: of a run directory, `best` or `latest`.
+      out: the folder to write to; None: `analysis` in the run directory.
+
+    Raises:
+      UserError: there is no such run, it has no energy, or the text does not fit.
+    """
+    trained = load_pretrained(workdir, checkpoint)
+    tokens = trained.tokenizer.encode(prompt) if prompt is not None else _validation_text(trained)
+    found = analyse(trained, tokens, num_steps=num_steps, tolerance=tolerance)
+    folder = Path(workdir) / "analysis" if out is None else Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, draw in FIGURES.items():
+        draw(found).savefig(folder / f"{name}.png")
+    (folder / "analysis.json").write_text(json.dumps(as_numbers(found)))
+    (folder / "analysis.html").write_text(
+        webpage(found, title(trained), report(found)), encoding="utf-8"
+    )
+    return found
+
+
+def _validation_text(trained: Pretrained) -> np.ndarray:
+    data, length = trained.config.data, trained.model.context_length
+    return load_dataset(data).validation.tokens[: min(TOKENS, length)]
+
+
+def title(trained: Pretrained) -> str:
+    """One line that names a model."""
+    m, count = trained.config.model, trained.config.data.name
+    return (
+        f"{m.name} on {count}: D={m.embed_dim}, H={m.num_heads}, T={m.num_steps}, "
+        f"rate {m.rate}, norm {m.norm}, mask {m.mask}"
+    )
+
+
+def report(found: Analysis) -> str:
+    """What is promised and what was seen, in plain words."""
+    c, steps = found.certificate, found.num_steps
+    promise = (
+        f"Proposition {c.proposition} applies: {c.reason}. A token's energy falls at small steps "
+        "while its context is at rest."
+        if c.proposition
+        else f"Energy is NOT guaranteed to fall: {c.reason}."
+    )
+    settled = int(np.sum(found.settled < steps))
+    at_rest = (
+        f"in {c.rises_at_rest:.1%} of the {c.steps_at_rest} token steps whose context was at rest"
+        if c.steps_at_rest
+        else "no context came to rest"
+    )
+    scale = (
+        "any tried (up to 64)" if np.isinf(c.largest_step_scale) else f"{c.largest_step_scale:.3g}"
+    )
+    lines = [
+        promise,
+        f"eta ({c.rate}): eigenvalues of the symmetric part from {c.smallest_eigenvalue:.4g} to "
+        f"{c.largest_eigenvalue:.4g}",
+        f"{len(found.tokens)} tokens, {steps} steps ({found.trained_steps} in training), "
+        "context held fixed:",
+        f"  steps that begin uphill    {c.uphill:.1%}",
+        f"  steps that end higher      {c.rises:.1%}",
+        f"  longest steps that descend {scale} times the model's own",
+        f"Energy rose {at_rest}." if c.steps_at_rest else f"Of rest: {at_rest}.",
+        f"At rest by the end: {settled} of {len(found.tokens)} tokens (g changes by at most "
+        f"{found.tolerance:g} in a step).",
+    ]
+    if found.diverged_at is not None:
+        lines.append(f"Energies diverge at step {found.diverged_at}; nothing after it is shown.")
+    return "\n".join(lines)
+
+
+def main(f: flags.FlagValues) -> None:
+    """Analyses, prints, and names what was written."""
+    host.cache_compilations(f.workdir)
+    found = analyze(
+        f.workdir,
+        f.prompt or None,
+        num_steps=f.num_steps,
+        tolerance=f.tolerance,
+        checkpoint=f.checkpoint,
+        out=f.out,
+    )
+    print(report(found))
+    folder = Path(f.out or Path(f.workdir) / "analysis")
+    print(f"written to {folder}: {', '.join(sorted(p.name for p in folder.iterdir()))}")
+
+
+def define_flags() -> None:
+    """All flags of the program."""
+    cli.define_workdir_flag()
+    flags.DEFINE_string("prompt", None, "Text; by default the beginning of the validation split.")
+    flags.DEFINE_integer("num_steps", None, "Steps of the descent; by default 4 x training's.", 1)
+    flags.DEFINE_float("tolerance", 1e-2, "Relative change of g in a step that counts as rest.")
+    flags.DEFINE_enum("checkpoint", "best", KINDS, "Which checkpoint of a run.")
+    flags.DEFINE_string("out", None, "Folder to write to; by default DIR/analysis.")
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(lambda: main(flags.FLAGS))

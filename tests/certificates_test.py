@@ -1,0 +1,346 @@
+"""Propositions 2.1 and 2.2 as properties, each shown to fail when its condition is broken."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from core_helpers import make_dynamics
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nrgpt_jax.core import certificates, dynamics
+from nrgpt_jax.core.certificates import SCALES, evidence, guarantee
+from nrgpt_jax.core.dynamics import Dynamics
+from nrgpt_jax.core.energies import ATTENTION
+from nrgpt_jax.core.norms import NORMS
+from nrgpt_jax.core.parameters import Sizes
+
+CONDITIONS = {"gamma": "layer_norm", "psd": "none"}  # Propositions 2.1 and 2.2
+WIDTHS = st.sampled_from([3, 8])
+SEEDS = st.integers(0, 2**20)
+STEPS = st.lists(st.floats(1e-6, 1e-4), min_size=4, max_size=4)  # sizes of four steps
+
+
+def with_float64(test):
+    """Energy changes of small steps drown in float32."""
+
+    @functools.wraps(test)
+    def wrapped(*args, **kwargs):
+        with jax.enable_x64(True):
+            return test(*args, **kwargs)
+
+    return wrapped
+
+
+@functools.cache
+def follower(build, *choices, strict=True):
+    """A compiled `(key, number, scales) -> path, evidence, whatever else build returns`."""
+
+    def follow(key, number, scales):
+        model, x, *more = build(key, number, *choices)
+        path = dynamics.trajectory(model, x, scales)
+        return path, evidence(model, path, scales, strict=strict), *more
+
+    return jax.jit(follow)
+
+
+def follow(build, *choices, seed=0, number=1.0, scales=(1.0,), strict=True):
+    """The trajectory of what `build` makes of a key, a number and choices, and its evidence."""
+    numbers = jnp.asarray(number), jnp.asarray(scales)
+    return follower(build, *choices, strict=strict)(jax.random.key(seed), *numbers)
+
+
+def random_model(key, sign, rate, norm, width, strict=True, change=lambda eta, key: eta):
+    sizes = Sizes(D=width, H=2, Y=2, M=2 * width)
+    parts = {"norm": norm, "rate": rate, "strict": strict, "sizes": sizes, "dtype": jnp.float64}
+    model = make_dynamics(key, **parts)
+    model = model._replace(eta=sign * change(model.eta, key))
+    return model, jax.random.normal(jax.random.fold_in(key, 1), (4, width), dtype=jnp.float64)
+
+
+@pytest.mark.parametrize("rate", CONDITIONS)
+@with_float64
+def test_energy_falls_where_a_proposition_promises_it(rate):
+    """At every small step, for every token, with its context held fixed."""
+
+    @given(width=WIDTHS, steps=STEPS, seed=SEEDS)
+    @settings(max_examples=15, deadline=None)
+    def check(width, steps, seed):
+        norm = CONDITIONS[rate]
+        _, found = follow(random_model, rate, norm, width, seed=seed, scales=steps)
+        assert not np.any(found.slopes > 1e-12)
+        assert not found.rises.any()
+        assert float(found.changes.sum()) < 0.0, "and it does fall"
+        assert float(found.largest_scales.min()) >= 1.0
+        # Token 0 has no context, so its energy falls along the path itself.
+        assert found.context_at_rest[:, 0].all()
+        assert not found.rises_at_rest[:, 0].any()
+
+    check()
+
+
+def uneven(eta, key):
+    """A positive diagonal, far from proportional to any gain."""
+    del key
+    return jnp.array([0.01, 1.0, 3.0, 9.0]) * eta
+
+
+def skewed(eta, key):
+    """A matrix with the symmetric part of `eta` and a large skew part."""
+    skew = 5.0 * jax.random.normal(key, (4, 4), dtype=jnp.float64)
+    return eta + skew - skew.T
+
+
+def unchanged(eta, key):
+    del key
+    return eta
+
+
+BROKEN = {
+    "2.1, another sign": ("gamma", "layer_norm", -1.0, unchanged),
+    "2.1, not the gain": ("scalar", "layer_norm", 1.0, uneven),
+    "2.1, unconstrained": ("full", "layer_norm", 1.0, unchanged),
+    "2.2, behind a norm": ("psd", "layer_norm", 1.0, skewed),
+    "2.2, unconstrained": ("full", "none", 1.0, unchanged),
+    "2.2, another sign": ("psd", "none", -1.0, unchanged),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+@with_float64
+def test_energy_rises_when_a_condition_is_broken(case):
+    rate, norm, sign, change = BROKEN[case]
+    choices = (rate, norm, 4, True, change)
+    found = [
+        follow(random_model, *choices, seed=seed, number=sign, scales=[1e-4])[1]
+        for seed in range(10)
+    ]
+    assert any(f.rises.any() and f.largest_scales.min() == 0.0 for f in found)
+
+
+@with_float64
+def test_a_large_skew_part_is_no_harm_without_a_norm():
+    for seed in range(10):
+        choices = ("psd", "none", 4, True, skewed)
+        assert not follow(random_model, *choices, seed=seed, scales=[1e-5])[1].rises.any()
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@with_float64
+def test_the_mask_is_a_condition(strict):
+    """A token in its own context also moves as a key of its own, which no gradient sees."""
+    rises = []
+    for seed in range(20):
+        choices = ("gamma", "rms_norm", 3, strict)
+        path, *_ = follow(random_model, *choices, seed=seed, scales=[1e-3] * 5, strict=strict)
+        rises.append(np.any(np.diff(path.energies["total"][:, 0]) > 1e-12))
+    assert any(rises) != strict
+
+
+# Toys with known minima -------------------------------------------------------------------------
+
+
+def two_tokens(key, c, width, eta_of):
+    """Token 1 attends to token 0, which never moves: E_1 = -g_1 . J^T g_0, behind an RMSNorm.
+
+    On the ellipsoid |g_1 / gamma| = sqrt(D) its minimum is -sqrt(D) |gamma * (J^T g_0)|.
+    """
+    keys = jax.random.split(key, 3)
+    gain = jax.random.uniform(keys[0], (width,), jnp.float64, 0.5, 2.0)
+    one = jnp.ones(1, jnp.float64)
+    matrix = jax.random.normal(keys[1], (1, width, width), jnp.float64)
+    params = {"J": matrix, "alpha": one, "beta": one[0]}
+    attend = functools.partial(ATTENTION["full_rank"].energy, params, strict=True)
+    norm = functools.partial(NORMS["rms_norm"].function, {"gain": gain})
+    x = jax.random.normal(keys[2], (2, width), jnp.float64)
+    downhill = -dynamics.energy_gradient(attend, norm(x))[1]  # constant, and linear in g_0
+    minimum = -jnp.sqrt(width) * jnp.linalg.norm(gain * downhill)
+    return Dynamics({"attention": attend}, norm, c * eta_of(gain)), x, minimum
+
+
+def the_gain(gain):
+    return gain
+
+
+def another(gain):
+    """Positive, but not proportional to the gain."""
+    return jnp.flip(gain) ** 6
+
+
+@with_float64
+def test_two_tokens_roll_to_the_known_minimum():
+    """Proposition 2.1 for whole trajectories: token 0 is at rest, so token 1 falls all the way."""
+
+    @given(width=st.sampled_from([2, 3, 6]), c=st.floats(0.02, 0.2), seed=SEEDS)
+    @settings(max_examples=15, deadline=None)
+    def check(width, c, seed):
+        found = follow(two_tokens, width, the_gain, seed=seed, number=c, scales=np.ones(20))
+        path, seen, minimum = found
+        assert seen.context_at_rest.all()
+        assert not seen.rises.any()
+        assert float(jnp.max(jnp.diff(path.energies["total"][:, 1]))) <= 1e-9
+        end = ends_of(two_tokens, width, the_gain)(jax.random.key(seed), jnp.asarray(c))
+        np.testing.assert_allclose(end, minimum, rtol=1e-2)
+        assert float(end) >= float(minimum) * (1 + 1e-9)
+
+    check()
+
+
+@functools.cache
+def ends_of(build, *choices, steps=20_000):
+    """A compiled `(key, number) -> energy of the last token` after many steps."""
+
+    def end(key, number):
+        model, x, *_ = build(key, number, *choices)
+        x = dynamics.rollout(lambda _: model, x, jnp.ones(steps))
+        return sum(e[-1] for e in dynamics.slope(model, x).energies.values())
+
+    return jax.jit(end)
+
+
+@with_float64
+def test_two_tokens_climb_with_another_rate():
+    rises = []
+    for seed in range(8):
+        path, *_ = follow(two_tokens, 3, another, seed=seed, number=0.05, scales=np.ones(20))
+        rises.append(float(jnp.max(jnp.diff(path.energies["total"][:, 1]))) > 1e-9)
+    assert any(rises)
+
+
+def well(matrix, eta):
+    """Without a norm: E_A = |x_A - M x_(A-1)|^2 / 2, the minimum of token 0 is at 0."""
+
+    def energy(query, context):
+        before = jnp.concatenate([jnp.zeros_like(context[:1]), context[:-1]])
+        return 0.5 * jnp.sum((query - before @ matrix.T) ** 2, axis=-1)
+
+    return Dynamics({"well": energy}, lambda x: x, eta)
+
+
+def cascade(key, skew, width):
+    """A well behind a rate whose symmetric part is positive; steps half of what still descends."""
+    keys = jax.random.split(key, 4)
+    s, r, matrix = (jax.random.normal(k, (width, width), jnp.float64) for k in keys[:3])
+    eta = s @ s.T / width + 0.5 * jnp.eye(width) + skew * (r - r.T)
+    least = jnp.linalg.eigvalsh((eta + eta.T) / 2)[0]
+    eta = eta * least / jnp.linalg.norm(eta, 2) ** 2
+    x = jax.random.normal(keys[3], (3, width), jnp.float64)
+    return well(0.5 * matrix, eta), x, eta
+
+
+@with_float64
+def test_a_cascade_reaches_the_known_minimum_without_a_norm():
+    """Proposition 2.2: the symmetric part of eta is positive, its skew part is anything."""
+
+    @given(width=st.sampled_from([2, 4]), skew=st.floats(-1.0, 1.0), seed=SEEDS)
+    @settings(max_examples=15, deadline=None)
+    def check(width, skew, seed):
+        one = np.ones(20)
+        _, seen, eta = follow(cascade, width, seed=seed, number=skew, scales=one)
+        promise = guarantee("none", np.ones(width), np.asarray(eta), strict=True)
+        assert promise.proposition == "2.2"
+        assert not seen.rises.any()
+        end = ends_of(cascade, width)(jax.random.key(seed), jnp.asarray(skew))
+        assert float(end) < 1e-9, "the last token is at its minimum, 0, after all before it"
+
+    check()
+
+
+def runaway(key, sign):
+    del key
+    x = jnp.ones((3, 2), jnp.float64)
+    return well(jnp.eye(2), jnp.diag(jnp.array([1.0, 0.1 * sign]))), x
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@with_float64
+def test_a_cascade_escapes_where_the_symmetric_part_is_not_positive(sign):
+    path, found = follow(runaway, number=sign, scales=[0.1] * 50)
+    total = path.energies["total"]
+    assert bool(found.rises.any()) == (sign < 0)
+    assert bool(found.largest_scales.min() == 0.0) == (sign < 0)
+    assert bool(total[-1, 0] > total[20, 0]) == (sign < 0)
+
+
+# What is measured -------------------------------------------------------------------------------
+
+
+def bowl(key, c):
+    del key
+    return well(jnp.zeros((3, 3)), c), jnp.ones((2, 3), jnp.float64)
+
+
+@pytest.mark.parametrize("c", [0.03, 0.5, 1.9, 40.0])
+@with_float64
+def test_largest_scale_is_the_known_one(c):
+    """x <- (1 - s c) x lowers |x|^2 / 2 just as long as s c <= 2."""
+    _, found = follow(bowl, number=c)
+    expected = max(scale for scale in SCALES if scale * c <= 2.0)
+    expected = np.inf if expected == max(SCALES) else expected
+    np.testing.assert_allclose(found.largest_scales, expected)
+    np.testing.assert_allclose(found.slopes, -3 * c, rtol=1e-6)
+    np.testing.assert_allclose(found.changes, 1.5 * ((1 - c) ** 2 - 1), rtol=1e-6)
+    assert bool(found.rises.any()) == (c > 2.0)
+
+
+def test_rest_and_settling():
+    speeds = jnp.array([[0.5, 0.5, 0.5], [0.0, 0.2, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.3]])
+    assert certificates.settling_steps(speeds, 0.1).tolist() == [1, 2, 4]
+    strict = certificates.context_at_rest(speeds, 0.1, strict=True)
+    assert strict.tolist() == [
+        [True, False, False],
+        [True, True, False],
+        [True, True, True],
+        [True, True, True],
+    ]
+    inclusive = certificates.context_at_rest(speeds, 0.1, strict=False)
+    assert inclusive[1].tolist() == [True, False, False]
+    g = jnp.array([[[3.0, 4.0]], [[3.0, 4.5]], [[3.0, 4.5]]])
+    np.testing.assert_allclose(certificates.relative_speeds(g), [[0.1], [0.0]], rtol=1e-6)
+
+
+def climb(key, c):
+    del key
+    return well(jnp.eye(2), c), jnp.array([[1.0, 0.0], [0.0, 1.0]])
+
+
+def test_a_rise_counts_only_where_the_context_is_at_rest():
+    path, found = follow(climb, number=-0.5, scales=[1.0] * 3)
+    assert (np.diff(path.energies["total"], axis=0) > 0).all()
+    assert found.rises.all()
+    assert found.rises_at_rest[:, 0].all()
+    assert not found.rises_at_rest[:, 1].any()
+
+
+def test_what_is_not_a_number_has_not_fallen():
+    _, found = follow(climb, number=np.nan)
+    assert found.rises.all()
+    assert (found.largest_scales == 0.0).all()
+
+
+ONES, UNEVEN = np.ones(3), np.array([0.5, 1.0, -2.0])
+MATRIX = np.array([[1.0, 3.0, 0.0], [-3.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+
+
+@pytest.mark.parametrize(
+    ("norm", "gain", "eta", "strict", "proposition", "word"),
+    [
+        ("layer_norm", UNEVEN, 0.3 * UNEVEN, True, "2.1", "c = 0.3"),
+        ("layer_norm", UNEVEN, np.diag(0.3 * UNEVEN), True, "2.1", "layer_norm"),
+        ("rms_norm", UNEVEN, -0.3 * UNEVEN, True, None, "c > 0"),
+        ("layer_norm", UNEVEN, np.array(0.3), True, None, "not c diag(gamma)"),
+        ("bare_layer_norm", ONES, np.array(0.3), True, "2.1", "bare_layer_norm"),
+        ("bare_layer_norm", ONES, np.array(0.3), False, None, "mask is inclusive"),
+        ("bare_layer_norm", ONES, MATRIX, True, None, "not c diag(gamma)"),
+        ("none", ONES, MATRIX, True, "2.2", "positive semi-definite"),
+        ("none", ONES, MATRIX - 0.1 * np.eye(3), True, None, "eigenvalue -0.1"),
+        ("none", ONES, np.array([1.0, 2.0, -0.5]), True, None, "eigenvalue -0.5"),
+        ("none", ONES, MATRIX, False, None, "mask is inclusive"),
+    ],
+)
+def test_guarantee_names_the_proposition_and_the_reason(norm, gain, eta, strict, proposition, word):
+    found = guarantee(norm, gain, eta, strict=strict)
+    assert found.proposition == proposition
+    assert word in found.reason
