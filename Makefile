@@ -9,6 +9,8 @@
 #   make data EXP=shakespeare                       prepare the data only
 #   make bench RELEASE=path/to/clone                speed and memory of training, beside the
 #   make bench-generation RELEASE=path/to/clone     authors' code; of making text
+#   make rates                                      what rates with a guarantee cost (docs/rates.md)
+#   make signal                                     energy against surprise (docs/signal.md)
 #   make test | test-all | lint
 
 PYTHON ?= python3
@@ -23,7 +25,7 @@ NAME := $(firstword $(subst :, ,$(EXP)))
 CONFIG := --config=experiments/$(subst $(NAME):,$(NAME).py:,$(EXP)$(if $(findstring :,$(EXP)),,.py))
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: setup data train evaluate sample analyze export bench bench-generation test test-all lint clean
+.PHONY: setup data train evaluate sample analyze export bench bench-generation rates signal test test-all lint clean
 
 setup: .venv/installed
 .venv/installed: setup.cfg pyproject.toml constraints.txt
@@ -59,6 +61,12 @@ export: setup
 
 bench-generation: setup
 	@$(BIN)/python -m benchmarks.generation $(if $(RELEASE),--release=$(RELEASE)) $(ARGS)
+
+rates: setup
+	@$(BIN)/python -m benchmarks.rates $(ARGS)
+
+signal: setup
+	@$(BIN)/python -m benchmarks.signal $(ARGS)
 
 bench: setup
 	@$(BIN)/python -m benchmarks.bench $(if $(RELEASE),--release=$(RELEASE)) $(ARGS)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
+from benchmarks.tables import table
 from nrgpt_jax import cli, evaluation, scoring
 from nrgpt_jax.core.descent import Convergence, Decoding
 from nrgpt_jax.core.rates import RATES
@@ -31,7 +32,7 @@ def answer(trained: Pretrained, prompts: Prompts, settings: Settings) -> tuple[f
     return float(np.mean(hits)), np.concatenate([n.steps for n in made])
 
 
-def rows(trained: Pretrained, prompts: Prompts) -> list[list[str]]:
+def measure(trained: Pretrained, prompts: Prompts) -> list[list[str]]:
     """The table."""
     steps = trained.model.num_steps
     found = []
@@ -76,15 +77,14 @@ def main(f: flags.FlagValues) -> None:
         raise UserError(f"the data set of {f.workdir} has no prompts to answer; use a listops run")
     name, prompts = next(iter(sets.items()))
     prompts = Prompts(prompts.prompts[: f.prompts], prompts.answers[: f.prompts], prompts.end)
-    OUT.write_text(page(trained, name, len(prompts.prompts), rows(trained, prompts)))
+    OUT.write_text(page(trained, name, len(prompts.prompts), measure(trained, prompts)))
     print(f"written to {OUT}")
 
 
-def page(trained: Pretrained, name: str, count: int, table: list[list[str]]) -> str:
+def page(trained: Pretrained, name: str, count: int, rows: list[list[str]]) -> str:
     """docs/depth.md"""
     head = ["depth", "cache", "answered", "mean steps", "most steps", "KL of the cache, nats"]
     m = trained.config.model
-    line = lambda cells: f"| {' | '.join(cells)} |"
     text = [
         "# Depth at inference",
         "",
@@ -99,9 +99,7 @@ def page(trained: Pretrained, name: str, count: int, table: list[list[str]]) -> 
         f"{m.name}, D={m.embed_dim}, H={m.num_heads}, rate `{m.rate}`, trained with "
         f"{m.num_steps} steps; {count} prompts of `{name}`, one seed.",
         "",
-        line(head),
-        "|" + "---|" * len(head),
-        *map(line, table),
+        *table(head, rows),
     ]
     return "\n".join(text) + "\n"
 

@@ -20,6 +20,7 @@ import numpy as np
 from absl import flags
 
 from benchmarks.cases import Case
+from benchmarks.tables import table
 from nrgpt_jax import cli
 from nrgpt_jax.generation import Settings, cache_bytes, generate, stream
 from nrgpt_jax.models import create_model, model_names
@@ -126,11 +127,6 @@ def by_position(batch: int) -> list[str]:
     return [f"{1e3 * t:.2f}" for t in medians]
 
 
-def _table(head: list[str], rows: list[list[str]]) -> list[str]:
-    line = lambda cells: f"| {' | '.join(cells)} |"
-    return [line(head), "|" + "---|" * len(head), *map(line, rows)]
-
-
 def main() -> None:
     """Measures, prints, writes."""
     clone = _RELEASE.value
@@ -150,14 +146,14 @@ def main() -> None:
         "",
         f"Measured on {device} with Python {platform.python_version()}, jax {jax.__version__}.",
         "",
-        *_table(
+        *table(
             ["model", "batch", "cached", "recomputed", "times", "release", "times", "cache MB"],
             rows,
         ),
         "",
         f"Milliseconds a token of NRGPT_H_FF2W, by position (pieces of {PIECE} tokens):",
         "",
-        *_table(["batch", *starts], pieces),
+        *table(["batch", *starts], pieces),
     ]
     OUT.write_text("\n".join(text) + "\n")
     print(OUT.read_text())

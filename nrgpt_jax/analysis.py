@@ -123,7 +123,7 @@ def analyse(
     path, predicted = jax.tree.map(lambda a: a[: end + 1], (path, predicted))
     speeds, measured = speeds[:end], jax.tree.map(lambda a: a[:end], measured)
     points = max(9, min(31, math.isqrt(GRID_VALUES // len(tokens))))
-    picture = jax.jit(lambda v, x: landscape(model.bind(v).dynamics(), x, x[at], points))
+    view = jax.jit(_view, static_argnums=(0, 3, 4))(model, variables, path.states, at, points)
     return Analysis(
         symbols=[trained.tokenizer.decode([t]) for t in tokens],
         tokens=tokens,
@@ -137,7 +137,7 @@ def analyse(
         settled=np.asarray(certificates.settling_steps(jnp.asarray(speeds), tolerance)),
         predictions=predicted,
         certificate=_certificate(trained, measured),
-        landscape=jax.tree.map(np.asarray, picture(variables, path.states)),
+        landscape=jax.tree.map(np.asarray, view),
     )
 
 
@@ -164,6 +164,10 @@ def _run(model: NRGPT, variables, tokens, trained_steps: int, sizes, tolerance: 
     best, p, entropy, surprise = jax.lax.map(predict, path.states)
     agreement = best[..., 0] == best[trained_steps, :, 0][None]
     return path, speeds, measured, Predictions(best, p, entropy, surprise, agreement)
+
+
+def _view(model: NRGPT, variables, states, held_at: int, points: int) -> Landscape:
+    return landscape(model.bind(variables).dynamics(), states, states[held_at], points)
 
 
 def _finite_steps(energy: np.ndarray) -> int:

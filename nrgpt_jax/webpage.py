@@ -130,6 +130,7 @@ def _strip(sources: Sources):
         fill_color=colour,
         line_color=None,
         nonselection_fill_alpha=1.0,
+        name="tokens",
     )
     long = max(map(len, tokens.data["symbol"])) > 2
     plot.text(

@@ -1,0 +1,233 @@
+"""What a rate that keeps its promise costs and brings: trains, measures, writes docs/rates.md.
+
+    python -m benchmarks.rates [--runs=runs/rates] [--jobs=2] [--seeds=3]
+
+Trains every variant of experiments/rates.py that is not trained yet (each in a process of its
+own, on one core), then measures all that are and writes docs/rates.md and docs/rates.json. Each
+seed's measurement is kept in its run directory.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from benchmarks.tables import spread, table
+from nrgpt_jax import cli, evaluation, sharding
+from nrgpt_jax.analysis import analyse
+from nrgpt_jax.datasets import Dataset, load_dataset
+from nrgpt_jax.input_pipeline import validation_batches
+from nrgpt_jax.metrics import read_metrics
+from nrgpt_jax.models import with_num_steps
+from nrgpt_jax.pretrained import Pretrained, load_pretrained
+
+ROOT = Path(__file__).resolve().parent.parent
+EXPERIMENT, DOCS = ROOT / "experiments/rates.py", ROOT / "docs"
+DEPTHS = (1, 2, 4)  # times the trained number of steps
+PROMPTS = 1000  # held-out ones, answered greedily
+TEXTS, TOKENS = 4, 64  # that certificates are measured on
+FILE_NAME = "rates.json"  # in a run directory
+
+
+def variants() -> list[str]:
+    """The experiments there are, `listops_full` and so on."""
+    spec = importlib.util.spec_from_file_location("rates", EXPERIMENT)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return list(module.variants())
+
+
+def train_all(runs: Path, seeds: int, jobs: int) -> None:
+    """Trains what is not trained, seed by seed, `jobs` at a time."""
+    cells = [(variant, seed) for seed in range(seeds) for variant in variants()]
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(lambda cell: _train(runs, *cell), cells))
+
+
+def _train(runs: Path, variant: str, seed: int) -> None:
+    workdir = runs / variant / str(seed)
+    if is_done(workdir):
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "nrgpt_jax.train", f"--workdir={workdir.resolve()}"]
+    command += [f"--config={EXPERIMENT}:{variant}", f"--config.seed={seed}"]
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "OMP_NUM_THREADS": "1"}
+    print(f"training {workdir}", flush=True)
+    with (workdir / "log").open("a") as log:
+        subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=log, check=True)
+
+
+def is_done(workdir: Path) -> bool:
+    """Whether a run was trained to its last step."""
+    try:
+        target = json.loads((workdir / "config.json").read_text())["train_steps"]
+    except FileNotFoundError:
+        return False
+    return any(r["step"] == target and "val/loss" in r for r in read_metrics(workdir))
+
+
+def measure(workdir: Path) -> dict[str, Any]:
+    """The numbers of one run; kept in it."""
+    kept = workdir / FILE_NAME
+    if kept.exists():
+        return json.loads(kept.read_text())
+    trained = load_pretrained(workdir)
+    dataset = load_dataset(trained.config.data)
+    found = {**_certificates(trained, dataset), **_quality(trained, dataset)}
+    kept.write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def _certificates(trained: Pretrained, dataset: Dataset) -> dict[str, Any]:
+    """Certificates and motion at 4 times the trained depth, over texts of the validation split."""
+    tokens = dataset.validation.tokens
+    starts = np.linspace(0, len(tokens) - TOKENS, TEXTS).astype(int)
+    seen = [analyse(trained, tokens[start : start + TOKENS]) for start in starts]
+    certificates = [found.certificate for found in seen]
+    at_rest = sum(c.steps_at_rest for c in certificates)
+    rose = sum(c.rises_at_rest * c.steps_at_rest for c in certificates if c.steps_at_rest)
+    mean = lambda values: float(np.mean(list(values)))
+    last = seen[0].num_steps - 1
+    return {
+        "proposition": certificates[0].proposition,
+        "smallest_eigenvalue": certificates[0].smallest_eigenvalue,
+        "largest_eigenvalue": certificates[0].largest_eigenvalue,
+        "uphill": mean(c.uphill for c in certificates),
+        "rises": mean(c.rises for c in certificates),
+        "steps_at_rest": at_rest,
+        "rises_at_rest": rose / at_rest if at_rest else float("nan"),
+        "largest_step_scale": min(c.largest_step_scale for c in certificates),
+        "diverged_at": [found.diverged_at for found in seen],
+        "speed_at_4T": mean(np.median(found.speeds[last]) for found in seen)
+        if not any(found.diverged_at for found in seen)
+        else float("inf"),
+        "at_rest_by_4T": mean(np.mean(found.settled < found.num_steps) for found in seen),
+        "agreement_at_4T": mean(np.mean(found.predictions.agreement[-1]) for found in seen),
+    }
+
+
+def _quality(trained: Pretrained, dataset: Dataset) -> dict[str, Any]:
+    """Validation loss and the share of prompts answered, at several depths."""
+    config, mesh, found = trained.config, sharding.make_mesh(), {}
+    for times in DEPTHS:
+        steps = times * trained.model.num_steps
+        model, variables = with_num_steps(trained.model, trained.variables, steps)
+        windows = validation_batches(dataset.validation, config.model.context_length, 64, 512)
+        step = evaluation.make_eval_step(model, mesh)
+        seen = evaluation.evaluate_loss(step, variables["params"], windows, mesh)
+        found[f"loss_at_{times}T"] = seen["val/loss"]
+        found[f"hits_at_{times}T"] = seen["val/token_accuracy"]
+    for prompts in list(dataset.prompts.values())[:1]:
+        params = trained.variables["params"]
+        found["answered"] = evaluation.prompt_accuracy(
+            trained.model, params, prompts, limit=PROMPTS
+        )
+    return found
+
+
+# The page -----------------------------------------------------------------------------------------
+
+COLUMNS = {  # what one seed's number is called, and how a mean is written
+    "smallest_eigenvalue": ("smallest eigenvalue of sym(eta)", ".3g", 1, ""),
+    "largest_eigenvalue": ("largest", ".3g", 1, ""),
+    "uphill": ("steps that begin uphill", ".1f", 100, "%"),
+    "rises": ("steps that end higher", ".1f", 100, "%"),
+    "rises_at_rest": ("rises, context at rest", ".1f", 100, "%"),
+    "largest_step_scale": ("longest descending step", ".2g", 1, ""),
+}
+MOTION = {
+    "at_rest_by_4T": ("tokens at rest", ".0f", 100, "%"),
+    "speed_at_4T": ("median change of g in a step", ".3f", 1, ""),
+    "agreement_at_4T": ("same best guess as at T", ".0f", 100, "%"),
+}
+QUALITY = {
+    "answered": ("prompts answered", ".1f", 100, "%"),
+    "hits_at_1T": ("next token right at T", ".1f", 100, "%"),
+    "hits_at_2T": ("at 2T", ".1f", 100, "%"),
+    "hits_at_4T": ("at 4T", ".1f", 100, "%"),
+    "loss_at_1T": ("loss at T, nats", ".3f", 1, ""),
+    "loss_at_2T": ("at 2T", ".3f", 1, ""),
+    "loss_at_4T": ("at 4T", ".3f", 1, ""),
+}
+TITLES = {
+    "listops": "ListOps (modulo 5)",
+    "shakespeare": "Shakespeare",
+    "deep": "Deep: 30 steps on ListOps (modulo 5)",
+}
+NOTES = """\
+Written by `make rates`, from `experiments/rates.py`: small models, each rate with the norm that
+its proposition asks for, strict mask, mean ± standard deviation over seeds. The trainings are
+short (each a few minutes of one CPU core), so the columns of quality compare rates under one small
+budget; they are not what a rate reaches in the end.
+
+- **begin uphill, end higher**: the share of token steps, with the token's context held fixed, that
+  set out in a direction in which its energy rises, and that end at a higher energy; measured on
+  4 texts of 64 tokens over 4T steps (T: trained).
+- **rises, context at rest**: the share of token steps in which the energy rose by more than 1%
+  among those in which no token before it changed its g by more than 1%.
+- **longest descending step**: how many times longer than its own the steps of the model could be
+  at all of these places for the energy to fall (0: somewhere it rises however short they are).
+- **tokens at rest**: whose g changes by at most 1% a step, by 4T.
+- "none": energies had diverged before 4T.
+"""
+
+
+def page(found: dict[str, list[dict[str, Any]]]) -> str:
+    """docs/rates.md"""
+    lines = ["# What a rate that keeps its promise costs", "", *NOTES.splitlines()]
+    for task, title in TITLES.items():
+        cells = {name.split("_")[1]: rows for name, rows in found.items() if name.startswith(task)}
+        if not cells:
+            continue
+        seeds = " and ".join(sorted({str(len(rows)) for rows in cells.values()}))
+        lines += ["", f"## {title}, {seeds} seeds"]
+        for columns in (QUALITY, COLUMNS, MOTION):
+            names = [n for n in columns if n in next(iter(cells.values()))[0]]
+            head = ["rate", "guarantee", *(columns[n][0] for n in names)]
+            rows = [
+                [f"`{rate}`", _promise(seeds_of), *(_cell(seeds_of, n, columns[n]) for n in names)]
+                for rate, seeds_of in cells.items()
+            ]
+            lines += ["", *table(head, rows)]
+    return "\n".join(lines) + "\n"
+
+
+def _promise(rows: list[dict[str, Any]]) -> str:
+    return rows[0]["proposition"] or "none"
+
+
+def _cell(rows: list[dict[str, Any]], name: str, column: tuple[str, str, float, str]) -> str:
+    _, form, times, unit = column
+    return spread([times * row[name] for row in rows], form, unit)
+
+
+def main(f: flags.FlagValues) -> None:
+    """Trains, measures, writes."""
+    runs = Path(f.runs)
+    train_all(runs, f.seeds, f.jobs)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for variant in variants():
+        done = [runs / variant / str(seed) for seed in range(f.seeds)]
+        found[variant] = [measure(workdir) for workdir in done]
+        jax.clear_caches()
+        print(variant, "measured", flush=True)
+    (DOCS / "rates.json").write_text(json.dumps(found, indent=1) + "\n")
+    (DOCS / "rates.md").write_text(page(found))
+    print(f"written to {DOCS / 'rates.md'}")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("runs", "runs/rates", "Where the runs are, or are to be.")
+    flags.DEFINE_integer("seeds", 3, "So many of each.", 1)
+    flags.DEFINE_integer("jobs", 2, "Train so many at a time.", 1)
+    cli.run(lambda: main(flags.FLAGS))

@@ -1,0 +1,180 @@
+"""An analysis says what the model does, its numbers and figures are complete."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from decoding_helpers import small_model
+
+from nrgpt_jax.analysis import analyse, as_numbers
+from nrgpt_jax.analyze import report
+from nrgpt_jax.configs import default_config
+from nrgpt_jax.core.landscape import landscape
+from nrgpt_jax.datasets.tokenizers import CharTokenizer
+from nrgpt_jax.errors import UserError
+from nrgpt_jax.figures import FIGURES
+from nrgpt_jax.pretrained import Pretrained
+
+TOKENS = np.array([0, 3, 1, 4, 1, 5, 9, 2])
+
+
+def pretrained(**fields) -> Pretrained:
+    """A small model over the letters a to k."""
+    model, variables = small_model(**fields)
+    config = default_config()
+    config.model.update(fields)
+    return Pretrained(model, variables, CharTokenizer("abcdefghijk"), config)
+
+
+@pytest.fixture(scope="module")
+def descending():
+    trained = pretrained(mask="strict", norm="layer_norm", rate="gamma")
+    return trained, analyse(trained, TOKENS, num_steps=7)
+
+
+def test_predictions_are_the_models_own(descending):
+    trained, found = descending
+    logits = trained.model.apply(trained.variables, TOKENS[None])[0]
+    log_p = np.asarray(jax.nn.log_softmax(logits))
+    seen, depth = found.predictions, trained.model.num_steps
+    assert found.depth == depth
+    np.testing.assert_array_equal(seen.tokens[depth, :, 0], log_p.argmax(axis=-1))
+    np.testing.assert_allclose(seen.probabilities[depth, :, 0], np.exp(log_p.max(axis=-1)), 1e-4)
+    entropy = -np.sum(np.exp(log_p) * log_p, axis=-1)
+    np.testing.assert_allclose(seen.entropy[depth], entropy, rtol=1e-4)
+    follows = -log_p[np.arange(7), TOKENS[1:]]
+    np.testing.assert_allclose(seen.surprise[depth], follows, rtol=1e-4)
+    assert seen.agreement[depth].all()
+    assert seen.agreement.shape == (8, 8)
+    expected = seen.tokens[..., 0] == seen.tokens[depth, :, 0]
+    np.testing.assert_array_equal(seen.agreement, expected)
+
+
+def test_path_and_motion(descending):
+    trained, found = descending
+    energies = trained.model.apply(trained.variables, TOKENS[None], method="energies")
+    depth = trained.model.num_steps
+    for name, values in energies.items():
+        np.testing.assert_allclose(
+            found.path.energies[name][: depth + 1], values[:, 0], rtol=1e-4, atol=1e-5
+        )
+    moved = np.linalg.norm(found.path.states[4] - found.path.states[3], axis=-1)
+    np.testing.assert_allclose(found.step_norms[3], moved, rtol=1e-6)
+    assert found.num_steps == 7
+    assert found.symbols == list("adbebfjc")
+    assert all(0 <= s <= 7 for s in found.settled)
+
+
+def test_certificates_tell_models_apart(descending):
+    _, found = descending
+    assert found.certificate.proposition == "2.1"
+    assert found.certificate.uphill == 0.0
+    assert found.certificate.smallest_eigenvalue < found.certificate.largest_eigenvalue
+    assert "Proposition 2.1 applies" in report(found)
+    full = analyse(pretrained(mask="strict", rate="full"), TOKENS, num_steps=4)
+    assert full.certificate.proposition is None
+    assert full.certificate.uphill > 0.1
+    assert full.certificate.smallest_eigenvalue < 0.0
+    assert full.certificate.largest_step_scale == 0.0
+    assert "NOT guaranteed" in report(full)
+
+
+def test_divergence_is_said_and_cut_off():
+    """Without a norm the energies of this model have no lower bound."""
+    found = analyse(pretrained(mask="strict", norm="none", rate="scalar"), TOKENS, num_steps=60)
+    assert found.diverged_at is not None
+    assert found.num_steps == found.diverged_at - 1
+    assert np.isfinite(found.path.states).all()
+    assert found.certificate.proposition == "2.2"
+    assert f"diverge at step {found.diverged_at}" in report(found)
+    json.dumps(as_numbers(found), allow_nan=False)
+    for draw in FIGURES.values():
+        draw(found)
+
+
+def test_numbers_are_json(descending):
+    _, found = descending
+    numbers = json.loads(json.dumps(as_numbers(found), allow_nan=False))
+    assert np.shape(numbers["energies"]["total"]) == (8, 8)
+    assert np.shape(numbers["speed"]) == (7, 8)
+    assert np.shape(numbers["gradient_norm"]) == (8, 8)
+    assert np.shape(numbers["landscape"]["path"]) == (8, 8, 2)
+    assert numbers["top_tokens"][3][0][0] in "abcdefghijk"
+    assert numbers["certificate"]["proposition"] == "2.1"
+    rows = [i for i, step in enumerate(numbers["settled_at_step"]) if step is None]
+    np.testing.assert_array_equal(rows, np.flatnonzero(found.settled == 7))
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figures_name_their_axes(name, descending, tmp_path):
+    _, found = descending
+    drawn = FIGURES[name](found)
+    bars = [axis for axis in drawn.axes if axis.get_label() == "<colorbar>"]
+    plots = [axis for axis in drawn.axes if axis not in bars]
+    assert all(axis.get_xlabel() or axis.get_ylabel() for axis in drawn.axes)
+    assert sum(bool(axis.get_xlabel()) for axis in plots) >= len(plots) / 2
+    assert plots[0].get_ylabel()
+    drawn.savefig(tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("model", "tokens", "options", "message"),
+    [
+        ({"name": "GPT"}, TOKENS, {}, "no energy"),
+        ({}, TOKENS[:1], {}, "tokens=1 is not possible"),
+        ({}, np.zeros(13, int), {}, "the context length 12"),
+        ({}, TOKENS, {"tolerance": 0.0}, "tolerance"),
+        ({}, TOKENS, {"num_steps": 0}, "num_steps=0"),
+    ],
+)
+def test_mistakes_are_named(model, tokens, options, message):
+    with pytest.raises(UserError, match=message):
+        analyse(pretrained(**model), tokens, **options)
+
+
+# Landscapes --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def seen():
+    trained = pretrained(mask="strict", norm="rms_norm", rate="gamma")
+    bound = trained.model.bind(trained.variables)
+    dynamics, states = bound.dynamics(), bound.trajectory(TOKENS[None]).states[0]
+    view = landscape(dynamics, states, states[2], points=5)
+    return dynamics, states, jax.tree.map(np.asarray, view)
+
+
+def test_landscape_is_the_energy_on_the_plane(seen):
+    dynamics, states, view = seen
+    context = dynamics.norm(states[2])
+    for token, i, j in ((0, 0, 0), (3, 1, 4), (7, 2, 2)):
+        u, v = view.axes[token, 0, j], view.axes[token, 1, i]
+        point = view.centre[token] + u * view.directions[token, 0] + v * view.directions[token, 1]
+        query = context.at[token].set(dynamics.norm(point[None])[0])
+        energy = sum(e(query, context)[token] for e in dynamics.energies.values())
+        np.testing.assert_allclose(view.energy[token, i, j], energy, rtol=1e-4)
+
+
+def test_landscape_holds_the_path_in_its_leading_plane(seen):
+    _, states, view = seen
+    states = np.asarray(states)
+    products = np.einsum("nkd,nld->nkl", view.directions, view.directions)
+    np.testing.assert_allclose(products, np.broadcast_to(np.eye(2), products.shape), atol=1e-5)
+    unit = states * np.sqrt(8) / np.linalg.norm(states, axis=-1, keepdims=True)
+    flat = np.asarray(unit[:, 4] - unit[:, 4].mean(axis=0))
+    values = np.linalg.svd(flat, compute_uv=False) ** 2
+    np.testing.assert_allclose(view.explained[4], values[:2].sum() / values.sum(), rtol=1e-4)
+    np.testing.assert_allclose(view.path[4], flat @ view.directions[4].T, atol=1e-4)
+    low, high = view.axes[:, :, 0], view.axes[:, :, -1]
+    assert (view.path >= low[:, None]).all()
+    assert (view.path <= high[:, None]).all()
+
+
+def test_landscape_keeps_lengths_that_energies_see():
+    trained = pretrained(mask="strict", norm="none", rate="scalar")
+    bound = trained.model.bind(trained.variables)
+    states = bound.trajectory(TOKENS[None]).states[0]
+    view = landscape(bound.dynamics(), states, states[-1], points=3)
+    np.testing.assert_allclose(view.centre, states.mean(axis=0), rtol=1e-4, atol=1e-5)
