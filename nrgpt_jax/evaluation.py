@@ -53,20 +53,13 @@ def evaluate_loss(
     return {"val/loss": totals["loss"] / count, "val/token_accuracy": totals["hits"] / count}
 
 
-def prompt_accuracy(
-    model: nn.Module,
-    params: Any,
-    prompts: Prompts,
-    *,
-    limit: int | None = None,
-    settings: Settings = Settings(),  # noqa: B008 (immutable)
-    seed: int = 0,
-) -> float:
+def prompt_accuracy(model: nn.Module, params: Any, prompts: Prompts, **options) -> float:
     """The share of prompts answered: the last token before the end token is the answer.
 
-    A continuation that does not end within `context_length` new tokens counts as wrong.
+    A continuation that does not end within `context_length` new tokens counts as wrong. Options
+    are those of `continuations`.
     """
-    made = continuations(model, params, prompts, limit=limit, settings=settings, seed=seed)
+    made = continuations(model, params, prompts, **options)
     pairs = zip(made, prompts.answers, strict=False)
     return float(np.mean([is_answered(n.tokens, int(a), model.context_length) for n, a in pairs]))
 
@@ -80,7 +73,15 @@ def continuations(
     settings: Settings = Settings(),  # noqa: B008 (immutable)
     seed: int = 0,
 ) -> list[Continuation]:
-    """What follows the first `limit` prompts (None: all), up to their end tokens."""
+    """What follows the first `limit` prompts (None: all), up to their end tokens.
+
+    Args:
+      model, params: as of `create_model`.
+      prompts: a set of a data set.
+      limit: so many of them.
+      settings: how they are continued; greedily by default.
+      seed: of the draws.
+    """
     chosen, made = prompts.prompts[:limit], []
     for start in range(0, len(chosen), PROMPTS_AT_ONCE):
         part = chosen[start : start + PROMPTS_AT_ONCE]
@@ -106,5 +107,5 @@ def is_answered(new: np.ndarray, answer: int, limit: int) -> bool:
 def evaluate_prompts(
     model: nn.Module, params: Any, prompts: Mapping[str, Prompts], **options
 ) -> dict[str, float]:
-    """`prompt_accuracy` of every prompt set, by name."""
+    """`prompt_accuracy` of every prompt set, by name, with its options."""
     return {name: prompt_accuracy(model, params, p, **options) for name, p in prompts.items()}

@@ -15,17 +15,17 @@ from matplotlib.lines import Line2D
 from nrgpt_jax.analysis import Analysis
 
 STYLE: Any = {
-    "font.size": 11,
-    "axes.titlesize": 12,
+    "font.size": 12.5,
+    "axes.titlesize": 13,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "figure.dpi": 110,
-    "savefig.dpi": 110,
 }
 BLACK, ORANGE, BLUE, GREEN = "#000000", "#E69F00", "#0072B2", "#009E73"
 PANELS = {"attention": "attention", "feedforward": "feed-forward", "total": "total"}
 
 
+@mpl.rc_context(STYLE)
 def energies(found: Analysis) -> Figure:
     """Energy of every token against the step: attention, feed-forward, total (Figure 2)."""
     figure, axes = _figure(1, 3, width=12, height=4.2)
@@ -33,13 +33,13 @@ def energies(found: Analysis) -> Figure:
     for axis, name in zip(axes, names, strict=False):
         _lines(axis, found, np.asarray(found.path.energies[name]))
         axis.set(title=PANELS.get(name, name), xlabel="step")
-        axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
     axes[0].set_ylabel("energy of a token (dimensionless)")
     _mark_depth(axes, found)
     _position_bar(figure, axes, found)
     return figure
 
 
+@mpl.rc_context(STYLE)
 def convergence(found: Analysis) -> Figure:
     """How far a step goes, in x and in g, the gradient, and when each token came to rest."""
     figure, axes = _figure(2, 2, width=12, height=8)
@@ -63,6 +63,7 @@ def convergence(found: Analysis) -> Figure:
         textcoords="offset points",
         ha="right",
         fontsize=9,
+        backgroundcolor="#ffffffcc",
     )
     _mark_depth(axes[:3], found)
     _cascade(axes[3], found)
@@ -82,6 +83,7 @@ def _cascade(axis: Axes, found: Analysis) -> None:
     axis.legend(loc="upper left", fontsize=9, frameon=False)
 
 
+@mpl.rc_context(STYLE)
 def predictions(found: Analysis) -> Figure:
     """What the head predicts after every step: probability, entropy, agreement, surprise."""
     figure, axes = _figure(2, 1, width=12, height=7)
@@ -128,6 +130,7 @@ def _write_guesses(axis: Axes, found: Analysis, best: np.ndarray) -> None:
         axis.text(n, t, symbol[:3], ha="center", va="center", fontsize=7, color=colour)
 
 
+@mpl.rc_context(STYLE)
 def landscapes(found: Analysis, tokens: list[int] | None = None) -> Figure:
     """Paths of tokens over their energies, each in the plane in which it moves most (Figure 1)."""
     chosen = spread(found) if tokens is None else tokens
@@ -143,7 +146,7 @@ def landscapes(found: Analysis, tokens: list[int] | None = None) -> Figure:
         axis.plot(*path[0], marker="s", ms=9, color="white", mec=BLACK)
         axis.plot(*path[depth], marker="*", ms=15, color="white", mec=BLACK)
         guess = show(found.vocabulary[found.predictions.tokens[depth, n, 0]])
-        seen = f"{100 * view.explained[n]:.0f}% of its motion is in this plane"
+        seen = f"{100 * view.explained[n]:.0f}% of its motion in this plane"
         axis.set_title(f"token {n} '{show(found.symbols[n])}', predicts '{guess}'\n{seen}")
         axis.set(xlabel="first principal direction", aspect="equal")
         bar = figure.colorbar(contours, ax=axis, orientation="horizontal", pad=0.02)
@@ -179,15 +182,15 @@ def show(symbol: str) -> str:
 
 
 def _figure(rows: int, columns: int, width: float, height: float):
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        return figure, list(np.ravel(figure.subplots(rows, columns, squeeze=False)))
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, list(np.ravel(figure.subplots(rows, columns, squeeze=False)))
 
 
 def _lines(axis: Axes, found: Analysis, values: np.ndarray) -> None:
     colours = mpl.colormaps["cividis"](np.linspace(0, 0.92, values.shape[1]))
     for colour, line in zip(colours, values.T, strict=True):
         axis.plot(line, color=colour, lw=1, alpha=0.8)
+    axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
 
 
 def _mark_depth(axes: list[Axes], found: Analysis) -> None:

@@ -180,10 +180,8 @@ def check_settings(model: nn.Module, settings: Settings) -> None:
 
 
 def _fitting(prompts, model, max_new_tokens: int, overflow: str) -> list[np.ndarray]:
-    texts, length = (
-        [as_tokens(prompt, model.vocab_size) for prompt in prompts],
-        model.context_length,
-    )
+    texts = [as_tokens(prompt, model.vocab_size) for prompt in prompts]
+    length = model.context_length
     longest = max(map(len, texts))
     if overflow == "refuse" and longest + max_new_tokens > length:
         raise UserError(

@@ -19,7 +19,7 @@ from nrgpt_jax import cli, generation, host, scoring
 from nrgpt_jax.checkpoints import KINDS
 from nrgpt_jax.core.descent import CACHES, CRITERIA, Convergence, Decoding
 from nrgpt_jax.datasets.listops import EOS
-from nrgpt_jax.errors import UserError
+from nrgpt_jax.errors import UserError, require
 from nrgpt_jax.generation import Continuation, Settings
 from nrgpt_jax.models import is_nrgpt, with_num_steps
 from nrgpt_jax.pretrained import Pretrained, load_pretrained
@@ -77,8 +77,7 @@ def sample(
 
 
 def _encode(trained: Pretrained, prompts: Sequence[str], num_samples: int) -> list[np.ndarray]:
-    if num_samples < 1:
-        raise UserError(f"num_samples={num_samples} is out of range: at least 1")
+    require(num_samples > 0, "num_samples", num_samples, "at least 1")
     starts = [trained.tokenizer.encode(prompt) for prompt in prompts]
     if not all(len(start) for start in starts):
         raise UserError("a prompt is empty; give at least one token: --prompt=...")

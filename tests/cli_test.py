@@ -27,7 +27,7 @@ def program(name, *arguments):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config=experiments/nope.py"], "has listops, shakespeare, text"),
+        (["--config=experiments/nope.py"], "has listops, rates, shakespeare, text"),
         (["--config=experiments/listops.py:nope"], "no variant 'nope' of listops; it has 'paper'"),
         (["--config=experiments/listops.py", "--config.model.embed=3"], "did you mean"),
         (["--config=experiments/listops.py", "--config.train_steps=1e3"], "train_steps=1e3"),
@@ -82,6 +82,22 @@ def test_train_evaluate_sample(tmp_path):
         assert set(record["steps"]) <= {3}
     assert "cache: fixed_point" in listed.stderr
     assert "against the exact cache: logits differ by at most" in listed.stderr
+    analyzed = program("analyze", workdir, "--num_steps=3")
+    assert analyzed.returncode == 0, analyzed.stderr
+    assert "NOT guaranteed" in analyzed.stdout
+    written = tmp_path / "run/analysis"
+    assert json.loads((written / "analysis.json").read_text())["num_steps"] == 3
+    names = {"analysis.html", "energies.png", "convergence.png", "predictions.png"}
+    assert names | {"landscapes.png", "analysis.json"} == {p.name for p in written.iterdir()}
+    for mistake, message in (
+        ("--prompt=max_10,(,x", "not in the vocabulary: 'x'"),
+        ("--prompt=(", "tokens=1 is not possible"),
+        ("--tolerance=0", "tolerance=0.0 is not possible"),
+    ):
+        refused = program("analyze", workdir, mistake)
+        assert refused.returncode == 2
+        assert message in refused.stderr
+        assert len(refused.stderr.strip().splitlines()) == 1, refused.stderr
     unknown = program("sample", workdir, "--prompt=max_10,(,x")
     assert unknown.returncode == 2
     assert "not in the vocabulary: 'x'" in unknown.stderr

@@ -109,6 +109,27 @@ def test_until_converged_is_the_plain_path_up_to_there():
         assert steps.tolist() == np.minimum(1 + rests.argmax(axis=1), 40).tolist()
 
 
+def test_padding_and_ended_sequences_are_not_waited_for():
+    model, variables = still_model(num_steps=40)
+    decoding, lengths = Decoding(until=Convergence(0.02)), jnp.asarray(LENGTHS)
+    empty = model.apply(variables, *TOKENS.shape, method="empty_cache")
+    _, cache, steps = model.apply(
+        variables, jnp.asarray(TOKENS), lengths, empty, decoding, method="prefill"
+    )
+    padding = np.arange(TOKENS.shape[1])[None] >= np.asarray(LENGTHS)[:, None]
+    assert padding.any()
+    assert not np.asarray(steps)[padding].any()
+    assert (np.asarray(steps)[~padding] > 0).all()
+    active = jnp.array([True, False, True])
+    one = lambda active: model.apply(
+        variables, TOKENS[:, 0], lengths - 1, cache, decoding, active, method="decode"
+    )
+    assert one(active)[2].tolist() == [
+        int(s) * a for s, a in zip(one(None)[2], active.tolist(), strict=True)
+    ]
+    assert one(None)[2][1] > 0
+
+
 @pytest.mark.parametrize("name", NRGPTS)
 def test_no_tolerance_makes_all_steps(name):
     model, variables = small_model(name=name)

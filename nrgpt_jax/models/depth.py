@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from nrgpt_jax.array_types import Variables
-from nrgpt_jax.errors import UserError
+from nrgpt_jax.errors import UserError, require
 from nrgpt_jax.models.gpt import GPT
 from nrgpt_jax.models.nrgpt import NRGPT
 
@@ -21,8 +21,7 @@ def with_num_steps(
     Raises:
       UserError: the model has a block of its own for every step, or there is no step.
     """
-    if num_steps < 1:
-        raise UserError(f"num_steps={num_steps} is out of range: at least 1")
+    require(num_steps > 0, "num_steps", num_steps, "at least 1")
     if not isinstance(model, (GPT, NRGPT)) or num_steps == model.num_steps:
         return model, variables
     if isinstance(model, GPT) and not model.shared:
