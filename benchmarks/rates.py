@@ -9,6 +9,7 @@ seed's measurement is kept in its run directory.
 
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from absl import flags
 from benchmarks.tables import spread, table
 from nrgpt_jax import cli, evaluation, sharding
 from nrgpt_jax.analysis import analyse
+from nrgpt_jax.core.certificates import SCALES
 from nrgpt_jax.datasets import Dataset, load_dataset
 from nrgpt_jax.input_pipeline import validation_batches
 from nrgpt_jax.metrics import read_metrics
@@ -168,7 +170,8 @@ NOTES = """\
 Written by `make rates`, from `experiments/rates.py`: small models, each rate with the norm that
 its proposition asks for, strict mask, mean ± standard deviation over seeds. The trainings are
 short (each a few minutes of one CPU core), so the columns of quality compare rates under one small
-budget; they are not what a rate reaches in the end.
+budget; they are not what a rate reaches in the end. All trainings and measurements together take
+about two and a half hours on two CPU cores.
 
 - **begin uphill, end higher**: the share of token steps, with the token's context held fixed, that
   set out in a direction in which its energy rises, and that end at a higher energy; measured on
@@ -176,9 +179,10 @@ budget; they are not what a rate reaches in the end.
 - **rises, context at rest**: the share of token steps in which the energy rose by more than 1%
   among those in which no token before it changed its g by more than 1%.
 - **longest descending step**: how many times longer than its own the steps of the model could be
-  at all of these places for the energy to fall (0: somewhere it rises however short they are).
+  at all of these places for the energy to fall (0: somewhere it rises however short they are);
+  from the least of the seeds to the most.
 - **tokens at rest**: whose g changes by at most 1% a step, by 4T.
-- "none": energies had diverged before 4T.
+- "none": energies had diverged before 4T, or no context came to rest.
 """
 
 
@@ -208,6 +212,10 @@ def _promise(rows: list[dict[str, Any]]) -> str:
 
 def _cell(rows: list[dict[str, Any]], name: str, column: tuple[str, str, float, str]) -> str:
     _, form, times, unit = column
+    if name == "largest_step_scale":  # infinite where even the longest that was tried descends
+        least, most = (f(row[name] for row in rows) for f in (min, max))
+        bound = lambda scale: f"> {max(SCALES):g}" if math.isinf(scale) else f"{scale:{form}}"
+        return bound(least) if least == most else f"{bound(least)} to {bound(most)}"
     return spread([times * row[name] for row in rows], form, unit)
 
 

@@ -12,10 +12,15 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
 
 
 def spread(values: Sequence[float], form: str = ".3f", unit: str = "") -> str:
-    """Mean and standard deviation (of the sample) over seeds; of one value, that value."""
+    """Mean and standard deviation (of the sample) over seeds.
+
+    Values that are not finite are left out, and how many are left is said.
+    """
     known = np.array(values, float)
     known = known[np.isfinite(known)]
     if not len(known):
         return "none"
-    mean = f"{known.mean():{form}}{unit}"
-    return f"{mean} ± {known.std(ddof=1):{form}}{unit}" if len(known) > 1 else mean
+    text = f"{known.mean():{form}}{unit}"
+    if len(known) > 1:
+        text += f" ± {known.std(ddof=1):{form}}{unit}"
+    return text if len(known) == len(values) else f"{text} ({len(known)} of {len(values)})"

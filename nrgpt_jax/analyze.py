@@ -16,6 +16,7 @@ from nrgpt_jax import cli, host
 from nrgpt_jax.analysis import Analysis, analyse, as_numbers
 from nrgpt_jax.checkpoints import KINDS
 from nrgpt_jax.datasets import load_dataset
+from nrgpt_jax.errors import UserError
 from nrgpt_jax.figures import FIGURES
 from nrgpt_jax.pretrained import Pretrained, load_pretrained
 from nrgpt_jax.webpage import webpage
@@ -49,26 +50,34 @@ def analyze(
     tokens = trained.tokenizer.encode(prompt) if prompt is not None else _validation_text(trained)
     found = analyse(trained, tokens, num_steps=num_steps, tolerance=tolerance)
     folder = Path(workdir) / "analysis" if out is None else Path(out)
+    try:
+        _write(folder, found, title(trained))
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error}); name another --out") from None
+    return found
+
+
+def _write(folder: Path, found: Analysis, heading: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, draw in FIGURES.items():
         draw(found).savefig(folder / f"{name}.png")
     (folder / "analysis.json").write_text(json.dumps(as_numbers(found)))
-    (folder / "analysis.html").write_text(
-        webpage(found, title(trained), report(found)), encoding="utf-8"
-    )
-    return found
+    (folder / "analysis.html").write_text(webpage(found, heading, report(found)), encoding="utf-8")
 
 
 def _validation_text(trained: Pretrained) -> np.ndarray:
     data, length = trained.config.data, trained.model.context_length
-    return load_dataset(data).validation.tokens[: min(TOKENS, length)]
+    try:
+        return load_dataset(data).validation.tokens[: min(TOKENS, length)]
+    except UserError as error:
+        raise UserError(f"{error}; or give a text of yours: --prompt=...") from None
 
 
 def title(trained: Pretrained) -> str:
     """One line that names a model."""
-    m, count = trained.config.model, trained.config.data.name
+    m, data = trained.config.model, trained.config.data.name
     return (
-        f"{m.name} on {count}: D={m.embed_dim}, H={m.num_heads}, T={m.num_steps}, "
+        f"{m.name} on {data}: D={m.embed_dim}, H={m.num_heads}, T={m.num_steps}, "
         f"rate {m.rate}, norm {m.norm}, mask {m.mask}"
     )
 
