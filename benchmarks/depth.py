@@ -12,7 +12,7 @@ from benchmarks.tables import table
 from nrgpt_jax import cli, evaluation, scoring
 from nrgpt_jax.core.descent import Convergence, Decoding
 from nrgpt_jax.core.rates import RATES
-from nrgpt_jax.datasets import Prompts, load_dataset
+from nrgpt_jax.datasets import Prompts, load_recorded
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.generation import Settings, generate
 from nrgpt_jax.models import with_num_steps
@@ -72,7 +72,7 @@ def _error(trained: Pretrained, prompts: Prompts, settings: Settings) -> str:
 def main(f: flags.FlagValues) -> None:
     """Measures, prints, writes."""
     trained = load_pretrained(f.workdir)
-    sets = load_dataset(trained.config.data).prompts
+    sets = load_recorded(trained.config.data).prompts
     if not sets:
         raise UserError(f"the data set of {f.workdir} has no prompts to answer; use a listops run")
     name, prompts = next(iter(sets.items()))

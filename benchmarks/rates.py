@@ -23,9 +23,9 @@ from absl import flags
 
 from benchmarks.tables import spread, table
 from nrgpt_jax import cli, evaluation, sharding
-from nrgpt_jax.analysis import analyse
+from nrgpt_jax.analysis import analyse, plain
 from nrgpt_jax.core.certificates import SCALES
-from nrgpt_jax.datasets import Dataset, load_dataset
+from nrgpt_jax.datasets import Dataset, load_recorded
 from nrgpt_jax.input_pipeline import validation_batches
 from nrgpt_jax.metrics import read_metrics
 from nrgpt_jax.models import with_num_steps
@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENT, DOCS = ROOT / "experiments/rates.py", ROOT / "docs"
 DEPTHS = (1, 2, 4)  # times the trained number of steps
 PROMPTS = 1000  # held-out ones, answered greedily
+LONG = 120  # steps that contexts have to come to rest
 TEXTS, TOKENS = 4, 64  # that certificates are measured on
 FILE_NAME = "rates.json"  # in a run directory
 
@@ -78,15 +79,15 @@ def is_done(workdir: Path) -> bool:
     return any(r["step"] == target and "val/loss" in r for r in read_metrics(workdir))
 
 
-def measure(workdir: Path) -> dict[str, Any]:
-    """The numbers of one run; kept in it."""
+def measure(workdir: Path, again: bool = False) -> dict[str, Any]:
+    """The numbers of one run; kept in it. None stands for what is not finite."""
     kept = workdir / FILE_NAME
-    if kept.exists():
+    if kept.exists() and not again:
         return json.loads(kept.read_text())
     trained = load_pretrained(workdir)
-    dataset = load_dataset(trained.config.data)
+    dataset = load_recorded(trained.config.data)
     found = {**_certificates(trained, dataset), **_quality(trained, dataset)}
-    kept.write_text(json.dumps(found, indent=1) + "\n")
+    kept.write_text(json.dumps(plain(found), indent=1, allow_nan=False) + "\n")
     return found
 
 
@@ -96,10 +97,13 @@ def _certificates(trained: Pretrained, dataset: Dataset) -> dict[str, Any]:
     starts = np.linspace(0, len(tokens) - TOKENS, TEXTS).astype(int)
     seen = [analyse(trained, tokens[start : start + TOKENS]) for start in starts]
     certificates = [found.certificate for found in seen]
-    at_rest = sum(c.steps_at_rest for c in certificates)
-    rose = sum(c.rises_at_rest * c.steps_at_rest for c in certificates if c.steps_at_rest)
+    longer = max(LONG, seen[0].num_steps)
+    late = [analyse(trained, found.tokens, num_steps=longer).certificate for found in seen]
+    at_rest = sum(c.steps_at_rest for c in late)
+    rose = sum(c.rises_at_rest * c.steps_at_rest for c in late if c.steps_at_rest)
     mean = lambda values: float(np.mean(list(values)))
-    last = seen[0].num_steps - 1
+    whole = not any(found.diverged_at for found in seen)
+    at_end = lambda values: mean(values) if whole else math.nan
     return {
         "proposition": certificates[0].proposition,
         "smallest_eigenvalue": certificates[0].smallest_eigenvalue,
@@ -110,11 +114,9 @@ def _certificates(trained: Pretrained, dataset: Dataset) -> dict[str, Any]:
         "rises_at_rest": rose / at_rest if at_rest else float("nan"),
         "largest_step_scale": min(c.largest_step_scale for c in certificates),
         "diverged_at": [found.diverged_at for found in seen],
-        "speed_at_4T": mean(np.median(found.speeds[last]) for found in seen)
-        if not any(found.diverged_at for found in seen)
-        else float("inf"),
-        "at_rest_by_4T": mean(np.mean(found.settled < found.num_steps) for found in seen),
-        "agreement_at_4T": mean(np.mean(found.predictions.agreement[-1]) for found in seen),
+        "speed_at_4T": at_end(np.median(found.speeds[-1]) for found in seen),
+        "at_rest_by_4T": at_end(np.mean(found.settled < found.num_steps) for found in seen),
+        "agreement_at_4T": at_end(np.mean(found.predictions.agreement[-1]) for found in seen),
     }
 
 
@@ -176,12 +178,14 @@ about two and a half hours on two CPU cores.
 - **begin uphill, end higher**: the share of token steps, with the token's context held fixed, that
   set out in a direction in which its energy rises, and that end at a higher energy; measured on
   4 texts of 64 tokens over 4T steps (T: trained).
-- **rises, context at rest**: the share of token steps in which the energy rose by more than 1%
-  among those in which no token before it changed its g by more than 1%.
+- **rises, context at rest**: the same as "end higher" of those token steps in which no token before
+  it changed its g by more than 1%, over 120 steps; token 0, which has none before it, left out.
 - **longest descending step**: how many times longer than its own the steps of the model could be
   at all of these places for the energy to fall (0: somewhere it rises however short they are);
   from the least of the seeds to the most.
-- **tokens at rest**: whose g changes by at most 1% a step, by 4T.
+- **tokens at rest**: whose g changes by at most 1% a step, by 4T. Behind a norm x grows and steps
+  of one length turn it less and less, so slow is not yet converged: the prediction may still
+  drift.
 - "none": energies had diverged before 4T, or no context came to rest.
 """
 
@@ -212,11 +216,12 @@ def _promise(rows: list[dict[str, Any]]) -> str:
 
 def _cell(rows: list[dict[str, Any]], name: str, column: tuple[str, str, float, str]) -> str:
     _, form, times, unit = column
-    if name == "largest_step_scale":  # infinite where even the longest that was tried descends
-        least, most = (f(row[name] for row in rows) for f in (min, max))
+    values = [row[name] for row in rows]
+    if name == "largest_step_scale":  # None where even the longest that was tried descends
+        least, most = (f(v if v is not None else math.inf for v in values) for f in (min, max))
         bound = lambda scale: f"> {max(SCALES):g}" if math.isinf(scale) else f"{scale:{form}}"
         return bound(least) if least == most else f"{bound(least)} to {bound(most)}"
-    return spread([times * row[name] for row in rows], form, unit)
+    return spread([math.nan if v is None else times * v for v in values], form, unit)
 
 
 def main(f: flags.FlagValues) -> None:
@@ -226,10 +231,10 @@ def main(f: flags.FlagValues) -> None:
     found: dict[str, list[dict[str, Any]]] = {}
     for variant in variants():
         done = [runs / variant / str(seed) for seed in range(f.seeds)]
-        found[variant] = [measure(workdir) for workdir in done]
+        found[variant] = [measure(workdir, f.again) for workdir in done]
         jax.clear_caches()
         print(variant, "measured", flush=True)
-    (DOCS / "rates.json").write_text(json.dumps(found, indent=1) + "\n")
+    (DOCS / "rates.json").write_text(json.dumps(plain(found), indent=1, allow_nan=False) + "\n")
     (DOCS / "rates.md").write_text(page(found))
     print(f"written to {DOCS / 'rates.md'}")
 
@@ -237,5 +242,6 @@ def main(f: flags.FlagValues) -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("runs", "runs/rates", "Where the runs are, or are to be.")
     flags.DEFINE_integer("seeds", 3, "So many of each.", 1)
+    flags.DEFINE_boolean("again", False, "Measure anew what is measured already.")
     flags.DEFINE_integer("jobs", 2, "Train so many at a time.", 1)
     cli.run(lambda: main(flags.FLAGS))

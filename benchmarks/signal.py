@@ -28,7 +28,7 @@ from scipy import stats
 
 from benchmarks.tables import spread, table
 from nrgpt_jax import cli
-from nrgpt_jax.datasets import load_dataset
+from nrgpt_jax.datasets import load_recorded
 from nrgpt_jax.figures import BLACK, BLUE, ORANGE, STYLE
 from nrgpt_jax.pretrained import Pretrained, load_pretrained
 
@@ -47,11 +47,11 @@ def corrupted(tokens: np.ndarray, share: float, random: np.random.Generator) -> 
     return np.where(chosen, others, tokens)
 
 
-@partial(jax.jit, static_argnums=0)
-def _scores(model, variables, tokens):
+@partial(jax.jit, static_argnums=(0, 3))
+def _scores(model, variables, tokens, known: int):
     bound = model.bind(variables)
     path = bound.trajectory(tokens)
-    log_p = jax.nn.log_softmax(bound.readout(path.states[:, -1]))
+    log_p = jax.nn.log_softmax(bound.readout(path.states[:, -1])[..., :known])
     energy = path.energies["total"]
     surprise = -jnp.take_along_axis(log_p[:, :-1], tokens[:, 1:, None], axis=-1)[..., 0]
     return {
@@ -63,7 +63,8 @@ def _scores(model, variables, tokens):
 
 def scores(trained: Pretrained, tokens: np.ndarray) -> dict[str, np.ndarray]:
     """Each score of every token but the first of windows (B,N): (B,N-1)."""
-    parts = [_scores(trained.model, trained.variables, part) for part in np.split(tokens, 8)]
+    fixed, known = (trained.model, trained.variables), len(trained.tokenizer.vocabulary)
+    parts = [_scores(*fixed, part, known) for part in np.split(tokens, 8)]
     return {name: np.concatenate([np.asarray(p[name]) for p in parts]) for name in SCORES}
 
 
@@ -76,7 +77,7 @@ def auroc(wrong: np.ndarray, right: np.ndarray) -> float:
 def measure(trained: Pretrained, seed: int) -> dict[str, Any]:
     """All areas of one model; and a ROC curve, of single tokens."""
     random = np.random.default_rng(seed)
-    n, stream = trained.model.context_length, load_dataset(trained.config.data).validation.tokens
+    n, stream = trained.model.context_length, load_recorded(trained.config.data).validation.tokens
     starts = np.linspace(0, len(stream) - n, WINDOWS).astype(int)
     intact = stream[starts[:, None] + np.arange(n)]
     plain = scores(trained, intact)
@@ -172,8 +173,7 @@ def page(found: Found) -> str:
         count = len(next(iter(by_rate.values())))
         lines += ["", f"## {task}, {count} seeds", "", "Single tokens, a tenth of them wrong:", ""]
         head = ["rate", *SCORES]
-        rows = [[f"`{r}`", *_cells(by_rate[r], "tokens")] for r in by_rate]
-        lines += table(head, rows)
+        lines += table(head, [[f"`{r}`", *_cells(by_rate[r], "tokens")] for r in by_rate])
         lines += ["", "Rank correlation with surprise, over the tokens of intact text:", ""]
         lines += table(head, [[f"`{r}`", *_cells(by_rate[r], "spearman")] for r in by_rate])
         lines += ["", "Whole texts against intact ones, by the mean over their tokens:", ""]

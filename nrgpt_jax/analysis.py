@@ -33,7 +33,7 @@ class Predictions(NamedTuple):
     probabilities: np.ndarray  # (T+1,N,k) of these
     entropy: np.ndarray  # (T+1,N) nats
     surprise: np.ndarray  # (T+1,N-1) nats, of the token that does follow
-    agreement: np.ndarray  # (T+1,N) the most probable token is that of the trained depth
+    agreement: np.ndarray  # (T+1,N) the most probable token is that of step `Analysis.depth`
 
 
 class Certificate(NamedTuple):
@@ -48,9 +48,9 @@ class Certificate(NamedTuple):
     largest_eigenvalue: float
     uphill: float  # share of token steps that begin uphill, context held fixed
     rises: float  # share of token steps whose energy rises, context held fixed
-    steps_at_rest: int  # token steps whose context was at rest
+    steps_at_rest: int  # token steps whose context was at rest, but for empty contexts
     rises_at_rest: float  # share of these in which the energy rose; nan where there are none
-    rises_at_rest_by_token: tuple[float, ...]
+    rises_at_rest_by_token: tuple[float, ...]  # the same of each token, also of an empty context
     largest_step_scale: float  # times the model's own steps, for descent at all steps seen
 
 
@@ -81,6 +81,14 @@ class Analysis(NamedTuple):
         """The trained number of steps, or T where fewer were made."""
         return min(self.trained_steps, self.num_steps)
 
+    @property
+    def depth_name(self) -> str:
+        """What step `depth` is, for labels."""
+        whole = self.depth == self.trained_steps
+        return (
+            "trained depth" if whole else f"step {self.depth} of {self.trained_steps} in training"
+        )
+
 
 def analyse(
     trained: Pretrained,
@@ -107,27 +115,33 @@ def analyse(
         raise UserError(f"{trained.config.model.name} has no energy to look at; use an NRGPT run")
     steps = 4 * trained.model.num_steps if num_steps is None else num_steps
     require(tolerance > 0, "tolerance", tolerance, "positive")
+    require(top > 0, "top", top, "at least 1")
+    known = len(trained.tokenizer.vocabulary)
     model, variables = with_num_steps(trained.model, trained.variables, steps)
-    tokens = as_tokens(tokens, model.vocab_size)
+    model = model.clone(dtype="float32")  # small changes of energies drown in bfloat16
+    tokens = as_tokens(tokens, known)
     fits = 2 <= len(tokens) <= model.context_length
     require(fits, "tokens", len(tokens), f"2 to the context length {model.context_length}")
     run = jax.jit(_run, static_argnums=(0, 3, 4, 5))
-    at = min(trained.model.num_steps, steps)
-    known = len(trained.tokenizer.vocabulary)
-    path, speeds, measured, predicted = jax.tree.map(
-        np.asarray, run(model, variables, tokens, at, (top, known), tolerance)
-    )
+    with jax.default_matmul_precision("highest"):
+        found = run(model, variables, tokens, min(top, known), known, tolerance)
+    path, speeds, measured, predicted = jax.tree.map(np.asarray, found)
     end = _finite_steps(path.energies["total"])
+    if end < 1:
+        raise UserError("the energies of this text diverge in the first step; nothing to look at")
     diverged_at = None if end == steps else end + 1
-    at = min(at, end)
+    at = min(trained.model.num_steps, end)
     path, predicted = jax.tree.map(lambda a: a[: end + 1], (path, predicted))
     speeds, measured = speeds[:end], jax.tree.map(lambda a: a[:end], measured)
+    best = predicted.tokens[..., 0]
+    predicted = predicted._replace(agreement=best == best[at])
+    names = symbols_of(trained.tokenizer)
     points = max(9, min(31, math.isqrt(GRID_VALUES // len(tokens))))
     view = jax.jit(_view, static_argnums=(0, 3, 4))(model, variables, path.states, at, points)
     return Analysis(
-        symbols=[trained.tokenizer.decode([t]) for t in tokens],
+        symbols=[names[t] for t in tokens],
         tokens=tokens,
-        vocabulary=symbols_of(trained.tokenizer),
+        vocabulary=names,
         trained_steps=trained.model.num_steps,
         tolerance=tolerance,
         diverged_at=diverged_at,
@@ -142,28 +156,27 @@ def analyse(
 
 
 def symbols_of(tokenizer: Tokenizer) -> list[str]:
-    """The text of every token of a vocabulary."""
-    return [tokenizer.decode([t]) for t in range(len(tokenizer.vocabulary))]
+    """The text of every token of a vocabulary; the name of one that is no text of its own."""
+    texts = [(tokenizer.decode([t]), name) for t, name in enumerate(tokenizer.vocabulary)]
+    return [text if text.isprintable() and text != "\ufffd" else name for text, name in texts]
 
 
-def _run(model: NRGPT, variables, tokens, trained_steps: int, sizes, tolerance: float):
+def _run(model: NRGPT, variables, tokens, top: int, known: int, tolerance: float):
     bound = model.bind(variables)
     dynamics, scales = bound.dynamics(), bound.step_scales()
     path = jax.tree.map(lambda a: a[0], bound.trajectory(tokens[None]))
     strict = model.mask == "strict"
     measured = certificates.evidence(dynamics, path, scales, strict=strict, tolerance=tolerance)
     speeds = certificates.relative_speeds(jax.vmap(dynamics.norm)(path.states))
-    top, known = sizes
 
     def predict(x):
         log_p = jax.nn.log_softmax(bound.readout(x[None])[0, :, :known])
-        p, best = jax.lax.top_k(jnp.exp(log_p), min(top, known))
+        p, best = jax.lax.top_k(jnp.exp(log_p), top)
         surprise = -jnp.take_along_axis(log_p[:-1], tokens[1:, None], axis=-1)[:, 0]
         return best, p, -jnp.sum(jnp.exp(log_p) * log_p, axis=-1), surprise
 
     best, p, entropy, surprise = jax.lax.map(predict, path.states)
-    agreement = best[..., 0] == best[trained_steps, :, 0][None]
-    return path, speeds, measured, Predictions(best, p, entropy, surprise, agreement)
+    return path, speeds, measured, Predictions(best, p, entropy, surprise, best[..., 0])
 
 
 def _view(model: NRGPT, variables, states, held_at: int, points: int) -> Landscape:
@@ -171,11 +184,11 @@ def _view(model: NRGPT, variables, states, held_at: int, points: int) -> Landsca
 
 
 def _finite_steps(energy: np.ndarray) -> int:
-    """Steps before any energy (T+1,N) has diverged, at least 1."""
+    """Steps before any energy (T+1,N) has diverged."""
     bound = LARGEST * (1.0 + np.abs(energy[0]).max())
     with np.errstate(invalid="ignore"):
         sound = (np.abs(energy) <= bound).all(axis=1)
-    return max(1, int(np.argmin(sound)) - 1) if not sound.all() else len(energy) - 1
+    return len(energy) - 1 if sound.all() else int(np.argmin(sound)) - 1
 
 
 def _certificate(trained: Pretrained, measured: Evidence) -> Certificate:
@@ -184,6 +197,7 @@ def _certificate(trained: Pretrained, measured: Evidence) -> Certificate:
     promise = certificates.guarantee(model.norm, np.asarray(model.gain()), eta, strict=strict)
     spectrum = certificates.symmetric_spectrum(eta, model.embed_dim)
     at_rest, rose = measured.context_at_rest.sum(axis=0), measured.rises_at_rest.sum(axis=0)
+    some = slice(1 if strict else 0, None)  # token 0 has an empty context under the strict mask
     share = lambda part, whole: float(part) / float(whole) if whole else math.nan
     return Certificate(
         *promise,
@@ -192,10 +206,10 @@ def _certificate(trained: Pretrained, measured: Evidence) -> Certificate:
         mask=model.mask,
         smallest_eigenvalue=float(spectrum[0]),
         largest_eigenvalue=float(spectrum[-1]),
-        uphill=float(np.mean(measured.slopes > 0)),
+        uphill=float(np.mean(measured.uphill)),
         rises=float(np.mean(measured.rises)),
-        steps_at_rest=int(at_rest.sum()),
-        rises_at_rest=share(rose.sum(), at_rest.sum()),
+        steps_at_rest=int(at_rest[some].sum()),
+        rises_at_rest=share(rose[some].sum(), at_rest[some].sum()),
         rises_at_rest_by_token=tuple(map(share, rose, at_rest)),
         largest_step_scale=float(measured.largest_scales.min()),
     )
@@ -225,16 +239,17 @@ def as_numbers(found: Analysis) -> dict[str, Any]:
             name: getattr(found.landscape, name) for name in ("path", "axes", "energy", "explained")
         },
     }
-    return _plain(named)
+    return plain(named)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """The same in lists, dictionaries and numbers of six digits; nan and infinity are None."""
     if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
+        return {k: plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None
     return value

@@ -15,7 +15,8 @@ from absl import flags
 from nrgpt_jax import cli, host
 from nrgpt_jax.analysis import Analysis, analyse, as_numbers
 from nrgpt_jax.checkpoints import KINDS
-from nrgpt_jax.datasets import load_dataset
+from nrgpt_jax.core.certificates import SCALES
+from nrgpt_jax.datasets import load_recorded
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.figures import FIGURES
 from nrgpt_jax.pretrained import Pretrained, load_pretrained
@@ -68,7 +69,7 @@ def _write(folder: Path, found: Analysis, heading: str) -> None:
 def _validation_text(trained: Pretrained) -> np.ndarray:
     data, length = trained.config.data, trained.model.context_length
     try:
-        return load_dataset(data).validation.tokens[: min(TOKENS, length)]
+        return load_recorded(data).validation.tokens[: min(TOKENS, length)]
     except UserError as error:
         raise UserError(f"{error}; or give a text of yours: --prompt=...") from None
 
@@ -86,36 +87,37 @@ def report(found: Analysis) -> str:
     """What is promised and what was seen, in plain words."""
     c, steps = found.certificate, found.num_steps
     promise = (
-        f"Proposition {c.proposition} applies: {c.reason}. A token's energy falls at small steps "
+        f"Proposition {c.proposition} applies: {c.reason}.\nA token's energy falls at small steps "
         "while its context is at rest."
         if c.proposition
         else f"Energy is NOT guaranteed to fall: {c.reason}."
     )
-    settled = int(np.sum(found.settled < steps))
-    at_rest = (
-        f"in {c.rises_at_rest:.1%} of the {c.steps_at_rest} token steps whose context was at rest"
-        if c.steps_at_rest
-        else "no context came to rest"
-    )
-    scale = (
-        "any tried (up to 64)" if np.isinf(c.largest_step_scale) else f"{c.largest_step_scale:.3g}"
-    )
+    own_key = "" if c.mask == "strict" else " (its own key too)"
+    rose = f"; energy rose in {c.rises_at_rest:.1%}" if c.steps_at_rest else ""
     lines = [
         promise,
         f"eta ({c.rate}): eigenvalues of the symmetric part from {c.smallest_eigenvalue:.4g} to "
         f"{c.largest_eigenvalue:.4g}",
-        f"{len(found.tokens)} tokens, {steps} steps ({found.trained_steps} in training), "
-        "context held fixed:",
+        f"{len(found.tokens)} tokens, {steps} steps ({found.trained_steps} in training), a token's "
+        f"context held fixed{own_key}:",
         f"  steps that begin uphill    {c.uphill:.1%}",
         f"  steps that end higher      {c.rises:.1%}",
-        f"  longest steps that descend {scale} times the model's own",
-        f"Energy rose {at_rest}." if c.steps_at_rest else f"Of rest: {at_rest}.",
-        f"At rest by the end: {settled} of {len(found.tokens)} tokens (g changes by at most "
-        f"{found.tolerance:g} in a step).",
+        f"  longest steps that descend {_longest(c.largest_step_scale)}",
+        f"Slow (g changes by at most {found.tolerance:.3g} of itself in a step):",
+        f"  tokens from some step on   {int(np.sum(found.settled < steps))}",
+        f"  token steps with all tokens before it slow {c.steps_at_rest}{rose}",
     ]
     if found.diverged_at is not None:
         lines.append(f"Energies diverge at step {found.diverged_at}; nothing after it is shown.")
     return "\n".join(lines)
+
+
+def _longest(scale: float) -> str:
+    if scale == 0.0:
+        return f"none: somewhere energy rises at {min(SCALES):.2g} of the model's own too"
+    if np.isinf(scale):
+        return f"all that were tried, to {max(SCALES):g} times the model's own"
+    return f"{scale:.3g} times the model's own"
 
 
 def main(f: flags.FlagValues) -> None:

@@ -14,8 +14,7 @@ from absl import flags
 
 from nrgpt_jax import cli, evaluation, host, sharding
 from nrgpt_jax.checkpoints import KINDS, Checkpoints
-from nrgpt_jax.datasets import load_dataset
-from nrgpt_jax.errors import UserError
+from nrgpt_jax.datasets import load_recorded
 from nrgpt_jax.generation import Settings
 from nrgpt_jax.input_pipeline import validation_batches
 from nrgpt_jax.models import abstract_params, create_model
@@ -39,9 +38,7 @@ def evaluate(workdir: Path | str, checkpoint: str = "best", prompts: int = 0) ->
     """
     workdir = Path(workdir)
     config = load_config(workdir)
-    dataset = load_dataset(config.data)
-    if dataset.fingerprint != config.data.fingerprint:
-        raise UserError(f"the data set is no longer the one that {workdir} was trained on")
+    dataset = load_recorded(config.data)
     model, mesh = create_model(config), sharding.make_mesh()
     with Checkpoints(workdir) as checkpoints:
         wanted = sharding.abstract_replicated(abstract_params(model), mesh)

@@ -56,7 +56,7 @@ def convergence(found: Analysis) -> Figure:
         axis.yaxis.set_minor_formatter(mpl.ticker.LogFormatter(minor_thresholds=(1.5, 0.4)))
     axes[1].axhline(found.tolerance, color=ORANGE, lw=1.5)
     axes[1].annotate(
-        "at rest below",
+        "counts as rest",
         (1, found.tolerance),
         xycoords=("axes fraction", "data"),
         xytext=(0, -12),
@@ -73,11 +73,13 @@ def convergence(found: Analysis) -> Figure:
 
 def _cascade(axis: Axes, found: Analysis) -> None:
     n, rest = np.arange(len(found.tokens)), found.settled < found.num_steps
-    axis.scatter(n[rest], found.settled[rest], s=24, color=BLUE, label="at rest from here on")
+    axis.scatter(n[rest], found.settled[rest], s=24, color=BLUE, label="slower from here on")
     moving = np.full((~rest).sum(), found.num_steps)
-    axis.scatter(n[~rest], moving, s=28, marker="^", color=ORANGE, label="still moving at the end")
+    axis.scatter(
+        n[~rest], moving, s=28, marker="^", color=ORANGE, label="not yet slower at the end"
+    )
     axis.axhline(found.trained_steps, color=BLACK, ls="--", lw=1)
-    title = f"cascade: when g changes by less than {found.tolerance:g}"
+    title = f"cascade: when g changes by less than {found.tolerance:g} a step"
     axis.set(title=title, xlabel="token position", ylabel="step of convergence")
     axis.set_ylim(0, found.num_steps * 1.22)
     axis.legend(loc="upper left", fontsize=9, frameon=False)
@@ -98,7 +100,7 @@ def predictions(found: Analysis) -> Figure:
         )
     axes[0].axhline(found.depth, color="white", lw=1.5, ls="--", zorder=1)
     axes[0].yaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
-    title = "most probable next token after each step (dashed: the trained depth)"
+    title = "most probable next token after each step (dashed: " + found.depth_name + ")"
     axes[0].set(title=title, ylabel="step", xlabel="text, token by token")
     right = axes[1].twinx()
     steps = np.arange(found.num_steps + 1)
@@ -106,7 +108,13 @@ def predictions(found: Analysis) -> Figure:
     curves = [
         (axes[1], p.entropy.mean(axis=1), BLUE, "-", "entropy"),
         (axes[1], p.surprise.mean(axis=1), BLACK, "-.", "surprise at the token that follows"),
-        (right, 100 * p.agreement.mean(axis=1), ORANGE, "--", "agreement with the trained depth"),
+        (
+            right,
+            100 * p.agreement.mean(axis=1),
+            ORANGE,
+            "--",
+            f"agreement with the {found.depth_name}",
+        ),
     ]
     for axis, values, colour, style, label in curves:
         axis.plot(steps, values, color=colour, ls=style, lw=2, label=label)
@@ -126,7 +134,8 @@ def _write_guesses(axis: Axes, found: Analysis, best: np.ndarray) -> None:
     changed[1:] = tokens[1:] != tokens[:-1]
     for t, n in np.argwhere(changed):
         colour = "white" if best[t, n] < 0.5 else "black"
-        symbol = show(found.vocabulary[tokens[t, n]]).strip("<>")
+        symbol = show(found.vocabulary[tokens[t, n]])
+        symbol = symbol.strip("<>") or symbol
         axis.text(n, t, symbol[:3], ha="center", va="center", fontsize=7, color=colour)
 
 
@@ -155,7 +164,7 @@ def landscapes(found: Analysis, tokens: list[int] | None = None) -> Figure:
         bar.update_ticks()
     axes[0].set_ylabel("second principal direction")
     figure.suptitle(
-        "square: first state, star: state at the trained depth; its context held there", fontsize=10
+        f"square: first state, star: {found.depth_name}; its context held there", fontsize=11
     )
     return figure
 

@@ -41,9 +41,11 @@ mapper.high = high[n];
 path.data = {u: along("u"), v: along("v"), step: steps, total: along("total")};
 place.data = {u: [at("u", here, n)], v: [at("v", here, n)]};
 
+const html = (text) =>
+  text.replace(/[&<>]/g, (c) => ({"&": "&amp;", "<": "&lt;", ">": "&gt;"})[c]);
 const depth = here === trained ? " (the trained depth)" : "";
 const energy = at("total", here, n).toFixed(2);
 const percent = (100 * probability(here, n, 0)).toFixed(1);
 readout.text =
-  `step <b>${here}</b>${depth}, token ${n} <b>${tokens.data.symbol[n]}</b>: ` +
-  `energy <b>${energy}</b>, next <b>${guess(here, n, 0)}</b> (${percent}%)`;
+  `step <b>${here}</b>${depth}, token ${n} <b>${html(tokens.data.symbol[n])}</b>: ` +
+  `energy <b>${energy}</b>, next <b>${html(guess(here, n, 0))}</b> (${percent}%)`;

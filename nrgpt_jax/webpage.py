@@ -46,7 +46,7 @@ def webpage(found: Analysis, title: str, report: str) -> str:
     select = Select(title="token", value=str(len(names) - 1), options=options, width=160)
     readout = Div(name="readout", styles={"font-size": "17px", "padding-top": "18px"})
     strip, energies, guesses = _strip(sources), _energies(sources, found), _guesses(sources)
-    landscape, drawn = _landscape(sources)
+    landscape, drawn = _landscape(sources, found.depth)
     marker = Span(dimension="height", line_color=ORANGE, line_width=2)
     energies.add_layout(marker)
     shared = {"slider": slider, "select": select, "readout": readout, "marker": marker}
@@ -76,7 +76,8 @@ def _sources(found: Analysis, names: list[str]) -> Sources:
     flat = lambda a: np.ascontiguousarray(a, dtype=np.float32).ravel()
     view, p = found.landscape, found.predictions
     k = p.tokens.shape[-1]
-    (x, y), size = view.axes[:, :, 0].T, view.axes[:, 0, -1] - view.axes[:, 0, 0]
+    pixel = view.axes[:, 0, 1] - view.axes[:, 0, 0]  # its middle is a grid point
+    (x, y), size = view.axes[:, :, 0].T - pixel / 2, pixel * view.axes.shape[-1]
     u, v = np.moveaxis(np.asarray(view.path), -1, 0)
     columns: dict[str, dict] = {
         "all": {
@@ -113,7 +114,7 @@ def _strip(sources: Sources):
         height=180,
         width=1240,
         tools="tap,xwheel_zoom,xpan,reset",
-        title="energy of every token after this step (hover; click to choose a token)",
+        title="energy of every token at this step (hover; click to choose a token)",
         y_range=(-0.55, 1.35),
         x_axis_label="position",
     )
@@ -197,12 +198,12 @@ def _energies(sources: Sources, found: Analysis):
     return plot
 
 
-def _landscape(sources: Sources):
+def _landscape(sources: Sources, depth: int):
     """The chosen token's path over its energy."""
     plot = figure(
         height=380,
         width=420,
-        title="landscape of the token and its path",
+        title=f"its path; energy with the context of step {depth}",
         x_axis_label="first principal direction",
         x_range=(0, 1),
         y_range=(0, 1),
@@ -224,7 +225,7 @@ def _landscape(sources: Sources):
     plot.scatter(
         "u", "v", source=sources["place"], marker="star", size=20, color="white", line_color=BLACK
     )
-    about = [("after step", "@step"), ("energy", "@total{0.00}")]
+    about = [("step", "@step"), ("energy, its context then", "@total{0.00}")]
     plot.add_tools(HoverTool(renderers=[dots], tooltips=about))
     plot.add_layout(ColorBar(color_mapper=mapper, width=8), "right")
     ranges = {"x_range": plot.x_range, "y_range": plot.y_range}

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from decoding_helpers import small_model
 
-from nrgpt_jax.analysis import analyse, as_numbers
+from nrgpt_jax.analysis import analyse, as_numbers, symbols_of
 from nrgpt_jax.analyze import report
 from nrgpt_jax.configs import default_config
 from nrgpt_jax.core.landscape import landscape
-from nrgpt_jax.datasets.tokenizers import CharTokenizer
+from nrgpt_jax.datasets.tokenizers import ByteTokenizer, SymbolTokenizer
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.figures import FIGURES
 from nrgpt_jax.pretrained import Pretrained
@@ -19,12 +19,12 @@ from nrgpt_jax.pretrained import Pretrained
 TOKENS = np.array([0, 3, 1, 4, 1, 5, 9, 2])
 
 
-def pretrained(**fields) -> Pretrained:
-    """A small model over the letters a to k."""
+def pretrained(vocabulary="abcdefghijk", **fields) -> Pretrained:
+    """A small model over the letters a to k, or so many other symbols."""
     model, variables = small_model(**fields)
     config = default_config()
     config.model.update(fields)
-    return Pretrained(model, variables, CharTokenizer("abcdefghijk"), config)
+    return Pretrained(model, variables, SymbolTokenizer(vocabulary), config)
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +93,29 @@ def test_divergence_is_said_and_cut_off():
         draw(found)
 
 
+def test_divergence_in_the_first_step_is_an_error():
+    trained = pretrained(mask="strict", norm="none", rate="scalar")
+    params = {**trained.variables["params"], "rate_params": {"log_c": np.float32(25.0)}}
+    for steps in (1, 4):
+        with pytest.raises(UserError, match="diverge in the first step"):
+            analyse(trained._replace(variables={"params": params}), TOKENS, num_steps=steps)
+
+
+def test_certificates_of_a_bfloat16_model_are_computed_in_float32():
+    """In bfloat16 the small changes of energies would drown in rounding."""
+    trained = pretrained(mask="strict", norm="layer_norm", rate="gamma", dtype="bfloat16")
+    found = analyse(trained, TOKENS, num_steps=7).certificate
+    assert found.uphill == found.rises == 0.0
+    assert found.largest_step_scale >= 1.0
+
+
+def test_symbols_without_a_text_of_their_own_have_names():
+    names = symbols_of(ByteTokenizer())
+    assert names[ord("a")] == "a"
+    assert names[0xC3] == "<c3>"
+    assert len(set(names)) == 256
+
+
 def test_numbers_are_json(descending):
     _, found = descending
     numbers = json.loads(json.dumps(as_numbers(found), allow_nan=False))
@@ -125,6 +148,8 @@ def test_figures_name_their_axes(name, descending, tmp_path):
         ({"name": "GPT"}, TOKENS, {}, "no energy"),
         ({}, TOKENS[:1], {}, "tokens=1 is not possible"),
         ({}, np.zeros(13, int), {}, "the context length 12"),
+        ({"vocab_size": 16}, np.full(3, 12), {}, "token 12 is not in"),
+        ({}, TOKENS, {"top": 0}, "top=0"),
         ({}, TOKENS, {"tolerance": 0.0}, "tolerance"),
         ({}, TOKENS, {"num_steps": 0}, "num_steps=0"),
     ],

@@ -20,8 +20,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from nrgpt_jax.array_types import States
-from nrgpt_jax.core.dynamics import Dynamics, Trajectory, add, move, slope
+from nrgpt_jax.core.dynamics import Dynamics, Trajectory, add, slope
 from nrgpt_jax.core.norms import NORMS, identity
+from nrgpt_jax.core.rates import apply_rate
 
 ROUNDING = 64.0  # a change of energy within so many units in the last place is none
 RELATIVE_ERROR = 1e-5  # of float32 parameters, when proportionality or positivity is asked
@@ -81,11 +82,12 @@ class Evidence(NamedTuple):
     """What a trajectory of T steps does to the energy of each of N tokens."""
 
     slopes: Float[Array, "T N"]  # dE_A/dt at the beginning of a step, context held fixed
+    uphill: Bool[Array, "T N"]  # whether that is positive, beyond rounding
     changes: Float[Array, "T N"]  # of the energy in a step, context held fixed
     rises: Bool[Array, "T N"]  # whether that change is positive, beyond rounding
     largest_scales: Float[Array, "T N"]  # see `evidence`
     context_at_rest: Bool[Array, "T N"]  # whether no token of its context moved in a step
-    rises_at_rest: Bool[Array, "T N"]  # whether the energy rose in a step although it was
+    rises_at_rest: Bool[Array, "T N"]  # whether the energy rose in a step where that was so
 
 
 def evidence(
@@ -107,14 +109,17 @@ def evidence(
       path: their trajectory.
       step_scales: c_t of every step.
       strict: whether tokens are outside their own context.
-      tolerance: of rest, a relative speed; where the context is at rest, a rise counts
-        only if by more than this share of the energy.
+      tolerance: a context is at rest in a step that changes no g in it by more, relative. What
+        little it still moves changes energies as well, so rises are those by a token's own step.
     """
 
     def at_step(x_and_scale):
         x, scale = x_and_scale
         energies, in_g, in_x = slope(dynamics, x)
-        velocity = x - move(dynamics, x, in_g, scale)  # (N,D), of the way back
+        velocity = scale * apply_rate(dynamics.eta, in_g).astype(x.dtype)  # of the way back
+        slopes = -jnp.sum(in_x * velocity, axis=-1)
+        steepest = jnp.linalg.norm(in_x, axis=-1) * jnp.linalg.norm(velocity, axis=-1)
+        uphill = slopes > ROUNDING * jnp.finfo(x.dtype).eps * steepest
         size = add(jnp.abs(e) for e in energies.values())
         resolution = ROUNDING * jnp.finfo(size.dtype).eps * size
         multiples = jnp.asarray(SCALES, x.dtype)
@@ -125,14 +130,13 @@ def evidence(
         held = jnp.sum(jnp.cumsum(rises, axis=0) == 0, axis=0)  # how many scales from the least
         bounds = jnp.concatenate([jnp.zeros(1), multiples[:-1], jnp.full(1, jnp.inf)])
         own = SCALES.index(1.0)
-        return -jnp.sum(in_x * velocity, axis=-1), changes[own], rises[own], bounds[held]
+        return slopes, uphill, changes[own], rises[own], bounds[held]
 
-    slopes, changes, rises, largest = jax.lax.map(at_step, (path.states[:-1], step_scales))
+    measured = jax.lax.map(at_step, (path.states[:-1], step_scales))
+    slopes, uphill, changes, rises, largest = measured
     speeds = relative_speeds(jax.vmap(dynamics.norm)(path.states))
     at_rest = context_at_rest(speeds, tolerance, strict=strict)
-    energy = path.energies["total"]
-    rose = energy[1:] - energy[:-1] > tolerance * jnp.abs(energy[:-1])
-    return Evidence(slopes, changes, rises, largest, at_rest, at_rest & rose)
+    return Evidence(slopes, uphill, changes, rises, largest, at_rest, at_rest & rises)
 
 
 def held_change(dynamics: Dynamics, x: States, moved: States) -> Float[Array, "N"]:
@@ -156,7 +160,9 @@ def relative_speeds(g: Float[Array, "T+1 N D"]) -> Float[Array, "T N"]:
 def context_at_rest(
     speeds: Float[Array, "T N"], tolerance: float, *, strict: bool
 ) -> Bool[Array, "T N"]:
-    """Whether no token of a token's context moved faster than `tolerance` in a step.
+    """Whether no token of a token's context was faster than `tolerance` in a step.
+
+    Slow is not yet converged: as x grows, steps of the same length turn it less and less.
 
     An empty context is at rest.
     """

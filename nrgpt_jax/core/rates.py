@@ -64,7 +64,7 @@ RATES.add(
     Rate(
         lambda params, gain: jnp.exp(params["log_c"]) * gain,
         lambda s, value: {"log_c": _log(value)},
-        "Proposition 2.1: eta = c diag(gamma), c > 0, gamma the gain of the norm",
+        "Proposition 2.1, strict mask: eta = c diag(gamma), c > 0, gamma the gain of the norm",
     ),
 )
 RATES.add(
@@ -72,7 +72,7 @@ RATES.add(
     Rate(
         lambda params, gain: params["S"] @ params["S"].T + params["R"] - params["R"].T,
         lambda s, value: {"S": _noisy_identity(value, s.D), "R": matrix(s.D, s.D)},
-        "Proposition 2.2: eta + eta^T is positive semi-definite; needs norm none",
+        "Proposition 2.2, strict mask: eta + eta^T is positive semi-definite; needs norm none",
     ),
 )
 RATES.add(
@@ -80,7 +80,7 @@ RATES.add(
     Rate(
         lambda params, gain: jnp.exp(params["log_c"]),
         lambda s, value: {"log_c": _log(value, s.D)},
-        "Proposition 2.2: positive diagonal; needs norm none",
+        "Proposition 2.2, strict mask: positive diagonal; needs norm none",
     ),
 )
 RATES.add(
@@ -88,7 +88,7 @@ RATES.add(
     Rate(
         lambda params, gain: jnp.exp(params["log_c"]),
         lambda s, value: {"log_c": _log(value)},
-        "Propositions 2.1 and 2.2: positive scalar; needs norm none or a gain of one",
+        "Propositions 2.1 and 2.2, strict mask: positive scalar; norm none or a gain of one",
     ),
 )
 RATES.add(
@@ -96,6 +96,6 @@ RATES.add(
     Rate(
         lambda params, gain: jnp.ones((), gain.dtype),
         lambda s, value: {},
-        "Propositions 2.1 and 2.2: eta = 1; needs norm none or a gain of one",
+        "Propositions 2.1 and 2.2, strict mask: eta = 1; norm none or a gain of one",
     ),
 )

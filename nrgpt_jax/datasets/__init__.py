@@ -8,6 +8,7 @@ import numpy as np
 from nrgpt_jax.datasets import listops as _listops
 from nrgpt_jax.datasets import text as _text
 from nrgpt_jax.datasets.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer
+from nrgpt_jax.errors import UserError
 
 
 class Prompts(NamedTuple):
@@ -50,6 +51,18 @@ def load_dataset(data: Mapping[str, Any]) -> Dataset:
       UserError: it cannot be downloaded, read or split; the message says what to do.
     """
     return DATASETS[data["name"]](data)
+
+
+def load_recorded(data: Mapping[str, Any]) -> Dataset:
+    """The data set that a run was trained on, by the fingerprint in its configuration.
+
+    Raises:
+      UserError: it is another one by now, or cannot be read.
+    """
+    dataset = load_dataset(data)
+    if dataset.fingerprint != data["fingerprint"]:
+        raise UserError(f"the data set {data['name']} is no longer the one of this run")
+    return dataset
 
 
 def _load_text(builder_of: Callable) -> Callable[[Mapping[str, Any]], Dataset]:
