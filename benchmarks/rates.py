@@ -172,8 +172,8 @@ NOTES = """\
 Written by `make rates`, from `experiments/rates.py`: small models, each rate with the norm that
 its proposition asks for, strict mask, mean ± standard deviation over seeds. The trainings are
 short (each a few minutes of one CPU core), so the columns of quality compare rates under one small
-budget; they are not what a rate reaches in the end. All trainings and measurements together take
-about two and a half hours on two CPU cores.
+budget; they are not what a rate reaches in the end, and the deep models, with a million tokens
+each, have not learned to compute. All together takes about two and a half hours on two CPU cores.
 
 - **begin uphill, end higher**: the share of token steps, with the token's context held fixed, that
   set out in a direction in which its energy rises, and that end at a higher energy; measured on
