@@ -89,15 +89,10 @@ def test_train_evaluate_sample(tmp_path):
     assert json.loads((written / "analysis.json").read_text())["num_steps"] == 3
     names = {"analysis.html", "energies.png", "convergence.png", "predictions.png"}
     assert names | {"landscapes.png", "analysis.json"} == {p.name for p in written.iterdir()}
-    for mistake, message in (
-        ("--prompt=max_10,(,x", "not in the vocabulary: 'x'"),
-        ("--prompt=(", "tokens=1 is not possible"),
-        ("--tolerance=0", "tolerance=0.0 is not possible"),
-    ):
-        refused = program("analyze", workdir, mistake)
-        assert refused.returncode == 2
-        assert message in refused.stderr
-        assert len(refused.stderr.strip().splitlines()) == 1, refused.stderr
+    refused = program("analyze", workdir, "--prompt=(")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: tokens=1 is not possible")
+    assert len(refused.stderr.strip().splitlines()) == 1, refused.stderr
     unknown = program("sample", workdir, "--prompt=max_10,(,x")
     assert unknown.returncode == 2
     assert "not in the vocabulary: 'x'" in unknown.stderr
