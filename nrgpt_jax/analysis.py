@@ -4,6 +4,7 @@ found = analyse(load_pretrained("runs/listops"), tokens, num_steps=20)
 """
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +23,7 @@ from nrgpt_jax.models.nrgpt import NRGPT
 from nrgpt_jax.pretrained import Pretrained
 
 LARGEST = 1e6  # energies beyond this times the first have diverged
-
+TOP = 5  # so many of the most probable next tokens are kept
 GRID_VALUES = 90_000  # of all landscapes together, at most about
 
 
@@ -96,7 +97,6 @@ def analyse(
     *,
     num_steps: int | None = None,
     tolerance: float = 1e-2,
-    top: int = 5,
 ) -> Analysis:
     """Runs a text through a model and looks at every step.
 
@@ -105,7 +105,6 @@ def analyse(
       tokens: (N,), at most the context length.
       num_steps: T; None: four times as many as in training.
       tolerance: a token is at rest in a step that changes its g by no more, relative.
-      top: so many of the most probable next tokens are kept.
 
     Raises:
       UserError: the model has no energy, the text is empty or too long, or a number is out of
@@ -115,16 +114,14 @@ def analyse(
         raise UserError(f"{trained.config.model.name} has no energy to look at; use an NRGPT run")
     steps = 4 * trained.model.num_steps if num_steps is None else num_steps
     require(tolerance > 0, "tolerance", tolerance, "positive")
-    require(top > 0, "top", top, "at least 1")
     known = len(trained.tokenizer.vocabulary)
     model, variables = with_num_steps(trained.model, trained.variables, steps)
     model = model.clone(dtype="float32")  # small changes of energies drown in bfloat16
     tokens = as_tokens(tokens, known)
     fits = 2 <= len(tokens) <= model.context_length
     require(fits, "tokens", len(tokens), f"2 to the context length {model.context_length}")
-    run = jax.jit(_run, static_argnums=(0, 3, 4, 5))
     with jax.default_matmul_precision("highest"):
-        found = run(model, variables, tokens, min(top, known), known, tolerance)
+        found = _run(model, variables, tokens, known, tolerance)
     path, speeds, measured, predicted = jax.tree.map(np.asarray, found)
     end = _finite_steps(path.energies["total"])
     if end < 1:
@@ -133,11 +130,11 @@ def analyse(
     at = min(trained.model.num_steps, end)
     path, predicted = jax.tree.map(lambda a: a[: end + 1], (path, predicted))
     speeds, measured = speeds[:end], jax.tree.map(lambda a: a[:end], measured)
-    best = predicted.tokens[..., 0]
-    predicted = predicted._replace(agreement=best == best[at])
+    best = predicted[0][..., 0]
     names = symbols_of(trained.tokenizer)
     points = max(9, min(31, math.isqrt(GRID_VALUES // len(tokens))))
-    view = jax.jit(_view, static_argnums=(0, 3, 4))(model, variables, path.states, at, points)
+    with jax.default_matmul_precision("highest"):
+        view = _view(model, variables, path.states, at, points)
     return Analysis(
         symbols=[names[t] for t in tokens],
         tokens=tokens,
@@ -149,7 +146,7 @@ def analyse(
         step_norms=np.linalg.norm(np.diff(path.states, axis=0), axis=-1),
         speeds=speeds,
         settled=np.asarray(certificates.settling_steps(jnp.asarray(speeds), tolerance)),
-        predictions=predicted,
+        predictions=Predictions(*predicted, agreement=best == best[at]),
         certificate=_certificate(trained, measured),
         landscape=jax.tree.map(np.asarray, view),
     )
@@ -161,7 +158,9 @@ def symbols_of(tokenizer: Tokenizer) -> list[str]:
     return [text if text.isprintable() and text != "\ufffd" else name for text, name in texts]
 
 
-def _run(model: NRGPT, variables, tokens, top: int, known: int, tolerance: float):
+@partial(jax.jit, static_argnums=(0, 3, 4))
+def _run(model: NRGPT, variables, tokens, known: int, tolerance: float):
+    """The path, its relative speeds, the evidence of descent, and what is predicted."""
     bound = model.bind(variables)
     dynamics, scales = bound.dynamics(), bound.step_scales()
     path = jax.tree.map(lambda a: a[0], bound.trajectory(tokens[None]))
@@ -171,14 +170,14 @@ def _run(model: NRGPT, variables, tokens, top: int, known: int, tolerance: float
 
     def predict(x):
         log_p = jax.nn.log_softmax(bound.readout(x[None])[0, :, :known])
-        p, best = jax.lax.top_k(jnp.exp(log_p), top)
+        p, best = jax.lax.top_k(jnp.exp(log_p), min(TOP, known))
         surprise = -jnp.take_along_axis(log_p[:-1], tokens[1:, None], axis=-1)[:, 0]
         return best, p, -jnp.sum(jnp.exp(log_p) * log_p, axis=-1), surprise
 
-    best, p, entropy, surprise = jax.lax.map(predict, path.states)
-    return path, speeds, measured, Predictions(best, p, entropy, surprise, best[..., 0])
+    return path, speeds, measured, jax.lax.map(predict, path.states)
 
 
+@partial(jax.jit, static_argnums=(0, 3, 4))
 def _view(model: NRGPT, variables, states, held_at: int, points: int) -> Landscape:
     return landscape(model.bind(variables).dynamics(), states, states[held_at], points)
 

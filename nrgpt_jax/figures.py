@@ -140,9 +140,9 @@ def _write_guesses(axis: Axes, found: Analysis, best: np.ndarray) -> None:
 
 
 @mpl.rc_context(STYLE)
-def landscapes(found: Analysis, tokens: list[int] | None = None) -> Figure:
+def landscapes(found: Analysis) -> Figure:
     """Paths of tokens over their energies, each in the plane in which it moves most (Figure 1)."""
-    chosen = spread(found) if tokens is None else tokens
+    chosen = _sure_tokens(found)
     figure, axes = _figure(1, len(chosen), width=4.1 * len(chosen), height=4.6)
     view, depth = found.landscape, found.depth
     for axis, n in zip(axes, chosen, strict=True):
@@ -177,7 +177,7 @@ FIGURES: Mapping[str, Callable[[Analysis], Figure]] = {
 }
 
 
-def spread(found: Analysis) -> list[int]:
+def _sure_tokens(found: Analysis) -> list[int]:
     """Up to three tokens over the text, at places where the model is sure of what follows."""
     n, depth = len(found.tokens), found.depth
     sure = found.predictions.probabilities[depth, :, 0]

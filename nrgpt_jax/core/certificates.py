@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from nrgpt_jax.array_types import States
-from nrgpt_jax.core.dynamics import Dynamics, Trajectory, add, slope
+from nrgpt_jax.core.dynamics import Dynamics, Trajectory, add, held_energy, slope
 from nrgpt_jax.core.norms import NORMS, identity
 from nrgpt_jax.core.rates import apply_rate
 
@@ -45,10 +45,10 @@ def guarantee(norm: str, gain: np.ndarray, eta: np.ndarray, *, strict: bool) -> 
       eta: the rate: (), (D,) or (D,D).
       strict: whether tokens are outside their own context.
     """
-    least = float(symmetric_spectrum(eta, len(gain))[0])
     if not strict:
         return Guarantee(None, "the mask is inclusive: a token moves as a key of its own too")
     if NORMS[norm].function is identity:
+        least = float(symmetric_spectrum(eta, len(gain))[0])
         if least >= -RELATIVE_ERROR * float(np.abs(eta).max()):
             reason = "no norm, and the symmetric part of eta is positive semi-definite"
             return Guarantee("2.2", reason)
@@ -123,28 +123,20 @@ def evidence(
         size = add(jnp.abs(e) for e in energies.values())
         resolution = ROUNDING * jnp.finfo(size.dtype).eps * size
         multiples = jnp.asarray(SCALES, x.dtype)
-        changes = jax.lax.map(
-            lambda multiple: held_change(dynamics, x, x - multiple * velocity), multiples
-        )
+        held = held_energy(dynamics, x)
+        after = jax.lax.map(lambda multiple: held(x - multiple * velocity), multiples)
+        changes = after - add(energies.values())[None]
         rises = ~(changes <= resolution[None])  # what is not a number has not fallen
-        held = jnp.sum(jnp.cumsum(rises, axis=0) == 0, axis=0)  # how many scales from the least
+        descending = jnp.sum(jnp.cumsum(rises, axis=0) == 0, axis=0)  # from the least scale on
         bounds = jnp.concatenate([jnp.zeros(1), multiples[:-1], jnp.full(1, jnp.inf)])
         own = SCALES.index(1.0)
-        return slopes, uphill, changes[own], rises[own], bounds[held]
+        return slopes, uphill, changes[own], rises[own], bounds[descending]
 
     measured = jax.lax.map(at_step, (path.states[:-1], step_scales))
     slopes, uphill, changes, rises, largest = measured
     speeds = relative_speeds(jax.vmap(dynamics.norm)(path.states))
     at_rest = context_at_rest(speeds, tolerance, strict=strict)
     return Evidence(slopes, uphill, changes, rises, largest, at_rest, at_rest & rises)
-
-
-def held_change(dynamics: Dynamics, x: States, moved: States) -> Float[Array, "N"]:
-    """The change of every token's energy if it alone moves and its context stays at x."""
-    context = dynamics.norm(x)
-    energies = dynamics.energies.values()
-    energy_of = lambda query: add(energy(query, context) for energy in energies)
-    return energy_of(dynamics.norm(moved)) - energy_of(context)
 
 
 def relative_speeds(g: Float[Array, "T+1 N D"]) -> Float[Array, "T N"]:
@@ -162,9 +154,8 @@ def context_at_rest(
 ) -> Bool[Array, "T N"]:
     """Whether no token of a token's context was faster than `tolerance` in a step.
 
-    Slow is not yet converged: as x grows, steps of the same length turn it less and less.
-
-    An empty context is at rest.
+    An empty context is at rest. Slow is not yet converged: as x grows, steps of the same length
+    turn it less and less.
     """
     at_rest = jax.lax.cumprod((speeds <= tolerance).astype(jnp.int32), axis=1) == 1
     if strict:

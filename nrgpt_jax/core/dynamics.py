@@ -81,6 +81,17 @@ def slope(dynamics: Dynamics, x: States) -> Slope:
     return Slope(energies, in_g, to_x(in_g)[0])
 
 
+def held_energy(dynamics: Dynamics, context: States) -> Callable[[States], TokenEnergies]:
+    """The total energy (N,) of tokens at any states x (N,D), their context held at its states."""
+    g_context = dynamics.norm(context)
+
+    def energy_at(x: States) -> TokenEnergies:
+        g = dynamics.norm(x)
+        return add(energy(g, g_context) for energy in dynamics.energies.values())
+
+    return energy_at
+
+
 def move(dynamics: Dynamics, x: States, in_g: States, scale: jax.Array | float = 1.0) -> States:
     """x - scale * eta dE/dg, for a gradient `in_g` of the energies in g."""
     return x - scale * apply_rate(dynamics.eta, in_g).astype(x.dtype)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from nrgpt_jax.array_types import States
-from nrgpt_jax.core.dynamics import Dynamics, add
+from nrgpt_jax.core.dynamics import Dynamics, held_energy
 
 MARGIN = 0.2  # of the extent of a path, on each side
 
@@ -53,12 +53,11 @@ def landscape(
     middle, half = (low + high) / 2, (0.5 + MARGIN) * jnp.max(high - low, axis=1)
     steps = jnp.linspace(-1.0, 1.0, points)
     axes = middle[:, :, None] + half[:, None, None] * steps[None, None]
-    g_context = dynamics.norm(context)
+    held = held_energy(dynamics, context)
 
     def energy_at(place):  # every token at the same place of its own grid, all at once
         uv = jnp.stack([axes[:, 0, place[1]], axes[:, 1, place[0]]], axis=1)
-        g = dynamics.norm(centre + jnp.einsum("nk,nkd->nd", uv, directions))
-        return add(energy(g, g_context) for energy in dynamics.energies.values())
+        return held(centre + jnp.einsum("nk,nkd->nd", uv, directions))
 
     grid = jnp.stack(jnp.meshgrid(*[jnp.arange(points)] * 2, indexing="ij"), axis=-1)
     energy = jax.lax.map(energy_at, grid.reshape(-1, 2)).T.reshape(-1, points, points)
