@@ -63,10 +63,10 @@ bench-generation: setup
 	@$(BIN)/python -m benchmarks.generation $(if $(RELEASE),--release=$(RELEASE)) $(ARGS)
 
 rates: setup
-	@$(BIN)/python -m benchmarks.rates $(ARGS)
+	@$(BIN)/python -m studies.rates $(ARGS)
 
 signal: setup
-	@$(BIN)/python -m benchmarks.signal $(ARGS)
+	@$(BIN)/python -m studies.signal $(ARGS)
 
 bench: setup
 	@$(BIN)/python -m benchmarks.bench $(if $(RELEASE),--release=$(RELEASE)) $(ARGS)
@@ -81,6 +81,7 @@ lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 clean:
 	rm -rf .venv *.egg-info build

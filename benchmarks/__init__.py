@@ -1,2 +1,1 @@
-"""What measures for docs/: speed and memory (`make bench`, `make bench-generation`, with
-`RELEASE=path/to/clone` beside the authors' PyTorch code), depth, rates, energy as a signal."""
+"""Speed and memory of training and of making text, beside the authors' PyTorch code."""

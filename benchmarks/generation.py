@@ -20,11 +20,11 @@ import numpy as np
 from absl import flags
 
 from benchmarks.cases import Case
-from benchmarks.tables import table
 from nrgpt_jax import cli
-from nrgpt_jax.generation import Settings, cache_bytes, generate, stream
+from nrgpt_jax.generation.engine import Settings, cache_bytes, generate, stream
+from nrgpt_jax.generation.sampling import Sampling
 from nrgpt_jax.models import create_model, model_names
-from nrgpt_jax.sampling import Sampling
+from studies.tables import table
 
 NEW, PIECE, ROUNDS = 256, 32, 3
 SETTINGS = Settings(Sampling(temperature=1.0), stride=1)

@@ -13,9 +13,10 @@ from collections.abc import Mapping
 import jax
 
 from benchmarks.cases import Case
-from nrgpt_jax import optimizers, sharding, training
-from nrgpt_jax.input_pipeline import Batch
-from nrgpt_jax.models import create_model
+from nrgpt_jax.datasets.pipeline import Batch
+from nrgpt_jax.models import create_model, sharding
+from nrgpt_jax.training import optimizers
+from nrgpt_jax.training import step as training
 
 TOKENS = 4096  # a batch
 
@@ -30,7 +31,7 @@ def measure(fields: Mapping[str, object]) -> dict[str, object]:
     config = Case("small", "NRGPT_H_FF2W", 16).config()
     config.model.update({"scan_unroll": 1, **fields})
     mesh, model = sharding.make_mesh(), create_model(config)
-    optimizer = optimizers.create_optimizer(config.optimizer, 1000)
+    optimizer = optimizers.create_optimizer(config.optimizer, 1000, parameter_specs(model))
     step = training.make_train_step(model, optimizer, 0, 1, mesh)
     state = jax.eval_shape(lambda: training.create_state(model, optimizer, 0, mesh))
     shape = TOKENS // config.model.context_length, config.model.context_length

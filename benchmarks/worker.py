@@ -51,15 +51,16 @@ def _ours(case: Case) -> tuple[Callable[[], float], dict]:
 
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the other side needs memory too
     config = case.config()
-    host.prepare(config.data.batch_size // config.optimizer.accumulation_steps)
+    host.use_all_cores(config.data.batch_size // config.optimizer.accumulation_steps)
     import jax
 
-    from nrgpt_jax import flops, optimizers, sharding, training
-    from nrgpt_jax.input_pipeline import Batch
-    from nrgpt_jax.models import create_model
+    from nrgpt_jax.datasets.pipeline import Batch
+    from nrgpt_jax.models import create_model, flops, parameter_specs, sharding
+    from nrgpt_jax.training import optimizers
+    from nrgpt_jax.training import step as training
 
     mesh, model = sharding.make_mesh(), create_model(config)
-    optimizer = optimizers.create_optimizer(config.optimizer, 1000)
+    optimizer = optimizers.create_optimizer(config.optimizer, 1000, parameter_specs(model))
     parts = config.optimizer.accumulation_steps
     train_step = training.make_train_step(model, optimizer, 0, parts, mesh)
     state = training.create_state(model, optimizer, 0, mesh)
@@ -70,7 +71,7 @@ def _ours(case: Case) -> tuple[Callable[[], float], dict]:
     compiled = train_step.lower(state, batch).compile()  # type: ignore[attr-defined]
     about: dict[str, Any] = {"compile_seconds": time.perf_counter() - begin}
     about["peak_flops"] = flops.peak_flops() or float("nan")
-    about["flops_per_token"] = flops.train_flops_per_token(config.model)
+    about["flops_per_token"] = flops.train_flops_per_token(model)
     about["device"] = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
 
     def step() -> float:

@@ -2,16 +2,16 @@
 
 import importlib
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "create_model": "models",
-    "generate": "generation",
-    "Settings": "generation",
-    "Convergence": "core.descent",
-    "Sampling": "sampling",
-    "log_likelihood": "scoring",
-    "load_pretrained": "pretrained",
+    "generate": "generation.engine",
+    "Settings": "generation.engine",
+    "Convergence": "core.dynamics",
+    "Sampling": "generation.sampling",
+    "log_likelihood": "generation.scoring",
+    "load_pretrained": "runs.pretrained",
 }
 __all__ = list(_HOMES)
 

@@ -6,118 +6,13 @@ Writes figures (PNG), all numbers (analysis.json) and an interactive page (analy
 DIR/analysis, and prints what is guaranteed of the energies and what was seen.
 """
 
-import json
 from pathlib import Path
 
-import numpy as np
 from absl import flags
 
 from nrgpt_jax import cli, host
-from nrgpt_jax.analysis import Analysis, analyse, as_numbers
-from nrgpt_jax.checkpoints import KINDS
-from nrgpt_jax.core.certificates import SCALES
-from nrgpt_jax.datasets import load_recorded
-from nrgpt_jax.errors import UserError
-from nrgpt_jax.figures import FIGURES
-from nrgpt_jax.pretrained import Pretrained, load_pretrained
-from nrgpt_jax.webpage import webpage
-
-TOKENS = 64
-
-
-def analyze(
-    workdir: Path | str,
-    prompt: str | None = None,
-    *,
-    num_steps: int | None = None,
-    tolerance: float = 1e-2,
-    checkpoint: str = "best",
-    out: Path | str | None = None,
-) -> Analysis:
-    """Analyses a text and writes figures, numbers and a page.
-
-    Args:
-      workdir: a run directory or an exported folder.
-      prompt: the text; None: the first 64 tokens of the run's validation split.
-      num_steps: of the descent; None: four times as many as in training.
-      tolerance: a token is at rest in a step that changes its g by no more, relative.
-      checkpoint: of a run directory, `best` or `latest`.
-      out: the folder to write to; None: `analysis` in the run directory.
-
-    Raises:
-      UserError: there is no such run, it has no energy, or the text does not fit.
-    """
-    trained = load_pretrained(workdir, checkpoint)
-    tokens = trained.tokenizer.encode(prompt) if prompt is not None else _validation_text(trained)
-    found = analyse(trained, tokens, num_steps=num_steps, tolerance=tolerance)
-    folder = Path(workdir) / "analysis" if out is None else Path(out)
-    try:
-        _write(folder, found, title(trained))
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error}); name another --out") from None
-    return found
-
-
-def _write(folder: Path, found: Analysis, heading: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, draw in FIGURES.items():
-        draw(found).savefig(folder / f"{name}.png")
-    (folder / "analysis.json").write_text(json.dumps(as_numbers(found)))
-    (folder / "analysis.html").write_text(webpage(found, heading, report(found)), encoding="utf-8")
-
-
-def _validation_text(trained: Pretrained) -> np.ndarray:
-    data, length = trained.config.data, trained.model.context_length
-    try:
-        return load_recorded(data).validation.tokens[: min(TOKENS, length)]
-    except UserError as error:
-        raise UserError(f"{error}; or give a text of yours: --prompt=...") from None
-
-
-def title(trained: Pretrained) -> str:
-    """One line that names a model."""
-    m, data = trained.config.model, trained.config.data.name
-    return (
-        f"{m.name} on {data}: D={m.embed_dim}, H={m.num_heads}, T={m.num_steps}, "
-        f"rate {m.rate}, norm {m.norm}, mask {m.mask}"
-    )
-
-
-def report(found: Analysis) -> str:
-    """What is promised and what was seen, in plain words."""
-    c, steps = found.certificate, found.num_steps
-    promise = (
-        f"Proposition {c.proposition} applies: {c.reason}.\nA token's energy falls at small steps "
-        "while its context is at rest."
-        if c.proposition
-        else f"Energy is NOT guaranteed to fall: {c.reason}."
-    )
-    own_key = "" if c.mask == "strict" else " (its own key too)"
-    rose = f"; energy rose in {c.rises_at_rest:.1%}" if c.steps_at_rest else ""
-    lines = [
-        promise,
-        f"eta ({c.rate}): eigenvalues of the symmetric part from {c.smallest_eigenvalue:.4g} to "
-        f"{c.largest_eigenvalue:.4g}",
-        f"{len(found.tokens)} tokens, {steps} steps ({found.trained_steps} in training), a token's "
-        f"context held fixed{own_key}:",
-        f"  steps that begin uphill    {c.uphill:.1%}",
-        f"  steps that end higher      {c.rises:.1%}",
-        f"  longest steps that descend {_longest(c.largest_step_scale)}",
-        f"Slow (g changes by at most {found.tolerance:.3g} of itself in a step):",
-        f"  tokens from some step on   {int(np.sum(found.settled < steps))}",
-        f"  token steps with all tokens before it slow {c.steps_at_rest}{rose}",
-    ]
-    if found.diverged_at is not None:
-        lines.append(f"Energies diverge at step {found.diverged_at}; nothing after it is shown.")
-    return "\n".join(lines)
-
-
-def _longest(scale: float) -> str:
-    if scale == 0.0:
-        return f"none: somewhere energy rises at {min(SCALES):.2g} of the model's own too"
-    if np.isinf(scale):
-        return f"all that were tried, to {max(SCALES):g} times the model's own"
-    return f"{scale:.3g} times the model's own"
+from nrgpt_jax.analysis.report import analyze, report
+from nrgpt_jax.runs.checkpoints import KINDS
 
 
 def main(f: flags.FlagValues) -> None:

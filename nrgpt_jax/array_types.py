@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 Params: TypeAlias = Mapping[str, jax.Array]
@@ -23,9 +24,10 @@ Variables: TypeAlias = Mapping[str, Any]
 Key: TypeAlias = jax.Array
 """A `jax.random.key`."""
 
-States: TypeAlias = Float[Array, "N D"]
-TokenEnergies: TypeAlias = Float[Array, "N"]
-Tokens: TypeAlias = Int[Array, "B N"]
+BatchStates: TypeAlias = Float[Array, "B N D"]
+BatchEnergies: TypeAlias = Float[Array, "B N"]
+Tokens: TypeAlias = Int[Array | np.ndarray, "B N"]
+PerSequence: TypeAlias = Int[Array | np.ndarray, "B"]
 Logits: TypeAlias = Float[Array, "B N V"]
 Mask: TypeAlias = Bool[Array, "N K"]
 

@@ -2,7 +2,7 @@
 
 An experiment file starts from `default_config()`, changes what it needs and returns the result;
 `--config.field=value` changes more from the command line. Fields are locked: a name that is not
-here is an error. `validate` (in `nrgpt_jax.validation`) checks the values before anything runs.
+here is an error. `training.config_checks` checks the values before anything runs.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ from nrgpt_jax.errors import UserError
 
 def _model() -> ConfigDict:
     c = ConfigDict()
-    c.name = "NRGPT_H_FF2W"  # NRGPT_H_<feed-forward energy>, GPT, GPT_Rec, GPT_Rec_parallel
+    c.name = "NRGPT_H_FF2W"  # NRGPT_H_<feed-forward energy>, NRGPT, GPT, GPT_Rec, GPT_Rec_parallel
     c.vocab_size = 0  # 0: the size of the tokenizer's vocabulary
     c.context_length = 128  # N: rows of the position table, and the training window
     c.embed_dim = 64  # D
@@ -26,8 +26,11 @@ def _model() -> ConfigDict:
     c.dtype = "float32"  # of the computation (float32 or bfloat16); parameters stay float32
     c.scan_unroll = 1  # steps compiled as one: faster on CPUs, longer to compile
     c.remat = "none"  # computed again for the gradient: none, step (all but states), full (most)
-    # What follows is read by NRGPT models only.
-    c.attention = "full_rank"  # or low_rank: J = W_K^T W_Q
+    c.blocks = 0  # distinct blocks, taken in turn; 0: num_steps of them in GPT, else one
+    # What follows is read by NRGPT models only (docs/energies.md has the equations).
+    c.attention = "full_rank"  # or low_rank: J = W_K^T W_Q; full_rank_rope, low_rank_rope
+    c.energies = ()  # terms besides those of the name (of NRGPT: all): injection, leak, ...
+    c.combination = "sum"  # of the energies of a token: sum, mixture
     c.head_dim = 0  # Y, for low_rank; 0: embed_dim / num_heads
     c.mask = "inclusive"  # context of token A: strict (B < A) or inclusive (B <= A)
     c.beta = 1.0  # inverse temperature of the attention energy (its initial value if learned)
@@ -35,9 +38,10 @@ def _model() -> ConfigDict:
     c.learn_alpha = False  # one weight a head, initially 1
     c.norm = "bare_layer_norm"  # or layer_norm, rms_norm, none
     c.rate = "full"  # inference rate: full, gamma, psd, diagonal, scalar, identity
+    c.rule = "descent"  # how a gradient becomes a move: descent, momentum, projected
     c.rate_init = 1.0  # initial size of the rates gamma, psd, diagonal and scalar
     c.per_step_scale = False  # a learned positive factor c_t for every step
-    c.kernels = "fused"  # derivative rules: fused, blocked or plain (see core/kernels.py)
+    c.kernels = "fused"  # derivative rules: fused, blocked or plain (see kernels/__init__.py)
     return c
 
 
@@ -77,7 +81,8 @@ def _optimizer() -> ConfigDict:
     c.warmup_steps = 100
     c.beta1 = 0.9
     c.beta2 = 0.99
-    c.weight_decay = 0.1  # on matrices only
+    c.weight_decay = 0.1
+    c.decay = "matrices"  # what it acts on: matrices, or all (as the release's ListOps runs)
     c.clip_norm = 1.0  # of the global gradient; 0: no clipping
     c.accumulation_steps = 1  # a batch is worked through in this many parts
     return c

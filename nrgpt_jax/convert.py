@@ -2,10 +2,12 @@
 
     python -m nrgpt_jax.convert --release=CKPT.pt --workdir=DIR
         [--data=shakespeare] [--model=NRGPT_H_FF2W] [--num_steps=5]
+    python -m nrgpt_jax.convert --run=OLD --workdir=DIR
 
-`evaluate` and `sample` accept the result. Text checkpoints describe themselves; ListOps
-checkpoints of the release hold nothing but parameters, and need --data, --model and --num_steps.
-Needs PyTorch: pip install 'nrgpt-jax[torch]'.
+The second form does so with a run of version 0.1 of this package. `evaluate` and `sample` accept
+the result. Text checkpoints of the release describe themselves; its ListOps checkpoints hold
+nothing but parameters, and need --data, --model and --num_steps.
+Needs PyTorch for --release: pip install 'nrgpt-jax[torch]'.
 """
 
 import re
@@ -17,11 +19,13 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from nrgpt_jax import cli, interop
-from nrgpt_jax.checkpoints import Checkpoints
+from nrgpt_jax import cli
 from nrgpt_jax.datasets import DATASETS, load_dataset
 from nrgpt_jax.errors import UserError
-from nrgpt_jax.runs import CONFIG_FILE, record_run
+from nrgpt_jax.runs import release as interop
+from nrgpt_jax.runs.checkpoints import Checkpoints
+from nrgpt_jax.runs.directory import CONFIG_FILE, record_run
+from nrgpt_jax.runs.version1 import convert_run
 
 _DATA_OF_RELEASE = {"shakespeare_char": "shakespeare"}
 
@@ -125,19 +129,25 @@ def _load(path: Path) -> Mapping[str, Any]:
 
 if __name__ == "__main__":
     _workdir = cli.define_workdir_flag()
-    _release = flags.DEFINE_string("release", None, "Checkpoint (.pt).", required=True)
+    _release = flags.DEFINE_string("release", None, "Checkpoint (.pt) of the release.")
+    _run = flags.DEFINE_string("run", None, "Run directory of version 0.1.")
     _data = flags.DEFINE_enum("data", None, tuple(DATASETS), "Data set it was trained on.")
     _model = flags.DEFINE_string("model", None, "Name of the model.")
     _steps = flags.DEFINE_integer("num_steps", None, "Recurrent steps.", lower_bound=1)
 
     def main() -> None:
-        convert(
-            _release.value,
-            _workdir.value,
-            data=_data.value,
-            model=_model.value,
-            num_steps=_steps.value,
-        )
+        if (_release.value is None) == (_run.value is None):
+            raise UserError("give --release=CKPT.pt or --run=DIR")
+        if _run.value is not None:
+            convert_run(Path(_run.value), Path(_workdir.value))
+        else:
+            convert(
+                _release.value,
+                _workdir.value,
+                data=_data.value,
+                model=_model.value,
+                num_steps=_steps.value,
+            )
         print(f"wrote {_workdir.value}", file=sys.stderr)
 
     cli.run(main)

@@ -12,14 +12,16 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from nrgpt_jax import cli, evaluation, host, sharding
-from nrgpt_jax.checkpoints import KINDS, Checkpoints
+from nrgpt_jax import cli, host
 from nrgpt_jax.datasets import load_recorded
-from nrgpt_jax.generation import Settings
-from nrgpt_jax.input_pipeline import validation_batches
-from nrgpt_jax.models import abstract_params, create_model
-from nrgpt_jax.runs import load_config
-from nrgpt_jax.sampling import Sampling
+from nrgpt_jax.datasets.pipeline import validation_batches
+from nrgpt_jax.generation.engine import Settings
+from nrgpt_jax.generation.sampling import Sampling
+from nrgpt_jax.models import create_model, sharding
+from nrgpt_jax.runs.checkpoints import KINDS
+from nrgpt_jax.runs.directory import load_config
+from nrgpt_jax.runs.pretrained import read_params
+from nrgpt_jax.training import evaluation
 
 FILE_NAME = "evaluation.json"
 
@@ -40,9 +42,7 @@ def evaluate(workdir: Path | str, checkpoint: str = "best", prompts: int = 0) ->
     config = load_config(workdir)
     dataset = load_recorded(config.data)
     model, mesh = create_model(config), sharding.make_mesh()
-    with Checkpoints(workdir) as checkpoints:
-        wanted = sharding.abstract_replicated(abstract_params(model), mesh)
-        step, params = checkpoints.restore_params(checkpoint, wanted)
+    step, params = read_params(workdir, checkpoint, model)
     devices = jax.device_count()
     size = -(-config.data.batch_size // devices) * devices  # a multiple, also on other machines
     windows = validation_batches(dataset.validation, config.model.context_length, size)

@@ -21,14 +21,15 @@ import jax.numpy as jnp
 from absl import flags
 from flax import traverse_util
 
-from nrgpt_jax import cli, exported
-from nrgpt_jax.checkpoints import KINDS
-from nrgpt_jax.core import kernels
-from nrgpt_jax.core.descent import CACHES, Decoding
+from nrgpt_jax import cli
+from nrgpt_jax.core.caches import CACHES
 from nrgpt_jax.errors import UserError
-from nrgpt_jax.generation import Settings, check_settings
-from nrgpt_jax.models import abstract_params, with_num_steps
-from nrgpt_jax.pretrained import Pretrained, load_pretrained, save_pretrained
+from nrgpt_jax.generation import exported
+from nrgpt_jax.generation.engine import Settings, check_settings
+from nrgpt_jax.models import abstract_params
+from nrgpt_jax.models.decoding import Decoding
+from nrgpt_jax.runs.checkpoints import KINDS
+from nrgpt_jax.runs.pretrained import Pretrained, load_pretrained, save_pretrained
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -60,13 +61,14 @@ def compiled_functions(
 ) -> dict[str, jax.export.Exported]:
     """`prefill` and `decode` for any batch size; parameters are a flat dictionary by path."""
     deep = num_steps or pretrained.model.num_steps
-    model, _ = with_num_steps(pretrained.model, pretrained.variables, deep)
+    trained = pretrained.model.with_kernels("blocked")  # runs on every platform
+    model, _ = trained.with_num_steps(pretrained.variables, deep)
     apply, decoding = cast(Any, model.apply), Decoding(cache)
     slots = pretrained.model.context_length
 
     def variables_of(flat):
         nested = {"params": traverse_util.unflatten_dict(flat, sep="/")}
-        return with_num_steps(pretrained.model, nested, deep)[1]
+        return trained.with_num_steps(nested, deep)[1]
 
     def prefill(flat, tokens, lengths):
         variables = variables_of(flat)
@@ -82,11 +84,10 @@ def compiled_functions(
     shapes = traverse_util.flatten_dict(abstract_params(pretrained.model), sep="/")
     tokens = jax.ShapeDtypeStruct((batch, slots), jnp.int32)
     row = jax.ShapeDtypeStruct((batch,), jnp.int32)
-    with kernels.use("blocked"):  # runs on every platform
-        one = jax.export.export(jax.jit(prefill), platforms=PLATFORMS)(shapes, tokens, row)
-        cache_shape = jax.tree.unflatten(one.out_tree, one.out_avals)[1]
-        like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), cache_shape)
-        two = jax.export.export(jax.jit(decode), platforms=PLATFORMS)(shapes, row, row, like)
+    one = jax.export.export(jax.jit(prefill), platforms=PLATFORMS)(shapes, tokens, row)
+    cache_shape = jax.tree.unflatten(one.out_tree, one.out_avals)[1]
+    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), cache_shape)
+    two = jax.export.export(jax.jit(decode), platforms=PLATFORMS)(shapes, row, row, like)
     return {"prefill": one, "decode": two}
 
 

@@ -12,7 +12,7 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of malloc.h
 _WAIT = "--xla_cpu_collective_call_{}_timeout_seconds={}"
 
 
-def prepare(windows_at_once: int) -> None:
+def use_all_cores(windows_at_once: int) -> None:
     """Prepares for training on CPUs; what runs on an accelerator is not affected.
 
     On CPUs, XLA runs a batched product and most elementwise passes on one thread, so the batch

@@ -8,12 +8,12 @@ from ml_collections import ConfigDict
 
 from nrgpt_jax import cli
 from nrgpt_jax.datasets import load_dataset
-from nrgpt_jax.validation import validate
+from nrgpt_jax.training.config_checks import check_config
 
 
 def prepare(config: ConfigDict) -> None:
     """Downloads or generates the data set once, and prints what it holds."""
-    validate(config, num_devices=1)
+    check_config(config, num_devices=1)
     dataset = load_dataset(config.data)
     print(f"{config.data.name}: {len(dataset.train):,} training tokens")
     print(f"{len(dataset.validation):,} validation tokens")

@@ -15,15 +15,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
-from nrgpt_jax import cli, generation, host, scoring
-from nrgpt_jax.checkpoints import KINDS
-from nrgpt_jax.core.descent import CACHES, CRITERIA, Convergence, Decoding
+from nrgpt_jax import cli, host
+from nrgpt_jax.core.caches import CACHES
+from nrgpt_jax.core.dynamics import CRITERIA, Convergence
 from nrgpt_jax.datasets.listops import EOS
 from nrgpt_jax.errors import UserError, require
-from nrgpt_jax.generation import Continuation, Settings
-from nrgpt_jax.models import is_nrgpt, with_num_steps
-from nrgpt_jax.pretrained import Pretrained, load_pretrained
-from nrgpt_jax.sampling import Sampling
+from nrgpt_jax.generation import engine as generation
+from nrgpt_jax.generation import scoring
+from nrgpt_jax.generation.engine import Continuation, Settings
+from nrgpt_jax.generation.sampling import Sampling
+from nrgpt_jax.models.decoding import Decoding
+from nrgpt_jax.runs.checkpoints import KINDS
+from nrgpt_jax.runs.pretrained import Pretrained, load_pretrained
 
 RULE = "\n" + "-" * 40 + "\n"
 MORE_STEPS = 4  # until converged: at most so many times the steps of training
@@ -189,7 +192,7 @@ def _record(trained: Pretrained, one: Sample, settings: Settings) -> dict[str, A
         "log_probs": [round(float(x), 6) for x in new.log_probs],
         "steps": new.steps.tolist(),
     }
-    if is_nrgpt(trained.config.model.name):
+    if trained.model.has_energy:
         whole = np.concatenate([start, new.tokens])
         model, variables = _as_deep(trained, settings)
         found = scoring.token_energies(model, variables, whole)[len(start) :]
@@ -199,7 +202,7 @@ def _record(trained: Pretrained, one: Sample, settings: Settings) -> dict[str, A
 
 def _as_deep(trained: Pretrained, settings: Settings):
     steps = settings.num_steps or trained.model.num_steps
-    return with_num_steps(trained.model, trained.variables, steps)
+    return trained.model.with_num_steps(trained.variables, steps)
 
 
 def _say_cache(trained: Pretrained, starts, max_new_tokens: int, settings: Settings) -> None:

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 from decoding_helpers import small_model
 
-from nrgpt_jax.analysis import analyse, as_numbers, symbols_of
-from nrgpt_jax.analyze import report
+from nrgpt_jax.analysis.examination import as_numbers, examine, symbols_of
+from nrgpt_jax.analysis.figures import FIGURES
+from nrgpt_jax.analysis.landscape import landscape
+from nrgpt_jax.analysis.report import report
 from nrgpt_jax.configs import default_config
-from nrgpt_jax.core.landscape import landscape
+from nrgpt_jax.core.dynamics import remember, slope, start
 from nrgpt_jax.datasets.tokenizers import ByteTokenizer, SymbolTokenizer
 from nrgpt_jax.errors import UserError
-from nrgpt_jax.figures import FIGURES
-from nrgpt_jax.pretrained import Pretrained
+from nrgpt_jax.runs.pretrained import Pretrained
 
 TOKENS = np.array([0, 3, 1, 4, 1, 5, 9, 2])
 
@@ -30,7 +31,7 @@ def pretrained(vocabulary="abcdefghijk", **fields) -> Pretrained:
 @pytest.fixture(scope="module")
 def descending():
     trained = pretrained(mask="strict", norm="layer_norm", rate="gamma")
-    return trained, analyse(trained, TOKENS, num_steps=7)
+    return trained, examine(trained, TOKENS, num_steps=7)
 
 
 def test_predictions_are_the_models_own(descending):
@@ -72,7 +73,7 @@ def test_certificates_tell_models_apart(descending):
     assert found.certificate.uphill == 0.0
     assert found.certificate.smallest_eigenvalue < found.certificate.largest_eigenvalue
     assert "Proposition 2.1 applies" in report(found)
-    full = analyse(pretrained(mask="strict", rate="full"), TOKENS, num_steps=4)
+    full = examine(pretrained(mask="strict", rate="full"), TOKENS, num_steps=4)
     assert full.certificate.proposition is None
     assert full.certificate.uphill > 0.1
     assert full.certificate.smallest_eigenvalue < 0.0
@@ -82,7 +83,7 @@ def test_certificates_tell_models_apart(descending):
 
 def test_divergence_is_said_and_cut_off():
     """Without a norm the energies of this model have no lower bound."""
-    found = analyse(pretrained(mask="strict", norm="none", rate="scalar"), TOKENS, num_steps=60)
+    found = examine(pretrained(mask="strict", norm="none", rate="scalar"), TOKENS, num_steps=60)
     assert found.diverged_at is not None
     assert found.num_steps == found.diverged_at - 1
     assert np.isfinite(found.path.states).all()
@@ -95,16 +96,17 @@ def test_divergence_is_said_and_cut_off():
 
 def test_divergence_in_the_first_step_is_an_error():
     trained = pretrained(mask="strict", norm="none", rate="scalar")
-    params = {**trained.variables["params"], "rate_params": {"log_c": np.float32(25.0)}}
+    params = {**trained.variables["params"]}
+    params["block"] = {**params["block"], "rate": {"log_c": np.float32(25.0)}}
     for steps in (1, 4):
         with pytest.raises(UserError, match="diverge in the first step"):
-            analyse(trained._replace(variables={"params": params}), TOKENS, num_steps=steps)
+            examine(trained._replace(variables={"params": params}), TOKENS, num_steps=steps)
 
 
 def test_certificates_of_a_bfloat16_model_are_computed_in_float32():
     """In bfloat16 the small changes of energies would drown in rounding."""
     trained = pretrained(mask="strict", norm="layer_norm", rate="gamma", dtype="bfloat16")
-    found = analyse(trained, TOKENS, num_steps=7).certificate
+    found = examine(trained, TOKENS, num_steps=7).certificate
     assert found.uphill == found.rises == 0.0
     assert found.largest_step_scale >= 1.0
 
@@ -149,14 +151,12 @@ def test_figures_name_their_axes(name, descending, tmp_path):
         ({}, TOKENS[:1], {}, "tokens=1 is not possible"),
         ({}, np.zeros(13, int), {}, "the context length 12"),
         ({"vocab_size": 16}, np.full(3, 12), {}, "token 12 is not in"),
-        ({}, TOKENS, {"top": 0}, "top=0"),
-        ({}, TOKENS, {"tolerance": 0.0}, "tolerance"),
         ({}, TOKENS, {"num_steps": 0}, "num_steps=0"),
     ],
 )
 def test_mistakes_are_named(model, tokens, options, message):
     with pytest.raises(UserError, match=message):
-        analyse(pretrained(**model), tokens, **options)
+        examine(pretrained(**model), tokens, **options)
 
 
 # Landscapes --------------------------------------------------------------------------------------
@@ -165,20 +165,29 @@ def test_mistakes_are_named(model, tokens, options, message):
 @pytest.fixture(scope="module")
 def seen():
     trained = pretrained(mask="strict", norm="rms_norm", rate="gamma")
-    bound = trained.model.bind(trained.variables)
-    dynamics, states = bound.dynamics(), bound.trajectory(TOKENS[None]).states[0]
+    dynamics, states = dynamics_and_states(trained)
     view = landscape(dynamics, states, states[2], points=5)
     return dynamics, states, jax.tree.map(np.asarray, view)
 
 
+def dynamics_and_states(trained):
+    """Of the text of these tests."""
+    bound = trained.model.bind(trained.variables)
+    states = bound.trajectory(TOKENS[None]).states[0]
+    inputs, dynamics_at = bound.dynamics(states[:1])
+    return dynamics_at(jax.tree.map(lambda leaf: leaf[0], inputs)), states
+
+
 def test_landscape_is_the_energy_on_the_plane(seen):
     dynamics, states, view = seen
-    context = dynamics.norm(states[2])
+    context = dynamics.norm.function(states[2][None])
+    state = start(dynamics)._replace(x=states[2][None])
+    memories, _ = remember(dynamics, state, context)
     for token, i, j in ((0, 0, 0), (3, 1, 4), (7, 2, 2)):
         u, v = view.axes[token, 0, j], view.axes[token, 1, i]
         point = view.centre[token] + u * view.directions[token, 0] + v * view.directions[token, 1]
-        query = context.at[token].set(dynamics.norm(point[None])[0])
-        energy = sum(e(query, context)[token] for e in dynamics.energies.values())
+        x = state.x.at[0, token].set(point)
+        energy = slope(dynamics, x, dynamics.norm.function(x), memories).total[0, token]
         np.testing.assert_allclose(view.energy[token, i, j], energy, rtol=1e-4)
 
 
@@ -199,7 +208,6 @@ def test_landscape_holds_the_path_in_its_leading_plane(seen):
 
 def test_landscape_keeps_lengths_that_energies_see():
     trained = pretrained(mask="strict", norm="none", rate="scalar")
-    bound = trained.model.bind(trained.variables)
-    states = bound.trajectory(TOKENS[None]).states[0]
-    view = landscape(bound.dynamics(), states, states[-1], points=3)
+    dynamics, states = dynamics_and_states(trained)
+    view = landscape(dynamics, states, states[-1], points=3)
     np.testing.assert_allclose(view.centre, states.mean(axis=0), rtol=1e-4, atol=1e-5)

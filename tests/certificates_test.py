@@ -6,18 +6,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from core_helpers import make_dynamics
+from core_helpers import dynamics_of, make_dynamics, plain_term
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nrgpt_jax.core import certificates, dynamics
 from nrgpt_jax.core.certificates import SCALES, evidence, guarantee
-from nrgpt_jax.core.dynamics import Dynamics
-from nrgpt_jax.core.energies import ATTENTION
-from nrgpt_jax.core.norms import NORMS
+from nrgpt_jax.core.energies import ENERGIES
 from nrgpt_jax.core.parameters import Sizes
+from nrgpt_jax.core.terms import bind
 
-CONDITIONS = {"gamma": "layer_norm", "psd": "none"}  # Propositions 2.1 and 2.2
+PAPER = ("full_rank", "FF2W")
+OTHERS = ("low_rank_rope", "injection", "leak")
+CONDITIONS = {
+    "2.1": ("gamma", "layer_norm", "descent", PAPER),
+    "2.1, other energies": ("scalar", "bare_layer_norm", "descent", OTHERS),
+    "2.2": ("psd", "none", "descent", PAPER),
+    "2.2, projected by layer_norm": ("psd", "layer_norm", "projected", PAPER),
+    "2.2, projected by rms_norm": ("psd", "rms_norm", "projected", PAPER),
+}
 WIDTHS = st.sampled_from([3, 8])
 SEEDS = st.integers(0, 2**20)
 STEPS = st.lists(st.floats(1e-6, 1e-4), min_size=4, max_size=4)  # sizes of four steps
@@ -35,42 +42,58 @@ def with_float64(test):
 
 
 @functools.cache
-def follower(build, *choices, strict=True):
-    """A compiled `(key, number, scales) -> path, evidence, whatever else build returns`."""
+def follower(build, *choices):
+    """A compiled `(key, number, scales) -> path, evidence, whatever else build returns`.
+
+    `build` makes the dynamics of one sequence, whose axis is taken away here.
+    """
 
     def follow(key, number, scales):
-        model, x, *more = build(key, number, *choices)
-        path = dynamics.trajectory(model, x, scales)
-        return path, evidence(model, path, scales, strict=strict), *more
+        model, *more = build(key, number, *choices)
+        steps = (lambda _: model), {"scale": scales}
+        path = dynamics.trajectory(*steps)
+        of_sequence = lambda tree: jax.tree.map(lambda a: a[:, 0], tree)
+        return of_sequence(path), of_sequence(evidence(*steps, path)), *more
 
     return jax.jit(follow)
 
 
-def follow(build, *choices, seed=0, number=1.0, scales=(1.0,), strict=True):
+def follow(build, *choices, seed=0, number=1.0, scales=(1.0,)):
     """The trajectory of what `build` makes of a key, a number and choices, and its evidence."""
     numbers = jnp.asarray(number), jnp.asarray(scales)
-    return follower(build, *choices, strict=strict)(jax.random.key(seed), *numbers)
+    return follower(build, *choices)(jax.random.key(seed), *numbers)
 
 
-def random_model(key, sign, rate, norm, width, strict=True, change=lambda eta, key: eta):
+def random_model(key, numbers, width, rate, norm, rule, energies=PAPER, strict=True):
+    """A random model whose rate is turned around (sign) and made uneven or skewed (size)."""
+    sign, size = numbers
+    x = jax.random.normal(jax.random.fold_in(key, 1), (1, 4, width), dtype=jnp.float64)
+
+    def change(eta):
+        if eta.ndim == 1:  # a diagonal, positive as before
+            eta = eta * jnp.exp(jnp.linspace(0.0, size, width))
+        if eta.ndim == 2:  # the symmetric part stays what it is
+            skew = size * jax.random.normal(key, eta.shape, jnp.float64)
+            eta = eta + skew - skew.T
+        return sign * eta
+
+    parts = {"norm": norm, "rate": rate, "rule": rule, "energies": energies, "strict": strict}
     sizes = Sizes(D=width, H=2, Y=2, M=2 * width)
-    parts = {"norm": norm, "rate": rate, "strict": strict, "sizes": sizes, "dtype": jnp.float64}
-    model = make_dynamics(key, **parts)
-    model = model._replace(eta=sign * change(model.eta, key))
-    return model, jax.random.normal(jax.random.fold_in(key, 1), (4, width), dtype=jnp.float64)
+    return (make_dynamics(key, x, **parts, sizes=sizes, change=change),)
 
 
-@pytest.mark.parametrize("rate", CONDITIONS)
+@pytest.mark.parametrize("case", CONDITIONS)
 @with_float64
-def test_energy_falls_where_a_proposition_promises_it(rate):
+def test_energy_falls_where_a_proposition_promises_it(case):
     """At every small step, for every token, with its context held fixed."""
 
     @given(width=WIDTHS, steps=STEPS, seed=SEEDS)
     @settings(max_examples=15, deadline=None)
     def check(width, steps, seed):
-        norm = CONDITIONS[rate]
-        _, found = follow(random_model, rate, norm, width, seed=seed, scales=steps)
+        choices = (width, *CONDITIONS[case])
+        _, found = follow(random_model, *choices, seed=seed, number=(1.0, 0.0), scales=steps)
         assert not np.any(found.slopes > 1e-12)
+        assert not found.uphill.any()
         assert not found.rises.any()
         assert float(found.changes.sum()) < 0.0, "and it does fall"
         assert float(found.largest_scales.min()) >= 1.0
@@ -81,60 +104,45 @@ def test_energy_falls_where_a_proposition_promises_it(rate):
     check()
 
 
-def uneven(eta, key):
-    """A positive diagonal, far from proportional to any gain."""
-    del key
-    return jnp.array([0.01, 1.0, 3.0, 9.0]) * eta
-
-
-def skewed(eta, key):
-    """A matrix with the symmetric part of `eta` and a large skew part."""
-    skew = 5.0 * jax.random.normal(key, (4, 4), dtype=jnp.float64)
-    return eta + skew - skew.T
-
-
-def unchanged(eta, key):
-    del key
-    return eta
-
-
 BROKEN = {
-    "2.1, another sign": ("gamma", "layer_norm", -1.0, unchanged),
-    "2.1, not the gain": ("scalar", "layer_norm", 1.0, uneven),
-    "2.1, unconstrained": ("full", "layer_norm", 1.0, unchanged),
-    "2.2, behind a norm": ("psd", "layer_norm", 1.0, skewed),
-    "2.2, unconstrained": ("full", "none", 1.0, unchanged),
-    "2.2, another sign": ("psd", "none", -1.0, unchanged),
+    "2.1, another sign": ((-1.0, 0.0), *CONDITIONS["2.1"]),
+    "2.1, not the gain": ((1.0, 5.0), *CONDITIONS["2.1"]),
+    "2.1, unconstrained": ((1.0, 0.0), "full", "layer_norm", "descent"),
+    "2.2, behind a norm": ((1.0, 5.0), "psd", "layer_norm", "descent"),
+    "2.2, unconstrained": ((1.0, 0.0), "full", "none", "descent"),
+    "2.2, another sign": ((-1.0, 0.0), *CONDITIONS["2.2"]),
+    "2.2, projected, unconstrained": ((1.0, 0.0), "full", "layer_norm", "projected"),
+    "2.2, projected, another sign": ((-1.0, 0.0), *CONDITIONS["2.2, projected by rms_norm"]),
 }
 
 
 @pytest.mark.parametrize("case", BROKEN)
 @with_float64
 def test_energy_rises_when_a_condition_is_broken(case):
-    rate, norm, sign, change = BROKEN[case]
-    choices = (rate, norm, 4, True, change)
-    found = [
-        follow(random_model, *choices, seed=seed, number=sign, scales=[1e-4])[1]
-        for seed in range(10)
-    ]
+    numbers, *choices = BROKEN[case]
+    steps = {"number": numbers, "scales": [1e-4] * 4}
+    found = [follow(random_model, 3, *choices, seed=seed, **steps)[1] for seed in range(10)]
     assert any(f.rises.any() and f.largest_scales.min() == 0.0 for f in found)
 
 
+@pytest.mark.parametrize("case", [case for case in CONDITIONS if case.startswith("2.2")])
 @with_float64
-def test_a_large_skew_part_is_no_harm_without_a_norm():
+def test_a_large_skew_part_is_no_harm_without_a_norm_or_behind_its_projection(case):
+    steps = {"number": (1.0, 5.0), "scales": [1e-5] * 4}
     for seed in range(10):
-        choices = ("psd", "none", 4, True, skewed)
-        assert not follow(random_model, *choices, seed=seed, scales=[1e-5])[1].rises.any()
+        _, found = follow(random_model, 3, *CONDITIONS[case], seed=seed, **steps)
+        assert not found.rises.any()
 
 
 @pytest.mark.parametrize("strict", [True, False])
 @with_float64
 def test_the_mask_is_a_condition(strict):
     """A token in its own context also moves as a key of its own, which no gradient sees."""
+    choices = (3, "gamma", "rms_norm", "descent", PAPER, strict)
+    steps = {"number": (1.0, 0.0), "scales": [1e-3] * 5}
     rises = []
     for seed in range(20):
-        choices = ("gamma", "rms_norm", 3, strict)
-        path, *_ = follow(random_model, *choices, seed=seed, scales=[1e-3] * 5, strict=strict)
+        path, _ = follow(random_model, *choices, seed=seed, **steps)
         rises.append(np.any(np.diff(path.energies["total"][:, 0]) > 1e-12))
     assert any(rises) != strict
 
@@ -152,12 +160,13 @@ def two_tokens(key, c, width, eta_of):
     one = jnp.ones(1, jnp.float64)
     matrix = jax.random.normal(keys[1], (1, width, width), jnp.float64)
     params = {"J": matrix, "alpha": one, "beta": one[0]}
-    attend = functools.partial(ATTENTION["full_rank"].energy, params, strict=True)
-    norm = functools.partial(NORMS["rms_norm"].function, {"gain": gain})
-    x = jax.random.normal(keys[2], (2, width), jnp.float64)
-    downhill = -dynamics.energy_gradient(attend, norm(x))[1]  # constant, and linear in g_0
-    minimum = -jnp.sqrt(width) * jnp.linalg.norm(gain * downhill)
-    return Dynamics({"attention": attend}, norm, c * eta_of(gain)), x, minimum
+    terms = {"attention": bind(ENERGIES["full_rank"], params, dtype="float64")}
+    x = jax.random.normal(keys[2], (1, 2, width), jnp.float64)
+    norm = {"norm": "rms_norm", "norm_params": {"gain": gain}}
+    model = dynamics_of(terms, x, c * eta_of(gain), **norm, strict=True)
+    g_0 = model.norm.function(x)[0, 0]
+    minimum = -jnp.sqrt(width) * jnp.linalg.norm(gain * (matrix[0].T @ g_0))
+    return model, minimum
 
 
 def the_gain(gain):
@@ -193,9 +202,10 @@ def ends_of(build, *choices, steps=20_000):
     """A compiled `(key, number) -> energy of the last token` after many steps."""
 
     def end(key, number):
-        model, x, *_ = build(key, number, *choices)
-        x = dynamics.rollout(lambda _: model, x, jnp.ones(steps))
-        return sum(e[-1] for e in dynamics.slope(model, x).energies.values())
+        model, *_ = build(key, number, *choices)
+        step = lambda state, _: (dynamics.step(model, state)[0], None)
+        state, _ = dynamics.rollout(step, dynamics.start(model), jnp.arange(steps))
+        return dynamics.step(model, state)[1].total[0, -1]
 
     return jax.jit(end)
 
@@ -209,14 +219,16 @@ def test_two_tokens_climb_with_another_rate():
     assert any(rises)
 
 
-def well(matrix, eta):
+def well(x, matrix, eta, rule="descent"):
     """Without a norm: E_A = |x_A - M x_(A-1)|^2 / 2, the minimum of token 0 is at 0."""
 
-    def energy(query, context):
-        before = jnp.concatenate([jnp.zeros_like(context[:1]), context[:-1]])
-        return 0.5 * jnp.sum((query - before @ matrix.T) ** 2, axis=-1)
+    def energy(params, g, context):
+        is_before = jnp.arange(len(context.memory)) == context.position - 1
+        before = jnp.sum(jnp.where(is_before[:, None], context.memory, 0), axis=0)
+        return 0.5 * jnp.sum((g - params["M"] @ before) ** 2)
 
-    return Dynamics({"well": energy}, lambda x: x, eta)
+    term = plain_term(energy, {"M": matrix}, remembers=True, dtype=str(x.dtype))
+    return dynamics_of({"well": term}, x[None], eta, strict=True, rule=rule)
 
 
 def cascade(key, skew, width):
@@ -227,7 +239,7 @@ def cascade(key, skew, width):
     least = jnp.linalg.eigvalsh((eta + eta.T) / 2)[0]
     eta = eta * least / jnp.linalg.norm(eta, 2) ** 2
     x = jax.random.normal(keys[3], (3, width), jnp.float64)
-    return well(0.5 * matrix, eta), x, eta
+    return well(x, 0.5 * matrix, eta), eta
 
 
 @with_float64
@@ -251,7 +263,7 @@ def test_a_cascade_reaches_the_known_minimum_without_a_norm():
 def runaway(key, sign):
     del key
     x = jnp.ones((3, 2), jnp.float64)
-    return well(jnp.eye(2), jnp.diag(jnp.array([1.0, 0.1 * sign]))), x
+    return (well(x, jnp.eye(2), jnp.diag(jnp.array([1.0, 0.1 * sign]))),)
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
@@ -267,9 +279,9 @@ def test_a_cascade_escapes_where_the_symmetric_part_is_not_positive(sign):
 # What is measured -------------------------------------------------------------------------------
 
 
-def bowl(key, c):
+def bowl(key, c, rule="descent"):
     del key
-    return well(jnp.zeros((3, 3)), c), jnp.ones((2, 3), jnp.float64)
+    return (well(jnp.ones((2, 3), jnp.float64), jnp.zeros((3, 3)), c, rule),)
 
 
 @pytest.mark.parametrize("c", [0.03, 0.5, 1.9, 40.0])
@@ -285,25 +297,38 @@ def test_largest_scale_is_the_known_one(c):
     assert bool(found.rises.any()) == (c > 2.0)
 
 
+@pytest.mark.parametrize("rule", ["descent", "momentum"])
+@with_float64
+def test_a_move_that_goes_on_is_measured_as_it_is(rule):
+    """The heavy ball rolls through the minimum and up again, where plain descent only falls."""
+    path, found = follow(bowl, rule, number=0.7, scales=[1.0] * 6)
+    np.testing.assert_allclose(found.changes, np.diff(path.energies["total"], axis=0), atol=1e-12)
+    assert bool(found.rises.any()) == (rule == "momentum")
+    assert bool(found.uphill.any()) == (rule == "momentum")
+
+
 def test_rest_and_settling():
-    speeds = jnp.array([[0.5, 0.5, 0.5], [0.0, 0.2, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.3]])
-    assert certificates.settling_steps(speeds, 0.1).tolist() == [1, 2, 4]
+    one = jnp.array([[0.5, 0.5, 0.5], [0.0, 0.2, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.3]])
+    speeds = jnp.stack([jnp.zeros_like(one), one], axis=1)  # the first sequence is at rest
+    assert certificates.settling_steps(speeds, 0.1).tolist() == [[0, 0, 0], [1, 2, 4]]
     strict = certificates.context_at_rest(speeds, 0.1, strict=True)
-    assert strict.tolist() == [
+    assert strict[:, 1].tolist() == [
         [True, False, False],
         [True, True, False],
         [True, True, True],
         [True, True, True],
     ]
     inclusive = certificates.context_at_rest(speeds, 0.1, strict=False)
-    assert inclusive[1].tolist() == [True, False, False]
-    g = jnp.array([[[3.0, 4.0]], [[3.0, 4.5]], [[3.0, 4.5]]])
-    np.testing.assert_allclose(certificates.relative_speeds(g), [[0.1], [0.0]], rtol=1e-6)
+    assert inclusive[1, 1].tolist() == [True, False, False]
+    assert strict[:, 0].all()
+    assert inclusive[:, 0].all()
+    g = jnp.array([[[3.0, 4.0]], [[3.0, 4.5]], [[3.0, 4.5]]])[:, None]
+    np.testing.assert_allclose(certificates.relative_speeds(g), [[[0.1]], [[0.0]]], rtol=1e-6)
 
 
 def climb(key, c):
     del key
-    return well(jnp.eye(2), c), jnp.array([[1.0, 0.0], [0.0, 1.0]])
+    return (well(jnp.array([[1.0, 0.0], [0.0, 1.0]]), jnp.eye(2), c),)
 
 
 def test_a_rise_counts_only_where_the_context_is_at_rest():
@@ -322,25 +347,41 @@ def test_what_is_not_a_number_has_not_fallen():
 
 ONES, UNEVEN = np.ones(3), np.array([0.5, 1.0, -2.0])
 MATRIX = np.array([[1.0, 3.0, 0.0], [-3.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+NEGATIVE = MATRIX - 0.1 * np.eye(3)
+PROJECTED, MOMENTUM, BLOCKS = {"rule": "projected"}, {"rule": "momentum"}, {"blocks": 2}
+INCLUSIVE = {"strict": False}
 
 
 @pytest.mark.parametrize(
-    ("norm", "gain", "eta", "strict", "proposition", "word"),
+    ("norm", "gain", "eta", "options", "proposition", "word"),
     [
-        ("layer_norm", UNEVEN, 0.3 * UNEVEN, True, "2.1", "c = 0.3"),
-        ("layer_norm", UNEVEN, np.diag(0.3 * UNEVEN), True, "2.1", "layer_norm"),
-        ("rms_norm", UNEVEN, -0.3 * UNEVEN, True, None, "c > 0"),
-        ("layer_norm", UNEVEN, np.array(0.3), True, None, "not c diag(gamma)"),
-        ("bare_layer_norm", ONES, np.array(0.3), True, "2.1", "bare_layer_norm"),
-        ("bare_layer_norm", ONES, np.array(0.3), False, None, "mask is inclusive"),
-        ("bare_layer_norm", ONES, MATRIX, True, None, "not c diag(gamma)"),
-        ("none", ONES, MATRIX, True, "2.2", "positive semi-definite"),
-        ("none", ONES, MATRIX - 0.1 * np.eye(3), True, None, "eigenvalue -0.1"),
-        ("none", ONES, np.array([1.0, 2.0, -0.5]), True, None, "eigenvalue -0.5"),
-        ("none", ONES, MATRIX, False, None, "mask is inclusive"),
+        ("layer_norm", UNEVEN, 0.3 * UNEVEN, {}, "2.1", "c = 0.3"),
+        ("layer_norm", UNEVEN, np.diag(0.3 * UNEVEN), {}, "2.1", "layer_norm"),
+        ("rms_norm", UNEVEN, -0.3 * UNEVEN, {}, None, "c > 0"),
+        ("layer_norm", UNEVEN, np.array(0.3), {}, None, "not c diag(gamma)"),
+        ("bare_layer_norm", ONES, np.array(0.3), {}, "2.1", "bare_layer_norm"),
+        ("bare_layer_norm", ONES, np.array(0.3), INCLUSIVE, None, "mask is inclusive"),
+        ("bare_layer_norm", ONES, MATRIX, {}, None, "not c diag(gamma)"),
+        ("none", ONES, MATRIX, {}, "2.2", "positive semi-definite"),
+        ("none", ONES, NEGATIVE, {}, None, "eigenvalue -0.1"),
+        ("none", ONES, np.array([1.0, 2.0, -0.5]), {}, None, "eigenvalue -0.5"),
+        ("none", ONES, MATRIX, INCLUSIVE, None, "mask is inclusive"),
+        ("layer_norm", UNEVEN, MATRIX, PROJECTED, "2.2 (projected)", "positive semi-definite"),
+        ("rms_norm", UNEVEN, np.array(0.3), PROJECTED, "2.2 (projected)", "projected gradient"),
+        ("none", ONES, MATRIX, PROJECTED, "2.2 (projected)", "positive semi-definite"),
+        ("layer_norm", UNEVEN, NEGATIVE, PROJECTED, None, "eigenvalue -0.1"),
+        ("rms_norm", UNEVEN, 0.3 * UNEVEN, PROJECTED, None, "eigenvalue -0.6"),
+        ("layer_norm", UNEVEN, MATRIX, PROJECTED | INCLUSIVE, None, "mask is inclusive"),
+        ("layer_norm", UNEVEN, MATRIX, PROJECTED | BLOCKS, None, "2 blocks"),
+        ("layer_norm", UNEVEN, 0.3 * UNEVEN, MOMENTUM, None, "rule momentum"),
+        ("none", ONES, MATRIX, MOMENTUM, None, "rule momentum"),
+        ("layer_norm", UNEVEN, 0.3 * UNEVEN, BLOCKS, None, "2 blocks"),
+        ("none", ONES, MATRIX, BLOCKS, None, "2 blocks"),
     ],
 )
-def test_guarantee_names_the_proposition_and_the_reason(norm, gain, eta, strict, proposition, word):
-    found = guarantee(norm, gain, eta, strict=strict)
+def test_guarantee_names_the_proposition_and_the_reason(
+    norm, gain, eta, options, proposition, word
+):
+    found = guarantee(norm, gain, eta, **{"strict": True, **options})
     assert found.proposition == proposition
     assert word in found.reason

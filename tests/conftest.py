@@ -7,6 +7,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # JAX_PLATFORMS=cuda runs them on
 
 import jax
 import pytest
+from jaxtyping import install_import_hook
+
+# Every shape and type in an annotation is checked when its function is called.
+_rooms = [f"nrgpt_jax.{room}" for room in ("core", "kernels", "models")]
+install_import_hook([*_rooms, "nrgpt_jax.analysis.landscape"], "beartype.beartype")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")

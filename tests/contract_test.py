@@ -9,20 +9,27 @@ import numpy as np
 import pytest
 from decoding_helpers import cached_logits, small_model
 
-from nrgpt_jax.core.energies import ATTENTION, FEEDFORWARD
+from nrgpt_jax.core.energies import COMBINATIONS
+from nrgpt_jax.core.energies import ENERGIES as REGISTERED
 from nrgpt_jax.core.norms import NORMS
 from nrgpt_jax.core.rates import RATES
+from nrgpt_jax.core.rules import RULES
 from nrgpt_jax.models import model_names
+from nrgpt_jax.models.names import energies_labelled
 
 TOKENS = jax.random.randint(jax.random.key(0), (2, 7), 0, 11)
 MASKS = ("strict", "inclusive")
 
 
 def name_of(fields):
-    return "-".join(str(v) for v in fields.values()) if isinstance(fields, dict) else None
+    if not isinstance(fields, dict):
+        return None
+    text = lambda v: "+".join(v) if isinstance(v, tuple) else str(v)
+    return "-".join(text(v) for v in fields.values())
 
 
-ENERGIES = list(itertools.product(FEEDFORWARD, ATTENTION, MASKS))
+FEEDFORWARD = energies_labelled("feedforward")
+ENERGIES = list(itertools.product(FEEDFORWARD, ("full_rank", "low_rank"), MASKS))
 UPDATES = [pair for pair in itertools.product(NORMS, RATES) if pair != ("none", "gamma")]
 
 
@@ -38,10 +45,34 @@ def combinations():
 
 
 BASELINES = [{"name": n, "mask": "inclusive"} for n in model_names() if not n.startswith("NRGPT")]
+ADDITIONS = [
+    {"attention": "full_rank_rope"},
+    {"attention": "low_rank_rope", "mask": "strict"},
+    {"combination": "mixture"},
+    {"energies": ("injection",)},
+    {"energies": ("leak",), "mask": "strict"},
+    {"rule": "momentum"},
+    {"rule": "projected", "rate": "psd", "norm": "layer_norm"},
+    {"rule": "projected", "rate": "full", "norm": "none"},
+    {"blocks": 2, "rate": "psd"},
+    {"blocks": 3, "attention": "low_rank"},
+]
+TOGETHER = {
+    "name": "NRGPT",
+    "energies": ("low_rank_rope", "full_rank", "FF1", "FF2", "injection", "leak"),
+    "combination": "mixture",
+    "rule": "momentum",
+    "blocks": 2,
+    "mask": "strict",
+}
 VARIATIONS = [
+    *({"name": "NRGPT_H_FF2W", **fields} for fields in ADDITIONS),
+    TOGETHER,
+    {**TOGETHER, "kernels": "plain"},
     {"name": "NRGPT_H_FF2W", "per_step_scale": True, "learn_alpha": True, "learn_beta": True},
     {"name": "NRGPT_H_FF2W", "tied_head": True},
     {"name": "GPT", "tied_head": True},
+    {"name": "GPT_Rec", "blocks": 2},
 ]
 
 
@@ -74,16 +105,26 @@ def test_contract(fields):
         chex.assert_trees_all_close(at_end, logits[np.arange(2), position], atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [{"name": name, "mask": mask} for name in model_names() for mask in MASKS],
-    ids=name_of,
-)
-def test_jit_equals_no_jit(fields):
-    model, variables = small_model(**fields)
+@pytest.mark.parametrize("name", model_names())
+def test_jit_equals_no_jit(name):
+    model, variables = small_model(name=name, num_steps=2)
+    tokens = TOKENS[:, :3]
     with jax.disable_jit():
-        plain = model.apply(variables, TOKENS)
-    chex.assert_trees_all_close(jax.jit(model.apply)(variables, TOKENS), plain, atol=2e-5)
+        plain = model.apply(variables, tokens)
+    chex.assert_trees_all_close(jax.jit(model.apply)(variables, tokens), plain, atol=2e-5)
+
+
+def test_every_registered_part_is_in_a_contract():
+    """The slow product apart, what is registered later must be added above."""
+    fields = [param.values[0] for param in combinations()] + VARIATIONS
+    used = lambda key: {f[key] for f in fields if key in f}
+    names = {energy for f in fields for energy in f.get("energies", ())}
+    names |= used("attention") | {n.removeprefix("NRGPT_H_") for n in used("name")}
+    assert set(REGISTERED) <= names
+    assert set(COMBINATIONS) <= used("combination") | {"sum"}
+    assert set(RULES) <= used("rule") | {"descent"}
+    assert set(NORMS) == used("norm")
+    assert set(RATES) == used("rate")
 
 
 @pytest.mark.parametrize("name", [n for n in model_names() if n.startswith("NRGPT")])
@@ -95,3 +136,10 @@ def test_energies_have_their_shape_and_add_up(name):
     chex.assert_trees_all_close(
         energies["total"], energies["attention"] + energies["feedforward"], rtol=1e-5
     )
+
+
+def test_terms_of_one_label_have_names_of_their_own():
+    model, variables = small_model(**TOGETHER)
+    energies = jax.eval_shape(lambda v: model.apply(v, TOKENS, method="energies"), variables)
+    assert set(energies) == {*TOGETHER["energies"], "total"}
+    assert set(variables["params"]["block"]) >= set(TOGETHER["energies"])

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nrgpt_jax import convert, evaluate, runs, sample
+from nrgpt_jax import convert, evaluate, sample
 from nrgpt_jax.errors import UserError
+from nrgpt_jax.runs import directory as runs
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (extra: torch)")
 pytestmark = pytest.mark.usefixtures("standard_promotion")

@@ -1,17 +1,18 @@
-"""Small random parameters and states for tests of the core."""
-
-from functools import partial
+"""Small random parameters, states and dynamics for tests of the core."""
 
 import jax
 import jax.numpy as jnp
 
-from nrgpt_jax.core.dynamics import Dynamics
-from nrgpt_jax.core.energies import ATTENTION, FEEDFORWARD
-from nrgpt_jax.core.norms import NORMS
+from nrgpt_jax.core.contexts import Places, Surroundings
+from nrgpt_jax.core.dynamics import assemble
+from nrgpt_jax.core.energies import ENERGIES, Energy
+from nrgpt_jax.core.norms import NORMS, bind_norm
 from nrgpt_jax.core.parameters import Sizes, init_parameters
 from nrgpt_jax.core.rates import RATES
+from nrgpt_jax.core.terms import bind
+from nrgpt_jax.kernels import kernel_of
 
-SIZES = Sizes(D=8, H=2, Y=3, M=12)
+SIZES = Sizes(D=8, H=2, Y=4, M=12)
 
 
 def random_like(key, params, size=0.2):
@@ -25,44 +26,65 @@ def random_like(key, params, size=0.2):
     return jax.tree.unflatten(tree, new)
 
 
-def parameters(key, specs, dtype=jnp.float32):
+def parameters(key, specs, dtype=jnp.float32, sizes=SIZES):
     """Drawn parameters, biases included."""
-    return random_like(key, init_parameters(key, specs, dtype))
+    return random_like(key, init_parameters(key, specs, sizes, dtype))
 
 
-def attention_parameters(key, name, sizes=SIZES, dtype=jnp.float32):
-    """Parameters of an attention energy, its alpha and beta positive and away from one."""
-    params = parameters(key, ATTENTION[name].specs(sizes), dtype)
-    alpha = jax.random.uniform(key, (sizes.H,), dtype, minval=0.5, maxval=1.5)
-    return {**params, "alpha": alpha, "beta": alpha[0] + 0.2}
+def energy_parameters(key, name, dtype=jnp.float32, sizes=SIZES):
+    """Parameters of an energy; alpha, beta and other sizes positive and away from one."""
+    params = parameters(key, ENERGIES[name].specs, dtype, sizes)
+    return {n: jnp.abs(p) if n in ("alpha", "beta", "size") else p for n, p in params.items()}
+
+
+def dynamics_of(terms, x, eta, *, norm="none", norm_params=None, strict=False, rule="descent"):
+    """Dynamics of terms, of the sequences x (B,N,D)."""
+    bound = bind_norm(norm, norm_params or {})
+    rule_params = {"mu": jnp.asarray(0.5, x.dtype)}
+    return assemble(terms, bound, eta, Places(strict), x, rule=rule, rule_params=rule_params)
+
+
+def plain_term(function, params=None, remembers=False, dtype="float64"):
+    """A term of an energy `(params, g, context) -> ()` that is not registered."""
+    memory = (lambda params, g, position: g) if remembers else None
+    return bind(Energy(function, {}, "energy", memory), params or {}, dtype=dtype)
 
 
 def make_dynamics(
     key,
-    attention="full_rank",
-    feedforward="FF2W",
+    x,
+    energies=("full_rank", "FF2W"),
     norm="layer_norm",
     rate="gamma",
     strict=False,
     sizes=SIZES,
-    dtype=jnp.float32,
+    kernels="fused",
+    rule="descent",
+    change=lambda eta: eta,
 ):
-    """Random dynamics of the named parts."""
-    keys = jax.random.split(key, 4)
-    attend = partial(
-        ATTENTION[attention].energy,
-        attention_parameters(keys[0], attention, sizes, dtype),
-        strict=strict,
-    )
-    feed = partial(
-        FEEDFORWARD[feedforward].function,
-        parameters(keys[1], FEEDFORWARD[feedforward].specs(sizes), dtype),
-    )
-    norm_params = parameters(keys[2], NORMS[norm].specs(sizes), dtype)
-    rate_params = init_parameters(keys[3], RATES[rate].specs(sizes, 1.0), dtype)
+    """Random dynamics of the named parts, of the sequences x (B,N,D)."""
+    keys, dtype = jax.random.split(key, len(energies) + 2), x.dtype
+    terms = {
+        ENERGIES[name].label: bind(
+            ENERGIES[name],
+            energy_parameters(k, name, dtype, sizes),
+            kernel_of(name, kernels),
+            str(dtype),
+        )
+        for k, name in zip(keys, energies, strict=False)
+    }
+    norm_params = parameters(keys[-2], NORMS[norm].specs, dtype, sizes)
+    rate_params = init_parameters(keys[-1], RATES[rate].specs(1.0), sizes, dtype)
     gain = norm_params.get("gain", jnp.ones(sizes.D, dtype))
-    return Dynamics(
-        energies={"attention": attend, "feedforward": lambda query, context: feed(query)},
-        norm=partial(NORMS[norm].function, norm_params),
-        eta=RATES[rate].eta(rate_params, gain),
-    )
+    eta = change(RATES[rate].eta(rate_params, gain))
+    options = {"norm": norm, "norm_params": norm_params, "strict": strict, "rule": rule}
+    return dynamics_of(terms, x, eta, **options)
+
+
+def surroundings(name, params, g, strict, kind="float32"):
+    """Of tokens g (B,N,D) that are their own context; x and x0 are drawn from g."""
+    term = bind(ENERGIES[name], params, dtype=kind)
+    positions = jnp.broadcast_to(jnp.arange(g.shape[1])[None], g.shape[:2])
+    memory = term.memory(g, positions) if term.memory else None
+    lagrangian = 0.5 * jnp.sum(g**2, axis=-1)
+    return Surroundings(memory, Places(strict), 2.0 * g, jnp.flip(g, axis=1), lagrangian)

@@ -232,6 +232,26 @@ def test_unknown_symbols_are_named():
         tokenizers.SymbolTokenizer(["(", ")"]).encode("min_10,(,)")
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        '["a"]',
+        "7",
+        '{"kind": "char", "vocabulary": 7}',
+        '{"kind": "char", "vocabulary": ["a", 7]}',
+        '{"kind": "char", "vocabulary": ["a", "bc"]}',
+        '{"kind": "symbol", "vocabulary": ["a", "a"]}',
+        '{"kind": "symbol", "vocabulary": []}',
+        '{"kind": "bpe", "vocabulary": ["a"]}',
+        '{"kind": ["char"], "vocabulary": ["a"]}',
+    ],
+)
+def test_a_foreign_tokenizer_file_is_one_line(tmp_path, content):
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(UserError, match=r"tokenizer\.json is damaged"):
+        tokenizers.load_tokenizer(tmp_path / "tokenizer.json")
+
+
 def test_damaged_tokenizer_file(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match="damaged"):

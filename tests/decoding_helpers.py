@@ -6,8 +6,8 @@ import numpy as np
 
 from nrgpt_jax import create_model
 from nrgpt_jax.configs import default_config
-from nrgpt_jax.core.descent import Decoding
 from nrgpt_jax.models import abstract_params
+from nrgpt_jax.models.decoding import Decoding
 
 
 def small_model(**fields):
@@ -18,7 +18,7 @@ def small_model(**fields):
     model, random = create_model(config), np.random.default_rng(1)
 
     def draw(path, leaf):  # by numpy: nothing to compile
-        one = path[-1].key in ("gain", "scale", "scale_ff")
+        one = path[-1].key in ("gain", "scale", "alpha")
         return jnp.asarray(one + 0.2 * random.standard_normal(leaf.shape), leaf.dtype)
 
     return model, {"params": jax.tree_util.tree_map_with_path(draw, abstract_params(model))}

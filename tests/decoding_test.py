@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from decoding_helpers import cached_logits, next_logits, small_model
 
-from nrgpt_jax.core.descent import Convergence, Decoding
-from nrgpt_jax.core.dynamics import Dynamics, EnergyTerm, step
-from nrgpt_jax.core.energies import ATTENTION, FEEDFORWARD
+from nrgpt_jax.core.contexts import Context
+from nrgpt_jax.core.dynamics import Convergence
+from nrgpt_jax.core.energies import ENERGIES
 from nrgpt_jax.core.norms import NORMS
 from nrgpt_jax.errors import UserError
-from nrgpt_jax.generation import Settings, cache_bytes, generate
-from nrgpt_jax.models import model_names, with_num_steps
+from nrgpt_jax.generation.engine import Settings, cache_bytes, generate
+from nrgpt_jax.models import model_names
+from nrgpt_jax.models.decoding import Decoding
 
 TOKENS = np.random.default_rng(0).integers(0, 11, (3, 12)).astype(np.int32)
 LENGTHS = [1, 4, 6]
@@ -44,30 +45,30 @@ def test_the_cache_holds_one_array_a_token_and_step(attention, dtype):
 @pytest.mark.parametrize("name", NRGPTS)
 def test_depth_is_free_where_the_block_is_shared(name):
     model, variables = small_model(name=name, per_step_scale=True)
-    scales = {"scales": {**variables["params"]["scales"], "log_step_scale": jnp.arange(3.0) / 9}}
+    scales = {"steps": {"log_scale": jnp.arange(3.0) / 9}}
     variables = {"params": {**variables["params"], **scales}}
-    deeper, deep_variables = with_num_steps(model, variables, 5)
+    deeper, deep_variables = model.with_num_steps(variables, 5)
     path = jax.jit(lambda m, v: m.apply(v, TOKENS, method="trajectory"), static_argnums=0)
     states = lambda m, v: path(m, v).states
     longer = states(deeper, deep_variables)
     np.testing.assert_allclose(longer[:, :4], states(model, variables), rtol=1e-5)
-    last = deep_variables["params"]["scales"]["log_step_scale"]
+    last = deep_variables["params"]["steps"]["log_scale"]
     np.testing.assert_allclose(last, [0, 1 / 9, 2 / 9, 2 / 9, 2 / 9])
     assert_same_logits(
         deeper, deep_variables, cached_logits(deeper, deep_variables, TOKENS, LENGTHS)
     )
-    assert with_num_steps(model, variables, 3) == (model, variables)
-    shallow, shallow_variables = with_num_steps(model, variables, 1)
+    assert model.with_num_steps(variables, 3) == (model, variables)
+    shallow, shallow_variables = model.with_num_steps(variables, 1)
     found = cached_logits(shallow, shallow_variables, TOKENS, LENGTHS)
     assert_same_logits(shallow, shallow_variables, found)
 
 
 def test_depth_of_the_transformers():
     model, variables = small_model(name="GPT_Rec")
-    deeper, variables = with_num_steps(model, variables, 6)
+    deeper, variables = model.with_num_steps(variables, 6)
     assert_same_logits(deeper, variables, cached_logits(deeper, variables, TOKENS, LENGTHS))
     with pytest.raises(UserError, match="3 different blocks"):
-        with_num_steps(small_model(name="GPT")[0], variables, 6)
+        small_model(name="GPT")[0].with_num_steps(variables, 6)
     for settings in (Settings(cache="fixed_point"), Settings(until=Convergence())):
         with pytest.raises(UserError, match="no energy"):
             generate(model, variables, [np.array([1])], 3, settings)
@@ -78,8 +79,9 @@ def still_model(**fields):
     fields = {"name": "NRGPT_H_FF2W", "norm": "layer_norm", "rate": "gamma", **fields}
     model, variables = small_model(**fields)
     params = variables["params"]
-    norm = {name: jnp.abs(p) if name == "gain" else p for name, p in params["norm_params"].items()}
-    return model, {"params": {**params, "norm_params": norm}}
+    norm = params["block"]["norm"]
+    norm = {name: jnp.abs(p) if name == "gain" else p for name, p in norm.items()}
+    return model, {"params": {**params, "block": {**params["block"], "norm": norm}}}
 
 
 @pytest.mark.parametrize("criterion", ["energy", "gradient"])
@@ -142,33 +144,32 @@ def test_no_tolerance_makes_all_steps(name):
 @pytest.mark.parametrize("mask", ["strict", "inclusive"])
 def test_fixed_point_cache_shows_each_token_the_last_states_before_it(mask, attention):
     model, variables = small_model(name="NRGPT_H_FF2W", mask=mask, attention=attention)
-    params = model.apply(variables, method=lambda m: m._parameters())
+    block = model.apply(variables, method=lambda m: m._block())
     table, positions = (
         variables["params"][f"{name}_embedding"]["embedding"] for name in ("token", "position")
     )
-    norm = partial(NORMS[model.norm].function, params["norm"])
-    strict = mask == "strict"
+    norm = partial(NORMS[model.norm].function, block["norm"])
+    attend, feed = ENERGIES[attention], ENERGIES["FF2W"]
 
-    def feedforward(query, own):
-        del own
-        return params["scale_ff"] * FEEDFORWARD["FF2W"].function(params["feedforward"], query)
-
-    def in_context(past, query, own):
-        context = jnp.concatenate([past, own])
-        return ATTENTION[attention].energy(params["attention"], query, context, strict=strict)
+    def energy(g, x, first, past):
+        """Of a token that sees the last states of those before it, and itself as it is."""
+        states = jnp.concatenate([past, jax.lax.stop_gradient(g)[None]])
+        count = jnp.arange(len(states))
+        memory = jax.vmap(lambda g, at: attend.memory(block["attention"], g, at))(states, count)
+        mask_K = count < len(past) if model.strict else count <= len(past)
+        context = Context(memory, mask_K, count[-1], x, first, jnp.zeros(()))
+        of_attention = attend.function(block["attention"], g, context)
+        return of_attention + feed.function(block["feedforward"], g, context)
 
     @partial(jax.jit, static_argnums=1)
     def loop(tokens, prompt):
         last = model.apply(variables, tokens[None, :prompt], method="trajectory").states[0, -1]
         for at in range(prompt, len(tokens)):
-            x = (table[tokens[at]] + positions[at])[None]
+            x = first = table[tokens[at]] + positions[at]
+            past = jax.vmap(norm)(last)
             for _ in range(model.num_steps):
-                energies: dict[str, EnergyTerm] = {
-                    "attention": partial(in_context, norm(last)),
-                    "feedforward": feedforward,
-                }
-                x = step(Dynamics(energies, norm, params["eta"]), x)
-            last = jnp.concatenate([last, x])
+                x = x - block["eta"] @ jax.grad(energy)(norm(x), x, first, past)
+            last = jnp.concatenate([last, x[None]])
         return model.apply(variables, last[None], method="readout")[0, -1]
 
     found = cached_logits(model, variables, TOKENS, LENGTHS, Decoding("fixed_point"))
@@ -179,6 +180,23 @@ def test_fixed_point_cache_shows_each_token_the_last_states_before_it(mask, atte
         expected = loop(TOKENS[row, : at + 1], LENGTHS[row])
         np.testing.assert_allclose(found[3][0][row], expected, atol=1e-4)
         assert np.abs(expected - whole[row, at]).max() > 1e-3, "is not the exact one"
+
+
+def test_blocks_that_remember_differently_have_no_fixed_point_cache():
+    model, variables = small_model(name="NRGPT_H_FF2W", blocks=2)
+    with pytest.raises(UserError, match="2 blocks remember a token each in its own way"):
+        generate(model, variables, [np.array([1])], 3, Settings(cache="fixed_point"))
+
+
+@pytest.mark.parametrize("rule", ["momentum", "projected"])
+def test_any_rule_stops_at_the_same_step_read_at_once_or_one_by_one(rule):
+    fields = {"rule": rule, "rate": "scalar", "blocks": 2, "energies": ("injection",)}
+    model, variables = still_model(num_steps=20, **fields)
+    decoding = Decoding(until=Convergence(0.05))
+    late, position, late_steps = cached_logits(model, variables, TOKENS, LENGTHS, decoding)[-1]
+    (logits, _, steps), *_ = cached_logits(model, variables, TOKENS, position + 1, decoding)
+    np.testing.assert_allclose(late, logits, atol=1e-4)
+    assert late_steps.tolist() == steps.tolist()
 
 
 @pytest.mark.parametrize("name", model_names())

@@ -5,24 +5,52 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from core_helpers import SIZES, make_dynamics
+from core_helpers import (
+    SIZES,
+    dynamics_of,
+    energy_parameters,
+    make_dynamics,
+    parameters,
+    plain_term,
+)
 
 from nrgpt_jax.core import dynamics
+from nrgpt_jax.core.contexts import Context, Surroundings
+from nrgpt_jax.core.energies import ENERGIES
+from nrgpt_jax.core.norms import NORMS
+from nrgpt_jax.core.rules import RULES
+from nrgpt_jax.core.terms import bind
 
-X = jax.random.normal(jax.random.key(1), (5, SIZES.D))
+X = jax.random.normal(jax.random.key(1), (2, 5, SIZES.D))
 SCALES = jnp.array([0.3, 0.2, 0.1, 0.25])
+
+
+def stepped(model, x, scale=1.0):
+    """The states after one step from x, and what it has seen."""
+    state, seen = dynamics.step(model, dynamics.start(model._replace(first=x)), scale)
+    return state.x, seen
+
+
+def rolled(model, x, scales=SCALES):
+    """The states after all steps from x."""
+    step = lambda state, inputs: (dynamics.step(model, state, inputs["scale"])[0], None)
+    return dynamics.rollout(step, dynamics.start(model._replace(first=x)), {"scale": scales})[0].x
+
+
+def trajectory(model):
+    return jax.jit(lambda inputs: dynamics.trajectory(lambda _: model, inputs))({"scale": SCALES})
 
 
 @pytest.mark.parametrize("jit", [True, False])
 def test_scan_equals_loop_in_values_and_gradients(jit):
-    model = make_dynamics(jax.random.key(0), rate="full")
+    model = make_dynamics(jax.random.key(0), X, rate="full")
 
     def scanned(x, scales):
-        return jnp.sum(dynamics.rollout(lambda _: model, x, scales) ** 2)
+        return jnp.sum(rolled(model, x, scales) ** 2)
 
     def looped(x, scales):
         for scale in scales:
-            x = dynamics.step(model, x, scale)
+            x, _ = stepped(model, x, scale)
         return jnp.sum(x**2)
 
     value_and_grad = lambda f: jax.value_and_grad(f, argnums=(0, 1))
@@ -35,68 +63,163 @@ def test_scan_equals_loop_in_values_and_gradients(jit):
     )
 
 
+def test_momentum_rolls_as_a_heavy_ball():
+    """v <- mu v + eta dE/dg, x <- x - c_t v, as a plain loop."""
+    eta = jax.random.normal(jax.random.key(3), (SIZES.D, SIZES.D))
+    model = make_dynamics(jax.random.key(0), X, rule="momentum", change=lambda _: eta)
+    gradient = jax.jit(lambda x: stepped(model, x)[1].in_g)
+    roll = jax.jit(lambda x, scales: rolled(model, x, scales))
+    x, v = X, jnp.zeros_like(X)
+    for scale in SCALES:
+        before, v = v, 0.5 * v + jnp.einsum("bnd,ed->bne", gradient(x), eta, precision="highest")
+        x = x - scale * v
+    assert float(jnp.abs(before).max()) > 0.1, "there is a velocity that goes on"
+    chex.assert_trees_all_close(roll(X, SCALES), x, rtol=1e-3, atol=1e-3)
+
+
+def own_energies(model, held, x):
+    """Energies (B,N) by term of tokens at x, in a context that stays at `held`."""
+    norm = model.norm
+    positions = jnp.broadcast_to(jnp.arange(x.shape[1])[None], x.shape[:2])
+
+    def energies(term):
+        memory = term.memory(norm.function(held), positions) if term.memory else None
+        around = Surroundings(memory, model.places, x, model.first, norm.lagrangian(x))
+        return term.slope(norm.function(x), around)[0]
+
+    return {name: energies(term) for name, term in model.terms.items()}
+
+
 def test_trajectory_is_the_rollout_with_its_energies():
-    model = make_dynamics(jax.random.key(0))
-    path = dynamics.trajectory(model, X, SCALES)
-    chex.assert_shape(path.states, (5, 5, SIZES.D))
+    model = make_dynamics(jax.random.key(0), X)
+    path = trajectory(model)
+    chex.assert_shape([path.states, path.gradients, path.moves], (5, 2, 5, SIZES.D))
     chex.assert_trees_all_close(path.states[0], X)
-    last = dynamics.rollout(lambda _: model, X, SCALES)
-    chex.assert_trees_all_close(path.states[-1], last, rtol=1e-5)
-    g = model.norm(path.states[2])
-    for name, energy in model.energies.items():
-        chex.assert_trees_all_close(path.energies[name][2], energy(g, g), rtol=1e-5)
+    chex.assert_trees_all_close(path.states[-1], rolled(model, X), rtol=1e-5, atol=1e-6)
+    moved = path.states[1:] - path.states[:-1]
+    chex.assert_trees_all_close(path.moves[:-1], moved, rtol=1e-4, atol=1e-5)
+    own = own_energies(model, path.states[2], path.states[2])
+    for name, energies in own.items():
+        chex.assert_trees_all_close(path.energies[name][2], energies, rtol=1e-5)
     total = path.energies["attention"] + path.energies["feedforward"]
     chex.assert_trees_all_close(path.energies["total"], total, rtol=1e-6)
-
-    def own_energy(x_token, token, x):  # with its context held fixed
-        g = model.norm(x)
-        query = g.at[token].set(model.norm(x.at[token].set(x_token))[token])
-        return sum(energy(query, g)[token] for energy in model.energies.values())
+    assert set(path.energies) == {*own, "total"}
 
     x = path.states[2]
-    for token in range(5):
-        expected = jax.grad(own_energy)(x[token], token, x)
-        chex.assert_trees_all_close(path.gradients[2, token], expected, rtol=1e-4, atol=1e-5)
+    own_total = lambda x_own: sum(own_energies(model, x, x_own).values())
+    slopes = jax.jit(jax.jacrev(own_total))(x)  # (B,N,B,N,D)
+    for sequence, token in np.ndindex(2, 5):
+        here = slopes[sequence, token]
+        expected = here[sequence, token]  # its own state; none other counts
+        gradient = path.gradients[2, sequence, token]
+        chex.assert_trees_all_close(gradient, expected, rtol=1e-4, atol=1e-5)
+        assert not here.at[sequence, token].set(0.0).any()
+
+
+def test_every_step_of_a_trajectory_has_a_landscape_of_its_own():
+    """E = |g - c_t|^2 / 2; after the last step energies are those of the last landscape."""
+
+    def dynamics_at(inputs):
+        energy = lambda params, g, context: 0.5 * jnp.sum((g - params["c"]) ** 2)
+        bowl = plain_term(energy, {"c": inputs["centre"]}, dtype="float32")
+        return dynamics_of({"bowl": bowl}, X, jnp.ones(()))
+
+    centres = jnp.array([0.0, 1.0, -1.0, 2.0])
+    path = dynamics.trajectory(dynamics_at, {"scale": SCALES, "centre": centres})
+    x = X
+    for t, (scale, centre) in enumerate(zip([*SCALES, SCALES[-1]], [*centres, 2.0], strict=True)):
+        expected = (x, 0.5 * jnp.sum((x - centre) ** 2, axis=-1), x - centre, scale * (centre - x))
+        found = (path.states, path.energies["total"], path.gradients, path.moves)
+        chex.assert_trees_all_close([a[t] for a in found], list(expected), rtol=1e-4, atol=1e-5)
+        x = x - scale * (x - centre)
+
+
+GAINLESS = {"bare_layer_norm": {}, "none": {}, "rms_norm": {"gain": jnp.ones(SIZES.D)}}
+
+
+@pytest.mark.parametrize("norm", [*GAINLESS, "layer_norm"])
+def test_the_leak_is_a_legendre_dual(norm):
+    """Its gradient in x, through g and x and L(x) alike, is the one through g alone.
+
+    So it is of the whole energy, as a trajectory has it; not behind a norm with gain.
+    """
+    names = ("full_rank", "injection", "leak")
+    params = {name: energy_parameters(jax.random.key(k), name) for k, name in enumerate(names)}
+    norm_params = {**parameters(jax.random.key(4), NORMS[norm].specs), **GAINLESS.get(norm, {})}
+    terms = {name: bind(ENERGIES[name], params[name]) for name in params}
+    model = dynamics_of(terms, X, jnp.ones(()), norm=norm, norm_params=norm_params)
+
+    def token_energy(x, first, position, memory):
+        g = NORMS[norm].function(norm_params, x)
+        lagrangian = NORMS[norm].lagrangian(norm_params, x)
+        mask = jnp.arange(len(memory)) <= position
+        context = Context(memory, mask, position, x, first, lagrangian)
+        return sum(ENERGIES[name].function(params[name], g, context) for name in params)
+
+    of_sequence = jax.vmap(jax.value_and_grad(token_energy), (0, 0, 0, None))
+    of_batch = jax.jit(jax.vmap(of_sequence, (0, 0, None, 0)))
+    path = trajectory(model)
+    x = path.states[2]
+    energies, gradients = of_batch(x, X, jnp.arange(5), model.norm.function(x))
+    chex.assert_trees_all_close(path.energies["total"][2], energies, rtol=1e-4, atol=1e-5)
+    if norm in GAINLESS:
+        chex.assert_trees_all_close(path.gradients[2], gradients, rtol=1e-3, atol=1e-4)
+    else:
+        assert float(jnp.abs(path.gradients[2] - gradients).max()) > 1e-2
+    held = dynamics.held_energy(model, dynamics.start(model)._replace(x=x))
+    of_held = jax.jit(jax.grad(lambda x: jnp.sum(held(x))))(x)
+    chex.assert_trees_all_close(of_held, gradients, rtol=1e-3, atol=1e-4)
 
 
 def influence(step):
-    """(N,N): whether the new state of token A depends on the old state of token B."""
-    jacobian = jax.jacobian(step)(X)
-    return np.abs(np.asarray(jacobian)).max(axis=(1, 3)) > 0.0
+    """(B,N,B,N): whether the new state of a token depends on the old state of another."""
+    jacobian = jax.jit(jax.jacobian(step))(X)
+    return np.abs(np.asarray(jacobian)).max(axis=(2, 5)) > 0.0
 
 
 @pytest.mark.parametrize("strict", [True, False])
 def test_the_future_does_not_leak(strict):
-    model = make_dynamics(jax.random.key(0), strict=strict)
-    rolled = influence(lambda x: dynamics.rollout(lambda _: model, x, SCALES))
-    assert not np.triu(rolled, 1).any()
-    assert np.tril(rolled).sum() == 15  # and all of the past does
+    model = make_dynamics(jax.random.key(0), X, strict=strict)
+    found = influence(lambda x: rolled(model, x))
+    for sequence in range(2):
+        own = found[sequence, :, sequence]
+        assert not np.triu(own, 1).any()
+        assert np.tril(own).sum() == 15  # and all of the past does
+        assert not found[sequence, :, 1 - sequence].any(), "sequences do not meet"
 
 
 def test_differentiating_the_summed_energy_as_a_whole_would_leak():
-    model = make_dynamics(jax.random.key(0))
+    model = make_dynamics(jax.random.key(0), X)
 
-    def leaky(x):
-        total = lambda g: sum(jnp.sum(e(g, g)) for e in model.energies.values())
-        return x - jax.grad(total)(x)
+    def total(g):
+        memories, _ = dynamics.remember(model, dynamics.start(model), g)
+        return jnp.sum(dynamics.slope(model, X, g, memories).total)
 
-    assert np.triu(influence(leaky), 1).any()
+    leaky = influence(lambda x: x - jax.grad(total)(x))
+    assert np.triu(leaky[0, :, 0], 1).any()
 
 
 def test_training_gradients_flow_through_the_context():
     """The new state of the last token depends on earlier tokens (as keys) differentiably."""
-    model = make_dynamics(jax.random.key(0))
-    last = lambda x: jnp.sum(dynamics.step(model, x)[-1])
-    assert float(jnp.abs(jax.grad(last)(X)[0]).max()) > 1e-4
+    model = make_dynamics(jax.random.key(0), X)
+    last = lambda x: jnp.sum(stepped(model, x)[0][:, -1])
+    assert float(jnp.abs(jax.grad(last)(X)[:, 0]).max(axis=-1).min()) > 1e-4
 
 
-def test_step_keeps_the_dtype():
-    model = make_dynamics(jax.random.key(0))
-    assert dynamics.step(model, X).dtype == jnp.float32
-    half = model._replace(eta=model.eta.astype(jnp.bfloat16))
-    assert dynamics.step(half, X).dtype == jnp.float32
+@pytest.mark.parametrize("rule", RULES)
+def test_step_keeps_the_dtype(rule):
+    for dtype in (jnp.float32, jnp.bfloat16):
+        change = lambda eta, dtype=dtype: eta.astype(dtype)
+        model = make_dynamics(jax.random.key(0), X, rule=rule, change=change)
+        start = dynamics.start(model)
+        state, _ = jax.eval_shape(lambda state, model=model: dynamics.step(model, state), start)
+        chex.assert_trees_all_equal_dtypes(state, start)
+        assert state.x.dtype == jnp.float32
 
 
 def test_gradient_is_of_the_query_only():
-    energy = lambda query, context: jnp.sum(query * context, axis=-1)
-    chex.assert_trees_all_close(dynamics.energy_gradient(energy, X), X)
+    energy = lambda params, g, context: jnp.vdot(g, context.memory[context.position])
+    term = plain_term(energy, remembers=True, dtype="float32")
+    _, seen = stepped(dynamics_of({"inner": term}, X, jnp.ones(())), X)
+    chex.assert_trees_all_close(seen.in_g, X)
+    chex.assert_trees_all_close(seen.total, jnp.sum(X**2, axis=-1), rtol=1e-5)

@@ -1,5 +1,6 @@
-"""The energies equal their formulas, and their gradients the closed forms of the paper."""
+"""Every energy is one token's scalar, as its formula says, and any faster form of it agrees."""
 
+from functools import partial
 from typing import Any
 
 import chex
@@ -7,15 +8,116 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from core_helpers import SIZES, attention_parameters, parameters
+from core_helpers import SIZES, energy_parameters, surroundings
 
 from nrgpt_jax.core import energies
-from nrgpt_jax.core.dynamics import energy_gradient
-from nrgpt_jax.core.energies import ATTENTION, FEEDFORWARD
+from nrgpt_jax.core.contexts import Context, Places
+from nrgpt_jax.core.energies import COMBINATIONS, ENERGIES
+from nrgpt_jax.core.terms import bind
+from nrgpt_jax.kernels import KERNELS, kernel_of
+from nrgpt_jax.models.names import energies_labelled
 
 KEY = jax.random.key(0)
 G = jax.random.normal(jax.random.key(1), (5, SIZES.D))
 GELU = lambda z: jax.nn.gelu(z, approximate=False)
+ATTENTION = energies_labelled("attention")
+
+
+def context_of(name, params, token, strict, g=G):
+    """What token A of the sequence g looks at."""
+    memory, count = ENERGIES[name].memory, jnp.arange(len(g))
+    seen = None if memory is None else jax.vmap(lambda g, at: memory(params, g, at))(g, count)
+    mask = count < token if strict else count <= token
+    return Context(seen, mask, jnp.asarray(token), 2.0 * g[token], g[0], jnp.sum(g[token] ** 2))
+
+
+def derivatives_in(jaxpr) -> set[str]:
+    """The names of all primitives of a program that stand for custom derivatives."""
+    found = set()
+    for equation in jaxpr.eqns:
+        found |= {equation.primitive.name} & {"custom_jvp_call", "custom_vjp_call"}
+        for value in jax.tree.leaves(list(equation.params.values())):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                found |= derivatives_in(inner)
+    return found
+
+
+@pytest.mark.parametrize("name", ENERGIES)
+def test_an_energy_is_a_scalar_differentiated_by_jax_alone(name):
+    entry, params = ENERGIES[name], energy_parameters(KEY, name)
+    context = context_of(name, params, 3, strict=False)
+    chex.assert_shape(entry.function(params, G[3], context), ())
+    term = bind(entry, params)
+    around = surroundings(name, params, G[None], strict=False)
+    program = jax.make_jaxpr(lambda g: term.slope(g, around))(G[None])
+    assert not derivatives_in(program.jaxpr)
+    values, gradients = term.slope(G[None], around)
+    chex.assert_shape((values, gradients), ((1, 5), (1, 5, SIZES.D)))
+
+
+def test_what_would_be_a_custom_derivative_is_seen():
+    program = jax.make_jaxpr(jax.vmap(jax.grad(lambda z: jax.nn.relu(z))))(G[0])
+    assert derivatives_in(program.jaxpr)
+
+
+def slopes_and_derivatives(term_of, params, g, strict, name):
+    """Values and gradients, their outer gradients in parameters, states and the context."""
+    weights = jax.random.normal(jax.random.key(4), g.shape, g.dtype)
+    kind = str(g.dtype)
+
+    def slope(params, g):
+        return term_of(params).slope(g, surroundings(name, params, g, strict, kind))
+
+    def outer(params, g):
+        return jnp.sum(weights * slope(params, g)[1])
+
+    def value(params, g):
+        return jnp.sum(weights[..., 0] * slope(params, g)[0])
+
+    return slope(params, g), jax.grad(value, (0, 1))(params, g), jax.grad(outer, (0, 1))(params, g)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_kernel_equals_the_definition(name, strict):
+    """In values, first and second derivatives, in float64."""
+    if name not in ATTENTION and strict:
+        pytest.skip("has no context")
+    count = 70 if name in ATTENTION else 7  # more than one block of rows
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda p: p.astype("float64"), energy_parameters(KEY, name))
+        g = jax.random.normal(jax.random.key(3), (2, count, SIZES.D), "float64")
+
+        @partial(jax.jit, static_argnums=0)
+        def derivatives(kernels, params, g):
+            term = lambda params: bind(ENERGIES[name], params, kernel_of(name, kernels), "float64")
+            return slopes_and_derivatives(term, params, g, strict, name)
+
+        fast, plain = (derivatives(kernels, params, g) for kernels in ("fused", "plain"))
+        scale = lambda tree: max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(tree))
+        for one, other in zip(fast, plain, strict=True):
+            limit = 1e-10 * max(scale(other), 1.0)
+            chex.assert_trees_all_close(one, other, rtol=0, atol=limit)
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_dropout_drops_terms_of_the_gradient_only(name):
+    params = energy_parameters(KEY, name)
+    keep = 2.0 * jax.random.bernoulli(KEY, 0.5, (1, SIZES.H, 5, 5)).astype(jnp.float32)
+    around = surroundings(name, params, G[None], strict=False)
+    fast, plain = (bind(ENERGIES[name], params, kernel_of(name, k)) for k in ("fused", "plain"))
+    dropped = plain.dropped(G[None], around, keep)
+    chex.assert_trees_all_close(fast.dropped(G[None], around, keep), dropped, atol=1e-5)
+    whole = plain.slope(G[None], around)[1]
+    ones = plain.dropped(G[None], around, jnp.ones_like(keep))
+    chex.assert_trees_all_close(ones, whole, rtol=1e-4, atol=1e-5)
+    assert float(jnp.max(jnp.abs(dropped - whole))) > 1e-3
+    complement = plain.dropped(G[None], around, 2.0 - keep)
+    chex.assert_trees_all_close(dropped + complement, 2.0 * whole, rtol=1e-4, atol=1e-5)
+
+
+# Formulas ---------------------------------------------------------------------------------------
 
 
 def naive_attention(params, g, strict):
@@ -33,97 +135,128 @@ def naive_attention(params, g, strict):
 
 
 @pytest.mark.parametrize("strict", [True, False])
-def test_attention_energy_is_the_sum_of_the_paper(strict):
-    params = attention_parameters(KEY, "full_rank")
-    energy = energies.full_rank(params, G, G, strict=strict)
-    np.testing.assert_allclose(energy, naive_attention(params, G, strict), rtol=2e-5)
-
-
-@pytest.mark.parametrize("strict", [True, False])
-def test_attention_gradient_is_the_closed_form(strict):
-    params = attention_parameters(KEY, "full_rank")
-    found = energy_gradient(lambda q, c: energies.full_rank(params, q, c, strict=strict), G)
+def test_attention_energy_and_gradient_are_those_of_the_paper(strict):
+    params = energy_parameters(KEY, "full_rank")
+    around = surroundings("full_rank", params, G[None], strict)
+    values, found = bind(ENERGIES["full_rank"], params).slope(G[None], around)
+    np.testing.assert_allclose(values[0], naive_attention(params, G, strict), rtol=2e-5, atol=1e-6)
     mask = np.tril(np.ones((5, 5)), -1 if strict else 0)
     expected = np.zeros_like(G)
     for h in range(SIZES.H):
-        scores = params["beta"] * np.einsum(
-            "ad,bd->ab", np.einsum("de,ae->ad", params["J"][h], G), G
-        )
-        weights = mask * np.exp(scores)
+        turned = np.einsum("de,ae->ad", params["J"][h], G)
+        weights = mask * np.exp(params["beta"] * np.einsum("ad,bd->ab", turned, G))
         weights /= np.maximum(weights.sum(1, keepdims=True), 1e-30)
         expected -= params["alpha"][h] * weights @ np.asarray(G) @ np.asarray(params["J"][h])
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found[0], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_strict_first_token_has_no_energy_and_no_gradient():
-    for name in ATTENTION:
-        params = attention_parameters(KEY, name)
-        energy = lambda q, c, f=ATTENTION[name].energy, p=params: f(p, q, c, strict=True)
-        assert energy(G, G)[0] == 0.0
-        assert not jnp.any(energy_gradient(energy, G)[0])
-        assert jnp.all(jnp.isfinite(jax.jacobian(lambda g, e=energy: energy_gradient(e, g))(G)))
+@pytest.mark.parametrize("name", ATTENTION)
+def test_an_empty_context_has_no_energy_and_no_gradient(name):
+    params = energy_parameters(KEY, name)
+    for kernel in ("fused", "plain"):
+        term = bind(ENERGIES[name], params, kernel_of(name, kernel))
+
+        @jax.jit
+        def slope_and_outer(g, term=term):
+            slope = lambda g: term.slope(g, surroundings(name, params, g, strict=True))
+            return slope(g), jax.grad(lambda g: jnp.sum(slope(g)[1] ** 2))(g)
+
+        (values, gradients), outer = slope_and_outer(G[None])
+        assert values[0, 0] == 0.0
+        assert not jnp.any(gradients[0, 0])
+        assert bool(jnp.all(jnp.isfinite(outer)))
 
 
 def test_low_rank_is_full_rank_with_a_product():
-    params = attention_parameters(KEY, "low_rank")
+    params = energy_parameters(KEY, "low_rank")
     product = jnp.einsum("hyd,hye->hde", params["W_K"], params["W_Q"])
     full = {"J": product, "alpha": params["alpha"], "beta": params["beta"]}
-    chex.assert_trees_all_close(
-        ATTENTION["low_rank"].energy(params, G, G, strict=False),
-        energies.full_rank(full, G, G, strict=False),
-        rtol=1e-5,
-    )
+    low = ENERGIES["low_rank"].function(params, G[4], context_of("low_rank", params, 4, False))
+    same = ENERGIES["full_rank"].function(full, G[4], context_of("full_rank", full, 4, False))
+    np.testing.assert_allclose(low, same, rtol=1e-5)
 
 
-def test_queries_are_the_last_tokens_of_the_context():
-    params = attention_parameters(KEY, "full_rank")
-    whole = energies.full_rank(params, G, G, strict=True)
-    part = energies.full_rank(params, G[-2:], G, strict=True)
-    chex.assert_trees_all_close(part, whole[-2:], rtol=1e-6)
+@pytest.mark.parametrize("name", ["full_rank_rope", "low_rank_rope"])
+def test_rotated_scores_depend_on_distances_only(name):
+    """Of states that are all the same, and not on the place of both."""
+    entry, params = ENERGIES[name], energy_parameters(KEY, name)
+
+    def scores(token, shift):
+        keep = lambda at: entry.memory(params, G[1], at)
+        memory = jax.vmap(keep)(jnp.arange(5) + shift)
+        context = Context(memory, jnp.ones(5, bool), jnp.asarray(token + shift), *[G[0]] * 3)
+        return entry.scores(params, G[2], context)
+
+    chex.assert_trees_all_close(scores(3, 0), scores(3, 40), rtol=1e-4, atol=1e-5)
+    assert float(jnp.abs(scores(3, 0) - scores(2, 0)).max()) > 1e-3
+    chex.assert_trees_all_close(energies.rotate(G[0], jnp.asarray(0)), G[0])
 
 
 def test_feedforward_energies_are_their_formulas():
+    scale = lambda p: p["scale"]
     for name, formula in {
         "FF1": lambda p, g: -np.sum(GELU(g @ p["W1"] + p["b1"]) ** 2),
         "FF2": lambda p, g: -np.sum(GELU(GELU(g @ p["W1"] + p["b1"]) @ p["W2"] + p["b2"]) ** 2),
         "FF2W": lambda p, g: -g @ (p["W2"] @ GELU(g @ p["W1"] + p["b1"]) + p["b2"]),
     }.items():
-        params = parameters(KEY, FEEDFORWARD[name].specs(SIZES))
-        found = FEEDFORWARD[name].function(params, G)
-        np.testing.assert_allclose(found, [formula(params, g) for g in G], rtol=1e-5, err_msg=name)
+        params = energy_parameters(KEY, name)
+        found = ENERGIES[name].function(params, G[2], context_of(name, params, 2, False))
+        np.testing.assert_allclose(found, scale(params) * formula(params, G[2]), rtol=1e-5)
+
+
+def test_the_other_energies_are_their_formulas():
+    params = energy_parameters(KEY, "injection")
+    context = context_of("injection", params, 3, False)
+    found = ENERGIES["injection"].function(params, G[3], context)
+    np.testing.assert_allclose(found, -G[3] @ (params["W"] @ G[0]), rtol=1e-5)
+    params = {"size": jnp.asarray(0.3)}
+    context = context_of("leak", params, 3, False)
+    gradient = jax.grad(ENERGIES["leak"].function, argnums=1)(params, G[3], context)
+    np.testing.assert_allclose(gradient, 0.3 * context.x, rtol=1e-6)
+
+
+def test_combinations_are_their_formulas():
+    values = jnp.array([1.0, -2.0, 0.5])
+    assert float(COMBINATIONS["sum"].function({}, values)) == -0.5
+    found = COMBINATIONS["mixture"].function({"tau": jnp.asarray(0.7)}, values)
+    np.testing.assert_allclose(found, -0.7 * np.log(np.sum(np.exp(-values / 0.7))), rtol=1e-6)
+    coldest = COMBINATIONS["mixture"].function({"tau": jnp.asarray(1e-3)}, values)
+    np.testing.assert_allclose(coldest, -2.0, rtol=1e-5)
 
 
 def test_hidden_widths():
-    shapes = {n: {k: s.shape for k, s in FEEDFORWARD[n].specs(SIZES).items()} for n in FEEDFORWARD}
-    assert shapes["FF1"]["W1"] == (8, 12)
-    assert (shapes["FF2"]["W1"], shapes["FF2"]["W2"]) == ((8, 8), (8, 12))
-    assert (shapes["FF2W"]["W1"], shapes["FF2W"]["W2"]) == ((8, 12), (8, 12))
+    shape = lambda name, matrix: ENERGIES[name].specs[matrix].shape(SIZES)
+    assert shape("FF1", "W1") == (8, 12)
+    assert (shape("FF2", "W1"), shape("FF2", "W2")) == ((8, 8), (8, 12))
+    assert (shape("FF2W", "W1"), shape("FF2W", "W2")) == ((8, 12), (8, 12))
 
 
 @pytest.mark.parametrize("order", [0, 1, 2])
 def test_gelu_and_its_derivatives(order):
-    functions: list[Any] = [energies.gelu, GELU]
+    from nrgpt_jax.kernels import gelu
+
+    functions: list[Any] = [energies.gelu, gelu.gelu, GELU]
     for _ in range(order):
         functions = [jax.grad(function) for function in functions]
-    ours, reference = (jax.vmap(function)(jnp.linspace(-6.0, 6.0, 101)) for function in functions)
-    np.testing.assert_allclose(ours, reference, atol=2e-6)
+    points = jnp.linspace(-6.0, 6.0, 101)
+    plain, fast, reference = (jax.vmap(function)(points) for function in functions)
+    np.testing.assert_allclose(plain, reference, atol=2e-6)
+    np.testing.assert_allclose(fast, reference, atol=2e-6)
 
 
-def test_attention_dropout_drops_terms_of_the_gradient_only():
-    params = attention_parameters(KEY, "full_rank")
-    keep = 2.0 * jax.random.bernoulli(KEY, 0.5, (SIZES.H, 5, 5)).astype(jnp.float32)
-    energy = lambda keep: lambda q, c: energies.full_rank(params, q, c, strict=False, keep=keep)
-    chex.assert_trees_all_close(energy(keep)(G, G), energy(None)(G, G))
-    ones = energy_gradient(energy(jnp.ones_like(keep)), G)
-    chex.assert_trees_all_close(ones, energy_gradient(energy(None), G), rtol=1e-5)
-    dropped = energy_gradient(energy(keep), G)
-    complement = energy_gradient(energy(2.0 - keep), G)
-    assert float(jnp.max(jnp.abs(dropped - ones))) > 1e-3
-    chex.assert_trees_all_close(dropped + complement, 2.0 * ones, rtol=1e-4, atol=1e-5)
+def test_places():
+    assert Places(strict=True).mask(3, 3)[0].tolist() == np.tril(np.ones((3, 3)), -1).tolist()
+    one = Places(strict=False, at=jnp.array([0, 2]))
+    assert one.positions(1).tolist() == [[0], [2]]
+    assert one.mask(1, 4)[:, 0].tolist() == [[True, False, False, False], [True] * 3 + [False]]
 
 
 def test_registering():
     with pytest.raises(ValueError, match="registered already"):
-        energies.feedforward("FF1", lambda s: {})(lambda params, g: None)
-    with pytest.raises(KeyError, match="known: FF1, FF2, FF2W"):
-        _ = FEEDFORWARD["FF3"]
+        energies.feedforward("FF1", {})(lambda params, g: None)
+    with pytest.raises(KeyError, match=r"unknown energy 'FF3'; known: FF1, FF2, FF2W"):
+        _ = ENERGIES["FF3"]
+    with pytest.raises(ValueError, match="Q is no letter of Sizes"):
+        energies.matrix("D Q")
+    with pytest.raises(ValueError, match="unknown kernels 'fast'"):
+        kernel_of("FF1", "fast")

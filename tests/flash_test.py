@@ -5,13 +5,15 @@ from functools import partial
 import chex
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from nrgpt_jax import sharding
 from nrgpt_jax.configs import default_config
-from nrgpt_jax.core import attention, flash, kernels
-from nrgpt_jax.models import create_model
+from nrgpt_jax.datasets.pipeline import Batch
+from nrgpt_jax.kernels import attention, flash
+from nrgpt_jax.models import create_model, sharding
+from nrgpt_jax.training import evaluation, step
 
 LENGTH = 256
 KERNELS = {
@@ -28,6 +30,10 @@ def inputs(groups, heads, dtype=jnp.float32):
     return (query, key, weight), jax.random.normal(keys[3], query.shape)
 
 
+def blocked(strict, query, keys, weight):
+    return attention.attend(query, keys, weight, strict=strict, use_device=False)
+
+
 def value_and_gradients(function, arguments, cotangent):
     loss = lambda *args: jnp.sum(function(*args).astype(jnp.float32) * cotangent)
     return jax.jit(lambda *args: (function(*args), jax.grad(loss, (0, 1, 2))(*args)))(*arguments)
@@ -42,10 +48,7 @@ def test_equals_the_blocked_rule(name, groups, heads, strict, standard_promotion
     found = value_and_gradients(
         lambda q, k, w: flash.attend_with(KERNELS[name], q, k, w, strict), arguments, cotangent
     )
-    with kernels.use("blocked"):
-        wanted = value_and_gradients(
-            lambda q, k, w: attention.attend(q, k, w, None, strict), arguments, cotangent
-        )
+    wanted = value_and_gradients(partial(blocked, strict), arguments, cotangent)
     chex.assert_trees_all_close(found, wanted, atol=2e-4)
 
 
@@ -94,6 +97,22 @@ def test_on_several_tpus_the_kernel_is_inside_shard_map_only(monkeypatch, standa
         assert ("tpu_custom_call" in exported.mlir_module()) == expected
 
 
+def test_training_and_evaluation_on_several_tpus_use_it_with_a_batch_in_one_part(
+    monkeypatch, standard_promotion
+):
+    del standard_promotion
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    model, mesh = small_model(), sharding.make_mesh()
+    optimizer = optax.sgd(1e-3)
+    state = jax.eval_shape(lambda: step.create_state(model, optimizer, 0, mesh))
+    shapes = [jax.ShapeDtypeStruct((4, LENGTH), t) for t in ("int32", "int32", "float32")]
+    train_step = step.make_train_step(model, optimizer, 0, 1, mesh)
+    eval_step = evaluation.make_eval_step(model, mesh)
+    for function, first in ((train_step, state), (eval_step, state.params)):
+        exported = jax.export.export(function, platforms=["tpu"])(first, Batch(*shapes))
+        assert "tpu_custom_call" in exported.mlir_module()
+
+
 def test_what_no_kernel_takes_goes_the_blocked_way():
     (query, key, weight), _ = inputs(1, 2)
     assert flash.attend(query, key, weight, False) is None, "a CPU has none"
@@ -109,11 +128,10 @@ def test_cudnn(strict):
     arguments, cotangent = inputs(4, 1, jnp.bfloat16)
     assert flash.kernel_for("gpu", 4, LENGTH, 8, "bfloat16") is flash.dot_product
     outputs = {}
-    for choice in ("fused", "blocked"):
-        with kernels.use(choice):
-            outputs[choice] = value_and_gradients(
-                lambda q, k, w: attention.attend(q, k, w, None, strict), arguments, cotangent
-            )
+    for use_device in (True, False):
+        outputs[use_device] = value_and_gradients(
+            partial(attention.attend, strict=strict, use_device=use_device), arguments, cotangent
+        )
     for a, b in zip(*map(jax.tree.leaves, outputs.values()), strict=True):
         error = jnp.linalg.norm((a - b).astype(jnp.float32)) / jnp.linalg.norm(b.astype("float32"))
         assert float(error) < 0.02

@@ -1,11 +1,11 @@
-"""Model FLOPs equal what XLA counts in the plain forward pass, but for the masked half."""
+"""Model FLOPs equal what XLA counts in the forward pass in closed form, but for the masked half."""
 
 import jax
 import pytest
 
-from nrgpt_jax import flops
 from nrgpt_jax.configs import default_config
-from nrgpt_jax.models import create_model, model_names
+from nrgpt_jax.core.energies import ENERGIES, attention
+from nrgpt_jax.models import create_model, flops, model_names
 
 N = 64
 
@@ -13,7 +13,7 @@ N = 64
 def model_config(**fields):
     config = default_config().model
     config.update({"vocab_size": 96, "context_length": N, "embed_dim": 64, "num_heads": 4})
-    config.update({"num_steps": 3, "scan_unroll": 3, "kernels": "plain", **fields})
+    config.update({"num_steps": 3, "scan_unroll": 3, "kernels": "blocked", **fields})
     return config
 
 
@@ -36,7 +36,7 @@ CASES = [{"name": name} for name in model_names()] + [
 @pytest.mark.parametrize("fields", CASES, ids=lambda fields: "-".join(map(str, fields.values())))
 def test_flops_are_those_of_the_compiled_model(fields):
     config = model_config(**fields)
-    found = flops.train_flops_per_token(config)
+    found = flops.train_flops_per_token(create_model(config))
     assert found is not None
     width = config.embed_dim
     if config.name.startswith("NRGPT"):
@@ -51,14 +51,27 @@ def test_flops_are_those_of_the_compiled_model(fields):
 
 
 def test_unknown_attention_and_chips_give_no_figure(monkeypatch):
-    assert flops.train_flops_per_token({**model_config(), "attention": "mine"}) is None
+    attention("mine", {})(lambda params, g, context: context.memory @ g)
+    try:
+        assert flops.train_flops_per_token(create_model(model_config(attention="mine"))) is None
+    finally:
+        ENERGIES.remove("mine")
     monkeypatch.setattr(flops, "_measured_cpu_peak", lambda: 1e9)
     assert flops.peak_flops() == 1e9
 
 
 @pytest.mark.parametrize(
     ("kind", "peak"),
-    [("TPU v5 lite", 197e12), ("TPU v5p", 459e12), ("NVIDIA H100 80GB HBM3", 989e12), ("?", None)],
+    [
+        ("TPU v5 lite", 197e12),
+        ("TPU v5p", 459e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40", 181e12),
+        ("NVIDIA L40S", 362e12),
+        ("TPU v5", 459e12),
+        ("?", None),
+    ],
 )
 def test_peaks_of_chips(monkeypatch, kind, peak):
     class Device:

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from decoding_helpers import next_logits
 
-from nrgpt_jax import create_model, decoding, generation
+from nrgpt_jax import create_model
 from nrgpt_jax.configs import default_config
-from nrgpt_jax.core.descent import Convergence
+from nrgpt_jax.core.dynamics import Convergence
 from nrgpt_jax.errors import UserError
-from nrgpt_jax.generation import Continuation, Settings, generate, stream
-from nrgpt_jax.sampling import Sampling, filter_logits, next_token, penalize, switches
+from nrgpt_jax.generation import engine as generation
+from nrgpt_jax.generation import loop as decoding
+from nrgpt_jax.generation.engine import Continuation, Settings, generate, stream
+from nrgpt_jax.generation.sampling import Sampling, filter_logits, next_token, penalize, switches
 
 KEY = jax.random.key(0)
 VOCAB, LENGTH = 11, 8
@@ -190,6 +192,13 @@ LOGITS = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
 def test_what_top_k_top_p_and_min_p_keep(settings, kept):
     sampling = Sampling(**{"temperature": 1.0, **settings})
     assert int(jnp.isfinite(filter_logits(LOGITS, sampling, switches(sampling))).sum()) == kept
+
+
+@pytest.mark.parametrize(("settings", "kept"), [({"top_k": 5}, 5), ({"top_p": 0.09}, 5)])
+def test_of_equal_tokens_no_more_are_kept_than_asked_for(settings, kept):
+    sampling = Sampling(temperature=1.0, **settings)
+    filtered = filter_logits(jnp.zeros((2, 50)), sampling, switches(sampling))
+    assert jnp.isfinite(filtered).sum(axis=-1).tolist() == [kept, kept]
 
 
 def test_repetition_penalty_acts_on_what_was_seen():

@@ -21,7 +21,7 @@ PROGRAM = """
 import json, os, jax
 from nrgpt_jax import host
 host._cores = lambda: 4
-host.prepare(8)
+host.use_all_cores(8)
 print(json.dumps([jax.device_count(), os.environ.get("XLA_FLAGS", "")]))
 """
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from nrgpt_jax import input_pipeline
 from nrgpt_jax.datasets import Stream
+from nrgpt_jax.datasets import pipeline as input_pipeline
 from nrgpt_jax.errors import UserError
 
 TOKENS = np.arange(100, dtype=np.int32)

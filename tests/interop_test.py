@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from nrgpt_jax import interop, losses
 from nrgpt_jax.errors import UserError
+from nrgpt_jax.runs import release as interop
+from nrgpt_jax.training import losses
 
 VECTORS = sorted((Path(__file__).parent / "release_vectors").glob("*.npz"))
 
@@ -63,13 +64,16 @@ def test_states_and_energies(case):
     data, _, _, _, model, variables = case
     if "states" not in data.files:
         pytest.skip("a baseline has no energies")
-    energies = model.apply(variables, data["tokens"], method="energies")
+    call = lambda method: jax.jit(lambda v: model.apply(v, data["tokens"], method=method))(
+        variables
+    )
+    energies = call("energies")
     for ours, theirs in (("attention", "attention_energy"), ("feedforward", "feedforward_energy")):
         np.testing.assert_allclose(energies[ours][:-1], data[theirs], atol=1e-4, rtol=0)
     np.testing.assert_allclose(
         energies["total"], energies["attention"] + energies["feedforward"], rtol=1e-6
     )
-    states = model.apply(variables, data["tokens"], method="trajectory").states
+    states = call("trajectory").states
     np.testing.assert_allclose(np.swapaxes(states, 0, 1)[:-1], data["states"], atol=1e-4, rtol=0)
 
 

@@ -41,12 +41,12 @@ def test_initial_matrices_are_small_and_biases_zero():
     config.update({"vocab_size": 50, "context_length": 64, "embed_dim": 64})
     init = jax.jit(create_model(config).init)
     params = init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
-    for name in ("J", "alpha"):
-        assert (name in params["attention_params"]) == (name == "J")
-    for matrix in (params["attention_params"]["J"], params["rate_params"]["eta"]):
+    block = params["block"]
+    assert set(block["attention"]) == {"J"}, "alpha and beta are not learned"
+    for matrix in (block["attention"]["J"], block["rate"]["eta"]):
         assert float(jnp.std(matrix)) == pytest.approx(0.02, rel=0.05)
-    assert not np.any(params["feedforward_params"]["b1"])
-    assert float(params["scales"]["scale_ff"]) == 1.0
+    assert not np.any(block["feedforward"]["b1"])
+    assert float(block["feedforward"]["scale"]) == 1.0
 
 
 @pytest.mark.parametrize("name", model_names())
@@ -94,10 +94,9 @@ def test_bfloat16_computation_keeps_float32_parameters(name):
 
 def test_per_step_scale_scales_each_step():
     model, variables = build(name="NRGPT_H_FF2W", per_step_scale=True, num_steps=3)
-    scales = variables["params"]["scales"]
-    assert scales["log_step_scale"].shape == (3,)
+    assert variables["params"]["steps"]["log_scale"].shape == (3,)
     silent = jnp.array([0.0, -50.0, -50.0])
-    params = {**variables["params"], "scales": {**scales, "log_step_scale": silent}}
+    params = {**variables["params"], "steps": {"log_scale": silent}}
     states = model.apply({"params": params}, TOKENS, method="trajectory").states
     assert float(jnp.abs(states[:, 1] - states[:, 0]).max()) > 0.0
     chex.assert_trees_all_close(states[:, 1], states[:, 3])
@@ -107,9 +106,10 @@ def test_learned_alpha_and_beta_start_at_their_settings():
     fields = {"name": "NRGPT_H_FF1", "beta": 0.5}
     fixed, variables = build(**fields)
     learned, more = build(**fields, learn_alpha=True, learn_beta=True)
-    attention = {**more["params"]["attention_params"], **variables["params"]["attention_params"]}
+    block = variables["params"]["block"]
+    attention = {**more["params"]["block"]["attention"], **block["attention"]}
     assert set(attention) == {"J", "alpha", "log_beta"}
-    params = {**variables["params"], "attention_params": attention}
+    params = {**variables["params"], "block": {**block, "attention": attention}}
     chex.assert_trees_all_close(
         learned.apply({"params": params}, TOKENS), fixed.apply(variables, TOKENS), atol=1e-6
     )

@@ -7,9 +7,11 @@ import optax
 import pytest
 from flax import traverse_util
 
-from nrgpt_jax import create_model, optimizers
+from nrgpt_jax import create_model
 from nrgpt_jax.configs import default_config
-from nrgpt_jax.models import model_names
+from nrgpt_jax.core.parameters import matrix, vector
+from nrgpt_jax.models import model_names, parameter_specs
+from nrgpt_jax.training import optimizers
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -38,29 +40,30 @@ def test_no_warmup_starts_at_the_peak():
     assert float(rate(0)) == pytest.approx(1e-2, rel=1e-3)
 
 
-def init(name, **fields):
-    config = default_config().model
-    config.update({"name": name, "vocab_size": 11, "embed_dim": 8, "num_heads": 2, **fields})
-    return create_model(config).init(jax.random.key(0), jnp.zeros((1, 3), jnp.int32))["params"]
+MATRICES = {"embedding", "kernel", "J", "W1", "W2", "eta", "W", "up", "down"}
+MATRICES |= {"query", "key", "value", "projection"}
 
 
-MATRICES = {"embedding", "kernel", "J", "W1", "W2", "eta"}
-
-
+@pytest.mark.parametrize("blocks", [0, 2])
 @pytest.mark.parametrize("name", model_names())
-def test_weight_decay_on_matrices_only(name):
-    fields = {"learn_alpha": True, "learn_beta": True, "per_step_scale": True}
-    params = init(name, **fields)
-    mask = traverse_util.flatten_dict(optimizers.decay_mask(params))
+def test_weight_decay_on_matrices_or_on_all(name, blocks):
+    fields = {"learn_alpha": True, "learn_beta": True, "per_step_scale": True, "blocks": blocks}
+    fields |= {"name": name, "energies": ("injection", "leak"), "combination": "mixture"}
+    config = default_config().model
+    config.update({"vocab_size": 11, "embed_dim": 8, "num_heads": 2, **fields})
+    specs = parameter_specs(create_model(config))
+    mask = traverse_util.flatten_dict(optimizers.decay_mask(specs, "matrices"))
     assert {path[-1] for path, decayed in mask.items() if decayed} <= MATRICES
     assert not {path[-1] for path, decayed in mask.items() if not decayed} & MATRICES
+    assert all(jax.tree.leaves(optimizers.decay_mask(specs, "all")))
 
 
 def test_update_decays_and_clips():
     params = {"head": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}
     zero = jax.tree.map(jnp.zeros_like, params)
     c = settings(schedule="constant", warmup_steps=0, weight_decay=0.5)
-    optimizer = optimizers.create_optimizer(c, 10)
+    specs = {"head": {"kernel": matrix("D V"), "bias": vector("V")}}
+    optimizer = optimizers.create_optimizer(c, 10, specs)
     updates, _ = optimizer.update(zero, optimizer.init(params), params)
     np.testing.assert_allclose(updates["head"]["kernel"], -1e-2 * 0.5, rtol=1e-5)
     assert not np.any(updates["head"]["bias"])

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from core_helpers import SIZES, random_like
+from decoding_helpers import small_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,9 +16,10 @@ GAIN = jnp.linspace(0.5, 2.0, SIZES.D)
 
 
 def eta(name, key, size=1.0, sizes=SIZES, noise=1.0):
-    params = init_parameters(key, RATES[name].specs(sizes, size))
-    gain = jnp.linspace(0.5, 2.0, sizes.D)
-    return RATES[name].eta(random_like(key, params, noise), gain)
+    params = init_parameters(key, RATES[name].specs(size), sizes)
+    positive = {n: jnp.exp(noise * jax.random.normal(key, p.shape)) * p for n, p in params.items()}
+    drawn = positive if "c" in params else random_like(key, params, noise)
+    return RATES[name].eta(drawn, jnp.linspace(0.5, 2.0, sizes.D))
 
 
 @given(width=st.sampled_from([1, 2, 7, 12]), seed=st.integers(0, 2**30))
@@ -56,8 +58,25 @@ def test_initial_value(name):
 
 @pytest.mark.parametrize("name", RATES)
 def test_apply_rate_multiplies_every_token(name):
-    gradient = jax.random.normal(jax.random.key(2), (5, SIZES.D))
+    gradient = jax.random.normal(jax.random.key(2), (1, 5, SIZES.D))
     rate = eta(name, jax.random.key(0))
     matrix = rate if rate.ndim == 2 else jnp.diag(rate * jnp.ones(SIZES.D))
-    expected = np.stack([np.asarray(matrix) @ row for row in np.asarray(gradient)])
-    np.testing.assert_allclose(apply_rate(rate, gradient), expected, rtol=1e-4, atol=1e-5)
+    expected = np.stack([np.asarray(matrix) @ row for row in np.asarray(gradient[0])])
+    np.testing.assert_allclose(apply_rate(rate, gradient)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_certified_matrix_is_not_rounded_before_its_use():
+    """In bfloat16 the least eigenvalue of this matrix would be negative."""
+    key = jax.random.key(3)
+    matrix = jax.random.normal(key, (32, 32))
+    singular = matrix[:, :20] @ matrix[:, :20].T / 32  # twelve eigenvalues of zero
+    rounded = singular.astype(jnp.bfloat16).astype(jnp.float32)
+    assert float(jnp.linalg.eigvalsh(rounded)[0]) < -1e-4
+    for name, entry in RATES.items():
+        assert entry.constrained == (name != "full")
+    model, variables = small_model(rate="psd", norm="none", dtype="bfloat16")
+    bound = model.bind(variables)
+    inputs, dynamics_at = bound.dynamics(jnp.zeros((1, 1, 8)))
+    rule = dynamics_at(jax.tree.map(lambda leaf: leaf[0], inputs)).rule
+    applied = [rule.update(row[None, None], (), row[None, None])[0][0, 0] for row in jnp.eye(8)]
+    np.testing.assert_allclose(-jnp.stack(applied, axis=1), bound.eta(), rtol=1e-6)

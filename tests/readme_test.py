@@ -16,7 +16,7 @@ from nrgpt_jax import create_model
 from nrgpt_jax.configs import default_config
 from nrgpt_jax.core.energies import FEEDFORWARD
 from nrgpt_jax.datasets.tokenizers import CharTokenizer
-from nrgpt_jax.pretrained import Pretrained, save_pretrained
+from nrgpt_jax.runs.pretrained import Pretrained, save_pretrained
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from decoding_helpers import small_model
 
-from nrgpt_jax.core.descent import Decoding
 from nrgpt_jax.errors import UserError
-from nrgpt_jax.scoring import cache_error, log_likelihood, token_energies
+from nrgpt_jax.generation.scoring import cache_error, log_likelihood, token_energies
+from nrgpt_jax.models.decoding import Decoding
 
 LENGTH = 12
 

@@ -12,15 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nrgpt_jax import evaluate, optimizers, runs, sample, sharding, train, training
-from nrgpt_jax.checkpoints import Checkpoints
+from nrgpt_jax import evaluate, sample
 from nrgpt_jax.configs import default_config
+from nrgpt_jax.datasets.pipeline import Batch
 from nrgpt_jax.errors import UserError
-from nrgpt_jax.generation import Settings
-from nrgpt_jax.input_pipeline import Batch
-from nrgpt_jax.metrics import read_metrics
-from nrgpt_jax.models import abstract_params, create_model
-from nrgpt_jax.sampling import Sampling
+from nrgpt_jax.generation.engine import Settings
+from nrgpt_jax.generation.sampling import Sampling
+from nrgpt_jax.models import create_model, parameter_specs, sharding
+from nrgpt_jax.runs import directory as runs
+from nrgpt_jax.runs.checkpoints import Checkpoints
+from nrgpt_jax.runs.metrics import read_metrics
+from nrgpt_jax.runs.pretrained import read_params
+from nrgpt_jax.training import loop, optimizers
+from nrgpt_jax.training import step as training
+from nrgpt_jax.training.step_log import StepLog
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -56,7 +61,7 @@ def values(workdir):
 def test_learns_and_leaves_a_complete_run_directory(config, tmp_path):
     config.train_steps = 60
     workdir = tmp_path / "run"
-    last = train.train(config, workdir)
+    last = loop.train(config, workdir)
     losses = [r["train/loss"] for r in read_metrics(workdir) if "train/loss" in r]
     assert losses[-1] < 0.7 * losses[0]
     timed = [r for r in read_metrics(workdir) if "tokens_per_second" in r]
@@ -75,38 +80,38 @@ def test_learns_and_leaves_a_complete_run_directory(config, tmp_path):
 
 def stop_at(monkeypatch, step):
     """Sends Ctrl-C to this process when a step's metrics are taken."""
-    after = train._StepLog.after
+    after = StepLog.after
 
     def after_and_stop(log, at, metrics):
         after(log, at, metrics)
         if at == step:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(train._StepLog, "after", after_and_stop)
+    monkeypatch.setattr(StepLog, "after", after_and_stop)
 
 
 @pytest.mark.parametrize("step", [3, 5, 6])
 def test_stopped_and_continued_equals_left_alone(config, tmp_path, monkeypatch, capfd, step):
-    train.train(config, tmp_path / "whole")
+    loop.train(config, tmp_path / "whole")
     with monkeypatch.context() as patch:
         stop_at(patch, step)
-        train.train(config, tmp_path / "parts")
+        loop.train(config, tmp_path / "parts")
     assert f"stopped at step {step} and saved" in capfd.readouterr().err
     assert max(r["step"] for r in values(tmp_path / "parts")) <= step
-    train.train(config, tmp_path / "parts")
+    loop.train(config, tmp_path / "parts")
     assert values(tmp_path / "parts") == values(tmp_path / "whole")
     assert f"going on from step {step}" in capfd.readouterr().err
 
 
 def test_killed_between_checkpoints_repeats_the_lost_steps(config, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train.train(config, whole)
+    loop.train(config, whole)
     shutil.copytree(whole, parts)
     # As if killed after step 11: the last state is that of step 8, a line is cut short.
     shutil.rmtree(parts / "checkpoints/latest/12")
     lines = (parts / "metrics.jsonl").read_text().splitlines()
     (parts / "metrics.jsonl").write_text("\n".join(lines[:-2]) + "\n" + lines[-1][:20])
-    train.train(config, parts)
+    loop.train(config, parts)
     assert values(parts) == values(whole)
 
 
@@ -118,36 +123,33 @@ def truncate(folder: Path):
 
 def test_a_damaged_checkpoint_is_skipped_and_two_are_an_error(config, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train.train(config, whole)
+    loop.train(config, whole)
     shutil.copytree(whole, parts)
     truncate(parts / "checkpoints/latest/12")
-    train.train(config, parts)
+    loop.train(config, parts)
     assert values(parts) == values(whole)
     shutil.rmtree(parts / "checkpoints/latest/8")
-    train.train(config, parts)  # the damaged one was replaced: there is something to read
+    loop.train(config, parts)  # the damaged one was replaced: there is something to read
     shutil.copytree(whole / "checkpoints/latest/8", parts / "checkpoints/latest/8")
     for step in (8, 12):
         truncate(parts / f"checkpoints/latest/{step}")
     before = (parts / "metrics.jsonl").read_text()
     with pytest.raises(UserError, match="no readable latest checkpoint"):
-        train.train(config, parts)
+        loop.train(config, parts)
     assert (parts / "metrics.jsonl").read_text() == before, "nothing is overwritten"
 
 
 def saved(workdir, kind):
     """Step and parameters of a checkpoint."""
-    model = create_model(runs.load_config(workdir))
-    wanted = sharding.abstract_replicated(abstract_params(model), sharding.make_mesh())
-    with Checkpoints(workdir) as checkpoints:
-        return checkpoints.restore_params(kind, wanted)
+    return read_params(workdir, kind, create_model(runs.load_config(workdir)))
 
 
 def test_best_checkpoint_has_the_lowest_loss(config, tmp_path, monkeypatch):
     losses = iter([3.0, 1.0, 2.0])
-    evaluation = train.evaluation
+    evaluation = loop.evaluation
     monkeypatch.setattr(evaluation, "evaluate_loss", lambda *args: {"val/loss": next(losses)})
     config.eval_every = 4
-    train.train(config, tmp_path)
+    loop.train(config, tmp_path)
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.best_loss() == 1.0
     (best_step, best), (latest_step, latest) = saved(tmp_path, "best"), saved(tmp_path, "latest")
@@ -157,33 +159,33 @@ def test_best_checkpoint_has_the_lowest_loss(config, tmp_path, monkeypatch):
 
 def test_another_model_is_refused_by_name(config, tmp_path):
     config.train_steps = 2
-    train.train(config, tmp_path)
+    loop.train(config, tmp_path)
     config.model.embed_dim = 32
     with pytest.raises(UserError) as error:
-        train.train(config, tmp_path)
-    for part in ("model.embed_dim=16 there, 32 here", "attention_params/J: (1, 16, 16) there"):
+        loop.train(config, tmp_path)
+    for part in ("model.embed_dim=16 there, 32 here", "block/attention/J: (1, 16, 16) there"):
         assert part in str(error.value)
     config.model.embed_dim = 16
     config.optimizer.learning_rate = 1e-3
     config.train_steps = 3
-    train.train(config, tmp_path)  # the rest may change
+    loop.train(config, tmp_path)  # the rest may change
     assert runs.load_config(tmp_path).optimizer.learning_rate == 1e-3
 
 
 @pytest.mark.parametrize("log_every", [1, 100])
 def test_divergence_ends_in_one_line_before_it_is_saved(config, tmp_path, log_every):
     config.update({"checkpoint_every": 1, "log_every": log_every, "eval_every": 100})
-    train.train(config, tmp_path)
+    loop.train(config, tmp_path)
     config.update({"train_steps": 20})
     config.optimizer.update({"learning_rate": 1e38, "clip_norm": 0.0, "warmup_steps": 0})
     with pytest.raises(UserError, match=r"at step \d+; lower --config.optimizer.learning_rate"):
-        train.train(config, tmp_path)
+        loop.train(config, tmp_path)
     assert training.all_finite(saved(tmp_path, "latest")[1])
 
 
 def test_two_processes_do_not_share_a_run(config, tmp_path):
     with runs.locked(tmp_path), pytest.raises(UserError, match="another process is training"):
-        train.train(config, tmp_path)
+        loop.train(config, tmp_path)
 
 
 def test_an_edited_corpus_is_noticed(config, corpus, tmp_path):
@@ -191,22 +193,22 @@ def test_an_edited_corpus_is_noticed(config, corpus, tmp_path):
     own.write_text(corpus.read_text())
     config.data.path = str(own)
     config.train_steps = 1
-    train.train(config, tmp_path / "run")
+    loop.train(config, tmp_path / "run")
     own.write_text(corpus.read_text()[::-1])
     config.train_steps = 2
     with pytest.raises(UserError, match=r"data\.fingerprint"):
-        train.train(config, tmp_path / "run")
+        loop.train(config, tmp_path / "run")
     with pytest.raises(UserError, match="no longer the one"):
         evaluate.evaluate(tmp_path / "run")
     (tmp_path / "moved.txt").write_text(corpus.read_text())
     config.data.path = str(tmp_path / "moved.txt")
-    train.train(config, tmp_path / "run")  # where it lies does not matter
+    loop.train(config, tmp_path / "run")  # where it lies does not matter
 
 
 def test_loss_is_the_weighted_mean_in_any_number_of_parts(config):
     config.model.update({"vocab_size": 30, "dropout": 0.0})
     mesh, model = sharding.make_mesh(), create_model(config)
-    optimizer = optimizers.create_optimizer(config.optimizer, 10)
+    optimizer = optimizers.create_optimizer(config.optimizer, 10, parameter_specs(model))
     tokens = np.arange(8 * 17).reshape(8, 17) % 30
     weights = (np.arange(8 * 16).reshape(8, 16) % 5 > 0).astype(np.float32)
     batch = sharding.put_batch(Batch(tokens[:, :-1], tokens[:, 1:], weights), mesh)
@@ -232,7 +234,7 @@ def test_batches_are_split_over_devices_and_states_repeated(config):
     assert jax.device_count() == 2
     config.model.vocab_size = 30
     mesh, model = sharding.make_mesh(), create_model(config)
-    optimizer = optimizers.create_optimizer(config.optimizer, 10)
+    optimizer = optimizers.create_optimizer(config.optimizer, 10, parameter_specs(model))
     state = training.create_state(model, optimizer, 0, mesh)
     assert all(p.sharding.is_fully_replicated for p in jax.tree.leaves(state.params))
     tokens = np.zeros((8, 16), np.int32)
@@ -249,9 +251,9 @@ def test_vocabulary_may_be_padded_but_not_cut(config, tmp_path):
     config.train_steps = 1
     config.model.vocab_size = 5
     with pytest.raises(UserError, match=r"model\.vocab_size=5 is too small"):
-        train.train(config, tmp_path / "a")
+        loop.train(config, tmp_path / "a")
     config.model.vocab_size = 64
-    train.train(config, tmp_path / "b")
+    loop.train(config, tmp_path / "b")
     assert runs.load_config(tmp_path / "b").model.vocab_size == 64
 
 
@@ -259,7 +261,7 @@ def test_missing_runs_and_checkpoints(tmp_path, config):
     with pytest.raises(UserError, match="is not a run directory"):
         evaluate.evaluate(tmp_path)
     config.train_steps = 1
-    train.train(config, tmp_path)
+    loop.train(config, tmp_path)
     shutil.rmtree(tmp_path / "checkpoints/best")
     with pytest.raises(UserError, match="no best checkpoint"):
         evaluate.evaluate(tmp_path)

@@ -4,7 +4,7 @@ import pytest
 
 from nrgpt_jax.configs import default_config
 from nrgpt_jax.errors import UserError
-from nrgpt_jax.validation import validate
+from nrgpt_jax.training.config_checks import check_config
 
 
 @pytest.mark.parametrize(
@@ -12,7 +12,18 @@ from nrgpt_jax.validation import validate
     [
         ({"train_steps": -3}, "train_steps=-3 .* positive"),
         ({"eval_prompts": -1}, "eval_prompts=-1 .* negative"),
-        ({"model.name": "NRGPT"}, "model.name='NRGPT' .* NRGPT_H_FF2W, GPT"),
+        ({"model.name": "NRGPT_X"}, "model.name='NRGPT_X' .* NRGPT_H_FF2W, GPT"),
+        (
+            {"model.name": "NRGPT"},
+            r"model.energies=\(\) .* a tuple of names, each once, of full_rank",
+        ),
+        ({"model.energies": ("leak", "leak")}, "model.energies=.* each once"),
+        ({"model.energies": ("leap",)}, "model.energies=.*leap.* injection, leak"),
+        ({"model.energies": ("leak",), "model.norm": "rms_norm"}, "model.norm='rms_norm' .* gain"),
+        ({"model.rule": "x"}, "model.rule='x' .* descent, momentum, projected"),
+        ({"model.combination": "x"}, "model.combination='x' .* sum, mixture"),
+        ({"model.blocks": 9}, "model.blocks=9 .* at most num_steps=5"),
+        ({"optimizer.decay": "none"}, "optimizer.decay='none' .* matrices, all"),
         ({"model.num_steps": 0}, "model.num_steps=0"),
         ({"model.dropout": 1.0}, "model.dropout=1.0"),
         ({"model.mask": "none"}, "model.mask='none' .* strict, inclusive"),
@@ -40,12 +51,12 @@ def test_mistakes(changes, message):
     config = default_config()
     config.update_from_flattened_dict(changes)
     with pytest.raises(UserError, match=message.replace(".", r"\.").replace(r"\.*", ".*")):
-        validate(config, num_devices=2)
+        check_config(config, num_devices=2)
 
 
 def test_defaults_are_valid_and_locked():
     config = default_config()
-    validate(config, num_devices=2)
+    check_config(config, num_devices=2)
     with pytest.raises((AttributeError, KeyError)):
         config.model.widht = 3
 
@@ -53,4 +64,4 @@ def test_defaults_are_valid_and_locked():
 def test_heads_need_not_divide_the_width_of_a_full_rank_model():
     config = default_config()
     config.model.num_heads = 3
-    validate(config, num_devices=1)
+    check_config(config, num_devices=1)

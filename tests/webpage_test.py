@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from analysis_test import TOKENS, pretrained
 
-from nrgpt_jax.analysis import analyse
-from nrgpt_jax.analyze import report
-from nrgpt_jax.webpage import webpage
+from nrgpt_jax.analysis.examination import examine
+from nrgpt_jax.analysis.report import report
+from nrgpt_jax.analysis.webpage import webpage
 
 FIND = """
 const find = (root, selector) => {
@@ -39,7 +39,7 @@ OPTIONS = (
 def page(tmp_path_factory):
     odd = ["<eos>", "<i>", "&amp;", "<", *"efghijk"]
     trained = pretrained(odd, mask="strict", norm="layer_norm", rate="gamma")
-    found = analyse(trained, TOKENS, num_steps=6)
+    found = examine(trained, TOKENS, num_steps=6)
     path = tmp_path_factory.mktemp("page") / "analysis.html"
     path.write_text(webpage(found, "a <small> model", report(found)), encoding="utf-8")
     return found, path

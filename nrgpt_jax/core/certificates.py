@@ -7,22 +7,24 @@ With the context of token A held fixed, a small step changes its energy at the r
 Proposition 2.1 makes that non-positive for eta = c diag(gamma), c > 0, behind a norm with gain
 gamma: the Jacobian of the norm is diag(gamma) times the Hessian of a convex Lagrangian.
 Proposition 2.2 does so without a norm, where the symmetric part of eta is positive semi-definite.
-Both need a token that is not in its own context, the strict mask: otherwise its energy also
-changes as a key of its own, which the gradient does not see.
+Behind a norm the rule `projected` does so for the same rates (`core.rules`).
+All need a token that is not in its own context, the strict mask: otherwise its energy also
+changes as a key of its own, which the gradient does not see. Any energy of a token and its
+context may be meant, rotated scores, recalled inputs, leaks and mixtures too, whose gradients are
+exact; not so moves that go on (momentum), nor distinct blocks, each with an energy of its own.
 Source: NRGPT (arXiv 2512.16762), section 2.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from nrgpt_jax.array_types import States
-from nrgpt_jax.core.dynamics import Dynamics, Trajectory, add, held_energy, slope
+from nrgpt_jax.core.dynamics import Dynamics, Trajectory, held_energy, start
 from nrgpt_jax.core.norms import NORMS, identity
-from nrgpt_jax.core.rates import apply_rate
 
 ROUNDING = 64.0  # a change of energy within so many units in the last place is none
 RELATIVE_ERROR = 1e-5  # of float32 parameters, when proportionality or positivity is asked
@@ -36,28 +38,47 @@ class Guarantee(NamedTuple):
     reason: str
 
 
-def guarantee(norm: str, gain: np.ndarray, eta: np.ndarray, *, strict: bool) -> Guarantee:
-    """What the propositions say about a norm, its gain, and an inference rate.
+def guarantee(
+    norm: str,
+    gain: np.ndarray,
+    eta: np.ndarray,
+    *,
+    strict: bool,
+    rule: str = "descent",
+    blocks: int = 1,
+) -> Guarantee:
+    """What the propositions say about a norm, its gain, an inference rate and a rule.
 
     Args:
       norm: a name of `NORMS`.
       gain: (D,), ones for a norm without gain.
       eta: the rate: (), (D,) or (D,D).
       strict: whether tokens are outside their own context.
+      rule: a name of `RULES`.
+      blocks: distinct blocks.
     """
     if not strict:
         return Guarantee(None, "the mask is inclusive: a token moves as a key of its own too")
-    if NORMS[norm].function is identity:
-        least = float(symmetric_spectrum(eta, len(gain))[0])
-        if least >= -RELATIVE_ERROR * float(np.abs(eta).max()):
-            reason = "no norm, and the symmetric part of eta is positive semi-definite"
-            return Guarantee("2.2", reason)
-        reason = f"no norm, but the symmetric part of eta has the eigenvalue {least:.3g}"
-        return Guarantee(None, reason)
+    if blocks > 1:
+        return Guarantee(None, f"{blocks} blocks take turns, each with an energy of its own")
+    if rule == "projected" or (rule == "descent" and NORMS[norm].function is identity):
+        return _of_positive(norm, eta, len(gain), projected=rule == "projected")
+    if rule != "descent":
+        return Guarantee(None, f"rule {rule}: a move does not follow the gradient of its step")
     c = _proportion(np.asarray(eta), np.asarray(gain))
     if c is not None and c > 0:
         return Guarantee("2.1", f"norm {norm} and eta = c diag(gamma) with c = {c:.3g} > 0")
     return Guarantee(None, f"norm {norm}, but eta is not c diag(gamma) with c > 0")
+
+
+def _of_positive(norm: str, eta: np.ndarray, width: int, *, projected: bool) -> Guarantee:
+    """Without a norm, or behind one whose projection the gradient goes through first."""
+    where = f"norm {norm} and a projected gradient" if projected else "no norm"
+    least = float(symmetric_spectrum(eta, width)[0])
+    if least >= -RELATIVE_ERROR * float(np.abs(eta).max()):
+        name = "2.2 (projected)" if projected else "2.2"
+        return Guarantee(name, f"{where}, and the symmetric part of eta is positive semi-definite")
+    return Guarantee(None, f"{where}, but the symmetric part of eta has the eigenvalue {least:.3g}")
 
 
 def symmetric_spectrum(eta: np.ndarray, width: int) -> np.ndarray:
@@ -79,23 +100,22 @@ def _proportion(eta: np.ndarray, gain: np.ndarray) -> float | None:
 
 
 class Evidence(NamedTuple):
-    """What a trajectory of T steps does to the energy of each of N tokens."""
+    """What a trajectory of T steps does to the energy of each of N tokens of B sequences."""
 
-    slopes: Float[Array, "T N"]  # dE_A/dt at the beginning of a step, context held fixed
-    uphill: Bool[Array, "T N"]  # whether that is positive, beyond rounding
-    changes: Float[Array, "T N"]  # of the energy in a step, context held fixed
-    rises: Bool[Array, "T N"]  # whether that change is positive, beyond rounding
-    largest_scales: Float[Array, "T N"]  # see `evidence`
-    context_at_rest: Bool[Array, "T N"]  # whether no token of its context moved in a step
-    rises_at_rest: Bool[Array, "T N"]  # whether the energy rose in a step where that was so
+    slopes: Float[Array, "T B N"]  # dE_A/dt at the beginning of a step, context held fixed
+    uphill: Bool[Array, "T B N"]  # whether that is positive, beyond rounding
+    changes: Float[Array, "T B N"]  # of the energy in a step, context held fixed
+    rises: Bool[Array, "T B N"]  # whether that change is positive, beyond rounding
+    largest_scales: Float[Array, "T B N"]  # see `evidence`
+    context_at_rest: Bool[Array, "T B N"]  # whether no token of its context moved in a step
+    rises_at_rest: Bool[Array, "T B N"]  # whether the energy rose in a step where that was so
 
 
 def evidence(
-    dynamics: Dynamics,
+    dynamics_at: Callable[[Any], Dynamics],
+    inputs: Any,
     path: Trajectory,
-    step_scales: Float[Array, "T"],
     *,
-    strict: bool,
     tolerance: float = 1e-2,
 ) -> Evidence:
     """Measures descent at every step of a trajectory.
@@ -105,41 +125,42 @@ def evidence(
     it does not even fall at the shortest, infinity where it falls at all of them.
 
     Args:
-      dynamics: of the steps.
+      dynamics_at, inputs: of the steps, as for `dynamics.trajectory`.
       path: their trajectory.
-      step_scales: c_t of every step.
-      strict: whether tokens are outside their own context.
       tolerance: a context is at rest in a step that changes no g in it by more, relative. What
         little it still moves changes energies as well, so rises are those by a token's own step.
     """
 
-    def at_step(x_and_scale):
-        x, scale = x_and_scale
-        energies, in_g, in_x = slope(dynamics, x)
-        velocity = scale * apply_rate(dynamics.eta, in_g).astype(x.dtype)  # of the way back
-        slopes = -jnp.sum(in_x * velocity, axis=-1)
-        steepest = jnp.linalg.norm(in_x, axis=-1) * jnp.linalg.norm(velocity, axis=-1)
+    def at_step(step):
+        inputs_t, (x, energies, in_x, move) = step
+        dynamics = dynamics_at(inputs_t)
+        slopes = jnp.sum(in_x * move, axis=-1)
+        steepest = jnp.linalg.norm(in_x, axis=-1) * jnp.linalg.norm(move, axis=-1)
         uphill = slopes > ROUNDING * jnp.finfo(x.dtype).eps * steepest
-        size = add(jnp.abs(e) for e in energies.values())
-        resolution = ROUNDING * jnp.finfo(size.dtype).eps * size
+        terms = [jnp.abs(e) for name, e in energies.items() if name != "total"]
+        size = jnp.sum(jnp.stack(terms), axis=0)
+        resolution = ROUNDING * jnp.finfo(x.dtype).eps * size
         multiples = jnp.asarray(SCALES, x.dtype)
-        held = held_energy(dynamics, x)
-        after = jax.lax.map(lambda multiple: held(x - multiple * velocity), multiples)
-        changes = after - add(energies.values())[None]
+        held = held_energy(dynamics, start(dynamics)._replace(x=x))
+        after = jax.lax.map(lambda multiple: held(x + multiple * move), multiples)
+        changes = after - energies["total"][None]
         rises = ~(changes <= resolution[None])  # what is not a number has not fallen
         descending = jnp.sum(jnp.cumsum(rises, axis=0) == 0, axis=0)  # from the least scale on
         bounds = jnp.concatenate([jnp.zeros(1), multiples[:-1], jnp.full(1, jnp.inf)])
         own = SCALES.index(1.0)
-        return slopes, uphill, changes[own], rises[own], bounds[descending]
+        g = dynamics.norm.function(x), dynamics.norm.function(x + move)
+        speed = relative_speeds(jnp.stack(g))[0]
+        return slopes, uphill, changes[own], rises[own], bounds[descending], speed
 
-    measured = jax.lax.map(at_step, (path.states[:-1], step_scales))
-    slopes, uphill, changes, rises, largest = measured
-    speeds = relative_speeds(jax.vmap(dynamics.norm)(path.states))
+    steps = jax.tree.map(lambda leaf: leaf[:-1], path)
+    *measured, speeds = jax.lax.map(at_step, (inputs, steps))
+    strict = dynamics_at(jax.tree.map(lambda leaf: leaf[0], inputs)).places.strict
     at_rest = context_at_rest(speeds, tolerance, strict=strict)
+    slopes, uphill, changes, rises, largest = measured
     return Evidence(slopes, uphill, changes, rises, largest, at_rest, at_rest & rises)
 
 
-def relative_speeds(g: Float[Array, "T+1 N D"]) -> Float[Array, "T N"]:
+def relative_speeds(g: Float[Array, "P B N D"]) -> Float[Array, "T B N"]:
     """How far a step moves each token, relative: ||g(t+1) - g(t)|| / ||g(t)||.
 
     Behind a norm that ignores the length of x a token comes to rest in g = norm(x), which is all
@@ -150,20 +171,20 @@ def relative_speeds(g: Float[Array, "T+1 N D"]) -> Float[Array, "T N"]:
 
 
 def context_at_rest(
-    speeds: Float[Array, "T N"], tolerance: float, *, strict: bool
-) -> Bool[Array, "T N"]:
+    speeds: Float[Array, "T B N"], tolerance: float, *, strict: bool
+) -> Bool[Array, "T B N"]:
     """Whether no token of a token's context was faster than `tolerance` in a step.
 
     An empty context is at rest. Slow is not yet converged: as x grows, steps of the same length
     turn it less and less.
     """
-    at_rest = jax.lax.cumprod((speeds <= tolerance).astype(jnp.int32), axis=1) == 1
+    at_rest = jax.lax.cumprod((speeds <= tolerance).astype(jnp.int32), axis=2) == 1
     if strict:
-        at_rest = jnp.pad(at_rest[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+        at_rest = jnp.pad(at_rest[..., :-1], ((0, 0), (0, 0), (1, 0)), constant_values=True)
     return at_rest
 
 
-def settling_steps(speeds: Float[Array, "T N"], tolerance: float) -> Int[Array, "N"]:
+def settling_steps(speeds: Float[Array, "T B N"], tolerance: float) -> Int[Array, "B N"]:
     """The step from which on a token is no faster; T where it has not come to rest."""
     still = (speeds <= tolerance).astype(jnp.int32)
     return len(still) - jnp.sum(jnp.cumprod(still[::-1], axis=0), axis=0)

@@ -1,173 +1,273 @@
-"""Energies: pure scalar functions, one value a token, whose gradients drive the model.
+"""Energies, as the paper writes them: one token, one scalar.
 
-An energy takes the query states and the context states as two arguments,
+An energy is a pure function
 
-    attention      E(params, g_query (N,D), memory (K,...), strict=..., keep=..., visible=...)
-    feed-forward   E(params, g_query (N,D))
+    energy(params, g (D,), context) -> ()
 
-and element A of the result (N,) is the energy of token A. The model differentiates the *query*
-argument only (`core.dynamics.energy_gradient`), so that a token descends its own energy and the
-future does not leak into the past. An attention energy sees its context g (K,D) through its
-`memory(params, g)`, one row a token: what a cache keeps of a token. The N queries are the last N
-tokens of the K context tokens (in training N = K), or each sees the first `visible` rows.
+of a token's state g = norm(x), of the parameters in its own table, and of a `Context`: the
+memory of the tokens it may look at, which of these it sees, where it stands, its state x and
+its first state. Its `jax.grad` in g is what moves the token. The context is an argument of its
+own that the token does not differentiate, so that the future does not leak into the past.
 
-To add a feed-forward energy, write a function of a few lines, decorate it with
-`@feedforward("NAME", specs)`, and train the model called `NRGPT_H_NAME`.
+Attention energies have in common how scores become an energy (`associative_memory`), so what is
+registered of one is its scores. Batched forms of the same energies, faster on a given machine,
+are in `nrgpt_jax.kernels`; an energy needs none.
 
-Source: NRGPT (arXiv 2512.16762), section 3; FF1, FF2 and FF2W are named as in its release.
+To add one, write the function, decorate it with `@energy(name, table)`, and name it in
+`config.model.energies`; a feed-forward energy registered by `@feedforward("NAME", table)` is
+also trained as the model `NRGPT_H_NAME`.
+
+Source: NRGPT (arXiv 2512.16762), section 2; FF1, FF2 and FF2W are named as in its release.
 """
 
-import inspect
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
-from nrgpt_jax.array_types import Params, States, TokenEnergies
-from nrgpt_jax.core.attention import log_sum_exp
-from nrgpt_jax.core.gelu import gelu
-from nrgpt_jax.core.linear import contract, expand
-from nrgpt_jax.core.parameters import Sizes, Specs, matrix, vector
+from nrgpt_jax.array_types import Params, accumulator_type, at_least_float32
+from nrgpt_jax.core.contexts import Context
+from nrgpt_jax.core.parameters import Specs, constant, fixed, matrix, positive, vector
 from nrgpt_jax.core.registry import Registry
 
-Memory = Callable[[Params, States], jax.Array]
+Token = Float[Array, "D"]
+Scalar = Float[Array, ""]
+Scores = Float[Array, "H K"]
+
+ROPE_BASE = 10_000.0
 
 
-class FeedForward(NamedTuple):
-    """An energy of single tokens and the table of the parameters it reads."""
+class Energy(NamedTuple):
+    """A registered energy.
 
-    function: Callable[..., TokenEnergies]
-    specs: Callable[[Sizes], Specs]
-
-
-class Attention(NamedTuple):
-    """An energy of tokens in a context, the table of its parameters, and its memory."""
-
-    function: Callable[..., TokenEnergies]
-    specs: Callable[[Sizes], Specs]
-    memory: Memory
-
-    def energy(
-        self, params: Params, g_query: States, g_context: States, **options
-    ) -> TokenEnergies:
-        """The energy of queries (N,D) in a context of states (K,D)."""
-        return self.function(params, g_query, self.memory(params, g_context), **options)
-
-
-ATTENTION: Registry[Attention] = Registry("attention energy")
-FEEDFORWARD: Registry[FeedForward] = Registry("feed-forward energy")
-
-
-def attention(name: str, specs: Callable[[Sizes], Specs], memory: Memory = lambda params, g: g):
-    """Registers an attention energy; it takes `strict`, `keep` and `visible` by name.
-
-    Args:
-      name: of the choice `model.attention`.
-      specs: the table of its own parameters, by the sizes of a model.
-      memory: what it reads of its context, (K,...) from states (K,D), row by row; by default
-        the states themselves.
+    `memory(params, g, position)` is what it keeps of a token for those that look back at it.
+    `scores` are the inner products of an attention energy (H,K), whose `associative_memory` it
+    is; `width` names the axes of one such product, heads first.
     """
 
-    def entry(function: Callable[..., TokenEnergies]) -> Attention:
-        missing = {"strict", "keep", "visible"} - set(inspect.signature(function).parameters)
-        if missing:
-            raise TypeError(f"attention energy {name!r} does not take {', '.join(sorted(missing))}")
-        return Attention(function, specs, memory)
+    function: Callable[[Params, Token, Context], Scalar]
+    specs: Specs
+    label: str  # under which its values and its parameters are found
+    memory: Callable[[Params, Token, Int[Array, ""]], Any] | None = None
+    scores: Callable[[Params, Token, Context], Scores] | None = None
+    width: str | None = None
 
-    return ATTENTION.register(name, entry)
+
+ENERGIES: Registry[Energy] = Registry("energy")
 
 
-def feedforward(name: str, specs: Callable[[Sizes], Specs]):
-    """Registers a feed-forward energy; `specs(sizes)` is the table of its parameters."""
-    return FEEDFORWARD.register(name, lambda function: FeedForward(function, specs))
+def energy(name: str, specs: Specs, *, label: str = "", memory=None):
+    """Registers an energy of one token.
+
+    Args:
+      name: as in `config.model.energies`.
+      specs: the table of every parameter that it reads.
+      label: under which its values and parameters are found; its name by default.
+      memory: `(params, g, position) -> array`, what it keeps of each token of a context.
+    """
+    return ENERGIES.register(name, lambda function: Energy(function, specs, label or name, memory))
+
+
+def feedforward(name: str, specs: Specs):
+    """Registers an energy of the token alone, trained as the model `NRGPT_H_<name>`."""
+    scale = {"scale": constant(1.0)}  # the release's scale_ff
+
+    def entry(function: Callable[[Params, Token], Scalar]) -> Energy:
+        def scaled(params: Params, g: Token, context: Context) -> Scalar:
+            del context
+            return params["scale"] * function(params, g)
+
+        return Energy(scaled, {**specs, **scale}, "feedforward")
+
+    return ENERGIES.register(name, entry)
+
+
+def attention(name: str, specs: Specs, *, width: str | None = None, memory=None):
+    """Registers an attention energy by its scores `(params, g, context) -> (H,K)`.
+
+    Args:
+      name: as in `config.model.attention`.
+      specs: the table of what the scores read; alpha and beta are added.
+      width: the axes of the products that scores are, "H D", for FLOPs; None: not known.
+      memory: `(params, g, position) -> array`; by default the state g.
+    """
+    table = {**specs, "alpha": fixed(1.0, "H"), "beta": fixed(1.0)}
+
+    def entry(scores: Callable[[Params, Token, Context], Scores]) -> Energy:
+        def function(params: Params, g: Token, context: Context) -> Scalar:
+            return associative_memory(params, scores(params, g, context), context.mask)
+
+        keep = memory or (lambda params, g, position: g)
+        return Energy(function, table, "attention", keep, scores, width)
+
+    return ENERGIES.register(name, entry)
 
 
 # Attention -------------------------------------------------------------------------------------
 
 
-def _associative_memory(params: Params, query, keys, **options) -> TokenEnergies:
-    """-(1/beta) sum_h alpha_h log sum_B exp(beta q_A . k_hB), in at least float32."""
-    logsumexp = log_sum_exp(params["beta"].astype(query.dtype) * query, keys, **options)
-    alpha_H, beta = (params[name].astype(logsumexp.dtype) for name in ("alpha", "beta"))
-    logsumexp_HxN = logsumexp.reshape(len(alpha_H), -1)
-    return -jnp.sum(alpha_H[:, None] * logsumexp_HxN, axis=0) / beta
+def associative_memory(params: Params, scores: Scores, mask: Bool[Array, "K"]) -> Scalar:
+    """E = -(1/beta) sum_h alpha_h log sum_B exp(beta s_hB), B in the context; 0 where it is empty.
 
-
-@attention("full_rank", lambda s: {"J": matrix(s.H, s.D, s.D)})
-def full_rank(
-    params: Params, g_query: States, memory: States, *, strict: bool, keep=None, visible=None
-) -> TokenEnergies:
-    """Attention energy with one D x D matrix J_h a head: keys (and values) are J_h^T g.
-
-    params: J (H,D,D), alpha (H,) head weights, beta () inverse temperature; memory: g (K,D).
+    The paper's attention energy; the release has alpha = beta = 1.
     """
-    options = {"strict": strict, "keep": None if keep is None else keep[None], "visible": visible}
-    if visible is None:
-        keys_HxKxD = jnp.einsum("hde,kd->hke", params["J"], memory)
-        return _associative_memory(params, g_query[None], keys_HxKxD[None], **options)
-    # Few queries and a long memory: J_h g_A of all heads meet the memory as it is.
-    query_HxNxD = jnp.einsum("hde,ne->hnd", params["J"], g_query)
-    query = query_HxNxD.reshape(1, -1, query_HxNxD.shape[-1])
-    return _associative_memory(params, query, memory[None, None], **options)
+    beta = params["beta"].astype(scores.dtype)
+    return -jnp.vdot(params["alpha"], log_sum_exp(beta * scores, mask)) / beta
+
+
+def log_sum_exp(scores: Scores, mask: Bool[Array, "K"]) -> Float[Array, "H"]:
+    """log sum_B exp(s_hB) over the B of the mask; 0, with no gradient, where there is none."""
+    scores = jnp.where(mask[None], at_least_float32(scores), -jnp.inf)
+    peak = jax.lax.stop_gradient(jnp.max(scores, axis=-1))
+    peak = jnp.where(jnp.isfinite(peak), peak, 0.0)
+    total = jnp.sum(jnp.exp(scores - peak[:, None]), axis=-1)
+    empty = total == 0.0
+    return jnp.where(empty, 0.0, jnp.log(jnp.where(empty, 1.0, total)) + peak)
+
+
+@attention("full_rank", {"J": matrix("H D D", uses=1)}, width="H D")
+def full_rank(params: Params, g: Token, context: Context) -> Scores:
+    """s_hB = g_B . J_h g, with J_h of full rank (the release)."""
+    return jnp.einsum("hed,d,ke->hk", params["J"], g, context.memory)
 
 
 @attention(
     "low_rank",
-    lambda s: {"W_Q": matrix(s.H, s.Y, s.D), "W_K": matrix(s.H, s.Y, s.D)},
-    memory=lambda params, g: jnp.einsum("hyd,kd->khy", params["W_K"], g),
+    {"W_Q": matrix("H Y D"), "W_K": matrix("H Y D", uses=1)},
+    width="H Y",
+    memory=lambda params, g, position: jnp.einsum("d,hyd->hy", g, params["W_K"]),
 )
-def low_rank(
-    params: Params, g_query: States, memory: jax.Array, *, strict: bool, keep=None, visible=None
-) -> TokenEnergies:
-    """Attention energy with J_h = W_K,h^T W_Q,h: keys and values are W_K g.
+def low_rank(params: Params, g: Token, context: Context) -> Scores:
+    """s_hB = (W_K,h g_B) . (W_Q,h g): J_h = W_K,h^T W_Q,h has rank Y (the paper's derivation)."""
+    return jnp.einsum("d,hyd,khy->hk", g, params["W_Q"], context.memory)
 
-    params: W_Q, W_K (H,Y,D), alpha (H,), beta (); memory: W_K g (K,H,Y).
+
+@attention(
+    "full_rank_rope",
+    {"J": matrix("H D D", uses=1)},
+    width="H D",
+    memory=lambda params, g, position: rotate(g, position),
+)
+def full_rank_rope(params: Params, g: Token, context: Context) -> Scores:
+    """s_hB = (R_B g_B) . (R_A J_h g): both sides rotated by their positions.
+
+    Only distances count, R_B^T R_A = R_(A-B), and `jax.grad` rotates the gradient back.
     """
-    query_HxNxY = jnp.einsum("hyd,nd->hny", params["W_Q"], g_query)
-    keys_Hx1xKxY = jnp.swapaxes(memory, 0, 1)[:, None]
-    options = {"keep": None if keep is None else keep[:, None], "visible": visible}
-    return _associative_memory(params, query_HxNxY, keys_Hx1xKxY, strict=strict, **options)
+    turned = rotate(jnp.einsum("hed,d->he", params["J"], g), context.position)
+    return jnp.einsum("he,ke->hk", turned, context.memory)
+
+
+@attention(
+    "low_rank_rope",
+    {"W_Q": matrix("H Y D"), "W_K": matrix("H Y D", uses=1)},
+    width="H Y",
+    memory=lambda params, g, position: rotate(jnp.einsum("d,hyd->hy", g, params["W_K"]), position),
+)
+def low_rank_rope(params: Params, g: Token, context: Context) -> Scores:
+    """s_hB = (R_B W_K,h g_B) . (R_A W_Q,h g): the scores of a rotary transformer."""
+    query = rotate(params["W_Q"] @ g, context.position)
+    return jnp.einsum("hy,khy->hk", query, context.memory)
+
+
+def rotate(x: Float[Array, "*H Y"], position: Int[Array, ""]) -> Float[Array, "*H Y"]:
+    """R_A x: pairs of entries (i, i + Y/2) turn by A / 10000^(2i/Y); an odd last one stays.
+
+    Source: RoPE (arXiv 2104.09864), section 3.2, with the halves as pairs.
+    """
+    half = x.shape[-1] // 2
+    wide = accumulator_type(x)
+    speed = jnp.asarray(ROPE_BASE ** (-np.arange(half) / max(half, 1)), wide)
+    angle = position.astype(wide) * speed
+    cos, sin = (f(angle).astype(x.dtype) for f in (jnp.cos, jnp.sin))
+    turn = lambda row: jnp.concatenate(
+        [
+            row[:half] * cos - row[half : 2 * half] * sin,
+            row[:half] * sin + row[half : 2 * half] * cos,
+            row[2 * half :],
+        ]
+    )
+    return turn(x) if x.ndim == 1 else jax.vmap(turn)(x)
 
 
 # Feed-forward ----------------------------------------------------------------------------------
 
 
-def _affine(h: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Array:
-    return expand(h, weight) + bias[None]
+def gelu(z: Float[Array, "*M"]) -> Float[Array, "*M"]:
+    """z Phi(z), elementwise, with Phi the normal cumulative distribution (the exact GELU)."""
+    return 0.5 * z * (1.0 + jax.lax.erf(z * 0.5**0.5))
 
 
-@feedforward("FF1", lambda s: {"W1": matrix(s.D, s.M), "b1": vector(s.M)})
-def ff1(params: Params, g_query: States) -> TokenEnergies:
-    """-|| gelu(g W1 + b1) ||^2, with hidden width M; W1 (D,M)."""
-    return -jnp.sum(gelu(_affine(g_query, params["W1"], params["b1"])) ** 2, axis=-1)
-
-
-@feedforward(
-    "FF2",
-    lambda s: {
-        "W1": matrix(s.D, s.D),
-        "b1": vector(s.D),
-        "W2": matrix(s.D, s.M),
-        "b2": vector(s.M),
-    },
-)
-def ff2(params: Params, g_query: States) -> TokenEnergies:
-    """-|| gelu(gelu(g W1 + b1) W2 + b2) ||^2, with hidden widths D, then M; W1 (D,D), W2 (D,M)."""
-    hidden = gelu(_affine(g_query, params["W1"], params["b1"]))
-    return -jnp.sum(gelu(_affine(hidden, params["W2"], params["b2"])) ** 2, axis=-1)
+@feedforward("FF1", {"W1": matrix("D M"), "b1": vector("M")})
+def ff1(params: Params, g: Token) -> Scalar:
+    """E = -|| gelu(g W1 + b1) ||^2."""
+    return -jnp.sum(gelu(g @ params["W1"] + params["b1"]) ** 2)
 
 
 @feedforward(
-    "FF2W",
-    lambda s: {
-        "W1": matrix(s.D, s.M),
-        "b1": vector(s.M),
-        "W2": matrix(s.D, s.M),
-        "b2": vector(s.D),
-    },
+    "FF2", {"W1": matrix("D D"), "b1": vector("D"), "W2": matrix("D M"), "b2": vector("M")}
 )
-def ff2w(params: Params, g_query: States) -> TokenEnergies:
-    """-g . (W2 gelu(g W1 + b1) + b2), with hidden width M; W1 and W2 (D,M)."""
-    hidden = gelu(_affine(g_query, params["W1"], params["b1"]))
-    return -jnp.sum(g_query * (contract(hidden, params["W2"]) + params["b2"][None]), axis=-1)
+def ff2(params: Params, g: Token) -> Scalar:
+    """E = -|| gelu(gelu(g W1 + b1) W2 + b2) ||^2."""
+    hidden = gelu(g @ params["W1"] + params["b1"])
+    return -jnp.sum(gelu(hidden @ params["W2"] + params["b2"]) ** 2)
+
+
+@feedforward(
+    "FF2W", {"W1": matrix("D M"), "b1": vector("M"), "W2": matrix("D M"), "b2": vector("D")}
+)
+def ff2w(params: Params, g: Token) -> Scalar:
+    """E = -g . (W2 gelu(g W1 + b1) + b2)."""
+    return -jnp.vdot(g, params["W2"] @ gelu(g @ params["W1"] + params["b1"]) + params["b2"])
+
+
+# Besides the paper's ---------------------------------------------------------------------------
+
+
+@energy("injection", {"W": matrix("D D", uses=1)})
+def injection(params: Params, g: Token, context: Context) -> Scalar:
+    """E = -g . (W x0), with x0 the token's state before the first step: its input is recalled."""
+    return -jnp.vdot(g, params["W"] @ context.first)
+
+
+@energy("leak", {"size": positive(0.1)})
+def leak(params: Params, g: Token, context: Context) -> Scalar:
+    """E = size (g . x - L(x)), whose gradient in g is size x: with it x = -(dE/dg) / size at rest.
+
+    L is the norm's Lagrangian, grad L(x) = g, which holds of norms without gain; the bracket is
+    its Legendre transform, a function of g alone, so x is not differentiated.
+    """
+    return params["size"] * (jnp.vdot(g, context.x) - context.lagrangian)
+
+
+# Several energies as one -----------------------------------------------------------------------
+
+
+class Combination(NamedTuple):
+    """How the energies (E,) of a token's terms become its energy `(params, energies) -> ()`."""
+
+    function: Callable[[Params, Float[Array, "E"]], Scalar]
+    specs: Specs
+
+
+COMBINATIONS: Registry[Combination] = Registry("combination of energies")
+
+
+def combination(name: str, specs: Specs):
+    """Registers a way to combine energies, a choice of `config.model.combination`."""
+    return COMBINATIONS.register(name, lambda function: Combination(function, specs))
+
+
+@combination("sum", {})
+def total(params: Params, energies: Float[Array, "E"]) -> Scalar:
+    """E = sum_k E_k (the paper)."""
+    del params
+    return jnp.sum(energies)
+
+
+@combination("mixture", {"tau": positive(1.0)})
+def mixture(params: Params, energies: Float[Array, "E"]) -> Scalar:
+    """E = -tau log sum_k exp(-E_k / tau): the lowest term moves the token most."""
+    return -params["tau"] * jax.nn.logsumexp(-energies / params["tau"])

@@ -1,56 +1,181 @@
-"""How a pure function says which parameters it needs.
+"""One table a function: what its parameters are called, and everything else that is known of them.
 
-Energies, norms and rates are functions of a parameter dictionary. Beside each stands a table
-`name -> ParameterSpec` from which Flax modules (and `init_parameters`, for use without Flax)
-create that dictionary. Initialisation follows the paper: N(0, 0.02) for matrices, 0 for biases.
+Energies, norms, rates and rules are functions of a parameter dictionary. Beside each stands a
+table `name -> ParameterSpec`. From it come the parameters' shapes and initial values (here), the
+mesh axes they are split over (`models.sharding`), weight decay (`training.optimizers`) and the
+operations that their use costs (`models.flops`); nothing guesses any of these from a name or a
+shape. Initialisation follows the paper: N(0, 0.02) for matrices, 0 for biases.
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nrgpt_jax.array_types import Key, Params
 
 INIT_STD = 0.02
+BLOCKS = "K"  # the axis of distinct blocks, in front of the others
 
 
 class Sizes(NamedTuple):
-    """The widths that parameter shapes are made of."""
+    """How long each axis is, by its letter."""
 
     D: int  # embedding width
     H: int = 1  # heads
-    Y: int = 1  # head rank, read by low-rank attention only
+    Y: int = 1  # head rank (head width)
     M: int = 1  # feed-forward hidden width
+    T: int = 1  # recurrent steps
+    N: int = 1  # context length
+    V: int = 1  # vocabulary
+    K: int = 1  # distinct blocks
+
+
+class Form(NamedTuple):
+    """How a parameter is kept: under which prefix, and what the function is given for it."""
+
+    prefix: str
+    given: Callable[[jax.Array], jax.Array]
+
+
+FORMS: Mapping[str, Form] = {
+    "as_is": Form("", lambda stored: stored),
+    "log": Form("log_", jnp.exp),
+    "logit": Form("logit_", jax.nn.sigmoid),
+}
+FIXED = "fixed"  # not kept at all: a constant
 
 
 class ParameterSpec(NamedTuple):
-    """Shape and initializer `(key, shape, dtype) -> array` of one parameter."""
+    """What is known of one parameter."""
 
-    shape: tuple[int, ...]
-    init: Callable[..., jax.Array]
+    axes: tuple[str, ...]  # a letter of `Sizes` for each
+    init: Callable[..., jax.Array]  # (key, shape, dtype) -> what is kept
+    form: str = "as_is"  # one of FORMS, or FIXED
+    uses: int = 0  # products of a token with it in one forward step, for FLOPs
+
+    def shape(self, sizes: Sizes) -> tuple[int, ...]:
+        """Its shape in a model of these sizes."""
+        return tuple(getattr(sizes, letter) for letter in self.axes)
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it has two axes or more, not counting that of distinct blocks."""
+        return len([letter for letter in self.axes if letter != BLOCKS]) >= 2
+
+    def key(self, name: str) -> str:
+        """The name under which it is kept: `log_beta` for a positive `beta`."""
+        return FORMS[self.form].prefix + name
 
 
-Specs = Mapping[str, ParameterSpec]
+Specs: TypeAlias = Mapping[str, ParameterSpec]
+Table: TypeAlias = Mapping[str, Any]
+"""Specs, or tables of them by name."""
 
 
-def matrix(*shape: int) -> ParameterSpec:
-    """A matrix (or a stack of them), drawn from N(0, 0.02)."""
-    return ParameterSpec(shape, jax.nn.initializers.normal(INIT_STD))
+def matrix(axes: str, uses: int = 2) -> ParameterSpec:
+    """A matrix (or a stack of them), drawn from N(0, 0.02): `matrix("H D D")`.
+
+    Args:
+      axes: a letter of `Sizes` for each axis.
+      uses: products of a token with it in a step; 2 in an energy and its gradient.
+    """
+    return ParameterSpec(_letters(axes), jax.nn.initializers.normal(INIT_STD), uses=uses)
 
 
-def vector(*shape: int) -> ParameterSpec:
+def vector(axes: str) -> ParameterSpec:
     """A bias, initially zero."""
-    return ParameterSpec(shape, jax.nn.initializers.zeros)
+    return ParameterSpec(_letters(axes), jax.nn.initializers.zeros)
 
 
-def constant(value: float, *shape: int) -> ParameterSpec:
-    """A gain or a scalar (no shape), initially `value`."""
-    return ParameterSpec(shape, jax.nn.initializers.constant(value))
+def constant(value: float, axes: str = "") -> ParameterSpec:
+    """A gain, or without axes a scalar, initially `value`."""
+    return ParameterSpec(_letters(axes), jax.nn.initializers.constant(value))
 
 
-def init_parameters(key: Key, specs: Specs, dtype=jnp.float32) -> Params:
-    """Draws every parameter of a table."""
+def positive(value: float, axes: str = "") -> ParameterSpec:
+    """A positive quantity, initially `value`, kept as its logarithm."""
+    return ParameterSpec(_letters(axes), jax.nn.initializers.constant(float(np.log(value))), "log")
+
+
+def fraction(value: float, axes: str = "") -> ParameterSpec:
+    """A quantity between 0 and 1, initially `value`, kept as its logit."""
+    logit = float(np.log(value / (1.0 - value)))
+    return ParameterSpec(_letters(axes), jax.nn.initializers.constant(logit), "logit")
+
+
+def fixed(value: float, axes: str = "") -> ParameterSpec:
+    """A constant that is not learned."""
+    return ParameterSpec(_letters(axes), jax.nn.initializers.constant(value), FIXED)
+
+
+def _letters(axes: str) -> tuple[str, ...]:
+    letters = tuple(axes.split())
+    unknown = set(letters) - set(Sizes._fields)
+    if unknown:
+        raise ValueError(f"axes {axes!r}: {', '.join(sorted(unknown))} is no letter of Sizes")
+    return letters
+
+
+def stacked(table: Table) -> Table:
+    """The table of K distinct blocks: every parameter with that axis in front."""
+
+    def stack(spec: ParameterSpec) -> ParameterSpec:
+        if spec.form == FIXED:
+            return spec._replace(axes=(BLOCKS, *spec.axes))
+
+        def init(key, shape, dtype=jnp.float32):
+            keys = jax.random.split(key, shape[0])
+            return jax.vmap(lambda k: spec.init(k, shape[1:], dtype))(keys)
+
+        return spec._replace(axes=(BLOCKS, *spec.axes), init=init)
+
+    return {n: stack(s) if isinstance(s, ParameterSpec) else stacked(s) for n, s in table.items()}
+
+
+def kept(table: Table) -> dict[str, Any]:
+    """The specs of what is kept, by the names under which it is kept."""
+    found: dict[str, Any] = {}
+    for name, spec in table.items():
+        if not isinstance(spec, ParameterSpec):
+            found[name] = kept(spec)
+        elif spec.form != FIXED:
+            found[spec.key(name)] = spec
+    return {name: spec for name, spec in found.items() if spec or isinstance(spec, ParameterSpec)}
+
+
+def draw(key: Key, table: Table, sizes: Sizes, dtype=jnp.float32) -> dict[str, Any]:
+    """Initial values of everything that is kept."""
+    return _draw(key, kept(table), sizes, dtype)
+
+
+def _draw(key: Key, specs: Table, sizes: Sizes, dtype) -> dict[str, Any]:
     keys = jax.random.split(key, max(len(specs), 1))
-    return {n: s.init(k, s.shape, dtype) for k, (n, s) in zip(keys, specs.items(), strict=False)}
+
+    def one(key: Key, spec):
+        if isinstance(spec, ParameterSpec):
+            return spec.init(key, spec.shape(sizes), dtype)
+        return _draw(key, spec, sizes, dtype)
+
+    return {name: one(k, spec) for k, (name, spec) in zip(keys, specs.items(), strict=False)}
+
+
+def given(values: Mapping[str, Any], table: Table, sizes: Sizes) -> dict[str, Any]:
+    """What functions are given: every parameter of the table by its own name."""
+
+    def one(name: str, spec):
+        if not isinstance(spec, ParameterSpec):
+            return given(values.get(name, {}), spec, sizes)
+        if spec.form == FIXED:
+            return spec.init(None, spec.shape(sizes), jnp.float32)
+        return FORMS[spec.form].given(values[spec.key(name)])
+
+    return {name: one(name, spec) for name, spec in table.items()}
+
+
+def init_parameters(key: Key, specs: Specs, sizes: Sizes, dtype=jnp.float32) -> Params:
+    """Parameters of one function at their initial values, for use without Flax."""
+    values = given(draw(key, specs, sizes, dtype), specs, sizes)
+    return {name: value.astype(dtype) for name, value in values.items()}

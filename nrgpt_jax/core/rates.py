@@ -1,69 +1,71 @@
-"""Inference rates eta: how a token's energy gradient becomes its update, x <- x - eta dE/dg.
+"""Inference rates eta: the scalar, diagonal (D,) or matrix (D,D) that a gradient is multiplied by.
 
-Each rate is a function `eta(params, gain)` that returns a scalar, a diagonal (D,) or a matrix
-(D,D), and `apply_rate` multiplies a gradient by it. `guarantee` says when the energy falls, for
-small steps and a context held fixed (Propositions 2.1 and 2.2 of the paper).
+Each rate is a function `eta(params, gain)` of its parameters and of the gain of the norm. What a
+rate guarantees, and of which rule and norm, `core.certificates` says.
+Source: NRGPT (arXiv 2512.16762), section 2; Propositions 2.1 and 2.2.
 """
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from nrgpt_jax.array_types import Params, States
-from nrgpt_jax.core.parameters import INIT_STD, ParameterSpec, Sizes, Specs, constant, matrix
+from nrgpt_jax.array_types import BatchStates, Params, accumulator_type
+from nrgpt_jax.core.parameters import INIT_STD, ParameterSpec, Specs, matrix, positive
 from nrgpt_jax.core.registry import Registry
 
 
 class Rate(NamedTuple):
-    """An inference rate: eta, its parameters given (sizes, initial value), its guarantee."""
+    """An inference rate: eta, its parameters by its initial size, and what it promises."""
 
     eta: Callable[[Params, jax.Array], jax.Array]
-    specs: Callable[[Sizes, float], Specs]
-    guarantee: str
+    specs: Callable[[float], Specs]
+    guarantee: str  # in a sentence
+    constrained: bool = True  # is kept in full precision, because a guarantee rests on its values
 
 
 RATES: Registry[Rate] = Registry("inference rate")
 
 
-def apply_rate(eta: jax.Array, gradient: States) -> States:
-    """eta @ gradient_A for every token A; eta is (), (D,) or (D,D), gradient (N,D)."""
+def apply_rate(eta: jax.Array, gradient: BatchStates) -> BatchStates:
+    """eta @ gradient_A for every token A; eta is (), (D,) or (D,D).
+
+    A matrix in a narrow type multiplies in that type and adds up in float32; in float32 it
+    multiplies exactly, also on accelerators whose default is less.
+    """
+    if eta.ndim < 2:
+        return (eta[None, None] if eta.ndim == 1 else eta) * gradient.astype(eta.dtype)
+    exact = None if jnp.finfo(eta.dtype).bits < 32 else jax.lax.Precision.HIGHEST
     gradient = gradient.astype(eta.dtype)
-    if eta.ndim == 2:
-        return gradient @ eta.T
-    return (eta[None] if eta.ndim == 1 else eta) * gradient
+    wide = accumulator_type(eta)
+    return jnp.einsum("bnd,ed->bne", gradient, eta, precision=exact, preferred_element_type=wide)
 
 
-def _noisy_identity(value: float, size: int) -> ParameterSpec:
+def _noisy_identity(value: float) -> ParameterSpec:
     """sqrt(value) I + N(0, 0.02), so that S S^T starts near value * I."""
 
     def init(key, shape, dtype=jnp.float32):
         noise = INIT_STD * jax.random.normal(key, shape, dtype)
-        return jnp.sqrt(value).astype(dtype) * jnp.eye(size, dtype=dtype) + noise
+        return jnp.sqrt(value).astype(dtype) * jnp.eye(shape[0], dtype=dtype) + noise
 
-    return ParameterSpec((size, size), init)
-
-
-def _log(value: float, *shape: int) -> ParameterSpec:
-    """The logarithm of a positive quantity that is `value` at initialisation."""
-    return constant(math.log(value), *shape)
+    return ParameterSpec(("D", "D"), init, uses=1)
 
 
 RATES.add(
     "full",
     Rate(
         lambda params, gain: params["eta"],
-        lambda s, value: {"eta": matrix(s.D, s.D)},
+        lambda size: {"eta": matrix("D D", uses=1)},
         "none: eta is unconstrained",
+        constrained=False,
     ),
 )
 RATES.add(
     "gamma",
     Rate(
-        lambda params, gain: jnp.exp(params["log_c"]) * gain,
-        lambda s, value: {"log_c": _log(value)},
+        lambda params, gain: params["c"] * gain,
+        lambda size: {"c": positive(size)},
         "Proposition 2.1, strict mask: eta = c diag(gamma), c > 0, gamma the gain of the norm",
     ),
 )
@@ -71,31 +73,34 @@ RATES.add(
     "psd",
     Rate(
         lambda params, gain: params["S"] @ params["S"].T + params["R"] - params["R"].T,
-        lambda s, value: {"S": _noisy_identity(value, s.D), "R": matrix(s.D, s.D)},
-        "Proposition 2.2, strict mask: eta + eta^T is positive semi-definite; needs norm none",
+        lambda size: {"S": _noisy_identity(size), "R": matrix("D D", uses=0)},
+        "Proposition 2.2, strict mask: eta + eta^T is positive semi-definite; needs norm none, "
+        "or the rule projected",
     ),
 )
 RATES.add(
     "diagonal",
     Rate(
-        lambda params, gain: jnp.exp(params["log_c"]),
-        lambda s, value: {"log_c": _log(value, s.D)},
-        "Proposition 2.2, strict mask: positive diagonal; needs norm none",
+        lambda params, gain: params["c"],
+        lambda size: {"c": positive(size, "D")},
+        "Proposition 2.2, strict mask: positive diagonal; needs norm none, or the rule projected",
     ),
 )
 RATES.add(
     "scalar",
     Rate(
-        lambda params, gain: jnp.exp(params["log_c"]),
-        lambda s, value: {"log_c": _log(value)},
-        "Propositions 2.1 and 2.2, strict mask: positive scalar; norm none or a gain of one",
+        lambda params, gain: params["c"],
+        lambda size: {"c": positive(size)},
+        "Propositions 2.1 and 2.2, strict mask: positive scalar; norm none or a gain of one, or "
+        "the rule projected",
     ),
 )
 RATES.add(
     "identity",
     Rate(
         lambda params, gain: jnp.ones((), gain.dtype),
-        lambda s, value: {},
-        "Propositions 2.1 and 2.2, strict mask: eta = 1; norm none or a gain of one",
+        lambda size: {},
+        "Propositions 2.1 and 2.2, strict mask: eta = 1; norm none or a gain of one, or the rule "
+        "projected",
     ),
 )

@@ -5,7 +5,7 @@
 An expression, then each simplification (the deepest first-found operation replaced by its
 value), then the answer. A set of argument tuples, the exclusion set, never occurs in training;
 every held-out sample contains one in its expression or in its simplifications.
-Source: NRGPT (arXiv 2512.16762), section 4, and the data of its release.
+Source: the ListOps task of NRGPT (arXiv 2512.16762), and the data of its release.
 """
 
 import itertools

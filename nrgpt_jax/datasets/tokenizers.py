@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -101,12 +101,24 @@ def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
     path.write_text(json.dumps(record, ensure_ascii=True, indent=1))
 
 
+def _checked_vocabulary(record: Any) -> list[str]:
+    vocabulary = record["vocabulary"]
+    if not isinstance(vocabulary, list) or not all(isinstance(s, str) for s in vocabulary):
+        raise ValueError("its vocabulary is not a list of texts")
+    if not vocabulary or len(set(vocabulary)) < len(vocabulary):
+        raise ValueError("its vocabulary is empty, or names a symbol twice")
+    long = next((symbol for symbol in vocabulary if len(symbol) != 1), None)
+    if record["kind"] == CharTokenizer.kind and long is not None:
+        raise ValueError(f"{long!r} in its vocabulary is not one character")
+    return vocabulary
+
+
 def load_tokenizer(path: Path) -> Tokenizer:
     """Reads `tokenizer.json`. Raises UserError when it is missing or damaged."""
     try:
         record = json.loads(path.read_text())
-        return KINDS[record["kind"]](record["vocabulary"])
+        return KINDS[record["kind"]](_checked_vocabulary(record))
     except FileNotFoundError:
         raise UserError(f"no tokenizer in {path.parent}: is it a run directory?") from None
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}); restore it or train again") from None

@@ -4,26 +4,28 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from flax import linen as nn
 from flax import traverse_util
+from ml_collections import ConfigDict
 
-from nrgpt_jax.models.depth import with_num_steps
+from nrgpt_jax.core import parameters
+from nrgpt_jax.core.parameters import ParameterSpec
 from nrgpt_jax.models.gpt import GPT
-from nrgpt_jax.models.names import NRGPT_PREFIX, is_nrgpt, model_names
+from nrgpt_jax.models.language_model import LanguageModel
+from nrgpt_jax.models.model_checks import check_model
+from nrgpt_jax.models.names import energy_names, is_nrgpt, model_names
 from nrgpt_jax.models.nrgpt import NRGPT
-from nrgpt_jax.models.validation import validate_model
 
 __all__ = [
+    "LanguageModel",
     "abstract_params",
     "create_model",
-    "is_nrgpt",
     "model_names",
     "parameter_shapes",
-    "with_num_steps",
+    "parameter_specs",
 ]
 
 
-def create_model(config: Mapping[str, Any]) -> nn.Module:
+def create_model(config: Mapping[str, Any] | ConfigDict) -> LanguageModel:
     """The Flax module that a configuration describes.
 
     Args:
@@ -37,50 +39,29 @@ def create_model(config: Mapping[str, Any]) -> nn.Module:
       UserError: a field has a value that cannot be built; the message names it.
     """
     fields = dict(config.get("model", config))
-    validate_model(fields)
-    name = fields.pop("name")
-    common = {key: fields[key] for key in _COMMON_FIELDS}
-    if is_nrgpt(name):
-        own = {key: fields[key] for key in _NRGPT_FIELDS}
-        return NRGPT(feedforward=name.removeprefix(NRGPT_PREFIX), **common, **own)
-    return GPT(shared=name != "GPT", parallel=name.endswith("_parallel"), **common)
+    check_model(fields)
+    name, nrgpt = fields["name"], is_nrgpt(fields["name"])
+    own = NRGPT if nrgpt else GPT
+    known = {n: v for n, v in fields.items() if n in own.__dataclass_fields__ and n != "name"}
+    known["blocks"] = fields["blocks"] or (fields["num_steps"] if name == "GPT" else 1)
+    if nrgpt:
+        return NRGPT(energy_names=energy_names(fields), **known)
+    return GPT(parallel=name.endswith("_parallel"), **known)
 
 
-def parameter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """The shape of every parameter by its path, `feedforward_params/W1`; nothing is computed."""
+def parameter_specs(model: LanguageModel) -> Any:
+    """The tree of parameters as `ParameterSpec`: what is known of each."""
+    return parameters.kept(model.tables())
+
+
+def abstract_params(model: LanguageModel) -> Any:
+    """The tree of parameters as `jax.ShapeDtypeStruct`; nothing is computed."""
+    is_spec = lambda spec: isinstance(spec, ParameterSpec)
+    shape = lambda spec: jax.ShapeDtypeStruct(spec.shape(model.sizes), "float32")
+    return jax.tree.map(shape, parameter_specs(model), is_leaf=is_spec)
+
+
+def parameter_shapes(model: LanguageModel) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter by its path, `block/feedforward/W1`; nothing is computed."""
     flat = traverse_util.flatten_dict(abstract_params(model), sep="/")
     return {path: leaf.shape for path, leaf in flat.items()}
-
-
-def abstract_params(model: nn.Module) -> Any:
-    """The tree of parameters as `jax.ShapeDtypeStruct`; nothing is computed."""
-    tokens = jax.ShapeDtypeStruct((1, model.context_length), "int32")
-    return jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
-
-
-_COMMON_FIELDS = (
-    "vocab_size",
-    "context_length",
-    "embed_dim",
-    "num_heads",
-    "num_steps",
-    "mlp_ratio",
-    "dropout",
-    "tied_head",
-    "dtype",
-    "scan_unroll",
-    "remat",
-)
-_NRGPT_FIELDS = (
-    "attention",
-    "head_dim",
-    "mask",
-    "beta",
-    "learn_beta",
-    "learn_alpha",
-    "norm",
-    "rate",
-    "rate_init",
-    "per_step_scale",
-    "kernels",
-)

@@ -1,120 +1,138 @@
 """The transformer baselines: GPT, GPT_Rec (one block, T times) and GPT_Rec_parallel.
 
-Pre-norm blocks with a ReLU MLP, as in the paper's release. One `nn.scan` over the steps: GPT
-stacks T blocks' parameters along a leading axis, the recurrent models share one block's.
+Pre-norm blocks with a ReLU MLP, as in the paper's release: a block is a pure function of its
+parameters, and goes through the loop that the energy models use.
 """
+
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Int
 
-from nrgpt_jax.array_types import at_least_float32
-from nrgpt_jax.core.attention import causal_mask
-from nrgpt_jax.core.descent import Decoding
-from nrgpt_jax.core.memory import write
-from nrgpt_jax.core.norms import EPSILON
-from nrgpt_jax.models.language_model import INIT, BatchStates, Cache, LanguageModel
+from nrgpt_jax.array_types import BatchStates, Key, Params, PerSequence, at_least_float32
+from nrgpt_jax.core import caches
+from nrgpt_jax.core.contexts import Places
+from nrgpt_jax.core.dynamics import State, rollout
+from nrgpt_jax.core.parameters import Table, constant, matrix, vector
+from nrgpt_jax.kernels.layer_norm import layer_norm
+from nrgpt_jax.models.decoding import Decoding
+from nrgpt_jax.models.language_model import Cache, LanguageModel
 
-
-class Attention(nn.Module):
-    """Causal multi-head attention, softmax(Q K^T / sqrt(D/H)) V, then a biased projection."""
-
-    num_heads: int
-    dropout: float
-    dtype: str
-
-    @nn.compact
-    def __call__(
-        self, x: BatchStates, rows: Cache | None, position: jax.Array | None, train: bool
-    ) -> tuple[BatchStates, Cache | None]:
-        width = x.shape[-1]
-        shape = (self.num_heads, width // self.num_heads)
-        heads = lambda name: nn.DenseGeneral(
-            shape, use_bias=False, kernel_init=INIT, dtype=self.dtype, name=name
-        )
-        q, k, v = (heads(name)(x) for name in ("query", "key", "value"))
-        mask = causal_mask(x.shape[1], x.shape[1], strict=False)[None]
-        if rows is not None:
-            rows = {name: write(rows[name], new, position) for name, new in (("k", k), ("v", v))}
-        if rows is not None and position is not None:
-            k, v = rows["k"], rows["v"]
-            mask = jnp.arange(k.shape[1])[None, None] <= position[:, None, None]
-        weights_BxHxNxK = self._weights(q, k, mask)
-        weights_BxHxNxK = nn.Dropout(self.dropout, deterministic=not train)(weights_BxHxNxK)
-        out = jnp.einsum("bhnk,bkhy->bnhy", weights_BxHxNxK.astype(v.dtype), v)
-        out = nn.DenseGeneral(
-            width, axis=(-2, -1), kernel_init=INIT, dtype=self.dtype, name="projection"
-        )(out)
-        return nn.Dropout(self.dropout, deterministic=not train)(out), rows
-
-    def _weights(self, q, k, mask) -> Float[Array, "B H N K"]:
-        scores = jnp.einsum("bnhy,bkhy->bhnk", q * q.shape[-1] ** -0.5, k)
-        return jax.nn.softmax(jnp.where(mask[:, None], at_least_float32(scores), -jnp.inf), axis=-1)
+ATTENTION: Table = {
+    "query": matrix("D H Y", uses=1),
+    "key": matrix("D H Y", uses=1),
+    "value": matrix("D H Y", uses=1),
+    "projection": matrix("H Y D", uses=1),
+    "bias": vector("D"),
+}
+MLP: Table = {
+    "up": matrix("D M", uses=1),
+    "up_bias": vector("M"),
+    "down": matrix("M D", uses=1),
+    "down_bias": vector("D"),
+}
+NORM: Table = {"gain": constant(1.0, "D"), "bias": vector("D")}
+BLOCK: Table = {"attention": ATTENTION, "mlp": MLP, "norm1": NORM, "norm2": NORM}
 
 
-class MLP(nn.Module):
+def attend(
+    params: Params, x: BatchStates, state: State, places: Places, drop: "Drop"
+) -> tuple[BatchStates, Any]:
+    """Causal multi-head attention, softmax(Q K^T / sqrt(Y)) V, then a biased projection.
+
+    Returns:
+      What it adds, and the cache with the keys and values of these tokens.
+    """
+    q, k, v = (jnp.einsum("bnd,dhy->bnhy", x, params[n]) for n in ("query", "key", "value"))
+    cache = state.cache
+    if cache is not None:
+        write = partial(caches.write, position=places.at, step=state.step)
+        cache = {n: write(cache[n], new) for n, new in (("k", k), ("v", v))}
+    if cache is not None and places.at is not None:
+        k, v = (cache[name][state.step] for name in ("k", "v"))
+    mask_BxNxK = places.mask(x.shape[1], k.shape[1])
+    scores = jnp.einsum("bnhy,bkhy->bhnk", q * q.shape[-1] ** -0.5, k)
+    masked = jnp.where(mask_BxNxK[:, None], at_least_float32(scores), -jnp.inf)
+    weights_BxHxNxK = drop(jax.nn.softmax(masked, axis=-1)).astype(v.dtype)
+    out = jnp.einsum("bhnk,bkhy->bnhy", weights_BxHxNxK, v)
+    out = jnp.einsum("bnhy,hyd->bnd", out, params["projection"]) + params["bias"][None, None]
+    return drop(out), cache
+
+
+def mlp(params: Params, x: BatchStates, drop: "Drop") -> BatchStates:
     """W2 relu(W1 x + b1) + b2, hidden width M."""
-
-    hidden: int
-    dropout: float
-    dtype: str
-
-    @nn.compact
-    def __call__(self, x: BatchStates, train: bool) -> BatchStates:
-        dense = lambda n, name: nn.Dense(n, kernel_init=INIT, dtype=self.dtype, name=name)
-        out = dense(x.shape[-1], "down")(nn.relu(dense(self.hidden, "up")(x)))
-        return nn.Dropout(self.dropout, deterministic=not train)(out)
+    hidden = jax.nn.relu(x @ params["up"] + params["up_bias"][None, None])
+    return drop(hidden @ params["down"] + params["down_bias"][None, None])
 
 
-class Block(nn.Module):
-    """One transformer block; `parallel` adds attention and MLP side by side."""
+class Drop:
+    """Dropout at one rate, each call with a key of its own; without a key the identity."""
 
-    num_heads: int
-    hidden: int
-    dropout: float
-    dtype: str
-    parallel: bool
+    def __init__(self, key: Key | None, rate: float):
+        self.key, self.rate, self.calls = key, rate, 0
 
-    @nn.compact
-    def __call__(
-        self, x: BatchStates, rows: Cache | None, position: jax.Array | None, train: bool
-    ) -> tuple[BatchStates, Cache | None]:
-        attention = Attention(self.num_heads, self.dropout, self.dtype, name="attention")
-        mlp = MLP(self.hidden, self.dropout, self.dtype, name="mlp")
-        norm1 = nn.LayerNorm(epsilon=EPSILON, name="norm1")
-        norm2 = nn.LayerNorm(epsilon=EPSILON, name="norm2")
-        update, rows = attention(norm1(x), rows, position, train)
-        attended = x + update.astype(x.dtype)
-        out = mlp(norm2(x if self.parallel else attended), train)
-        return attended + out.astype(x.dtype), rows
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if self.key is None:
+            return x
+        self.calls += 1
+        keep = jax.random.bernoulli(
+            jax.random.fold_in(self.key, self.calls), 1 - self.rate, x.shape
+        )
+        return jnp.where(keep, x / (1 - self.rate), jnp.zeros_like(x))
 
 
 class GPT(LanguageModel):
     """The three baselines.
 
-    The fields are those of `config.model`; `shared` applies one block T times instead of T
-    different blocks, `parallel` puts its attention and its MLP side by side.
+    The fields are those of `config.model`; with `parallel` a block adds its attention and its
+    MLP side by side.
     """
 
-    shared: bool = False
     parallel: bool = False
 
-    def setup_block(self) -> None:
-        over_steps = nn.scan(
-            Block if self.remat == "none" else nn.remat(Block, static_argnums=(4,)),
-            variable_broadcast="params" if self.shared else False,
-            variable_axes={} if self.shared else {"params": 0},
-            split_rngs={"params": not self.shared, "dropout": True},
-            in_axes=(0, nn.broadcast, nn.broadcast),
-            length=self.num_steps,
-            unroll=self.scan_unroll,
+    def block_table(self) -> Table:
+        """The parameters of one block."""
+        return BLOCK
+
+    def pair_flops(self) -> float:
+        """Scores and averages, half of the square each."""
+        return 2.0 * self.context_length * self.embed_dim
+
+    def block(
+        self, params: Any, state: State, places: Places, key: Key | None = None
+    ) -> tuple[State, None]:
+        """One transformer block."""
+        drop = Drop(key, self.dropout)
+        narrow = lambda tree: jax.tree.map(lambda leaf: leaf.astype(self.dtype), tree)
+        norm = lambda name, x: layer_norm(params[name], x).astype(self.dtype)
+        update, cache = attend(
+            narrow(params["attention"]), norm("norm1", state.x), state, places, drop
         )
-        hidden = self.mlp_ratio * self.embed_dim
-        self.blocks = over_steps(self.num_heads, hidden, self.dropout, self.dtype, self.parallel)
+        attended = state.x + update.astype(state.x.dtype)
+        out = mlp(
+            narrow(params["mlp"]), norm("norm2", state.x if self.parallel else attended), drop
+        )
+        x = attended + out.astype(state.x.dtype)
+        return state._replace(x=x, cache=cache, step=state.step + 1), None
+
+    def _run(self, x: BatchStates, places: Places, cache: Any, inputs: Any, remat: str) -> State:
+        shared = self.given("block")
+        if self.blocks > 1:
+            inputs = {**inputs, "block": self.turns(shared)}
+
+        def step(state: State, inputs_t: Any) -> tuple[State, None]:
+            return self.block(inputs_t.get("block", shared), state, places, inputs_t.get("key"))
+
+        state = State(x, (), cache, jnp.zeros((), jnp.int32))
+        return rollout(step, state, inputs, unroll=self.scan_unroll, remat=remat)[0]
 
     def states(self, x: BatchStates, train: bool) -> BatchStates:
-        return self.blocks(x, None, None, train)[0]
+        inputs: dict[str, Any] = {"step": jnp.arange(self.num_steps)}
+        if train and self.dropout > 0.0:
+            inputs["key"] = self._keys()
+        return self._run(x, Places(strict=False), None, inputs, self.remat).x
 
     def cache_row(self) -> dict[str, tuple[int, ...]]:
         """The shapes of the key and the value of a token, in one step."""
@@ -124,13 +142,12 @@ class GPT(LanguageModel):
         self,
         x: BatchStates,
         cache: Cache,
-        position: jax.Array | None,
+        position: PerSequence | None,
         decoding: Decoding,
-        active: jax.Array | None = None,
-    ) -> tuple[BatchStates, Cache, jax.Array]:
+        active: Bool[Array, "B P"] | None = None,
+    ) -> tuple[BatchStates, Cache, Int[Array, "B P"]]:
         del active  # every token makes all steps
-        if decoding != Decoding():
-            raise ValueError("the transformer baselines have no energy: exact cache, all steps")
-        x, rows = self.blocks(x, cache, position, False)
-        assert rows is not None
-        return x, rows, jnp.full(x.shape[:2], self.num_steps)
+        self.check_decoding(decoding)
+        inputs = {"step": jnp.arange(self.num_steps)}
+        state = self._run(x, Places(False, position), cache, inputs, "none")
+        return state.x, state.cache, jnp.full(x.shape[:2], self.num_steps)

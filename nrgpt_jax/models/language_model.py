@@ -1,28 +1,35 @@
 """What every model here shares: embeddings in front, final LayerNorm and head behind."""
 
+from functools import partial
+from typing import Any
+
+import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from nrgpt_jax.array_types import Logits, Tokens, at_least_float32
-from nrgpt_jax.core.descent import Decoding
-from nrgpt_jax.core.norms import EPSILON
-from nrgpt_jax.core.parameters import INIT_STD
+from nrgpt_jax.array_types import BatchStates, Logits, PerSequence, Tokens, Variables
+from nrgpt_jax.core import parameters
+from nrgpt_jax.core.parameters import Sizes, Table, constant, matrix, vector
+from nrgpt_jax.errors import UserError, require
+from nrgpt_jax.kernels.layer_norm import layer_norm
+from nrgpt_jax.models.decoding import Decoding
 
-INIT = nn.initializers.normal(INIT_STD)
-
-BatchStates = Float[Array, "B N D"]
 Cache = dict[str, jax.Array]
-"""What is kept of past tokens, (T,B,S,...) by name; see `core.memory`."""
+"""What is kept of past tokens, (T,B,S,...) by name; see `core.caches`."""
+
+FINAL_NORM = {"gain": constant(1.0, "D"), "bias": vector("D")}
 
 
 class LanguageModel(nn.Module):
-    """Token and position embedding -> `states` (of a subclass) -> LayerNorm -> logits.
+    """Token and position embedding -> T steps of a block -> LayerNorm -> logits.
 
-    Subclasses define `setup_block` (their submodules), `states` (B,N,D) -> (B,N,D), and for the
-    making of text `cache_row` and `descend`.
-    Residual states, the norms and the logits are kept in float32 whatever `dtype` is.
+    A module declares parameters from tables and calls pure functions. Subclasses define
+    `block_table`, `pair_flops`, `states`, `descend` and `cache_row`. Residual states, the norms
+    and the logits are kept in float32 whatever `dtype` is. The fields are those of
+    `config.model`.
     """
 
     vocab_size: int
@@ -36,33 +43,157 @@ class LanguageModel(nn.Module):
     dtype: str = "float32"
     scan_unroll: int = 1
     remat: str = "none"
+    blocks: int = 1  # distinct ones, taken in turn
+
+    # What a model is ------------------------------------------------------------------------------
+
+    has_energy = False  # whether its tokens descend an energy: `energies`, `trajectory`
+
+    @property
+    def sizes(self) -> Sizes:
+        """The length of every axis of its parameters."""
+        width, rank = self.embed_dim, self.embed_dim // self.num_heads
+        hidden = self.mlp_ratio * width
+        shape = {"T": self.num_steps, "N": self.context_length, "V": self.vocab_size}
+        return Sizes(width, self.num_heads, rank, hidden, **shape, K=self.blocks)
+
+    def block_table(self) -> Table:
+        """The parameters of one block."""
+        raise TypeError(f"{type(self).__name__} does not define block_table")
+
+    def pair_flops(self) -> float | None:
+        """Operations a token and step of scores and averages over the context; None: unknown."""
+        raise TypeError(f"{type(self).__name__} does not define pair_flops")
+
+    def tables(self) -> dict[str, Table]:
+        """All parameters of the model: what they are called, and what is known of them."""
+        block = self.block_table()
+        found: dict[str, Table] = {
+            "token_embedding": {"embedding": matrix("V D", uses=0)},
+            "position_embedding": {"embedding": matrix("N D", uses=0)},
+            "block": parameters.stacked(block) if self.blocks > 1 else block,
+            "final_norm": FINAL_NORM,
+        }
+        if not self.tied_head:
+            found["head"] = {"kernel": matrix("D V", uses=1), "bias": vector("V")}
+        return found
+
+    def with_num_steps(
+        self, variables: Variables, num_steps: int
+    ) -> tuple["LanguageModel", Variables]:
+        """The model and its variables, making `num_steps` steps; blocks go on taking turns.
+
+        Parameters of single steps go on with the last one.
+
+        Raises:
+          UserError: the model has a block of its own for every step, or there is no step.
+        """
+        require(num_steps > 0, "num_steps", num_steps, "at least 1")
+        if num_steps == self.num_steps:
+            return self, variables
+        if 1 < self.blocks == self.num_steps:
+            raise UserError(
+                f"the model has {self.blocks} different blocks and makes {self.num_steps} steps; "
+                "models that use a block more than once can make more or fewer"
+            )
+        params = dict(variables["params"])
+        for group, table in self.tables().items():
+            for name, spec in parameters.kept(table).items():
+                if getattr(spec, "axes", ())[:1] == ("T",):
+                    old = params[group][name]
+                    new = old[jnp.minimum(jnp.arange(num_steps), len(old) - 1)]
+                    params[group] = {**params[group], name: new}
+        return self.clone(num_steps=num_steps), {**variables, "params": params}
+
+    def with_kernels(self, choice: str) -> "LanguageModel":
+        """The same model by other derivative rules, one of `kernels.CHOICES`, if it has any."""
+        del choice
+        return self
+
+    # Parameters -----------------------------------------------------------------------------------
 
     def setup(self):
-        embed = lambda rows: nn.Embed(rows, self.embed_dim, embedding_init=INIT)
-        self.token_embedding = embed(self.vocab_size)
-        self.position_embedding = embed(self.context_length)
-        self.final_norm = nn.LayerNorm(epsilon=EPSILON)
-        if not self.tied_head:
-            self.head = nn.Dense(self.vocab_size, kernel_init=INIT, dtype=self.dtype)
-        self.setup_block()
+        draw = lambda table: partial(parameters.draw, table=table, sizes=self.sizes)
+        self.kept = {name: self.param(name, draw(table)) for name, table in self.tables().items()}
 
-    def setup_block(self) -> None:
-        """Declares the submodules of the recurrent block."""
-        raise TypeError(f"{type(self).__name__} does not define setup_block")
+    def given(self, group: str) -> dict[str, Any]:
+        """The parameters of one group, as functions are given them."""
+        kept = flax.core.unfreeze(self.kept)[group]
+        return parameters.given(kept, self.tables()[group], self.sizes)
+
+    def turns(self, block: Any) -> Any:
+        """Arrays (K,...) of K blocks as those of T steps (T,...)."""
+        if self.blocks == self.num_steps:
+            return block
+        which = jnp.arange(self.num_steps) % self.blocks
+        return jax.tree.map(lambda leaf: leaf[which], block)
+
+    # The forward pass -----------------------------------------------------------------------------
+
+    def __call__(self, tokens: Tokens, train: bool = False) -> Logits:
+        """Next-token logits (B,N,V) of tokens (B,N), N up to the context length.
+
+        Args:
+          tokens: integers below `vocab_size`.
+          train: apply dropout; needs `rngs={"dropout": key}` when the rate is positive.
+        """
+        return self.readout(self.states(self.embed(tokens), train))
+
+    def embed(self, tokens: Tokens) -> BatchStates:
+        """The states before the first step. Raises ValueError on too long a sequence."""
+        count = tokens.shape[-1]
+        if count > self.context_length:
+            raise ValueError(f"{count} tokens do not fit the context length {self.context_length}")
+        return self._embedded(tokens) + self._embedding("position_embedding")[None, :count]
+
+    def _embedding(self, name: str) -> Float[Array, "rows D"]:
+        return self.given(name)["embedding"]
+
+    def _embedded(self, tokens: Int[Array | np.ndarray, "*B"]) -> Float[Array, "*B D"]:
+        return jnp.take(self._embedding("token_embedding"), tokens, axis=0)
 
     def states(self, x: BatchStates, train: bool) -> BatchStates:
         """The states after the last step."""
         raise TypeError(f"{type(self).__name__} does not define states")
 
+    def readout(self, x: BatchStates) -> Logits:
+        """Logits (float32) of states; works on the states of any step.
+
+        The product is of numbers in `dtype`; it is added up and returned in float32.
+        """
+        x = layer_norm(self.given("final_norm"), x).astype(self.dtype)
+        product = partial(jnp.einsum, preferred_element_type=jnp.float32)
+        if self.tied_head:
+            return product("bnd,vd->bnv", x, self._embedding("token_embedding").astype(self.dtype))
+        head = self.given("head")
+        return (
+            product("bnd,dv->bnv", x, head["kernel"].astype(self.dtype)) + head["bias"][None, None]
+        )
+
+    def _keys(self) -> jax.Array:
+        """A key of dropout for every step."""
+        return jax.random.split(self.make_rng("dropout"), self.num_steps)
+
+    # The making of text ---------------------------------------------------------------------------
+
     def cache_row(self) -> dict[str, tuple[int, ...]]:
         """The shapes of what is kept of one token, of one step."""
         raise TypeError(f"{type(self).__name__} does not define cache_row")
+
+    def check_decoding(self, decoding: Decoding) -> None:
+        """Raises UserError where the model cannot decode in this way."""
+        if not self.has_energy and decoding != Decoding():
+            raise UserError("this model has no energy: it has an exact cache and makes all steps")
+        if self.blocks > 1 and decoding.cache == "fixed_point":
+            raise UserError(
+                f"{self.blocks} blocks remember a token each in its own way; use cache=exact"
+            )
 
     def descend(
         self,
         x: BatchStates,
         cache: Cache,
-        position: jax.Array | None,
+        position: PerSequence | None,
         decoding: Decoding,
         active: Bool[Array, "B P"] | None = None,
     ) -> tuple[BatchStates, Cache, Int[Array, "B P"]]:
@@ -80,14 +211,14 @@ class LanguageModel(nn.Module):
         """
         raise TypeError(f"{type(self).__name__} does not define descend")
 
-    def empty_cache(self, batch: int, slots: int, kind: str = "exact") -> Cache:
-        """A cache for `slots` tokens of `batch` sequences, of a kind of `descent.CACHES`."""
+    def empty_cache(self, batch: Any, slots: int, kind: str = "exact") -> Cache:
+        """A cache for `slots` tokens of `batch` sequences, of a kind of `caches.CACHES`."""
         steps = 1 if kind == "fixed_point" else self.num_steps
         shape = lambda row: (steps, batch, slots, *row)
         return {name: jnp.zeros(shape(row), self.dtype) for name, row in self.cache_row().items()}
 
     def prefill(
-        self, tokens: Tokens, lengths: Int[Array, "B"], cache: Cache, decoding: Decoding
+        self, tokens: Tokens, lengths: PerSequence, cache: Cache, decoding: Decoding
     ) -> tuple[Float[Array, "B V"], Cache, Int[Array, "B P"]]:
         """Reads prompts (B,P), each `lengths` long, into a cache.
 
@@ -101,41 +232,16 @@ class LanguageModel(nn.Module):
 
     def decode(
         self,
-        tokens: Int[Array, "B"],
-        position: Int[Array, "B"],
+        tokens: PerSequence,
+        position: PerSequence,
         cache: Cache,
         decoding: Decoding,
         active: Bool[Array, "B"] | None = None,
     ) -> tuple[Float[Array, "B V"], Cache, Int[Array, "B"]]:
         """One more token in each sequence, at `position`: logits (B,V), the cache, the steps."""
-        x = self.token_embedding(tokens) + self.position_embedding(position)
+        x = self._embedded(tokens) + jnp.take(
+            self._embedding("position_embedding"), position, axis=0
+        )
         waited_for = None if active is None else active[:, None]
         x, cache, steps = self.descend(x[:, None], cache, position, decoding, waited_for)
         return self.readout(x)[:, 0], cache, steps[:, 0]
-
-    def embed(self, tokens: Tokens) -> BatchStates:
-        """The states before the first step. Raises ValueError on too long a sequence."""
-        if tokens.shape[-1] > self.context_length:
-            raise ValueError(
-                f"{tokens.shape[-1]} tokens do not fit the context length {self.context_length}"
-            )
-        positions = jnp.arange(tokens.shape[-1])
-        return self.token_embedding(tokens) + self.position_embedding(positions)[None]
-
-    def readout(self, x: BatchStates) -> Logits:
-        """Logits (float32) of states; works on the states of any step."""
-        x = self.final_norm(x)
-        if self.tied_head:
-            logits = x.astype(self.dtype) @ self.token_embedding.embedding.T.astype(self.dtype)
-        else:
-            logits = self.head(x)
-        return at_least_float32(logits)
-
-    def __call__(self, tokens: Tokens, train: bool = False) -> Logits:
-        """Next-token logits (B,N,V) of tokens (B,N), N up to the context length.
-
-        Args:
-          tokens: integers below `vocab_size`.
-          train: apply dropout; needs `rngs={"dropout": key}` when the rate is positive.
-        """
-        return self.readout(self.states(self.embed(tokens), train))

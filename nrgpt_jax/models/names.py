@@ -1,16 +1,36 @@
-"""The names that `config.model.name` may have."""
+"""The names that `config.model.name` may have, and the energies that each stands for."""
 
-from nrgpt_jax.core.energies import FEEDFORWARD
+from collections.abc import Mapping
+from typing import Any
 
-NRGPT_PREFIX = "NRGPT_H_"
+from nrgpt_jax.core.energies import ENERGIES
+
+NRGPT_NAME, NRGPT_PREFIX = "NRGPT", "NRGPT_H_"
 BASELINES = ("GPT", "GPT_Rec", "GPT_Rec_parallel")
+
+
+def energies_labelled(label: str) -> list[str]:
+    """The registered energies with a label: `attention`, `feedforward`."""
+    return [name for name, entry in ENERGIES.items() if entry.label == label]
 
 
 def model_names() -> list[str]:
     """`NRGPT_H_<feed-forward energy>` for every registered one, and the baselines."""
-    return [NRGPT_PREFIX + name for name in FEEDFORWARD] + list(BASELINES)
+    return [NRGPT_PREFIX + name for name in energies_labelled("feedforward")] + list(BASELINES)
 
 
 def is_nrgpt(name: str) -> bool:
     """Whether the name stands for an energy model (else it is a baseline)."""
-    return name.startswith(NRGPT_PREFIX)
+    return name == NRGPT_NAME or name.startswith(NRGPT_PREFIX)
+
+
+def energy_names(model: Mapping[str, Any]) -> tuple[str, ...]:
+    """The energies of `config.model`.
+
+    `NRGPT_H_FF2W` stands for `model.attention` and FF2W, with `model.energies` besides; `NRGPT`
+    for `model.energies` alone.
+    """
+    more = tuple(model["energies"])
+    if model["name"] == NRGPT_NAME:
+        return more
+    return (model["attention"], model["name"].removeprefix(NRGPT_PREFIX), *more)

@@ -1,42 +1,36 @@
-"""NRGPT: declares the parameters of the energies and lets `core.dynamics` do the mathematics."""
+"""NRGPT: declares the parameters of energies, norm, rate and rule for `core.dynamics`."""
 
 import math
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int
 
-from nrgpt_jax.array_types import Key, Params, Tokens
+from nrgpt_jax.array_types import BatchStates, Key, PerSequence, Tokens
 from nrgpt_jax.core import dynamics as core
-from nrgpt_jax.core import kernels
-from nrgpt_jax.core.descent import Decoding, descend
-from nrgpt_jax.core.energies import ATTENTION, FEEDFORWARD
-from nrgpt_jax.core.norms import NORMS
-from nrgpt_jax.core.parameters import Sizes, Specs, constant
+from nrgpt_jax.core.contexts import Places
+from nrgpt_jax.core.dynamics import Dropout, Dynamics, State
+from nrgpt_jax.core.energies import COMBINATIONS, ENERGIES, Energy
+from nrgpt_jax.core.norms import NORMS, bind_norm
+from nrgpt_jax.core.parameters import Sizes, Specs, Table, constant, fixed, positive
 from nrgpt_jax.core.rates import RATES
-from nrgpt_jax.models.language_model import BatchStates, Cache, LanguageModel
-
-
-class Parameters(nn.Module):
-    """A dictionary of parameters declared from a table."""
-
-    specs: Specs
-
-    @nn.compact
-    def __call__(self) -> Params:
-        return {name: self.param(name, spec.init, spec.shape) for name, spec in self.specs.items()}
+from nrgpt_jax.core.rules import RULES
+from nrgpt_jax.core.terms import bind
+from nrgpt_jax.kernels import kernel_of, norm_kernel
+from nrgpt_jax.models.decoding import Decoding
+from nrgpt_jax.models.language_model import Cache, LanguageModel
 
 
 class NRGPT(LanguageModel):
-    """Tokens descend an attention energy and a feed-forward energy for `num_steps` steps.
+    """Tokens descend the sum (or another combination) of energies for `num_steps` steps.
 
-    The fields are those of `config.model`; `feedforward` names the feed-forward energy.
+    The fields are those of `config.model`; `energies` are names of `core.energies.ENERGIES`.
     """
 
-    feedforward: str = "FF2W"
-    attention: str = "full_rank"
+    energy_names: tuple[str, ...] = ("full_rank", "FF2W")
+    combination: str = "sum"
     head_dim: int = 0
     mask: str = "inclusive"
     beta: float = 1.0
@@ -45,199 +39,202 @@ class NRGPT(LanguageModel):
     norm: str = "bare_layer_norm"
     rate: str = "full"
     rate_init: float = 1.0
+    rule: str = "descent"
     per_step_scale: bool = False
     kernels: str = "fused"
 
+    has_energy = True
+
     @property
     def sizes(self) -> Sizes:
-        """The widths D, H, Y and M."""
-        rank = self.head_dim or self.embed_dim // self.num_heads
-        return Sizes(self.embed_dim, self.num_heads, rank, self.mlp_ratio * self.embed_dim)
+        """The length of every axis of its parameters."""
+        sizes = super().sizes
+        return sizes._replace(Y=self.head_dim or sizes.Y)
 
-    def setup_block(self) -> None:
-        attention_specs = dict(ATTENTION[self.attention].specs(self.sizes))
-        if self.learn_alpha:
-            attention_specs["alpha"] = constant(1.0, self.num_heads)
-        if self.learn_beta:
-            attention_specs["log_beta"] = constant(math.log(self.beta))
-        scales = {"scale_ff": constant(1.0)}
-        if self.per_step_scale:
-            scales["log_step_scale"] = constant(0.0, self.num_steps)
-        self.attention_params = Parameters(attention_specs)
-        self.feedforward_params = Parameters(FEEDFORWARD[self.feedforward].specs(self.sizes))
-        self.norm_params = Parameters(NORMS[self.norm].specs(self.sizes))
-        self.rate_params = Parameters(RATES[self.rate].specs(self.sizes, self.rate_init))
-        self.scales = Parameters(scales)
+    @property
+    def strict(self) -> bool:
+        """Whether tokens are outside their own context."""
+        return self.mask == "strict"
+
+    # Parameters -----------------------------------------------------------------------------------
+
+    def terms(self) -> dict[str, Energy]:
+        """The energies by the names under which their values and parameters are found."""
+        entries = {name: ENERGIES[name] for name in self.energy_names}
+        labels = [entry.label for entry in entries.values()]
+        twice = {label for label in labels if labels.count(label) > 1}
+        return {n if e.label in twice else e.label: e for n, e in entries.items()}
+
+    def block_table(self) -> Table:
+        """The parameters of one block, by term, and those of the norm, rate and rule."""
+        found: dict[str, Specs] = {n: self._specs(e.specs) for n, e in self.terms().items()}
+        found["combination"] = COMBINATIONS[self.combination].specs
+        found["norm"] = NORMS[self.norm].specs
+        found["rate"] = RATES[self.rate].specs(self.rate_init)
+        found["rule"] = RULES[self.rule].specs
+        return found
+
+    def _specs(self, specs: Specs) -> Specs:
+        """The table of an energy with alpha and beta as configured."""
+        own = {}
+        if "alpha" in specs:
+            own["alpha"] = constant(1.0, "H") if self.learn_alpha else specs["alpha"]
+        if "beta" in specs:
+            own["beta"] = positive(self.beta) if self.learn_beta else fixed(self.beta)
+        return {**specs, **own}
+
+    def tables(self) -> dict[str, Table]:
+        """All parameters: those of any model, and the scales of single steps."""
+        scales = {"steps": {"scale": positive(1.0, "T")}} if self.per_step_scale else {}
+        return {**super().tables(), **scales}
+
+    def pair_flops(self) -> float | None:
+        """Scores and averages of attention energies, half of the square each."""
+        attention = [entry for entry in self.terms().values() if entry.memory]
+        if any(entry.width is None for entry in attention):
+            return None
+        widths = [
+            math.prod(getattr(self.sizes, letter) for letter in (entry.width or "").split())
+            for entry in attention
+        ]
+        return 2.0 * self.context_length * sum(widths)
+
+    def with_kernels(self, choice: str) -> "NRGPT":
+        """The same model by other derivative rules."""
+        return self.clone(kernels=choice)
 
     def eta(self) -> jax.Array:
-        """The inference rate: a scalar, a diagonal (D,) or a matrix (D,D), before any c_t."""
-        return RATES[self.rate].eta(self.rate_params(), self.gain())
+        """The inference rate: (), (D,) or (D,D), before any c_t; with K blocks K of them."""
+        return self._block()["eta"]
 
     def gain(self) -> jax.Array:
-        """The gain (D,) of the norm, ones where it has none."""
-        return self.norm_params().get("gain", jnp.ones(self.embed_dim))
+        """The gain (D,) of the norm, ones where it has none; with K blocks (K,D)."""
+        return self._block()["gain"]
 
-    def step_scales(self) -> jax.Array:
-        """c_t of every step, (T,)."""
-        scales = self.scales()
-        return jnp.exp(scales.get("log_step_scale", jnp.zeros(self.num_steps)))
+    def step_scales(self) -> Float[Array, "T"]:
+        """c_t of every step."""
+        return self.given("steps")["scale"] if self.per_step_scale else jnp.ones(self.num_steps)
+
+    def _block(self) -> dict[str, Any]:
+        """The parameters of a block (or of K, stacked), and what is made of them once."""
+        block = self.given("block")
+        shape = (self.blocks, self.embed_dim) if self.blocks > 1 else (self.embed_dim,)
+        block["gain"] = block["norm"].get("gain", jnp.ones(shape))
+        of_block = RATES[self.rate].eta
+        over_blocks = jax.vmap(of_block) if self.blocks > 1 else of_block
+        block["eta"] = over_blocks(block["rate"], block["gain"])
+        return block
+
+    # The dynamics ---------------------------------------------------------------------------------
+
+    def _dynamics(self, block: dict[str, Any], places: Places, first: BatchStates) -> Dynamics:
+        """Of one step, with the parameters of its block."""
+        bound = {
+            label: bind(entry, block[label], kernel_of(name, self.kernels), self.dtype)
+            for name, (label, entry) in zip(self.energy_names, self.terms().items(), strict=True)
+        }
+        constrained = RATES[self.rate].constrained
+        return core.assemble(
+            bound,
+            bind_norm(self.norm, block["norm"], norm_kernel(self.norm, self.kernels)),
+            block["eta"] if constrained else block["eta"].astype(self.dtype),
+            places,
+            first,
+            rule=self.rule,
+            rule_params=block["rule"],
+            combination=self.combination,
+            combination_params=block["combination"],
+        )
+
+    def _bind(
+        self, x: BatchStates, places: Places
+    ) -> tuple[dict[str, Any], Callable[[Any], Dynamics]]:
+        block, scales = self._block(), self.step_scales()
+        if self.blocks > 1:
+            inputs = {"scale": scales, "block": self.turns(block)}
+            return inputs, lambda inputs_t: self._dynamics(inputs_t["block"], places, x)
+        return {"scale": scales}, lambda inputs_t: self._dynamics(block, places, x)
+
+    def dynamics(self, x: BatchStates) -> tuple[Any, Callable[[Any], Dynamics]]:
+        """(inputs, dynamics_at): `dynamics_at` gives the dynamics of a step from its inputs.
+
+        `inputs` are a tree of arrays with T in front; x (B,N,D) are the states before the first
+        step. For pure functions on states: `model.bind(variables).dynamics(x)`.
+        """
+        return self._bind(x, Places(self.strict))
 
     def states(self, x: BatchStates, train: bool) -> BatchStates:
-        params, keys = self._parameters(), None
+        inputs, dynamics_at = self.dynamics(x)
         if train and self.dropout > 0.0:
-            keys = jax.random.split(self.make_rng("dropout"), self.num_steps)
+            inputs["key"] = self._keys()
 
-        def dynamics_at(key):  # narrows parameters in each step: gradients add up in float32
-            masks = () if key is None else self._dropout_masks(key, x.shape)
-            return self._bind(params, self._attention_over_sequences(params, x.shape[0], *masks))
+        def step(state: State, inputs_t):  # narrows parameters here: gradients add up in float32
+            dropped = self._dropped(inputs_t["key"], x.shape) if "key" in inputs_t else None
+            return core.step(dynamics_at(inputs_t), state, inputs_t["scale"], dropped)[0], None
 
-        last = core.rollout(
-            dynamics_at,
-            x.reshape(-1, self.embed_dim),
-            self.step_scales(),
-            keys,
-            unroll=self.scan_unroll,
-            remat=self.remat,
-        )
-        return last.reshape(x.shape)
+        state = core.start(dynamics_at(_first(inputs)))
+        unroll, remat = self.scan_unroll, self.remat
+        return core.rollout(step, state, inputs, unroll=unroll, remat=remat)[0].x
 
-    def dynamics(self, sequences: int = 1) -> core.Dynamics:
-        """The energies, norm and rate of so many sequences of equal length, one after the other.
+    def _dropped(self, key: Key, shape: tuple[int, ...]) -> Dropout:
+        batch, count, width = shape
+        keep = 1.0 - self.dropout
+        mask = lambda key, *shape: jax.random.bernoulli(key, keep, shape).astype(jnp.float32) / keep
+        of_weights, of_output = jax.random.split(key)
+        weights = mask(of_weights, batch, self.num_heads, count, count)
+        return Dropout(weights, mask(of_output, batch, count, width))
 
-        For pure functions on states: `model.bind(variables).dynamics()`.
-        """
-        params = self._parameters()
-        return self._bind(params, self._attention_over_sequences(params, sequences))
+    # What energies show ---------------------------------------------------------------------------
 
     def trajectory(self, tokens: Tokens) -> core.Trajectory:
         """The path of every sequence: states (B,T+1,N,D), and the same of what comes with them."""
-        x = self.embed(tokens)
-        dynamics = self.dynamics(x.shape[0])
-        path = core.trajectory(dynamics, x.reshape(-1, self.embed_dim), self.step_scales())
-        by_sequence = lambda leaf: jnp.swapaxes(
-            leaf.reshape(len(leaf), *tokens.shape, *leaf.shape[2:]), 0, 1
-        )
-        return jax.tree.map(by_sequence, path)
+        inputs, dynamics_at = self.dynamics(self.embed(tokens))
+        path = core.trajectory(dynamics_at, inputs)
+        return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), path)
 
     def energies(self, tokens: Tokens) -> dict[str, jax.Array]:
-        """Per-step per-token energies, (T+1,B,N), under `attention`, `feedforward`, `total`."""
+        """Per-step per-token energies (T+1,B,N), by term (`attention`, ...) and in `total`."""
         return {k: jnp.swapaxes(e, 0, 1) for k, e in self.trajectory(tokens).energies.items()}
 
+    # The making of text ---------------------------------------------------------------------------
+
     def cache_row(self) -> dict[str, tuple[int, ...]]:
-        """The shape of what is kept of a token, of one step: keys and values are one array."""
-        params = self._cast(self._parameters()["attention"])
-        g = jax.ShapeDtypeStruct((1, self.embed_dim), self.dtype)
-        memory = ATTENTION[self.attention].memory
-        return {"memory": jax.eval_shape(lambda g: memory(params, g), g).shape[1:]}
+        """The shapes of what terms keep of a token, in one step, by term."""
+        x = jax.ShapeDtypeStruct((1, 1, self.embed_dim), jnp.float32)
+
+        def keep(x: BatchStates):
+            inputs, dynamics_at = self.dynamics(x)
+            at = dynamics_at(_first(inputs))
+            return core.remember(at, core.start(at), x)[0]
+
+        return {name: rows.shape[2:] for name, rows in jax.eval_shape(keep, x).items()}
 
     def descend(
         self,
         x: BatchStates,
         cache: Cache,
-        position: jax.Array | None,
+        position: PerSequence | None,
         decoding: Decoding,
-        active: jax.Array | None = None,
-    ) -> tuple[BatchStates, Cache, jax.Array]:
-        params = self._parameters()
-        over_sequences = self._attention_over_sequences(params, x.shape[0])
+        active: Bool[Array, "B P"] | None = None,
+    ) -> tuple[BatchStates, Cache, Int[Array, "B P"]]:
+        self.check_decoding(decoding)
+        inputs, dynamics_at = self._bind(x, Places(self.strict, position))
+        step = lambda state, i: core.step(dynamics_at(i), state, i["scale"])
+        start = core.start(dynamics_at(_first(inputs)), cache)
+        if decoding.until is None:
+            alone = lambda state, i: (step(state, i)[0], None)
+            state, _ = core.rollout(alone, start, inputs, unroll=self.scan_unroll)
+            steps = jnp.full(x.shape[:2], self.num_steps)
+        else:
+            in_x = lambda state, i, seen: core.in_states(dynamics_at(i), state.x, seen.in_g)
+            moving = jnp.ones(x.shape[:2], bool) if active is None else active
+            found = core.until_at_rest(step, in_x, start, inputs, moving, decoding.until)
+            state, steps = found
+        fixed_point = decoding.cache == "fixed_point"
+        if fixed_point or decoding.until is not None:
+            state = core.settle(dynamics_at, inputs, state, fixed_point)
+        return state.x, state.cache, steps
 
-        def bind(rows):
-            over_rows = self._attention_over_rows(params, rows, position)
-            return self._bind(params, over_sequences if position is None else over_rows)
 
-        def remember(x_flat):
-            g = NORMS[self.norm].function(params["norm"], x_flat).astype(self.dtype)
-            memory = ATTENTION[self.attention].memory(self._cast(params["attention"]), g)
-            return memory.reshape(*x.shape[:2], *memory.shape[1:])
-
-        found = descend(
-            bind,
-            remember,
-            x.reshape(-1, self.embed_dim),
-            self.step_scales(),
-            cache["memory"],
-            position,
-            decoding,
-            None if active is None else active.reshape(-1),
-            self.scan_unroll,
-        )
-        return (
-            found.states.reshape(x.shape),
-            {"memory": found.rows},
-            found.steps.reshape(x.shape[:2]),
-        )
-
-    def _parameters(self) -> dict[str, Any]:
-        """What `_bind` needs, read (or created) outside any JAX transformation."""
-        attention = dict(self.attention_params())
-        log_beta = attention.pop("log_beta", None)
-        beta = jnp.asarray(self.beta) if log_beta is None else jnp.exp(log_beta)
-        return {
-            "attention": {"alpha": jnp.ones(self.num_heads), "beta": beta, **attention},
-            "feedforward": self.feedforward_params(),
-            "norm": self.norm_params(),
-            "scale_ff": self.scales()["scale_ff"],
-            "eta": self.eta(),
-        }
-
-    def _cast(self, tree):
-        return jax.tree.map(lambda p: p.astype(self.dtype), tree)
-
-    def _bind(self, params, attention_energy: core.EnergyTerm) -> core.Dynamics:
-        """The dynamics of tokens with this attention energy."""
-        feedforward = self._cast(params["feedforward"])
-        feed = FEEDFORWARD[self.feedforward].function
-
-        def feedforward_energy(query, context):
-            del context
-            with kernels.use(self.kernels):
-                energy = feed(feedforward, query.astype(self.dtype))
-            return params["scale_ff"] * energy.astype(params["scale_ff"].dtype)
-
-        return core.Dynamics(
-            energies={"attention": attention_energy, "feedforward": feedforward_energy},
-            norm=partial(NORMS[self.norm].function, params["norm"]),
-            eta=params["eta"].astype(self.dtype),
-        )
-
-    def _attention_over_sequences(
-        self, params, sequences: int, keep_weights=None, keep_output=None
-    ) -> core.EnergyTerm:
-        """Of this many sequences of equal length, one after the other."""
-        attention = self._cast(params["attention"])
-        attend = partial(ATTENTION[self.attention].energy, strict=self.mask == "strict")
-
-        def energy(query, context):
-            if keep_output is not None:  # dropout of the gradient: same value, masked slope
-                query = context + keep_output * (query - context)
-            split = lambda g: g.astype(self.dtype).reshape(sequences, -1, self.embed_dim)
-            each = jax.vmap(lambda q, c, keep: attend(attention, q, c, keep=keep))
-            with kernels.use(self.kernels):
-                return each(split(query), split(context), keep_weights).reshape(-1)
-
-        return energy
-
-    def _attention_over_rows(self, params, rows_BxSxC, position_B) -> core.EnergyTerm:
-        """Of one token a sequence, at these positions, whose context is in a cache."""
-        attention, strict = self._cast(params["attention"]), self.mask == "strict"
-        attend = partial(ATTENTION[self.attention].function, attention, strict=strict)
-
-        def energy(query, context):
-            del context
-            one = lambda g, rows, visible: attend(g[None], rows, visible=visible)[0]
-            visible_B = position_B + (0 if strict else 1)
-            return jax.vmap(one)(query.astype(self.dtype), rows_BxSxC, visible_B)
-
-        return energy
-
-    def _dropout_masks(self, key: Key, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-        """Inverted dropout masks, of attention weights (B,H,N,N) and of their output (B*N,D)."""
-        num_sequences, num_tokens, width = shape
-        keep = 1.0 - self.dropout
-
-        def mask(key, *shape):
-            return jax.random.bernoulli(key, keep, shape).astype(jnp.float32) / keep
-
-        of_weights, of_output = jax.random.split(key)
-        weights = mask(of_weights, num_sequences, self.num_heads, num_tokens, num_tokens)
-        return weights, mask(of_output, num_sequences * num_tokens, width)
+def _first(inputs: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf[0], inputs)

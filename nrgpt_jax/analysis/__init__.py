@@ -1,0 +1,1 @@
+"""A trained model on a text: numbers, figures, a page. What draws is imported here only."""

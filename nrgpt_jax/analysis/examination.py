@@ -1,0 +1,260 @@
+"""A trained model on a text: energies, motion, predictions and certificates, step by step.
+
+found = examine(load_pretrained("runs/listops"), tokens, num_steps=20)
+"""
+
+import math
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nrgpt_jax.analysis.landscape import Landscape, landscape
+from nrgpt_jax.core import certificates
+from nrgpt_jax.core.certificates import Evidence
+from nrgpt_jax.core.dynamics import Trajectory, trajectory
+from nrgpt_jax.datasets.tokenizers import Tokenizer
+from nrgpt_jax.errors import UserError, require
+from nrgpt_jax.generation.loop import as_tokens
+from nrgpt_jax.models import LanguageModel
+from nrgpt_jax.runs.pretrained import Pretrained
+
+LARGEST = 1e6  # energies beyond this times the first have diverged
+TOP = 5  # so many of the most probable next tokens are kept
+GRID_VALUES = 90_000  # of all landscapes together, at most about
+
+
+class Predictions(NamedTuple):
+    """Of the next token, by the head applied to the state of every step."""
+
+    tokens: np.ndarray  # (T+1,N,k) the most probable ones
+    probabilities: np.ndarray  # (T+1,N,k) of these
+    entropy: np.ndarray  # (T+1,N) nats
+    surprise: np.ndarray  # (T+1,N-1) nats, of the token that does follow
+    agreement: np.ndarray  # (T+1,N) the most probable token is that of step `Analysis.depth`
+
+
+class Certificate(NamedTuple):
+    """What is promised of a model's energy, and what one text shows."""
+
+    proposition: str | None  # of `certificates.guarantee`
+    reason: str
+    norm: str
+    rate: str
+    mask: str
+    smallest_eigenvalue: float  # of the symmetric part of eta
+    largest_eigenvalue: float
+    uphill: float  # share of token steps that begin uphill, context held fixed
+    rises: float  # share of token steps whose energy rises, context held fixed
+    steps_at_rest: int  # token steps whose context was at rest, but for empty contexts
+    rises_at_rest: float  # share of these in which the energy rose; nan where there are none
+    rises_at_rest_by_token: tuple[float, ...]  # the same of each token, also of an empty context
+    largest_step_scale: float  # times the model's own steps, for descent at all steps seen
+
+
+class Analysis(NamedTuple):
+    """Arrays (numpy) over T steps and N tokens."""
+
+    symbols: list[str]  # (N,) the text, token by token
+    tokens: np.ndarray  # (N,)
+    vocabulary: list[str]
+    trained_steps: int
+    tolerance: float
+    diverged_at: int | None  # the step at which energies ceased to be finite; T ends before it
+    path: Trajectory
+    step_norms: np.ndarray  # (T,N) ||x(t+1) - x(t)||
+    speeds: np.ndarray  # (T,N) ||g(t+1) - g(t)|| / ||g(t)||
+    settled: np.ndarray  # (N,) step from which on the speed stays below tolerance; T: never
+    predictions: Predictions
+    certificate: Certificate
+    landscape: Landscape
+
+    @property
+    def num_steps(self) -> int:
+        """T, the steps that were made."""
+        return len(self.speeds)
+
+    @property
+    def depth(self) -> int:
+        """The trained number of steps, or T where fewer were made."""
+        return min(self.trained_steps, self.num_steps)
+
+    @property
+    def depth_name(self) -> str:
+        """What step `depth` is, for labels."""
+        whole = self.depth == self.trained_steps
+        return (
+            "trained depth" if whole else f"step {self.depth} of {self.trained_steps} in training"
+        )
+
+
+def examine(
+    trained: Pretrained,
+    tokens: np.ndarray,
+    *,
+    num_steps: int | None = None,
+    tolerance: float = 1e-2,
+) -> Analysis:
+    """Runs a text through a model and looks at every step.
+
+    Args:
+      trained: a model with energies.
+      tokens: (N,), at most the context length.
+      num_steps: T; None: four times as many as in training.
+      tolerance: a token is at rest in a step that changes its g by no more, relative.
+
+    Raises:
+      UserError: the model has no energy, the text is empty or too long, or a number is out of
+        range.
+    """
+    if not trained.model.has_energy:
+        raise UserError(f"{trained.config.model.name} has no energy to look at; use an NRGPT run")
+    steps = 4 * trained.model.num_steps if num_steps is None else num_steps
+    require(tolerance > 0, "tolerance", tolerance, "positive")
+    known = len(trained.tokenizer.vocabulary)
+    model, variables = trained.model.with_num_steps(trained.variables, steps)
+    model = model.clone(dtype="float32")  # small changes of energies drown in bfloat16
+    tokens = as_tokens(tokens, known)
+    fits = 2 <= len(tokens) <= model.context_length
+    require(fits, "tokens", len(tokens), f"2 to the context length {model.context_length}")
+    with jax.default_matmul_precision("highest"):
+        found = _run(model, variables, tokens, known, tolerance)
+    path, speeds, measured, predicted = jax.tree.map(np.asarray, found)
+    end = _finite_steps(path.energies["total"])
+    if end < 1:
+        raise UserError("the energies of this text diverge in the first step; nothing to look at")
+    diverged_at = None if end == steps else end + 1
+    at = min(trained.model.num_steps, end)
+    path, predicted = jax.tree.map(lambda a: a[: end + 1], (path, predicted))
+    tokens_by_step, probabilities, entropy, surprise = predicted
+    speeds, measured = speeds[:end], jax.tree.map(lambda a: a[:end], measured)
+    best = tokens_by_step[..., 0]
+    names = symbols_of(trained.tokenizer)
+    points = max(9, min(31, math.isqrt(GRID_VALUES // len(tokens))))
+    with jax.default_matmul_precision("highest"):
+        view = _view(model, variables, path.states, at, points)
+    return Analysis(
+        symbols=[names[t] for t in tokens],
+        tokens=tokens,
+        vocabulary=names,
+        trained_steps=trained.model.num_steps,
+        tolerance=tolerance,
+        diverged_at=diverged_at,
+        path=path,
+        step_norms=np.linalg.norm(np.diff(path.states, axis=0), axis=-1),
+        speeds=speeds,
+        settled=np.asarray(certificates.settling_steps(jnp.asarray(speeds)[:, None], tolerance))[0],
+        predictions=Predictions(tokens_by_step, probabilities, entropy, surprise, best == best[at]),
+        certificate=_certificate(trained, measured),
+        landscape=jax.tree.map(np.asarray, view),
+    )
+
+
+def symbols_of(tokenizer: Tokenizer) -> list[str]:
+    """The text of every token of a vocabulary; the name of one that is no text of its own."""
+    texts = [(tokenizer.decode([t]), name) for t, name in enumerate(tokenizer.vocabulary)]
+    return [text if text.isprintable() and text != "\ufffd" else name for text, name in texts]
+
+
+@partial(jax.jit, static_argnums=(0, 3, 4))
+def _run(model: LanguageModel, variables, tokens, known: int, tolerance: float):
+    """The path, its relative speeds, the evidence of descent, and what is predicted."""
+    bound: Any = model.bind(variables)
+    inputs, dynamics_at = bound.dynamics(bound.embed(tokens[None]))
+    path = trajectory(dynamics_at, inputs)
+    measured = certificates.evidence(dynamics_at, inputs, path, tolerance=tolerance)
+    norm = dynamics_at(jax.tree.map(lambda leaf: leaf[0], inputs)).norm.function
+    speeds = certificates.relative_speeds(jax.vmap(norm)(path.states))
+    path, measured, speeds = jax.tree.map(lambda leaf: leaf[:, 0], (path, measured, speeds))
+
+    def predict(x):
+        log_p = jax.nn.log_softmax(bound.readout(x[None])[0, :, :known])
+        p, best = jax.lax.top_k(jnp.exp(log_p), min(TOP, known))
+        surprise = -jnp.take_along_axis(log_p[:-1], tokens[1:, None], axis=-1)[:, 0]
+        return best, p, -jnp.sum(jnp.exp(log_p) * log_p, axis=-1), surprise
+
+    return path, speeds, measured, jax.lax.map(predict, path.states)
+
+
+@partial(jax.jit, static_argnums=(0, 3, 4))
+def _view(model: LanguageModel, variables, states, held_at: int, points: int) -> Landscape:
+    bound: Any = model.bind(variables)
+    inputs, dynamics_at = bound.dynamics(states[:1])
+    last = jax.tree.map(lambda leaf: leaf[held_at - 1], inputs)
+    return landscape(dynamics_at(last), states, states[held_at], points)
+
+
+def _finite_steps(energy: np.ndarray) -> int:
+    """Steps before any energy (T+1,N) has diverged."""
+    bound = LARGEST * (1.0 + np.abs(energy[0]).max())
+    with np.errstate(invalid="ignore"):
+        sound = (np.abs(energy) <= bound).all(axis=1)
+    return len(energy) - 1 if sound.all() else int(np.argmin(sound)) - 1
+
+
+def _certificate(trained: Pretrained, measured: Evidence) -> Certificate:
+    model: Any = trained.model.bind(trained.variables)
+    eta, strict = np.asarray(model.eta(), np.float32), model.strict
+    options = {"strict": strict, "rule": model.rule, "blocks": model.blocks}
+    promise = certificates.guarantee(model.norm, np.asarray(model.gain()), eta, **options)
+    each = eta if model.blocks > 1 else [eta]
+    spectrum = [certificates.symmetric_spectrum(one, model.embed_dim) for one in each]
+    at_rest, rose = measured.context_at_rest.sum(axis=0), measured.rises_at_rest.sum(axis=0)
+    some = slice(1 if strict else 0, None)  # token 0 has an empty context under the strict mask
+    share = lambda part, whole: float(part) / float(whole) if whole else math.nan
+    return Certificate(
+        *promise,
+        norm=model.norm,
+        rate=model.rate,
+        mask=model.mask,
+        smallest_eigenvalue=float(np.min(spectrum)),
+        largest_eigenvalue=float(np.max(spectrum)),
+        uphill=float(np.mean(measured.uphill)),
+        rises=float(np.mean(measured.rises)),
+        steps_at_rest=int(at_rest[some].sum()),
+        rises_at_rest=share(rose[some].sum(), at_rest[some].sum()),
+        rises_at_rest_by_token=tuple(map(share, rose, at_rest)),
+        largest_step_scale=float(measured.largest_scales.min()),
+    )
+
+
+def as_numbers(found: Analysis) -> dict[str, Any]:
+    """Everything but the states and gradients themselves, for JSON; nan and infinity are null."""
+    p = found.predictions
+    named = {
+        "text": found.symbols,
+        "trained_steps": found.trained_steps,
+        "num_steps": found.num_steps,
+        "diverged_at": found.diverged_at,
+        "tolerance": found.tolerance,
+        "certificate": found.certificate._asdict(),
+        "energies": dict(found.path.energies),
+        "step_norm": found.step_norms,
+        "speed": found.speeds,
+        "gradient_norm": np.linalg.norm(found.path.gradients, axis=-1),
+        "settled_at_step": [int(s) if s < found.num_steps else None for s in found.settled],
+        "top_tokens": [[[found.vocabulary[t] for t in r] for r in step] for step in p.tokens],
+        "top_probabilities": p.probabilities,
+        "entropy": p.entropy,
+        "surprise": p.surprise,
+        "agreement": p.agreement,
+        "landscape": {
+            name: getattr(found.landscape, name) for name in ("path", "axes", "energy", "explained")
+        },
+    }
+    return plain(named)
+
+
+def plain(value: Any) -> Any:
+    """The same in lists, dictionaries and numbers of six digits; nan and infinity are None."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value

@@ -1,0 +1,228 @@
+"""Figures of an analysis: energies, motion, predictions, landscapes. Each returns a Figure.
+
+Colours are safe for colour-blind readers (cividis for token positions, Okabe and Ito's for lines).
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from nrgpt_jax.analysis.examination import Analysis
+
+STYLE: Any = {
+    "font.size": 12.5,
+    "axes.titlesize": 13,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.dpi": 110,
+}
+BLACK, ORANGE, BLUE, GREEN = "#000000", "#E69F00", "#0072B2", "#009E73"
+PANELS = {"attention": "attention", "feedforward": "feed-forward", "total": "total"}
+
+
+@mpl.rc_context(STYLE)
+def energies(found: Analysis) -> Figure:
+    """Energy of every token against the step: attention, feed-forward, total (Figure 2)."""
+    figure, axes = _figure(1, 3, width=12, height=4.2)
+    names = [*(n for n in found.path.energies if n != "total"), "total"]
+    for axis, name in zip(axes, names, strict=False):
+        _lines(axis, found, np.asarray(found.path.energies[name]))
+        axis.set(title=PANELS.get(name, name), xlabel="step")
+    axes[0].set_ylabel("energy of a token (dimensionless)")
+    _mark_depth(axes, found)
+    _position_bar(figure, axes, found)
+    return figure
+
+
+@mpl.rc_context(STYLE)
+def convergence(found: Analysis) -> Figure:
+    """How far a step goes, in x and in g, the gradient, and when each token came to rest."""
+    figure, axes = _figure(2, 2, width=12, height=8)
+    gradients = np.linalg.norm(found.path.gradients, axis=-1)
+    panels = [
+        ("length of a step", "||x(t+1) - x(t)||", found.step_norms),
+        ("what others see of it", "||g(t+1) - g(t)|| / ||g(t)||", found.speeds),
+        ("gradient of a token's energy", "||dE/dx||", gradients),
+    ]
+    for axis, (title, label, values) in zip(axes, panels, strict=False):
+        _lines(axis, found, values)
+        axis.set(title=title, ylabel=label, xlabel="step", yscale="log")
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.yaxis.set_minor_formatter(mpl.ticker.LogFormatter(minor_thresholds=(1.5, 0.4)))
+    axes[1].axhline(found.tolerance, color=ORANGE, lw=1.5)
+    axes[1].annotate(
+        "counts as rest",
+        (1, found.tolerance),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, -12),
+        textcoords="offset points",
+        ha="right",
+        fontsize=9,
+        backgroundcolor="#ffffffcc",
+    )
+    _mark_depth(axes[:3], found)
+    _cascade(axes[3], found)
+    _position_bar(figure, axes, found)
+    return figure
+
+
+def _cascade(axis: Axes, found: Analysis) -> None:
+    n, rest = np.arange(len(found.tokens)), found.settled < found.num_steps
+    axis.scatter(n[rest], found.settled[rest], s=24, color=BLUE, label="slower from here on")
+    moving = np.full((~rest).sum(), found.num_steps)
+    axis.scatter(
+        n[~rest], moving, s=28, marker="^", color=ORANGE, label="not yet slower at the end"
+    )
+    axis.axhline(found.trained_steps, color=BLACK, ls="--", lw=1)
+    title = f"cascade: when g changes by less than {found.tolerance:g} a step"
+    axis.set(title=title, xlabel="token position", ylabel="step of convergence")
+    axis.set_ylim(0, found.num_steps * 1.22)
+    axis.legend(loc="upper left", fontsize=9, frameon=False)
+
+
+@mpl.rc_context(STYLE)
+def predictions(found: Analysis) -> Figure:
+    """What the head predicts after every step: probability, entropy, agreement, surprise."""
+    figure, axes = _figure(2, 1, width=12, height=7)
+    best = found.predictions.probabilities[..., 0]
+    image = axes[0].imshow(best, aspect="auto", origin="lower", cmap="cividis", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes[0], label="probability of the best guess", pad=0.01)
+    n = range(len(found.tokens))
+    if len(found.tokens) <= 80:
+        _write_guesses(axes[0], found, best)
+        axes[0].set_xticks(
+            n, map(show, found.symbols), fontsize=8, rotation=90 if _long(found) else 0
+        )
+    axes[0].axhline(found.depth, color="white", lw=1.5, ls="--", zorder=1)
+    axes[0].yaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+    title = "most probable next token after each step (dashed: " + found.depth_name + ")"
+    axes[0].set(title=title, ylabel="step", xlabel="text, token by token")
+    right = axes[1].twinx()
+    steps = np.arange(found.num_steps + 1)
+    p = found.predictions
+    curves = [
+        (axes[1], p.entropy.mean(axis=1), BLUE, "-", "entropy"),
+        (axes[1], p.surprise.mean(axis=1), BLACK, "-.", "surprise at the token that follows"),
+        (
+            right,
+            100 * p.agreement.mean(axis=1),
+            ORANGE,
+            "--",
+            f"agreement with the {found.depth_name}",
+        ),
+    ]
+    for axis, values, colour, style, label in curves:
+        axis.plot(steps, values, color=colour, ls=style, lw=2, label=label)
+    axes[1].set(title="mean over the tokens", xlabel="step", ylabel="nats", ylim=(0, None))
+    right.set(ylabel="same best guess (%)", ylim=(0, 115))
+    _mark_depth([axes[1]], found)
+    lines = [Line2D([], [], color=c, ls=s, lw=2, label=label) for _, _, c, s, label in curves]
+    axes[1].xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+    figure.legend(handles=lines, fontsize=10, loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def _write_guesses(axis: Axes, found: Analysis, best: np.ndarray) -> None:
+    """The guess, where it is another than one step before."""
+    tokens = found.predictions.tokens[..., 0]
+    changed = np.ones_like(tokens, dtype=bool)
+    changed[1:] = tokens[1:] != tokens[:-1]
+    for t, n in np.argwhere(changed):
+        colour = "white" if best[t, n] < 0.5 else "black"
+        symbol = show(found.vocabulary[tokens[t, n]])
+        symbol = symbol.strip("<>") or symbol
+        axis.text(n, t, symbol[:3], ha="center", va="center", fontsize=7, color=colour)
+
+
+@mpl.rc_context(STYLE)
+def landscapes(found: Analysis) -> Figure:
+    """Paths of tokens over their energies, each in the plane in which it moves most (Figure 1)."""
+    chosen = _sure_tokens(found)
+    figure, axes = _figure(1, len(chosen), width=4.1 * len(chosen), height=4.6)
+    view, depth = found.landscape, found.depth
+    for axis, n in zip(axes, chosen, strict=True):
+        u, v = view.axes[n]
+        energy = view.energy[n]
+        contours = axis.contourf(u, v, energy, levels=24, cmap="cividis")
+        axis.contour(u, v, energy, levels=12, colors="white", linewidths=0.4, alpha=0.6)
+        path = view.path[n]
+        axis.plot(*path.T, color=ORANGE, lw=2, marker="o", ms=4, mec=BLACK, mew=0.6)
+        axis.plot(*path[0], marker="s", ms=9, color="white", mec=BLACK)
+        axis.plot(*path[depth], marker="*", ms=15, color="white", mec=BLACK)
+        guess = show(found.vocabulary[found.predictions.tokens[depth, n, 0]])
+        seen = f"{100 * view.explained[n]:.0f}% of its motion in this plane"
+        axis.set_title(f"token {n} '{show(found.symbols[n])}', predicts '{guess}'\n{seen}")
+        axis.set(xlabel="first principal direction", aspect="equal")
+        bar = figure.colorbar(contours, ax=axis, orientation="horizontal", pad=0.02)
+        bar.set_label("energy of the token")
+        bar.locator = mpl.ticker.MaxNLocator(4)
+        bar.update_ticks()
+    axes[0].set_ylabel("second principal direction")
+    figure.suptitle(
+        f"square: first state, star: {found.depth_name}; its context held there", fontsize=11
+    )
+    return figure
+
+
+FIGURES: Mapping[str, Callable[[Analysis], Figure]] = {
+    "energies": energies,
+    "convergence": convergence,
+    "predictions": predictions,
+    "landscapes": landscapes,
+}
+
+
+def _sure_tokens(found: Analysis) -> list[int]:
+    """Up to three tokens over the text, at places where the model is sure of what follows."""
+    n, depth = len(found.tokens), found.depth
+    sure = found.predictions.probabilities[depth, :, 0]
+    parts = np.array_split(np.arange(1, n), min(3, n - 1))
+    return [int(part[np.argmax(sure[part])]) for part in parts]
+
+
+def show(symbol: str) -> str:
+    """A symbol, visibly: spaces and line ends as signs of their own."""
+    return {" ": "\u2423", "\n": "\u21b5", "\t": "\u21e5", "": "\u2205"}.get(symbol, symbol)
+
+
+def _figure(rows: int, columns: int, width: float, height: float):
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, list(np.ravel(figure.subplots(rows, columns, squeeze=False)))
+
+
+def _lines(axis: Axes, found: Analysis, values: np.ndarray) -> None:
+    colours = mpl.colormaps["cividis"](np.linspace(0, 0.92, values.shape[1]))
+    for colour, line in zip(colours, values.T, strict=True):
+        axis.plot(line, color=colour, lw=1, alpha=0.8)
+    axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+
+
+def _mark_depth(axes: list[Axes], found: Analysis) -> None:
+    if found.trained_steps <= found.num_steps:
+        for axis in axes:
+            axis.axvline(found.trained_steps, color=BLACK, ls="--", lw=1)
+        axes[0].annotate(
+            "trained depth",
+            (found.trained_steps, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(4, -12),
+            textcoords="offset points",
+            fontsize=9,
+        )
+
+
+def _position_bar(figure: Figure, axes: list[Axes], found: Analysis) -> None:
+    colours = mpl.colormaps["cividis"](np.linspace(0, 0.92, 64))
+    shades = mpl.cm.ScalarMappable(
+        mpl.colors.Normalize(0, len(found.tokens) - 1), mpl.colors.ListedColormap(colours)
+    )
+    figure.colorbar(shades, ax=axes, label="token position", pad=0.01)
+
+
+def _long(found: Analysis) -> bool:
+    return max(map(len, found.symbols)) > 2

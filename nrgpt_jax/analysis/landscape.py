@@ -1,0 +1,67 @@
+"""Energy landscapes: the plane in which a token moves most, and its energy on that plane."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from nrgpt_jax.core.dynamics import Dynamics, held_energy, start
+
+MARGIN = 0.2  # of the extent of a path, on each side
+
+
+class Landscape(NamedTuple):
+    """For each of N tokens, its path in a plane of its own and its energy there.
+
+    A point of the plane is `centre + u * directions[0] + v * directions[1]`.
+    """
+
+    path: Float[Array, "N T+1 2"]  # (u, v) of the states, projected
+    axes: Float[Array, "N 2 G"]  # u and v of the grid
+    energy: Float[Array, "N G G"]  # at (v, u): rows are v
+    centre: Float[Array, "N D"]
+    directions: Float[Array, "N 2 D"]  # orthonormal, the leading principal directions of the path
+    explained: Float[Array, "N"]  # the share of the path's variance in the plane
+
+
+def landscape(
+    dynamics: Dynamics,
+    states: Float[Array, "P N D"],
+    context: Float[Array, "N D"],
+    points: int = 31,
+) -> Landscape:
+    """The total energy of every token around its path, with the context held fixed.
+
+    Behind a norm that ignores the length of x, states are drawn at one length, sqrt(D): a token
+    goes further and further out, and that motion is seen by no energy.
+
+    Args:
+      dynamics: of one sequence, whose energies and norm are meant.
+      states: the paths.
+      context: (N,D) states x of all tokens, where each token's context is held.
+      points: G, grid points in each direction.
+    """
+    lengths = jnp.linalg.norm(states, axis=-1, keepdims=True) / math.sqrt(states.shape[-1])
+    seen = dynamics.norm.function
+    ignored = jnp.allclose(seen(2.0 * states), seen(states), rtol=1e-2, atol=1e-2)
+    path = jnp.swapaxes(jnp.where(ignored, states / lengths, states), 0, 1)
+    centre = jnp.mean(path, axis=1)
+    _, sizes, directions = jnp.linalg.svd(path - centre[:, None], full_matrices=False)
+    directions = directions[:, :2]
+    projected = jnp.einsum("ntd,nkd->ntk", path - centre[:, None], directions)
+    low, high = projected.min(axis=1), projected.max(axis=1)
+    middle, half = (low + high) / 2, (0.5 + MARGIN) * jnp.max(high - low, axis=1)
+    steps = jnp.linspace(-1.0, 1.0, points)
+    axes = middle[:, :, None] + half[:, None, None] * steps[None, None]
+    held = held_energy(dynamics, start(dynamics)._replace(x=context[None]))
+
+    def energy_at(place):  # every token at the same place of its own grid, all at once
+        uv = jnp.stack([axes[:, 0, place[1]], axes[:, 1, place[0]]], axis=1)
+        return held((centre + jnp.einsum("nk,nkd->nd", uv, directions))[None])[0]
+
+    grid = jnp.stack(jnp.meshgrid(*[jnp.arange(points)] * 2, indexing="ij"), axis=-1)
+    energy = jax.lax.map(energy_at, grid.reshape(-1, 2)).T.reshape(-1, points, points)
+    explained = jnp.sum(sizes[:, :2] ** 2, axis=1) / jnp.sum(sizes**2, axis=1)
+    return Landscape(projected, axes, energy, centre, directions, explained)

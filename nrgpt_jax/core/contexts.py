@@ -1,0 +1,64 @@
+"""What a token's energy may read besides the token itself, and where tokens stand."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from nrgpt_jax.array_types import BatchStates, PerSequence
+
+
+class Context(NamedTuple):
+    """Of one token; K tokens are there to be looked at, some of them in its context."""
+
+    memory: Any  # (K,...) what the energy keeps of each (see `Energy.memory`); None if nothing
+    mask: Bool[Array, "K"]  # which of them are in the token's context
+    position: Int[Array, ""]  # of the token in its sequence
+    x: Float[Array, "D"]  # the token's state, before the norm
+    first: Float[Array, "D"]  # its state before the first step
+    lagrangian: Float[Array, ""]  # L(x) of the norm: grad L(x) = g where the norm has no gain
+
+
+class Places(NamedTuple):
+    """Where the N tokens of each of B sequences stand, and which tokens they see.
+
+    Without `at` they are the first N, and K = N. With `at`, N = 1: one token a sequence at a
+    position of its own, and K is the number of slots of a cache.
+    """
+
+    strict: bool  # the context of A is B < A (the paper's sum), else B <= A (the release's)
+    at: PerSequence | None = None
+
+    def positions(self, count: int) -> Int[Array, "#B N"]:
+        """Of the tokens themselves, (1,N) where they are the same in every sequence."""
+        return jnp.arange(count)[None] if self.at is None else jnp.asarray(self.at)[:, None]
+
+    def mask(self, count: int, seen: int) -> Bool[Array, "#B N K"]:
+        """Which of `seen` tokens each token has in its context."""
+        query = self.positions(count)[:, :, None]
+        other = jnp.arange(seen)[None, None]
+        return other < query if self.strict else other <= query
+
+
+class Surroundings(NamedTuple):
+    """What the contexts of all N tokens of B sequences are made of."""
+
+    memory: Any  # (B,K,...) or None
+    places: Places
+    x: BatchStates
+    first: BatchStates
+    lagrangian: Float[Array, "B N"]
+
+    def contexts(self) -> Context:
+        """A `Context` of arrays with (B,N) in front of each, but for `memory` (B,K,...)."""
+        batch, count = self.x.shape[:2]
+        seen = count if self.memory is None else jax.tree.leaves(self.memory)[0].shape[1]
+        mask = jnp.broadcast_to(self.places.mask(count, seen), (batch, count, seen))
+        positions = jnp.broadcast_to(self.places.positions(count), (batch, count))
+        return Context(self.memory, mask, positions, self.x, self.first, self.lagrangian)
+
+
+OVER_TOKENS = Context(None, *[0] * 5)  # type: ignore[arg-type]
+OVER_SEQUENCES = Context(0, *[0] * 5)  # type: ignore[arg-type]
+"""The axes over which `jax.vmap` takes `Surroundings.contexts()`."""

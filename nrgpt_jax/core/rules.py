@@ -1,0 +1,87 @@
+"""Rules of descent: how the gradient of a token's energy becomes a move.
+
+A rule has the shape of an optax transformation, for the states x (B,N,D) of all tokens at once:
+
+    state = rule.init(x0)
+    move, state = rule.update(gradient, state, x)        gradient: dE_A/dg_A (B,N,D)
+
+and the step adds `move` (times the scale of that step) to x. To add one, write
+`make(params, eta, norm)`, which returns such a pair, and register it with its table.
+Source: `descent` is NRGPT (arXiv 2512.16762), section 2; the others are of this library.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nrgpt_jax.array_types import BatchStates, Params
+from nrgpt_jax.core.norms import BoundNorm
+from nrgpt_jax.core.parameters import Specs, fraction
+from nrgpt_jax.core.rates import apply_rate
+from nrgpt_jax.core.registry import Registry
+
+
+class BoundRule(NamedTuple):
+    """A rule with its parameters."""
+
+    init: Callable[[BatchStates], Any]
+    update: Callable[[BatchStates, Any, BatchStates], tuple[BatchStates, Any]]
+
+
+class Rule(NamedTuple):
+    """`make(params, eta, norm)` gives the pair; `specs` is the table of `params`."""
+
+    make: Callable[[Params, jax.Array, BoundNorm], BoundRule]
+    specs: Specs
+
+
+RULES: Registry[Rule] = Registry("rule of descent")
+
+
+def rule(name: str, specs: Specs):
+    """Registers a rule, a choice of `config.model.rule`."""
+    return RULES.register(name, lambda make: Rule(make, specs))
+
+
+def _no_state(x0: BatchStates) -> tuple[()]:
+    del x0
+    return ()
+
+
+@rule("descent", {})
+def descent(params: Params, eta: jax.Array, norm: BoundNorm) -> BoundRule:
+    """x <- x - eta dE/dg (the paper)."""
+    del params, norm
+    return BoundRule(_no_state, lambda gradient, state, x: (-apply_rate(eta, gradient), state))
+
+
+@rule("momentum", {"mu": fraction(0.5)})
+def momentum(params: Params, eta: jax.Array, norm: BoundNorm) -> BoundRule:
+    """v <- mu v + eta dE/dg, x <- x - v, with 0 < mu < 1 (the heavy ball)."""
+    del norm
+
+    def update(gradient: BatchStates, velocity: BatchStates, x: BatchStates):
+        del x
+        new = params["mu"] * velocity + apply_rate(eta, gradient).astype(velocity.dtype)
+        return -new, new
+
+    return BoundRule(jnp.zeros_like, update)
+
+
+@rule("projected", {})
+def projected(params: Params, eta: jax.Array, norm: BoundNorm) -> BoundRule:
+    """x <- x - eta P diag(gamma) dE/dg, with P the projection that the norm's Jacobian holds.
+
+    P diag(gamma) = sigma J^T, J = dg/dx = diag(gamma) P / sigma. For a small step dE is then
+    -sigma (J^T dE/dg)^T eta (J^T dE/dg): where eta + eta^T is positive semi-definite, the energy
+    falls behind every norm, for a full matrix too.
+    """
+    del params
+
+    def update(gradient: BatchStates, state: Any, x: BatchStates):
+        pulled = jax.vjp(norm.function, x)[1](gradient.astype(x.dtype))[0]
+        return -apply_rate(eta, norm.sigma(x)[..., None] * pulled), state
+
+    return BoundRule(_no_state, update)

@@ -1,0 +1,1 @@
+"""The making of text, and scores of given text."""

@@ -1,0 +1,216 @@
+"""Making text: prompts of any lengths together, by cached decoding.
+
+    for text in generate(model, variables, prompts, 100): text.tokens
+
+Source: the descent of one token against the remembered states of those before it is section 2 of
+NRGPT (arXiv 2512.16762), one row at a time.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from nrgpt_jax import host
+from nrgpt_jax.array_types import Variables
+from nrgpt_jax.core.caches import CACHES
+from nrgpt_jax.core.dynamics import CRITERIA, Convergence
+from nrgpt_jax.errors import UserError, require, require_choice
+from nrgpt_jax.generation.loop import Window, advance, as_tokens, bucket, read
+from nrgpt_jax.generation.sampling import Sampling, check_sampling, switches
+from nrgpt_jax.models import LanguageModel
+from nrgpt_jax.models.decoding import Decoding
+
+OVERFLOWS = ("slide", "refuse")
+
+
+class Continuation(NamedTuple):
+    """New tokens of one prompt, without the end token, and how each came about."""
+
+    tokens: np.ndarray  # (n,) int32
+    log_probs: np.ndarray  # (n,) float32, nats; under the model's own distribution
+    steps: np.ndarray  # (n,) int32, that the state made from which the token was drawn
+
+
+class Settings(NamedTuple):
+    """Everything that can be chosen when text is made."""
+
+    sampling: Sampling = Sampling()  # greedy
+    cache: str = "exact"  # or fixed_point: one remembered state a token for all steps
+    num_steps: int | None = None  # steps of the descent; None: as many as in training
+    until: Convergence | None = None  # a token stops when it has converged
+    overflow: str = "slide"  # at the context length the oldest tokens leave; or refuse
+    stride: int | None = None  # how many leave at once; None: half of the context length
+
+
+def generate(
+    model: LanguageModel,
+    variables: Variables,
+    prompts: Sequence[np.ndarray],
+    max_new_tokens: int,
+    settings: Settings = Settings(),  # noqa: B008 (immutable)
+    *,
+    seed: int = 0,
+    end_token: int | None = None,
+    num_symbols: int | None = None,
+) -> list[Continuation]:
+    """Continues prompts of any lengths, together.
+
+    When a sequence has filled the context length, its oldest `stride` tokens are forgotten and
+    the others are read anew from position 0; so are, unshortened, the sequences beside it, which
+    changes nothing but for a fixed-point cache, where text that is read at once descends exactly.
+
+    Args:
+      model: a module of `create_model`.
+      variables: its parameters.
+      prompts: token arrays (length,), at least one token each.
+      max_new_tokens: how many tokens to add at most.
+      settings: how; greedy with an exact cache by default.
+      seed: of the draws.
+      end_token: a sequence ends after this token; None never ends.
+      num_symbols: tokens from here on are padding of the vocabulary and are never drawn.
+
+    Returns:
+      The continuation of each prompt.
+
+    Raises:
+      UserError: a setting is out of range, a prompt is empty, does not fit the context although
+        `overflow` is `refuse`, or the cache does not fit the memory.
+    """
+    pieces = stream(
+        model,
+        variables,
+        prompts,
+        max_new_tokens,
+        settings,
+        seed=seed,
+        end_token=end_token,
+        num_symbols=num_symbols,
+        tokens_at_once=max_new_tokens,
+    )
+    of_prompts = zip(*pieces, strict=True)
+    return [Continuation(*map(np.concatenate, zip(*p, strict=True))) for p in of_prompts]
+
+
+def stream(
+    model: LanguageModel,
+    variables: Variables,
+    prompts: Sequence[np.ndarray],
+    max_new_tokens: int,
+    settings: Settings = Settings(),  # noqa: B008 (immutable)
+    *,
+    seed: int = 0,
+    end_token: int | None = None,
+    num_symbols: int | None = None,
+    tokens_at_once: int = 8,
+) -> Iterator[list[Continuation]]:
+    """`generate`, giving what is there after the first token and every few more.
+
+    Yields:
+      For each prompt the part of its continuation that is new, maybe empty.
+    """
+    check_settings(model, settings)
+    require(max_new_tokens > 0, "max_new_tokens", max_new_tokens, "at least 1")
+    model, variables = model.with_num_steps(variables, settings.num_steps or model.num_steps)
+    if min(map(len, prompts), default=0) == 0:
+        raise UserError("a prompt is empty; it needs at least one token")
+    slots = slots_for(model, prompts, max_new_tokens)
+    _check_memory(model, variables, len(prompts), slots, settings.cache)
+    texts = _fitting(prompts, model, max_new_tokens, settings.overflow)
+
+    def window_of(texts, done, drawn) -> Window:
+        lengths = np.array([len(text) for text in texts], dtype=np.int32)
+        width = bucket(int(lengths.max()), slots)
+        tokens = np.stack([np.pad(text, (0, width - len(text))) for text in texts])
+        arguments = variables, tokens, lengths, done, np.int32(drawn)
+        return read(model, *arguments, decoding=decoding, slots=slots)
+
+    decoding = Decoding(settings.cache, settings.until)
+    key, end = jax.random.key(seed), np.int32(-1 if end_token is None else end_token)
+    window = window_of(texts, np.zeros(len(texts), bool), 0)
+    static: dict[str, Any] = {"decoding": decoding, "on": switches(settings.sampling)}
+    static["num_symbols"] = num_symbols or model.vocab_size
+    numbers = jax.tree.map(np.float32, settings.sampling)
+    target, drawn, done = 1, 0, False
+    while not done:
+        before = np.asarray(window.lengths)
+        window = advance(model, variables, window, np.int32(target), key, end, numbers, **static)
+        yield _new_tokens(window, before)
+        drawn, ended = int(window.drawn), np.asarray(window.done)
+        done = drawn >= max_new_tokens or bool(ended.all())
+        if drawn == target:
+            target = min(drawn + tokens_at_once, max_new_tokens)
+        if not done and int(np.max(window.lengths)) > slots:
+            stride = settings.stride or max(1, model.context_length // 2)
+            texts = _slide(window, slots, stride)
+            del window  # before there is another cache
+            window = window_of(texts, ended, drawn)
+
+
+def slots_for(model: LanguageModel, prompts: Sequence[np.ndarray], max_new_tokens: int) -> int:
+    """The tokens of one sequence that a cache has room for, at most the context length."""
+    return bucket(max(map(len, prompts)) + max_new_tokens, model.context_length)
+
+
+def cache_bytes(
+    model: LanguageModel, variables: Variables, batch: int, slots: int, cache: str = "exact"
+) -> int:
+    """The size of the cache of `batch` sequences of `slots` tokens each."""
+    make = lambda v: model.apply(v, batch, slots, cache, method="empty_cache")
+    leaves = jax.tree.leaves(jax.eval_shape(make, variables))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+
+def check_settings(model: LanguageModel, settings: Settings) -> None:
+    """Raises UserError naming the setting that is out of range, or not for this model."""
+    check_sampling(settings.sampling)
+    require_choice("cache", settings.cache, CACHES)
+    require_choice("overflow", settings.overflow, OVERFLOWS)
+    length, stride, steps = model.context_length, settings.stride, settings.num_steps
+    fits = stride is None or 0 < stride <= length
+    require(fits, "stride", stride, f"between 1 and the context length {length}")
+    require(steps is None or steps > 0, "num_steps", steps, "at least 1")
+    if settings.until is not None:
+        require_choice("criterion", settings.until.criterion, CRITERIA)
+        tolerance = settings.until.tolerance
+        require(tolerance >= 0, "tolerance", tolerance, "0 or more")
+    model.check_decoding(Decoding(settings.cache, settings.until))
+
+
+def _fitting(prompts, model, max_new_tokens: int, overflow: str) -> list[np.ndarray]:
+    texts = [as_tokens(prompt, model.vocab_size) for prompt in prompts]
+    length = model.context_length
+    longest = max(map(len, texts))
+    if overflow == "refuse" and longest + max_new_tokens > length:
+        raise UserError(
+            f"a prompt of {longest} tokens and {max_new_tokens} new ones do not fit the context "
+            f"length {length}; ask for fewer, or let the oldest leave (overflow=slide)"
+        )
+    return [text[-length:] for text in texts]
+
+
+def _check_memory(model, variables, batch: int, slots: int, cache: str) -> None:
+    needed, free = cache_bytes(model, variables, batch, slots, cache), host.free_memory()
+    if free is not None and needed > free:
+        smaller = ", or use cache=fixed_point"
+        raise UserError(
+            f"the cache of {batch} x {slots} tokens needs {needed / 1e9:.1f} GB and "
+            f"{free / 1e9:.1f} GB are free; continue fewer prompts at a time"
+            + (smaller if model.has_energy and cache == "exact" else "")
+        )
+
+
+def _new_tokens(window: Window, before: np.ndarray) -> list[Continuation]:
+    arrays = [np.asarray(a) for a in (window.tokens, window.log_probs, window.steps)]
+    after = np.asarray(window.lengths)
+    return [
+        Continuation(*(array[row, start:stop] for array in arrays))
+        for row, (start, stop) in enumerate(zip(before, after, strict=True))
+    ]
+
+
+def _slide(window: Window, slots: int, stride: int) -> list[np.ndarray]:
+    """The texts of the window; full ones without their oldest tokens."""
+    rows = zip(np.asarray(window.tokens), np.asarray(window.lengths), strict=True)
+    return [row[min(stride, n - 1) if n > slots else 0 : n] for row, n in rows]

@@ -1,0 +1,109 @@
+"""How the next token is drawn from logits."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from nrgpt_jax.array_types import Key
+from nrgpt_jax.errors import require
+
+Logits = Float[Array, "B V"]
+
+
+class Sampling(NamedTuple):
+    """Settings of the draw; the default takes the most probable token.
+
+    The repetition penalty acts first, then the temperature, top-k, top-p and min-p, each on what
+    the ones before have left.
+    """
+
+    temperature: float = 0.0  # 0: greedy
+    top_k: int = 0  # draw from the k most probable tokens; 0: from all
+    top_p: float = 1.0  # draw from the most probable tokens that hold this share
+    min_p: float = 0.0  # draw from tokens at least this times as probable as the first
+    repetition_penalty: float = 1.0  # logits of tokens in the context: over it, or times if < 0
+
+
+class Switches(NamedTuple):
+    """What of a `Sampling` is in effect: known when a draw is compiled, unlike the numbers."""
+
+    greedy: bool
+    top_k: int
+    top_p: bool
+    min_p: bool
+    repetition_penalty: bool
+
+
+def switches(sampling: Sampling) -> Switches:
+    """The switches of settings that are numbers."""
+    return Switches(
+        greedy=sampling.temperature == 0.0,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p < 1.0,
+        min_p=sampling.min_p > 0.0,
+        repetition_penalty=sampling.repetition_penalty != 1.0,
+    )
+
+
+def check_sampling(sampling: Sampling) -> None:
+    """Raises UserError naming the setting that is out of range."""
+    for name, good, allowed in (
+        ("temperature", sampling.temperature >= 0, "0 (greedy) or more"),
+        ("top_k", sampling.top_k >= 0, "0 (all tokens) or more"),
+        ("top_p", 0 < sampling.top_p <= 1, "above 0, at most 1"),
+        ("min_p", 0 <= sampling.min_p <= 1, "between 0 and 1"),
+        ("repetition_penalty", sampling.repetition_penalty > 0, "above 0; 1 changes nothing"),
+    ):
+        require(good, name, getattr(sampling, name), allowed)
+
+
+def penalize(logits: Logits, seen: Bool[Array, "B V"], penalty: float) -> Logits:
+    """Makes tokens that were seen less probable: CTRL's penalty (arXiv 1909.05858, section 4.1)."""
+    return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def filter_logits(logits: Logits, sampling: Sampling, on: Switches) -> Logits:
+    """Logits over a positive temperature; -inf for tokens outside top-k, top-p or min-p."""
+    logits = logits / sampling.temperature
+    if 0 < on.top_k < logits.shape[-1]:
+        logits = jnp.where(_ranks(logits) < on.top_k, logits, -jnp.inf)
+    if on.top_p:
+        share = jax.nn.softmax(jnp.sort(logits, axis=-1, descending=True), axis=-1)
+        inside = jnp.cumsum(share, axis=-1) - share < sampling.top_p  # the first is always in
+        count = jnp.sum(inside, axis=-1, keepdims=True)
+        logits = jnp.where(_ranks(logits) < count, logits, -jnp.inf)
+    if on.min_p:
+        first = jnp.max(logits, axis=-1, keepdims=True)
+        logits = jnp.where(logits < first + jnp.log(sampling.min_p), -jnp.inf, logits)
+    return logits
+
+
+def _ranks(logits: Logits) -> Int[Array, "B V"]:
+    """The place of each token in the order of its logits, 0 the highest; of equals the first."""
+    order = jnp.argsort(logits, axis=-1, descending=True, stable=True)
+    return jnp.argsort(order, axis=-1)
+
+
+def next_token(
+    key: Key,
+    logits: Logits,
+    sampling: Sampling,
+    on: Switches,
+    seen: Bool[Array, "B V"] | None = None,
+) -> Int[Array, "B"]:
+    """Draws one token a row.
+
+    Args:
+      key: of this draw.
+      logits: (B,V).
+      sampling: numbers, or arrays where the draw is compiled.
+      on: `switches(sampling)`.
+      seen: the tokens that a repetition penalty is for.
+    """
+    if on.repetition_penalty and seen is not None:
+        logits = penalize(logits, seen, sampling.repetition_penalty)
+    if on.greedy:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return jax.random.categorical(key, filter_logits(logits, sampling, on)).astype(jnp.int32)

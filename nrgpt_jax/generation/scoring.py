@@ -1,0 +1,170 @@
+"""Scores of given text: likelihoods for evaluation harnesses, energies, the error of a cache."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nrgpt_jax.array_types import Variables
+from nrgpt_jax.errors import UserError
+from nrgpt_jax.generation.loop import as_tokens, bucket
+from nrgpt_jax.models import LanguageModel
+from nrgpt_jax.models.decoding import Decoding
+
+
+class Likelihood(NamedTuple):
+    """Of a continuation, given its context."""
+
+    log_likelihood: float  # nats, the sum over its tokens
+    is_greedy: bool  # every token is the most probable one
+
+
+def log_likelihood(
+    model: LanguageModel,
+    variables: Variables,
+    contexts: Sequence[np.ndarray],
+    continuations: Sequence[np.ndarray],
+    *,
+    num_symbols: int | None = None,
+    batch_size: int = 32,
+) -> list[Likelihood]:
+    """log p(continuation | context) of every pair.
+
+    A pair longer than the context length loses its oldest tokens.
+
+    Args:
+      model, variables: as of `create_model`.
+      contexts: token arrays, at least one token each.
+      continuations: token arrays, at least one token each.
+      num_symbols: tokens from here on are padding of the vocabulary, with no probability.
+      batch_size: pairs at a time.
+
+    Raises:
+      UserError: a context or a continuation is empty, or a continuation alone is longer than
+        the context length.
+    """
+    pairs = [_pair(*pair, model) for pair in zip(contexts, continuations, strict=True)]
+    order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0]))  # little padding
+    found: dict[int, Likelihood] = {}
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        width = bucket(len(pairs[chosen[0]][0]) - 1, model.context_length)
+        filled = chosen + chosen[:1] * (batch_size - len(chosen))  # one compiled shape
+        tokens = np.stack([np.pad(pairs[i][0], (0, width + 1 - len(pairs[i][0]))) for i in filled])
+        log_probs, best = map(np.asarray, _score(model, num_symbols, variables, tokens))
+        for row, i in enumerate(chosen):
+            text, new = pairs[i]
+            part = slice(len(text) - 1 - new, len(text) - 1)
+            total = float(np.sum(log_probs[row, part], dtype=np.float64))
+            found[i] = Likelihood(total, bool(best[row, part].all()))
+    return [found[i] for i in range(len(pairs))]
+
+
+def _pair(context, continuation, model: LanguageModel) -> tuple[np.ndarray, int]:
+    """The end of both together, and the length of the continuation."""
+    context, continuation = (as_tokens(a, model.vocab_size) for a in (context, continuation))
+    length = model.context_length
+    if not len(context) or not len(continuation):
+        raise UserError("a context or a continuation is empty; each needs at least one token")
+    if len(continuation) > length:
+        raise UserError(
+            f"a continuation of {len(continuation)} tokens does not fit the context length {length}"
+        )
+    return np.concatenate([context, continuation])[-(length + 1) :], len(continuation)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _score(model, num_symbols, variables, tokens):
+    """Of every token but the first: its log-probability, and whether it is the most probable."""
+    logits = model.apply(variables, tokens[:, :-1])
+    known = jnp.arange(logits.shape[-1]) < (num_symbols or logits.shape[-1])
+    logits = jnp.where(known[None, None], logits, -jnp.inf)
+    log_probs = jax.nn.log_softmax(logits)
+    chosen = jnp.take_along_axis(log_probs, tokens[:, 1:, None], axis=-1)[..., 0]
+    return chosen, jnp.argmax(logits, axis=-1) == tokens[:, 1:]
+
+
+def token_energies(model: LanguageModel, variables: Variables, tokens: np.ndarray) -> np.ndarray:
+    """The total energy of every token (n,) after the last step.
+
+    Texts longer than the context length are read in windows that overlap by half; a token's
+    energy is from the window that holds most of its context.
+    """
+    length, n = model.context_length, len(tokens)
+    width = bucket(n, length)
+    energies, start = np.empty(0, np.float32), 0
+    while len(energies) < n:
+        part = np.pad(tokens[start : start + width], (0, max(0, start + width - n)))
+        new = np.asarray(_last_energies(model, variables, part[None]))
+        energies = np.concatenate([energies, new[len(energies) - start : n - start]])
+        start += max(1, length // 2)
+    return energies
+
+
+@partial(jax.jit, static_argnums=0)
+def _last_energies(model, variables, tokens):
+    return model.apply(variables, tokens, method="energies")["total"][-1, 0]
+
+
+class CacheError(NamedTuple):
+    """How far logits of cached decoding are from exact ones, over the decoded tokens."""
+
+    largest: float  # absolute difference of a logit
+    divergence: float  # mean KL divergence from the exact distribution, nats
+    agreement: float  # share of tokens with the same most probable next token
+
+
+def cache_error(
+    model: LanguageModel, variables: Variables, tokens: np.ndarray, prompt: int, decoding: Decoding
+) -> CacheError:
+    """Reads a text by cached decoding and compares every prediction with the exact one.
+
+    Args:
+      model, variables: as of `create_model`.
+      tokens: (n,), at most the context length; of longer ones the end is read.
+      prompt: so many tokens, at least 1, are read at once, the others one by one.
+      decoding: the cache in question; the exact one stops tokens by the same rule.
+    """
+    gone = max(0, len(tokens) - model.context_length)
+    text = as_tokens(tokens[gone:], model.vocab_size)
+    padded = np.pad(text, (0, bucket(len(text), model.context_length) - len(text)))
+    ends = np.int32(max(1, prompt - gone)), np.int32(len(text))
+    return CacheError(*map(float, _cache_error(model, decoding, variables, padded[None], *ends)))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _cache_error(model, decoding, variables, tokens, prompt, length):
+    call = partial(model.apply, variables)
+    slots = tokens.shape[1]
+    empty = lambda kind: call(1, slots, kind, method="empty_cache")
+    x = call(tokens, method="embed")
+    active = jnp.arange(slots)[None] < length
+    exactly = decoding._replace(cache="exact")
+    x = call(x, empty("exact"), None, exactly, active, method="descend")[0]
+    raw = call(x, method="readout")[0]
+    exact = jax.nn.log_softmax(raw)
+
+    def compare(found, logits, position):
+        largest, divergence, same = found
+        p, q = exact[position], jax.nn.log_softmax(logits)
+        return (
+            jnp.maximum(largest, jnp.max(jnp.abs(logits - raw[position]))),
+            divergence + jnp.sum(jnp.exp(p) * (p - q)),
+            same + (jnp.argmax(p) == jnp.argmax(q)).astype(jnp.float32),
+        )
+
+    def one(position, carry):
+        found, cache = carry
+        logits, cache, _ = call(
+            tokens[:, position], position[None], cache, decoding, method="decode"
+        )
+        return compare(found, logits[0], position), cache
+
+    start = call(tokens, prompt[None], empty(decoding.cache), decoding, method="prefill")
+    found = compare((0.0, 0.0, 0.0), start[0][0], prompt - 1)
+    (largest, divergence, same), _ = jax.lax.fori_loop(prompt, length, one, (found, start[1]))
+    count = (length - prompt + 1).astype(jnp.float32)
+    return largest, divergence / count, same / count

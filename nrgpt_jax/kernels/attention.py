@@ -1,0 +1,217 @@
+"""The log-sum-exp of attention with a fast gradient, and a fast gradient of that gradient.
+
+An attention energy is a function of
+
+    L_A = log sum_B exp(q_A . k_B)          B in the context of A
+
+and what a step of the model needs is its gradient in the query, `attend`: the softmax average
+of the keys. Both derivatives are given in closed form. They work on blocks of query rows with
+the keys up to the last row of the block, so no work is done above the blocks on the diagonal;
+the N x K weights are recomputed from the log-sum-exp for the outer gradient, so training keeps
+no array that grows with the square of the context (but for the masks of attention dropout).
+
+Shapes are those of one sequence: query (G,N,E) and keys (G,H,K,E), where the H heads of a group
+share their queries. Full-rank attention is one group of H heads of width E = D, low-rank
+attention H groups of one head of width E = Y.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from nrgpt_jax.array_types import Mask, accumulator_type
+from nrgpt_jax.kernels import flash
+
+SMALLEST_BLOCK, LARGEST_BLOCK = 64, 256  # query rows
+
+Query = Float[Array, "G N E"]
+Keys = Float[Array, "G H K E"]
+PerQuery = Float[Array, "G H N"]
+
+
+def log_sum_exp(query: Query, keys: Keys, *, strict: bool, use_device: bool = True) -> PerQuery:
+    """log sum_B exp(q_A . k_B) over the context of each query; 0 where that is empty.
+
+    The N queries belong to the last N of the K tokens. The result is at least float32.
+
+    Args:
+      query: (G,N,E).
+      keys: (G,H,K,E).
+      strict: whether the context of a token leaves out the token itself.
+      use_device: whether an accelerator's own kernel may make the gradient.
+    """
+    return _log_sum_exp(query, keys, strict, use_device)
+
+
+def first_log_sum_exp(query: Query, keys: Keys, visible: Int[Array, ""]) -> PerQuery:
+    """`log_sum_exp` where the context of every query is the first `visible` keys.
+
+    For keys in a cache that is not full.
+    """
+    mask = (jnp.arange(keys.shape[2]) < visible)[None, None, None]
+    return _masked_log_sum_exp(_product("gne,ghke->ghnk", query, keys), mask)
+
+
+def causal_mask(num_queries: int, num_context: int, strict: bool) -> Mask:
+    """True where query A (one of the last N of K tokens) has token B in its context.
+
+    The context is B < A when `strict` (the sum in the paper), else B <= A (the release's text
+    models, where a token's own key counts as context).
+    """
+    query = jnp.arange(num_context - num_queries, num_context)[:, None]
+    context = jnp.arange(num_context)[None, :]
+    return context < query if strict else context <= query
+
+
+@jax.custom_jvp
+def _masked_log_sum_exp(scores: Array, mask: Array) -> Array:
+    return _softmax(scores, mask)[1]
+
+
+@_masked_log_sum_exp.defjvp
+def _masked_log_sum_exp_jvp(primals, tangents):
+    weights, logsumexp = _softmax(*primals)
+    return logsumexp, jnp.sum(weights * tangents[0], axis=-1)
+
+
+def _softmax(scores: Array, mask: Array) -> tuple[Array, Array]:
+    """Weights over the last axis, and the log-sum-exp; zeros where a row has no context."""
+    masked = jnp.where(mask, scores, -jnp.inf)
+    peak = jax.lax.stop_gradient(jnp.max(masked, axis=-1, keepdims=True))
+    peak = jnp.where(jnp.isfinite(peak), peak, 0.0)
+    exp = jnp.exp(masked - peak)
+    total = jnp.sum(exp, axis=-1, keepdims=True)
+    safe_total = jnp.where(total == 0.0, 1.0, total)
+    logsumexp = jnp.where(total == 0.0, 0.0, jnp.log(safe_total) + peak)
+    return exp / safe_total, logsumexp[..., 0]
+
+
+# The rules --------------------------------------------------------------------------------------
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _log_sum_exp(query, keys, strict: bool, use_device: bool) -> PerQuery:
+    del use_device
+    return _attend_and_log_sum_exp(query, keys, None, None, strict)[1]
+
+
+def _log_sum_exp_fwd(query, keys, strict, use_device):
+    return _log_sum_exp(query, keys, strict, use_device), (query, keys)
+
+
+def _log_sum_exp_bwd(strict, use_device, residuals, weight):
+    query, keys = residuals
+
+    def of(keys):  # rarely asked for: the context of an energy is not differentiated by a step
+        mask = causal_mask(query.shape[1], keys.shape[2], strict)[None, None]
+        return _masked_log_sum_exp(_product("gne,ghke->ghnk", query, keys), mask)
+
+    of_keys = jax.vjp(of, keys)[1](weight)[0]
+    return attend(query, keys, weight, strict=strict, use_device=use_device), of_keys
+
+
+_log_sum_exp.defvjp(_log_sum_exp_fwd, _log_sum_exp_bwd)
+
+
+def attend(
+    query: Query,
+    keys: Keys,
+    weight: PerQuery,
+    keep: Float[Array, "G H N K"] | None = None,
+    *,
+    strict: bool,
+    use_device: bool = True,
+) -> Float[Array, "G N E"]:
+    """sum_h weight_hA sum_B p_hAB k_hB with p the softmax: the gradient of `log_sum_exp`.
+
+    Args:
+      query, keys, strict, use_device: as in `log_sum_exp`.
+      weight: (G,H,N), the cotangent of the log-sum-exps.
+      keep: dropout of the weights p, 0 where dropped and 1 / (1 - rate) elsewhere.
+    """
+    if keep is None and use_device:
+        out = flash.attend(query, keys, weight, strict)
+        if out is not None:
+            return out
+    return _attend(query, keys, weight, keep, strict)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attend(query, keys, weight, keep, strict):
+    return _attend_and_log_sum_exp(query, keys, weight, keep, strict)[0]
+
+
+def _attend_fwd(query, keys, weight, keep, strict):
+    out, logsumexp = _attend_and_log_sum_exp(query, keys, weight, keep, strict)
+    return out, (query, keys, weight, keep, logsumexp)
+
+
+def _attend_bwd(strict, residuals, cotangent):
+    query, keys, weight, keep, logsumexp = residuals
+    of_query, of_weight = [], []
+    groups, heads, num_keys, width = keys.shape
+    of_keys = jnp.zeros((groups, width, heads, num_keys), logsumexp.dtype)  # spares transposing
+    for rows, seen in _blocks(query.shape[1], keys.shape[2]):
+        q, k, ct, w = query[:, rows], keys[:, :, :seen], cotangent[:, rows], weight[:, :, rows]
+        kept = None if keep is None else jnp.swapaxes(keep[:, :, rows, :seen], 1, 2)
+        scores = _product("gne,ghke->gnhk", q, k)
+        excess = scores - jnp.swapaxes(logsumexp[:, :, rows], 1, 2)[..., None]
+        p = jnp.exp(jnp.where(_block_mask(rows, seen, strict), excess, -jnp.inf))
+        w = jnp.swapaxes(w, 1, 2)[..., None]
+        slope = _times(kept, _product("gne,ghke->gnhk", ct, k))
+        mean = jnp.sum(p * slope, axis=-1, keepdims=True)
+        of_scores = (w * p * (slope - mean)).astype(query.dtype)
+        kept_p = (w * _times(kept, p)).astype(query.dtype)
+        of_query.append(_product("gnhk,ghke->gne", of_scores, k))
+        of_weight.append(jnp.swapaxes(mean[..., 0], 1, 2))
+        of_k = _product("gne,gnhk->gehk", q, of_scores) + _product("gne,gnhk->gehk", ct, kept_p)
+        of_keys = of_keys.at[..., :seen].add(of_k)
+    return (
+        jnp.concatenate(of_query, axis=1).astype(query.dtype),
+        jnp.transpose(of_keys, (0, 2, 3, 1)).astype(keys.dtype),
+        jnp.concatenate(of_weight, axis=2).astype(weight.dtype),
+        None,
+    )
+
+
+_attend.defvjp(_attend_fwd, _attend_bwd)
+
+
+def _attend_and_log_sum_exp(query, keys, weight, keep, strict):
+    """The two results; the first is None if `weight` is."""
+    outs, logsumexps = [], []
+    for rows, seen in _blocks(query.shape[1], keys.shape[2]):
+        k = keys[:, :, :seen]
+        scores = _product("gne,ghke->gnhk", query[:, rows], k)
+        p, logsumexp = _softmax(scores, _block_mask(rows, seen, strict))
+        logsumexps.append(jnp.swapaxes(logsumexp, 1, 2))
+        if weight is not None:
+            kept = None if keep is None else jnp.swapaxes(keep[:, :, rows, :seen], 1, 2)
+            p = jnp.swapaxes(weight[:, :, rows], 1, 2)[..., None] * _times(kept, p)
+            outs.append(_product("gnhk,ghke->gne", p.astype(query.dtype), k))
+    out = None if weight is None else jnp.concatenate(outs, axis=1).astype(query.dtype)
+    return out, jnp.concatenate(logsumexps, axis=2)
+
+
+def _blocks(num_queries: int, num_keys: int) -> Iterator[tuple[slice, int]]:
+    """Row ranges, and the number of keys that their last row may see."""
+    size = min(max(num_queries // 8, SMALLEST_BLOCK), LARGEST_BLOCK)
+    for start in range(0, num_queries, size):
+        stop = min(start + size, num_queries)
+        yield slice(start, stop), num_keys - num_queries + stop
+
+
+def _block_mask(rows: slice, seen: int, strict: bool) -> Array:
+    return causal_mask(rows.stop - rows.start, seen, strict)[None, :, None]
+
+
+def _product(equation: str, a: Array, b: Array) -> Array:
+    """An einsum that accumulates in at least float32."""
+    return jnp.einsum(equation, a, b, preferred_element_type=accumulator_type(a))
+
+
+def _times(keep: Array | None, x: Array) -> Array:
+    return x if keep is None else keep * x

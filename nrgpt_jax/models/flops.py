@@ -1,0 +1,93 @@
+"""Floating point operations of a model, from its parameter tables, and the peaks of known chips.
+
+Only operations that the mathematics needs are counted: products with matrices, and half of the
+causal square of attention. Nothing for what is computed again to save memory.
+"""
+
+import functools
+import math
+import re
+import time
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from nrgpt_jax.core.parameters import ParameterSpec, Table
+from nrgpt_jax.models.language_model import LanguageModel
+
+# Dense bfloat16 operations a second of one device, by the words that its `device_kind` starts
+# with; makers' data sheets. The first match counts.
+PEAKS: Mapping[str, float] = {
+    "TPU v2": 22.5e12,  # a core; two cores a chip
+    "TPU v3": 61.5e12,  # a core; two cores a chip
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA A10G": 70e12,
+    "NVIDIA L40S": 362e12,
+    "NVIDIA L40": 181e12,
+    "NVIDIA L4": 121e12,
+    "Tesla V100": 125e12,  # float16
+    "Tesla T4": 65e12,  # float16
+}
+
+
+def train_flops_per_token(model: LanguageModel) -> float | None:
+    """Operations a token of one training step: three times those of the forward pass.
+
+    Each product of the forward pass has two in the backward pass. None where the model has an
+    attention of unknown cost.
+    """
+    pairs = model.pair_flops()
+    if pairs is None:
+        return None
+    step = _products(model.block_table(), model) + pairs
+    head = 2 * model.embed_dim * model.vocab_size  # tied or not
+    return 3.0 * (model.num_steps * step + head)
+
+
+def _products(table: Table, model: LanguageModel) -> float:
+    """A multiplication and an addition for every element of a matrix and every use of it."""
+    total = 0.0
+    for spec in table.values():
+        if isinstance(spec, ParameterSpec):
+            total += 2.0 * spec.uses * math.prod(spec.shape(model.sizes))
+        else:
+            total += _products(spec, model)
+    return total
+
+
+def peak_flops() -> float | None:
+    """Operations a second that all devices together can reach; None for an unknown chip.
+
+    Chips are looked up in `PEAKS`; CPUs are measured, by a float32 product of 2048 x 2048.
+    """
+    device = jax.local_devices()[0]
+    if device.platform == "cpu":
+        return _measured_cpu_peak() * jax.process_count()
+    for kind, peak in PEAKS.items():
+        if re.match(rf"{kind}\b", device.device_kind):
+            return peak * jax.device_count()
+    return None
+
+
+@functools.cache
+def _measured_cpu_peak(size: int = 2048, repeats: int = 5) -> float:
+    """One product uses all cores, however many devices they are split into."""
+    product = jax.jit(jnp.matmul)
+    a = jax.device_put(jnp.full((size, size), 0.5, jnp.float32), jax.local_devices()[0])
+    product(a, a).block_until_ready()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        product(a, a).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)

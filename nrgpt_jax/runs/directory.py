@@ -1,0 +1,128 @@
+"""Run directories: config.json, tokenizer.json, metrics.jsonl, tensorboard/, checkpoints/.
+
+A run directory says everything about its run: `train` goes on with it, `sample` needs nothing
+else, and `evaluate` only the data set that it names.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from nrgpt_jax.configs import default_config
+from nrgpt_jax.datasets.tokenizers import Tokenizer, load_tokenizer, save_tokenizer
+from nrgpt_jax.errors import UserError
+from nrgpt_jax.models import create_model, parameter_shapes
+
+CONFIG_FILE, TOKENIZER_FILE = "config.json", "tokenizer.json"
+FIXED = ("model", "data", "seed")  # what a run cannot change half-way, but for
+FREE = ("model.scan_unroll", "model.remat", "model.kernels", "data.path")  # how, and from where
+
+
+def open_run(workdir: Path) -> tuple[ConfigDict, Tokenizer]:
+    """Configuration and tokenizer of a run. Raises UserError when one is missing or damaged."""
+    return load_config(workdir), load_tokenizer(workdir / TOKENIZER_FILE)
+
+
+def load_config(workdir: Path, *, from_version_1: bool = False) -> ConfigDict:
+    """The configuration of a run, as recorded; fields newer than the run have their defaults.
+
+    Raises:
+      UserError: there is none, it is damaged, or (unless that is wanted) of version 0.1.
+    """
+    path = workdir / CONFIG_FILE
+    try:
+        recorded = json.loads(path.read_text(), object_hook=_lists_to_tuples)
+        config = default_config()
+        config.update(recorded)
+        old = "rule" not in recorded["model"] and not from_version_1
+    except FileNotFoundError:
+        raise UserError(
+            f"{workdir} is not a run directory (it has no {CONFIG_FILE}); train first, or name "
+            "another --workdir"
+        ) from None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); restore it or train again") from None
+    if old:
+        raise UserError(
+            f"{workdir} was made by version 0.1, which named parameters otherwise; convert it: "
+            f"python -m nrgpt_jax.convert --run={workdir} --workdir=NEW_FOLDER"
+        )
+    return config
+
+
+def _lists_to_tuples(mapping: dict[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in mapping.items()}
+
+
+def check_run(workdir: Path, config: ConfigDict, tokenizer: Tokenizer) -> list[str]:
+    """Checks that a run that is there already can go on with this configuration.
+
+    Returns:
+      The fields that have changed since it was recorded (none of them fixed).
+
+    Raises:
+      UserError: the directory holds a run of another model or of other data.
+    """
+    if not (workdir / CONFIG_FILE).exists():
+        return []
+    old_config, old_tokenizer = open_run(workdir)
+    changed = differences(old_config.to_dict(), config.to_dict())
+    names = {change: change.split("=")[0] for change in changed}
+    fixed = [c for part in FIXED for c in changed if names[c].split(".")[0] == part]
+    fixed = [c for c in fixed if names[c] not in FREE]
+    if fixed:
+        difference = fixed[0] + _parameter_difference(old_config, config)
+        raise UserError(
+            f"{workdir} holds another run: {difference}; name another --workdir, or remove this one"
+        )
+    if old_tokenizer.vocabulary != tokenizer.vocabulary:
+        raise UserError(f"{workdir} was trained with another vocabulary; name another --workdir")
+    return changed
+
+
+def record_run(workdir: Path, config: ConfigDict, tokenizer: Tokenizer) -> None:
+    """Writes the configuration and the tokenizer of a run, each whole or not at all."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    save_tokenizer(tokenizer, workdir / TOKENIZER_FILE)
+    partial = workdir / f"{CONFIG_FILE}.partial"
+    partial.write_text(config.to_json(indent=1))
+    os.replace(partial, workdir / CONFIG_FILE)
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Keeps a second training process out of a run. Raises UserError when one is there."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"another process is training in {workdir}; wait or stop it") from None
+        yield
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The fields in which two configurations differ, as `name=old there, new here`."""
+    found = []
+    for field in sorted(set(old) | set(new)):
+        there, here = old.get(field), new.get(field)
+        if isinstance(here, Mapping) and isinstance(there, Mapping):
+            found += differences(there, here, f"{prefix}{field}.")
+        elif there != here:
+            found.append(f"{prefix}{field}={there!r} there, {here!r} here")
+    return found
+
+
+def _parameter_difference(old: ConfigDict, new: ConfigDict) -> str:
+    there, here = parameter_shapes(create_model(old)), parameter_shapes(create_model(new))
+    for path in sorted(set(there) | set(here)):
+        if there.get(path) != here.get(path):
+            old_shape, new_shape = there.get(path, "absent"), here.get(path, "absent")
+            return f" (parameter {path}: {old_shape} there, {new_shape} here)"
+    return ""

@@ -1,0 +1,1 @@
+"""The training step, its loop, and the evaluation of what was learned."""

@@ -1,0 +1,72 @@
+"""Checks of a whole configuration: every mistake is one line, raised before anything runs."""
+
+import importlib.util
+from collections.abc import Mapping
+from typing import Any
+
+from nrgpt_jax.datasets import DATASETS
+from nrgpt_jax.datasets.listops import OPERATIONS
+from nrgpt_jax.errors import require, require_choice, require_not_negative, require_positive
+from nrgpt_jax.models.model_checks import check_model
+from nrgpt_jax.training.optimizers import DECAYS, SCHEDULES
+
+
+def _check_data(data: Mapping[str, Any], accumulation_steps: int, num_devices: int) -> None:
+    require_choice("data.name", data["name"], tuple(DATASETS))
+    require_choice("data.tokenizer", data["tokenizer"], ("char", "byte"))
+    fraction = data["validation_fraction"]
+    require(0 < fraction < 1, "data.validation_fraction", fraction, "0 < fraction < 1")
+    require_positive(data, "data.", "batch_size")
+    parts = accumulation_steps * num_devices
+    require(
+        data["batch_size"] % parts == 0,
+        "data.batch_size",
+        data["batch_size"],
+        f"it must be a multiple of {num_devices} devices x "
+        f"optimizer.accumulation_steps={accumulation_steps}",
+    )
+    if data["name"] == "listops":
+        _check_listops(data["listops"])
+
+
+def _check_listops(listops: Mapping[str, Any]) -> None:
+    prefix = "data.listops."
+    require(len(listops["operations"]) > 0, prefix + "operations", (), "name at least one")
+    for operation in listops["operations"]:
+        require_choice(prefix + "operations", operation, tuple(OPERATIONS))
+    require_positive(listops, prefix, "depth", "min_arguments", "num_train", "num_test")
+    require(listops["modulus"] > 1, prefix + "modulus", listops["modulus"], "at least 2")
+    most, least = listops["max_arguments"], listops["min_arguments"]
+    require(most >= least, prefix + "max_arguments", most, f"at least min_arguments={least}")
+    for field in ("function_probability", "exclusion_rate"):
+        require(0 <= listops[field] <= 1, prefix + field, listops[field], "between 0 and 1")
+    tuples = int(listops["modulus"] ** most * listops["exclusion_rate"])
+    rate = listops["exclusion_rate"]
+    require(tuples > 0, prefix + "exclusion_rate", rate, "it must hold out one tuple at least")
+
+
+def _check_optimizer(optimizer: Mapping[str, Any]) -> None:
+    prefix = "optimizer."
+    require_choice(prefix + "schedule", optimizer["schedule"], SCHEDULES)
+    require_choice(prefix + "decay", optimizer["decay"], DECAYS)
+    require_positive(optimizer, prefix, "learning_rate", "accumulation_steps")
+    require_not_negative(optimizer, prefix, "final_learning_rate")
+    if optimizer["schedule"] == "exponential":
+        require_positive(optimizer, prefix, "final_learning_rate")
+    require_not_negative(optimizer, prefix, "warmup_steps", "weight_decay", "clip_norm")
+    for field in ("beta1", "beta2"):
+        require(0 <= optimizer[field] < 1, prefix + field, optimizer[field], "0 <= beta < 1")
+
+
+def check_config(config: Mapping[str, Any], num_devices: int) -> None:
+    """Checks a whole configuration. Raises UserError naming field, value and what is allowed."""
+    steps = "train_steps", "log_every", "eval_every", "eval_windows", "checkpoint_every"
+    require_positive(config, "", *steps)
+    require_not_negative(config, "", "eval_prompts", "seed")
+    wandb_missing = config["wandb"] and not importlib.util.find_spec("wandb")
+    require(not wandb_missing, "wandb", True, "pip install wandb first")
+    model = dict(config["model"])
+    require_not_negative(model, "model.", "vocab_size")
+    check_model({**model, "vocab_size": model["vocab_size"] or 1})
+    _check_optimizer(config["optimizer"])
+    _check_data(config["data"], config["optimizer"]["accumulation_steps"], num_devices)

@@ -1,0 +1,114 @@
+"""Losses over a split and answers to prompts."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from nrgpt_jax.datasets import Prompts
+from nrgpt_jax.datasets.pipeline import Batch
+from nrgpt_jax.errors import UserError
+from nrgpt_jax.generation.engine import Continuation, Settings, generate
+from nrgpt_jax.models import LanguageModel, sharding
+from nrgpt_jax.training import losses
+
+PROMPTS_AT_ONCE = 128
+
+
+def make_eval_step(model: LanguageModel, mesh: jax.sharding.Mesh) -> Callable[[Any, Batch], Any]:
+    """A compiled `(params, batch) -> sums` of loss, hits and weights."""
+
+    def eval_step(params, batch: Batch):
+        logits = cast(jax.Array, model.apply({"params": params}, batch.inputs))
+        targets = jnp.asarray(batch.targets)
+        loss = losses.cross_entropy(logits, targets)
+        hits = losses.next_token_accuracy(logits, targets)
+        return {
+            "loss": jnp.sum(loss * batch.weights),
+            "hits": jnp.sum(hits * batch.weights),
+            "weights": jnp.sum(batch.weights),
+        }
+
+    of_device = lambda params, batch: jax.lax.psum(eval_step(params, batch), sharding.DATA_AXIS)
+    split = P(), P(sharding.DATA_AXIS)
+    return jax.jit(
+        jax.shard_map(of_device, mesh=mesh, in_specs=split, out_specs=P(), check_vma=False)
+    )
+
+
+def evaluate_loss(
+    eval_step: Callable[[Any, Batch], Any],
+    params: Any,
+    batches: Iterable[Batch],
+    mesh: jax.sharding.Mesh,
+) -> dict[str, float]:
+    """Mean cross-entropy in nats and next-token accuracy over all tokens of the batches."""
+    totals: dict[str, float] = {"loss": 0.0, "hits": 0.0, "weights": 0.0}
+    for batch in batches:
+        for name, value in eval_step(params, sharding.put_batch(batch, mesh)).items():
+            totals[name] += float(value)
+    count = totals["weights"]
+    if count == 0:
+        raise UserError("the validation windows hold no token to predict; raise eval_windows")
+    return {"val/loss": totals["loss"] / count, "val/token_accuracy": totals["hits"] / count}
+
+
+def prompt_accuracy(model: LanguageModel, params: Any, prompts: Prompts, **options) -> float:
+    """The share of prompts answered: the last token before the end token is the answer.
+
+    A continuation that does not end within `context_length` new tokens counts as wrong. Options
+    are those of `continuations`.
+    """
+    made = continuations(model, params, prompts, **options)
+    pairs = zip(made, prompts.answers, strict=False)
+    return float(np.mean([is_answered(n.tokens, int(a), model.context_length) for n, a in pairs]))
+
+
+def continuations(
+    model: LanguageModel,
+    params: Any,
+    prompts: Prompts,
+    *,
+    limit: int | None = None,
+    settings: Settings = Settings(),  # noqa: B008 (immutable)
+    seed: int = 0,
+) -> list[Continuation]:
+    """What follows the first `limit` prompts (None: all), up to their end tokens.
+
+    Args:
+      model, params: as of `create_model`.
+      prompts: a set of a data set.
+      limit: so many of them.
+      settings: how they are continued; greedily by default.
+      seed: of the draws.
+    """
+    chosen, made = prompts.prompts[:limit], []
+    for start in range(0, len(chosen), PROMPTS_AT_ONCE):
+        part = chosen[start : start + PROMPTS_AT_ONCE]
+        filled = part + [part[-1]] * (PROMPTS_AT_ONCE - len(part))  # one compiled shape
+        new = generate(
+            model,
+            {"params": params},
+            filled,
+            model.context_length,
+            settings,
+            seed=seed + start,
+            end_token=prompts.end,
+        )
+        made += new[: len(part)]
+    return made
+
+
+def is_answered(new: np.ndarray, answer: int, limit: int) -> bool:
+    """Whether a continuation ended within fewer than `limit` tokens, the last one the answer."""
+    return 0 < len(new) < limit and int(new[-1]) == answer
+
+
+def evaluate_prompts(
+    model: LanguageModel, params: Any, prompts: Mapping[str, Prompts], **options
+) -> dict[str, float]:
+    """`prompt_accuracy` of every prompt set, by name, with its options."""
+    return {name: prompt_accuracy(model, params, p, **options) for name, p in prompts.items()}

@@ -1,0 +1,129 @@
+"""The training state and the compiled training step."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import PartitionSpec as P
+
+from nrgpt_jax.datasets.pipeline import Batch
+from nrgpt_jax.models import LanguageModel, parameter_specs, sharding
+from nrgpt_jax.training import losses
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that changes from step to step."""
+
+    step: jax.Array  # () int32, steps done
+    params: Any
+    optimizer: Any  # the optax state
+
+
+Metrics = dict[str, jax.Array]
+
+
+def create_state(
+    model: LanguageModel,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    mesh: jax.sharding.Mesh,
+) -> TrainState:
+    """The initial state, created on the devices where it stays."""
+
+    def init():
+        tokens = jnp.zeros((1, model.context_length), jnp.int32)
+        params = model.init(jax.random.key(seed), tokens)["params"]
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+    shapes = jax.eval_shape(init)
+    return jax.jit(init, out_shardings=state_shardings(model, optimizer, shapes, mesh))()
+
+
+def state_shardings(
+    model: LanguageModel,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    mesh: jax.sharding.Mesh,
+) -> TrainState:
+    """Where each array of a state lives: parameters, and what the optimizer keeps of each, by
+    the axes in the parameter tables; the rest on every device."""
+    whole = sharding.replicated(mesh)
+    params = sharding.parameter_shardings(parameter_specs(model), mesh)
+    of_params = optax.tree_utils.tree_map_params(
+        optimizer,
+        lambda leaf, where: where,
+        state.optimizer,
+        params,
+        transform_non_params=lambda leaf: whole,
+    )
+    return TrainState(cast(Any, whole), params, of_params)
+
+
+@jax.jit
+def all_finite(tree: Any) -> jax.Array:
+    """Whether every entry of every array is finite, () bool."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
+def make_train_step(
+    model: LanguageModel,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    accumulation_steps: int,
+    mesh: jax.sharding.Mesh,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """A compiled step `(state, batch) -> (state, metrics)`; it consumes its state.
+
+    Every device works through its share of the batch by itself (there the kernels of accelerators
+    can be used), and gradients are exchanged once. Random numbers are a function of seed, step,
+    device and part, so that a resumed run repeats them on as many devices.
+    """
+
+    def loss_fn(params, batch: Batch, key, scale):
+        rngs = {"dropout": key}
+        logits = model.apply({"params": params}, batch.inputs, train=True, rngs=rngs)
+        loss = losses.cross_entropy(cast(jax.Array, logits), jnp.asarray(batch.targets))
+        return scale * jnp.sum(loss * batch.weights)
+
+    def sum_over_parts(params, batch: Batch, key, scale):
+        key = jax.random.fold_in(key, jax.lax.axis_index(sharding.DATA_AXIS))
+        split = lambda x: x.reshape(accumulation_steps, -1, x.shape[-1])
+        parts = jax.tree.map(split, batch), jax.random.split(key, accumulation_steps)
+
+        def add(total, part):
+            found = jax.value_and_grad(loss_fn)(params, *part, scale)
+            return jax.tree.map(jnp.add, total, found), None
+
+        zeros = jax.tree.map(jnp.zeros_like, (scale, params))
+        total = jax.lax.scan(add, zeros, parts)[0]
+        return jax.lax.psum(total, sharding.DATA_AXIS)
+
+    loss_and_grads = jax.shard_map(
+        sum_over_parts,
+        mesh=mesh,
+        in_specs=(P(), P(sharding.DATA_AXIS), P(), P()),
+        out_specs=P(),
+        check_vma=False,  # the sums differ from device to device until the last line
+    )
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        scale = 1.0 / jnp.maximum(jnp.sum(batch.weights), 1.0)
+        loss, grads = loss_and_grads(state.params, batch, key, scale)
+        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {"train/loss": loss, "train/grad_norm": optax.global_norm(grads)}
+        return TrainState(state.step + 1, params, optimizer_state), metrics
+
+    shapes = jax.eval_shape(lambda: create_state(model, optimizer, seed, mesh))
+    where = state_shardings(model, optimizer, shapes, mesh)
+    return jax.jit(
+        train_step,
+        donate_argnums=0,
+        in_shardings=(where, sharding.batch_sharding(mesh)),
+        out_shardings=(where, sharding.replicated(mesh)),
+    )

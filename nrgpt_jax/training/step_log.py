@@ -1,0 +1,109 @@
+"""What is written while a run trains: metrics, and a bar of progress."""
+
+import contextlib
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping
+
+import jax
+import optax
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from nrgpt_jax.errors import UserError
+from nrgpt_jax.models import LanguageModel, flops
+from nrgpt_jax.runs.metrics import MetricWriter
+
+
+class StepLog:
+    """Writes the metrics of a step after the next one was dispatched, so that devices are busy.
+
+    `tokens_per_second`, `mfu` (the share of the devices' peak, see `flops`) and `input_wait` (the
+    share of the time spent waiting for batches) are of the steps since the line before, without
+    evaluation and saving. They are left out of the first line, whose steps were compiled first,
+    and of the last where it comes early.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        model: LanguageModel,
+        schedule: optax.Schedule,
+        writer: MetricWriter,
+        bar: tqdm,
+    ):
+        self.config, self.schedule, self.writer, self.bar = config, schedule, writer, bar
+        self.pending: tuple[int, Mapping[str, jax.Array]] | None = None
+        self.tokens_per_step = config.data.batch_size * config.model.context_length
+        self.flops_per_token = flops.train_flops_per_token(model)
+        self.peak = flops.peak_flops()
+        self.compiled = False
+        self._begin_interval()
+
+    def _begin_interval(self) -> None:
+        self.begin, self.waited, self.steps = time.perf_counter(), 0.0, 0
+
+    @contextlib.contextmanager
+    def waiting_for_input(self) -> Iterator[None]:
+        """Measures what happens inside."""
+        begin = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - begin
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Writes what is pending; what happens inside does not count."""
+        self.flush()
+        begin = time.perf_counter()
+        yield
+        self.begin += time.perf_counter() - begin
+
+    def after(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
+        """Takes the metrics of a dispatched step."""
+        self.flush()
+        self.steps += 1
+        self.bar.update()
+        config = self.config
+        if step % config.log_every == 0 or step in (1, config.train_steps):
+            self.pending = step, metrics
+
+    def flush(self) -> None:
+        """Writes what is pending."""
+        if self.pending is None:
+            return
+        step, metrics = self.pending
+        self.pending = None
+        scalars = {name: float(value) for name, value in metrics.items()}
+        if not math.isfinite(scalars["train/loss"]):
+            raise diverged(f"training loss is {scalars['train/loss']}", step)
+        scalars["train/learning_rate"] = float(self.schedule(step - 1))
+        shown = f"loss {scalars['train/loss']:.3f}"
+        compiled_before, self.compiled = self.compiled, True
+        if compiled_before and self.steps >= self.config.log_every - 1:
+            scalars |= self._speed()
+            shown += f", {scalars['tokens_per_second']:,.0f} tokens/s"
+        self._begin_interval()
+        self.writer.write(step, scalars)
+        self.bar.set_postfix_str(shown, refresh=False)
+
+    def _speed(self) -> dict[str, float]:
+        seconds = time.perf_counter() - self.begin
+        speed = self.steps * self.tokens_per_step / seconds
+        found = {"tokens_per_second": speed, "input_wait": self.waited / seconds}
+        if self.flops_per_token and self.peak:
+            found["mfu"] = speed * self.flops_per_token / self.peak
+        return found
+
+
+def diverged(what: str, step: int) -> UserError:
+    """The error of a run whose numbers are no longer finite."""
+    return UserError(
+        f"the {what} at step {step}; lower --config.optimizer.learning_rate and run the command "
+        "again to go on from the last checkpoint"
+    )
+
+
+def say(message: str) -> None:
+    """A line for the person who watches."""
+    print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,1 @@
+"""What produces the pages of docs/: rates with a guarantee, energy as a signal, depth."""
