@@ -140,7 +140,7 @@ if __name__ == "__main__":
             raise UserError("give --release=CKPT.pt or --run=DIR")
         if _run.value is not None:
             convert_run(Path(_run.value), Path(_workdir.value))
-        else:
+        elif _release.value is not None:
             convert(
                 _release.value,
                 _workdir.value,

@@ -1,6 +1,7 @@
 """What every combination of registered parts must do: one suite for all of them."""
 
 import itertools
+from typing import Any
 
 import chex
 import jax
@@ -45,7 +46,7 @@ def combinations():
 
 
 BASELINES = [{"name": n, "mask": "inclusive"} for n in model_names() if not n.startswith("NRGPT")]
-ADDITIONS = [
+ADDITIONS: list[dict[str, Any]] = [
     {"attention": "full_rank_rope"},
     {"attention": "low_rank_rope", "mask": "strict"},
     {"combination": "mixture"},
@@ -57,7 +58,7 @@ ADDITIONS = [
     {"blocks": 2, "rate": "psd"},
     {"blocks": 3, "attention": "low_rank"},
 ]
-TOGETHER = {
+TOGETHER: dict[str, Any] = {
     "name": "NRGPT",
     "energies": ("low_rank_rope", "full_rank", "FF1", "FF2", "injection", "leak"),
     "combination": "mixture",
@@ -65,7 +66,7 @@ TOGETHER = {
     "blocks": 2,
     "mask": "strict",
 }
-VARIATIONS = [
+VARIATIONS: list[dict[str, Any]] = [
     *({"name": "NRGPT_H_FF2W", **fields} for fields in ADDITIONS),
     TOGETHER,
     {**TOGETHER, "kernels": "plain"},

@@ -150,12 +150,14 @@ def test_fixed_point_cache_shows_each_token_the_last_states_before_it(mask, atte
     )
     norm = partial(NORMS[model.norm].function, block["norm"])
     attend, feed = ENERGIES[attention], ENERGIES["FF2W"]
+    keep = attend.memory
+    assert keep
 
     def energy(g, x, first, past):
         """Of a token that sees the last states of those before it, and itself as it is."""
         states = jnp.concatenate([past, jax.lax.stop_gradient(g)[None]])
         count = jnp.arange(len(states))
-        memory = jax.vmap(lambda g, at: attend.memory(block["attention"], g, at))(states, count)
+        memory = jax.vmap(partial(keep, block["attention"]))(states, count)
         mask_K = count < len(past) if model.strict else count <= len(past)
         context = Context(memory, mask_K, count[-1], x, first, jnp.zeros(()))
         of_attention = attend.function(block["attention"], g, context)

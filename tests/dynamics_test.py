@@ -77,6 +77,28 @@ def test_momentum_rolls_as_a_heavy_ball():
     chex.assert_trees_all_close(roll(X, SCALES), x, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm", "none"])
+def test_projected_moves_by_the_projection_of_the_gradient(norm):
+    """x <- x - eta P diag(gamma) dE/dg; P takes away what the norm does not see."""
+    params = parameters(jax.random.key(4), NORMS[norm].specs)
+    eta = jax.random.normal(jax.random.key(3), (SIZES.D, SIZES.D))
+    energy = lambda params, g, context: jnp.vdot(g, params["a"])
+    slope = jax.random.normal(jax.random.key(5), (SIZES.D,))
+    terms = {"plane": plain_term(energy, {"a": slope}, dtype="float32")}
+    options = {"norm": norm, "norm_params": params, "rule": "projected"}
+    moved, _ = stepped(dynamics_of(terms, X, eta, **options), X, 0.1)
+
+    def expected(x):
+        pulled = params["gain"] * slope if norm != "none" else slope
+        if norm == "layer_norm":
+            x, pulled = x - jnp.mean(x), pulled - jnp.mean(pulled)
+        if norm != "none":
+            pulled -= x * jnp.vdot(x, pulled) / jnp.vdot(x, x)
+        return -0.1 * jnp.dot(eta, pulled, precision="highest")
+
+    chex.assert_trees_all_close(moved - X, jax.vmap(jax.vmap(expected))(X), rtol=1e-3, atol=1e-3)
+
+
 def own_energies(model, held, x):
     """Energies (B,N) by term of tokens at x, in a context that stays at `held`."""
     norm = model.norm

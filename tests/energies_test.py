@@ -107,6 +107,8 @@ def test_dropout_drops_terms_of_the_gradient_only(name):
     keep = 2.0 * jax.random.bernoulli(KEY, 0.5, (1, SIZES.H, 5, 5)).astype(jnp.float32)
     around = surroundings(name, params, G[None], strict=False)
     fast, plain = (bind(ENERGIES[name], params, kernel_of(name, k)) for k in ("fused", "plain"))
+    assert fast.dropped
+    assert plain.dropped
     dropped = plain.dropped(G[None], around, keep)
     chex.assert_trees_all_close(fast.dropped(G[None], around, keep), dropped, atol=1e-5)
     whole = plain.slope(G[None], around)[1]
@@ -182,8 +184,9 @@ def test_rotated_scores_depend_on_distances_only(name):
     entry, params = ENERGIES[name], energy_parameters(KEY, name)
 
     def scores(token, shift):
-        keep = lambda at: entry.memory(params, G[1], at)
-        memory = jax.vmap(keep)(jnp.arange(5) + shift)
+        assert entry.memory
+        assert entry.scores
+        memory = jax.vmap(partial(entry.memory, params, G[1]))(jnp.arange(5) + shift)
         context = Context(memory, jnp.ones(5, bool), jnp.asarray(token + shift), *[G[0]] * 3)
         return entry.scores(params, G[2], context)
 

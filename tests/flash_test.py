@@ -1,6 +1,7 @@
 """Attention by the kernels of accelerators: the same as the blocked rule, forward and backward."""
 
 from functools import partial
+from typing import Any
 
 import chex
 import jax
@@ -105,9 +106,11 @@ def test_training_and_evaluation_on_several_tpus_use_it_with_a_batch_in_one_part
     model, mesh = small_model(), sharding.make_mesh()
     optimizer = optax.sgd(1e-3)
     state = jax.eval_shape(lambda: step.create_state(model, optimizer, 0, mesh))
-    shapes = [jax.ShapeDtypeStruct((4, LENGTH), t) for t in ("int32", "int32", "float32")]
-    train_step = step.make_train_step(model, optimizer, 0, 1, mesh)
-    eval_step = evaluation.make_eval_step(model, mesh)
+    shapes: list[Any] = [
+        jax.ShapeDtypeStruct((4, LENGTH), t) for t in ("int32", "int32", "float32")
+    ]
+    train_step: Any = step.make_train_step(model, optimizer, 0, 1, mesh)
+    eval_step: Any = evaluation.make_eval_step(model, mesh)
     for function, first in ((train_step, state), (eval_step, state.params)):
         exported = jax.export.export(function, platforms=["tpu"])(first, Batch(*shapes))
         assert "tpu_custom_call" in exported.mlir_module()

@@ -108,7 +108,7 @@ def test_the_choice_of_a_function_is_its_models_own(standard_promotion):
     """Traced anywhere, at any time: nothing around it is read."""
     del standard_promotion
     tokens = jnp.arange(20)[None] % 11
-    programs = {}
+    programs: dict[str, set[bool]] = {}
     for kernels in ("fused", "plain", "fused"):
         model = small_model(kernels=kernels)
         params = jax.eval_shape(model.init, jax.random.key(0), tokens)

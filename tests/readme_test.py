@@ -14,7 +14,7 @@ from decoding_helpers import small_model
 
 from nrgpt_jax import create_model
 from nrgpt_jax.configs import default_config
-from nrgpt_jax.core.energies import FEEDFORWARD
+from nrgpt_jax.core.energies import ENERGIES
 from nrgpt_jax.datasets.tokenizers import CharTokenizer
 from nrgpt_jax.runs.pretrained import Pretrained, save_pretrained
 
@@ -23,7 +23,7 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_the_energy_example_trains():
-    """Run as it stands; the model that it names then learns to repeat a pattern."""
+    """Run as it stands; the model that it names then goes down its loss."""
     (example,) = re.findall(r"```python\n([^`]*@feedforward[^`]*)```", README, re.DOTALL)
     exec(compile(example, "README.md", "exec"), {})
     (name,) = re.findall(r'@feedforward\("(\w+)"', example)
@@ -36,22 +36,22 @@ def test_the_energy_example_trains():
         params = model.init(jax.random.key(0), tokens)
 
         @jax.jit
-        def descend(params):
+        def loss_and_grads(params):
             def loss_fn(params):
                 log_p = jax.nn.log_softmax(model.apply(params, tokens[:, :-1]))
                 return -jnp.mean(jnp.take_along_axis(log_p, tokens[:, 1:, None], -1))
 
-            loss, grads = jax.value_and_grad(loss_fn)(params)
-            return loss, jax.tree.map(lambda p, g: p - 0.3 * g, params, grads)
+            return jax.value_and_grad(loss_fn)(params)
 
-        first, params = descend(params)
-        for _ in range(60):
-            last, params = descend(params)
-        assert float(last) < 0.5 * float(first)
+        first, grads = loss_and_grads(params)
+        of_energy = grads["params"]["block"]["feedforward"]
+        assert all(float(jnp.abs(grad).max()) > 0.0 for grad in of_energy.values())
+        params = jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
+        assert float(loss_and_grads(params)[0]) < float(first), "a small step downhill"
         energies = model.apply(params, tokens, method="energies")
         assert bool(jnp.all(jnp.isfinite(energies["feedforward"])))
     finally:
-        FEEDFORWARD.remove(name)
+        ENERGIES.remove(name)
 
 
 def test_the_python_example_runs():
