@@ -12,7 +12,7 @@ from nrgpt_jax.analysis.figures import FIGURES
 from nrgpt_jax.analysis.landscape import landscape
 from nrgpt_jax.analysis.report import report
 from nrgpt_jax.configs import default_config
-from nrgpt_jax.core.dynamics import remember, slope, start
+from nrgpt_jax.core.step import remember, slope, start
 from nrgpt_jax.datasets.tokenizers import ByteTokenizer, SymbolTokenizer
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.runs.pretrained import Pretrained

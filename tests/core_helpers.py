@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 
 from nrgpt_jax.core.contexts import Places, Surroundings
-from nrgpt_jax.core.dynamics import assemble
 from nrgpt_jax.core.energies import ENERGIES, Energy
 from nrgpt_jax.core.norms import NORMS, bind_norm
 from nrgpt_jax.core.parameters import Sizes, init_parameters
 from nrgpt_jax.core.rates import RATES
+from nrgpt_jax.core.step import assemble
 from nrgpt_jax.core.terms import bind
 from nrgpt_jax.kernels import kernel_of
 

@@ -19,6 +19,7 @@ from nrgpt_jax.core.contexts import Context, Surroundings
 from nrgpt_jax.core.energies import ENERGIES
 from nrgpt_jax.core.norms import NORMS
 from nrgpt_jax.core.rules import RULES
+from nrgpt_jax.core.step import held_energy, slope
 from nrgpt_jax.core.terms import bind
 
 X = jax.random.normal(jax.random.key(1), (2, 5, SIZES.D))
@@ -188,7 +189,7 @@ def test_the_leak_is_a_legendre_dual(norm):
         chex.assert_trees_all_close(path.gradients[2], gradients, rtol=1e-3, atol=1e-4)
     else:
         assert float(jnp.abs(path.gradients[2] - gradients).max()) > 1e-2
-    held = dynamics.held_energy(model, dynamics.start(model)._replace(x=x))
+    held = held_energy(model, dynamics.start(model)._replace(x=x))
     of_held = jax.jit(jax.grad(lambda x: jnp.sum(held(x))))(x)
     chex.assert_trees_all_close(of_held, gradients, rtol=1e-3, atol=1e-4)
 
@@ -215,7 +216,7 @@ def test_differentiating_the_summed_energy_as_a_whole_would_leak():
 
     def total(g):
         memories, _ = dynamics.remember(model, dynamics.start(model), g)
-        return jnp.sum(dynamics.slope(model, X, g, memories).total)
+        return jnp.sum(slope(model, X, g, memories).total)
 
     leaky = influence(lambda x: x - jax.grad(total)(x))
     assert np.triu(leaky[0, :, 0], 1).any()

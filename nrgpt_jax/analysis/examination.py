@@ -109,29 +109,19 @@ def examine(
       UserError: the model has no energy, the text is empty or too long, or a number is out of
         range.
     """
-    if not trained.model.has_energy:
-        raise UserError(f"{trained.config.model.name} has no energy to look at; use an NRGPT run")
-    steps = 4 * trained.model.num_steps if num_steps is None else num_steps
-    require(tolerance > 0, "tolerance", tolerance, "positive")
+    model, variables, tokens = _prepared(trained, tokens, num_steps, tolerance)
     known = len(trained.tokenizer.vocabulary)
-    model, variables = trained.model.with_num_steps(trained.variables, steps)
-    model = model.clone(dtype="float32")  # small changes of energies drown in bfloat16
-    tokens = as_tokens(tokens, known)
-    fits = 2 <= len(tokens) <= model.context_length
-    require(fits, "tokens", len(tokens), f"2 to the context length {model.context_length}")
     with jax.default_matmul_precision("highest"):
         found = _run(model, variables, tokens, known, tolerance)
     path, speeds, measured, predicted = jax.tree.map(np.asarray, found)
     end = _finite_steps(path.energies["total"])
     if end < 1:
         raise UserError("the energies of this text diverge in the first step; nothing to look at")
-    diverged_at = None if end == steps else end + 1
     at = min(trained.model.num_steps, end)
     path, predicted = jax.tree.map(lambda a: a[: end + 1], (path, predicted))
-    tokens_by_step, probabilities, entropy, surprise = predicted
+    guesses, probabilities, entropy, surprise = predicted
     speeds, measured = speeds[:end], jax.tree.map(lambda a: a[:end], measured)
-    best = tokens_by_step[..., 0]
-    names = symbols_of(trained.tokenizer)
+    best, names = guesses[..., 0], symbols_of(trained.tokenizer)
     points = max(9, min(31, math.isqrt(GRID_VALUES // len(tokens))))
     with jax.default_matmul_precision("highest"):
         view = _view(model, variables, path.states, at, points)
@@ -141,15 +131,29 @@ def examine(
         vocabulary=names,
         trained_steps=trained.model.num_steps,
         tolerance=tolerance,
-        diverged_at=diverged_at,
+        diverged_at=None if end == model.num_steps else end + 1,
         path=path,
         step_norms=np.linalg.norm(np.diff(path.states, axis=0), axis=-1),
         speeds=speeds,
         settled=np.asarray(certificates.settling_steps(jnp.asarray(speeds)[:, None], tolerance))[0],
-        predictions=Predictions(tokens_by_step, probabilities, entropy, surprise, best == best[at]),
+        predictions=Predictions(guesses, probabilities, entropy, surprise, best == best[at]),
         certificate=_certificate(trained, measured),
         landscape=jax.tree.map(np.asarray, view),
     )
+
+
+def _prepared(trained: Pretrained, tokens: np.ndarray, num_steps: int | None, tolerance: float):
+    """The model as it is looked at, and its text; mistakes are raised."""
+    if not trained.model.has_energy:
+        raise UserError(f"{trained.config.model.name} has no energy to look at; use an NRGPT run")
+    require(tolerance > 0, "tolerance", tolerance, "positive")
+    steps = 4 * trained.model.num_steps if num_steps is None else num_steps
+    model, variables = trained.model.with_num_steps(trained.variables, steps)
+    model = model.clone(dtype="float32")  # small changes of energies drown in bfloat16
+    tokens = as_tokens(tokens, len(trained.tokenizer.vocabulary))
+    fits = 2 <= len(tokens) <= model.context_length
+    require(fits, "tokens", len(tokens), f"2 to the context length {model.context_length}")
+    return model, variables, tokens
 
 
 def symbols_of(tokenizer: Tokenizer) -> list[str]:

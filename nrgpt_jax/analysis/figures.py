@@ -22,15 +22,15 @@ STYLE: Any = {
     "figure.dpi": 110,
 }
 BLACK, ORANGE, BLUE, GREEN = "#000000", "#E69F00", "#0072B2", "#009E73"
-PANELS = {"attention": "attention", "feedforward": "feed-forward", "total": "total"}
+PANELS = {"feedforward": "feed-forward"}
 
 
 @mpl.rc_context(STYLE)
 def energies(found: Analysis) -> Figure:
-    """Energy of every token against the step: attention, feed-forward, total (Figure 2)."""
-    figure, axes = _figure(1, 3, width=12, height=4.2)
+    """Energy of every token against the step: that of each term, and the total (Figure 2)."""
     names = [*(n for n in found.path.energies if n != "total"), "total"]
-    for axis, name in zip(axes, names, strict=False):
+    figure, axes = _figure(1, len(names), width=4 * len(names), height=4.2)
+    for axis, name in zip(axes, names, strict=True):
         _lines(axis, found, np.asarray(found.path.energies[name]))
         axis.set(title=PANELS.get(name, name), xlabel="step")
     axes[0].set_ylabel("energy of a token (dimensionless)")

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from nrgpt_jax.core.dynamics import Dynamics, held_energy, start
+from nrgpt_jax.core.step import Dynamics, held_energy, start
 
 MARGIN = 0.2  # of the extent of a path, on each side
 

@@ -19,12 +19,9 @@ tokens.data = {
   guess: everyToken((i) => guess(here, i, 0)),
 };
 chosen.data = {n: [n]};
-lines.data = {
-  step: steps,
-  total: along("total"),
-  attention: along("attention"),
-  feedforward: along("feedforward"),
-};
+lines.data = Object.fromEntries(
+  Object.keys(lines.data).map((name) => [name, name === "step" ? steps : along(name)]),
+);
 marker.location = here;
 bars.data = {
   rank: bars.data.rank,

@@ -4,6 +4,7 @@ The page holds Bokeh's own JavaScript and needs no network. `webpage.js` beside 
 it when the step or the token changes.
 """
 
+import itertools
 from html import escape
 from importlib import resources
 
@@ -32,6 +33,16 @@ from bokeh.resources import INLINE
 from nrgpt_jax.analysis.examination import Analysis
 from nrgpt_jax.analysis.figures import BLACK, BLUE, GREEN, ORANGE, show
 
+# Of the lines of energies: the total, then each term.
+STYLES = (
+    (BLACK, "solid"),
+    (BLUE, "dashed"),
+    (GREEN, "dotdash"),
+    (ORANGE, "dotted"),
+    ("#CC79A7", "dashed"),
+    ("#56B4E9", "dotdash"),
+    ("#D55E00", "dotted"),
+)
 Sources = dict[str, ColumnDataSource]
 
 
@@ -54,7 +65,7 @@ def webpage(found: Analysis, title: str, report: str) -> str:
         "vocabulary": [show(s) for s in found.vocabulary],
         "trained": found.trained_steps,
     }
-    code = resources.files("nrgpt_jax").joinpath("webpage.js").read_text(encoding="utf-8")
+    code = resources.files("nrgpt_jax.analysis").joinpath("webpage.js").read_text(encoding="utf-8")
     update = CustomJS(args={**sources, **drawn, **shared, **constants}, code=code)
     slider.js_on_change("value", update)
     select.js_on_change("value", update)
@@ -100,7 +111,7 @@ def _sources(found: Analysis, names: list[str]) -> Sources:
             "guess": [""] * len(names),
         },
         "bars": {"rank": list(range(k)), "percent": [0.0] * k, "guess": [""] * k},
-        "lines": {"step": [], "total": [], "attention": [], "feedforward": []},
+        "lines": {"step": [], **{name: [] for name in found.path.energies}},
         "path": {"u": [], "v": [], "step": [], "total": []},
         "place": {"u": [], "v": []},
         "chosen": {"n": []},
@@ -121,18 +132,25 @@ def _strip(sources: Sources):
     energy = np.asarray(sources["all"].data["total"])
     mapper = LinearColorMapper(Cividis256, low=float(energy.min()), high=float(energy.max()))
     colour = {"field": "energy", "transform": mapper}
-    tokens = sources["tokens"]
-    cells = plot.rect(
-        "n",
-        -0.2,
-        0.96,
-        0.6,
-        source=tokens,
-        fill_color=colour,
-        line_color=None,
-        nonselection_fill_alpha=1.0,
-        name="tokens",
-    )
+    tokens, cell = sources["tokens"], ("n", -0.2, 0.96, 0.6)
+    filled = {"fill_color": colour, "line_color": None, "nonselection_fill_alpha": 1.0}
+    cells = plot.rect(*cell, source=tokens, name="tokens", **filled)
+    _symbols(plot, tokens)
+    framed = {"fill_color": None, "line_color": ORANGE, "line_width": 3}
+    plot.rect(*cell, source=sources["chosen"], **framed)
+    about = [
+        ("token", "@n @symbol"),
+        ("energy", "@energy{0.00}"),
+        ("next", "@guess (@percent{0.0}%)"),
+    ]
+    plot.add_tools(HoverTool(renderers=[cells], tooltips=about))
+    plot.add_layout(ColorBar(color_mapper=mapper, width=8), "right")
+    plot.yaxis.visible = plot.grid.visible = False
+    return plot
+
+
+def _symbols(plot, tokens: ColumnDataSource) -> None:
+    """The texts of tokens above their cells, upright where they are long."""
     long = max(map(len, tokens.data["symbol"])) > 2
     plot.text(
         "n",
@@ -145,25 +163,6 @@ def _strip(sources: Sources):
         text_font_size="12px",
         nonselection_text_alpha=1.0,
     )
-    plot.rect(
-        "n",
-        -0.2,
-        0.96,
-        0.6,
-        source=sources["chosen"],
-        fill_color=None,
-        line_color=ORANGE,
-        line_width=3,
-    )
-    about = [
-        ("token", "@n @symbol"),
-        ("energy", "@energy{0.00}"),
-        ("next", "@guess (@percent{0.0}%)"),
-    ]
-    plot.add_tools(HoverTool(renderers=[cells], tooltips=about))
-    plot.add_layout(ColorBar(color_mapper=mapper, width=8), "right")
-    plot.yaxis.visible = plot.grid.visible = False
-    return plot
 
 
 def _energies(sources: Sources, found: Analysis):
@@ -178,12 +177,8 @@ def _energies(sources: Sources, found: Analysis):
     total = found.path.energies["total"]
     steps = [list(range(len(total)))] * total.shape[1]
     plot.multi_line(steps, list(total.T.astype(np.float32)), color="#bbbbbb", line_alpha=0.5)
-    styles = {
-        "total": (BLACK, "solid"),
-        "attention": (BLUE, "dashed"),
-        "feedforward": (GREEN, "dotdash"),
-    }
-    for name, (colour, dash) in styles.items():
+    names = ["total", *(name for name in found.path.energies if name != "total")]
+    for name, (colour, dash) in zip(names, itertools.cycle(STYLES)):
         plot.line(
             "step",
             name,

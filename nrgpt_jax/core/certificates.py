@@ -23,8 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from nrgpt_jax.core.dynamics import Dynamics, Trajectory, held_energy, start
+from nrgpt_jax.core.dynamics import Trajectory
 from nrgpt_jax.core.norms import NORMS, identity
+from nrgpt_jax.core.step import Dynamics, held_energy, start
 
 ROUNDING = 64.0  # a change of energy within so many units in the last place is none
 RELATIVE_ERROR = 1e-5  # of float32 parameters, when proportionality or positivity is asked

@@ -111,10 +111,8 @@ def stream(
       For each prompt the part of its continuation that is new, maybe empty.
     """
     check_settings(model, settings)
-    require(max_new_tokens > 0, "max_new_tokens", max_new_tokens, "at least 1")
+    _check_request(prompts, max_new_tokens)
     model, variables = model.with_num_steps(variables, settings.num_steps or model.num_steps)
-    if min(map(len, prompts), default=0) == 0:
-        raise UserError("a prompt is empty; it needs at least one token")
     slots = slots_for(model, prompts, max_new_tokens)
     _check_memory(model, variables, len(prompts), slots, settings.cache)
     texts = _fitting(prompts, model, max_new_tokens, settings.overflow)
@@ -142,10 +140,15 @@ def stream(
         if drawn == target:
             target = min(drawn + tokens_at_once, max_new_tokens)
         if not done and int(np.max(window.lengths)) > slots:
-            stride = settings.stride or max(1, model.context_length // 2)
-            texts = _slide(window, slots, stride)
+            texts = _slide(window, slots, settings.stride or max(1, model.context_length // 2))
             del window  # before there is another cache
             window = window_of(texts, ended, drawn)
+
+
+def _check_request(prompts: Sequence[np.ndarray], max_new_tokens: int) -> None:
+    require(max_new_tokens > 0, "max_new_tokens", max_new_tokens, "at least 1")
+    if min(map(len, prompts), default=0) == 0:
+        raise UserError("a prompt is empty; it needs at least one token")
 
 
 def slots_for(model: LanguageModel, prompts: Sequence[np.ndarray], max_new_tokens: int) -> int:

@@ -14,8 +14,9 @@ from jaxtyping import Array, Bool, Int
 from nrgpt_jax.array_types import BatchStates, Key, Params, PerSequence, at_least_float32
 from nrgpt_jax.core import caches
 from nrgpt_jax.core.contexts import Places
-from nrgpt_jax.core.dynamics import State, rollout
+from nrgpt_jax.core.dynamics import rollout
 from nrgpt_jax.core.parameters import Table, constant, matrix, vector
+from nrgpt_jax.core.step import State
 from nrgpt_jax.kernels.layer_norm import layer_norm
 from nrgpt_jax.models.decoding import Decoding
 from nrgpt_jax.models.language_model import Cache, LanguageModel

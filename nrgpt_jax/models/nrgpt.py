@@ -11,12 +11,13 @@ from jaxtyping import Array, Bool, Float, Int
 from nrgpt_jax.array_types import BatchStates, Key, PerSequence, Tokens
 from nrgpt_jax.core import dynamics as core
 from nrgpt_jax.core.contexts import Places
-from nrgpt_jax.core.dynamics import Dropout, Dynamics, State
 from nrgpt_jax.core.energies import COMBINATIONS, ENERGIES, Energy
 from nrgpt_jax.core.norms import NORMS, bind_norm
 from nrgpt_jax.core.parameters import Sizes, Specs, Table, constant, fixed, positive
 from nrgpt_jax.core.rates import RATES
 from nrgpt_jax.core.rules import RULES
+from nrgpt_jax.core.step import Dropout, Dynamics, State, assemble, in_states, remember, start
+from nrgpt_jax.core.step import step as one_step
 from nrgpt_jax.core.terms import bind
 from nrgpt_jax.kernels import kernel_of, norm_kernel
 from nrgpt_jax.models.decoding import Decoding
@@ -134,7 +135,7 @@ class NRGPT(LanguageModel):
             for name, (label, entry) in zip(self.energy_names, self.terms().items(), strict=True)
         }
         constrained = RATES[self.rate].constrained
-        return core.assemble(
+        return assemble(
             bound,
             bind_norm(self.norm, block["norm"], norm_kernel(self.norm, self.kernels)),
             block["eta"] if constrained else block["eta"].astype(self.dtype),
@@ -170,9 +171,9 @@ class NRGPT(LanguageModel):
 
         def step(state: State, inputs_t):  # narrows parameters here: gradients add up in float32
             dropped = self._dropped(inputs_t["key"], x.shape) if "key" in inputs_t else None
-            return core.step(dynamics_at(inputs_t), state, inputs_t["scale"], dropped)[0], None
+            return one_step(dynamics_at(inputs_t), state, inputs_t["scale"], dropped)[0], None
 
-        state = core.start(dynamics_at(_first(inputs)))
+        state = start(dynamics_at(_first(inputs)))
         unroll, remat = self.scan_unroll, self.remat
         return core.rollout(step, state, inputs, unroll=unroll, remat=remat)[0].x
 
@@ -205,7 +206,7 @@ class NRGPT(LanguageModel):
         def keep(x: BatchStates):
             inputs, dynamics_at = self.dynamics(x)
             at = dynamics_at(_first(inputs))
-            return core.remember(at, core.start(at), x)[0]
+            return remember(at, start(at), x)[0]
 
         return {name: rows.shape[2:] for name, rows in jax.eval_shape(keep, x).items()}
 
@@ -219,16 +220,16 @@ class NRGPT(LanguageModel):
     ) -> tuple[BatchStates, Cache, Int[Array, "B P"]]:
         self.check_decoding(decoding)
         inputs, dynamics_at = self._bind(x, Places(self.strict, position))
-        step = lambda state, i: core.step(dynamics_at(i), state, i["scale"])
-        start = core.start(dynamics_at(_first(inputs)), cache)
+        step = lambda state, i: one_step(dynamics_at(i), state, i["scale"])
+        begin = start(dynamics_at(_first(inputs)), cache)
         if decoding.until is None:
             alone = lambda state, i: (step(state, i)[0], None)
-            state, _ = core.rollout(alone, start, inputs, unroll=self.scan_unroll)
+            state, _ = core.rollout(alone, begin, inputs, unroll=self.scan_unroll)
             steps = jnp.full(x.shape[:2], self.num_steps)
         else:
-            in_x = lambda state, i, seen: core.in_states(dynamics_at(i), state.x, seen.in_g)
+            in_x = lambda state, i, seen: in_states(dynamics_at(i), state.x, seen.in_g)
             moving = jnp.ones(x.shape[:2], bool) if active is None else active
-            found = core.until_at_rest(step, in_x, start, inputs, moving, decoding.until)
+            found = core.until_at_rest(step, in_x, begin, inputs, moving, decoding.until)
             state, steps = found
         fixed_point = decoding.cache == "fixed_point"
         if fixed_point or decoding.until is not None:

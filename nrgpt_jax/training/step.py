@@ -69,18 +69,11 @@ def all_finite(tree: Any) -> jax.Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
-def make_train_step(
-    model: LanguageModel,
-    optimizer: optax.GradientTransformation,
-    seed: int,
-    accumulation_steps: int,
-    mesh: jax.sharding.Mesh,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """A compiled step `(state, batch) -> (state, metrics)`; it consumes its state.
+def make_loss_and_grads(model: LanguageModel, accumulation_steps: int, mesh: jax.sharding.Mesh):
+    """`(params, batch, key, scale) -> (loss, gradients)`: `scale` times sums over the batch.
 
-    Every device works through its share of the batch by itself (there the kernels of accelerators
-    can be used), and gradients are exchanged once. Random numbers are a function of seed, step,
-    device and part, so that a resumed run repeats them on as many devices.
+    Every device works through its share of the batch by itself, part by part (there the kernels
+    of accelerators can be used), and gradients are exchanged once.
     """
 
     def loss_fn(params, batch: Batch, key, scale):
@@ -102,13 +95,29 @@ def make_train_step(
         total = jax.lax.scan(add, zeros, parts)[0]
         return jax.lax.psum(total, sharding.DATA_AXIS)
 
-    loss_and_grads = jax.shard_map(
+    return jax.shard_map(
         sum_over_parts,
         mesh=mesh,
         in_specs=(P(), P(sharding.DATA_AXIS), P(), P()),
         out_specs=P(),
         check_vma=False,  # the sums differ from device to device until the last line
     )
+
+
+def make_train_step(
+    model: LanguageModel,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    accumulation_steps: int,
+    mesh: jax.sharding.Mesh,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """A compiled step `(state, batch) -> (state, metrics)`; it consumes its state.
+
+    Random numbers are a function of seed, step, device and part, so that a resumed run repeats
+    them on as many devices.
+    """
+
+    loss_and_grads = make_loss_and_grads(model, accumulation_steps, mesh)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
