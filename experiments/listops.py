@@ -46,7 +46,10 @@ def laptop(config):
 
 
 def paper(config):
-    """Batch 64 x 128, AdamW 5e-4 decaying exponentially to 2e-5 over 100,000 steps, clip 1."""
+    """Batch 64 x 128, AdamW 5e-4 decaying exponentially to 2e-5 over 100,000 steps, clip 1.
+
+    Weight decay acts on everything, as in the release.
+    """
     config.train_steps = 100_000
     config.model.context_length = 128
     config.model.embed_dim = 32
@@ -56,6 +59,7 @@ def paper(config):
     config.optimizer.warmup_steps = 0
     config.optimizer.beta2 = 0.999
     config.optimizer.weight_decay = 0.01
+    config.optimizer.decay = "all"
 
 
 def deep(config, rate):

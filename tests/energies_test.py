@@ -259,6 +259,8 @@ def test_registering():
         energies.feedforward("FF1", {})(lambda params, g: None)
     with pytest.raises(KeyError, match=r"unknown energy 'FF3'; known: FF1, FF2, FF2W"):
         _ = ENERGIES["FF3"]
+    with pytest.raises(ValueError, match="energy 'norm': the name is taken"):
+        energies.energy("norm", {})
     with pytest.raises(ValueError, match="Q is no letter of Sizes"):
         energies.matrix("D Q")
     with pytest.raises(ValueError, match="unknown kernels 'fast'"):

@@ -57,6 +57,7 @@ class Energy(NamedTuple):
 
 
 ENERGIES: Registry[Energy] = Registry("energy")
+RESERVED = ("total", "combination", "norm", "rate", "rule")  # names of what stands beside terms
 
 
 def energy(name: str, specs: Specs, *, label: str = "", memory=None):
@@ -68,7 +69,10 @@ def energy(name: str, specs: Specs, *, label: str = "", memory=None):
       label: under which its values and parameters are found; its name by default.
       memory: `(params, g, position) -> array`, what it keeps of each token of a context.
     """
-    return ENERGIES.register(name, lambda function: Energy(function, specs, label or name, memory))
+    label = label or name
+    if label in RESERVED:
+        raise ValueError(f"energy {label!r}: the name is taken, as {', '.join(RESERVED)} are")
+    return ENERGIES.register(name, lambda function: Energy(function, specs, label, memory))
 
 
 def feedforward(name: str, specs: Specs):

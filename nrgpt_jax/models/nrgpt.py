@@ -27,7 +27,7 @@ from nrgpt_jax.models.language_model import Cache, LanguageModel
 class NRGPT(LanguageModel):
     """Tokens descend the sum (or another combination) of energies for `num_steps` steps.
 
-    The fields are those of `config.model`; `energies` are names of `core.energies.ENERGIES`.
+    The fields are those of `config.model`; `energy_names` are of `core.energies.ENERGIES`.
     """
 
     energy_names: tuple[str, ...] = ("full_rank", "FF2W")

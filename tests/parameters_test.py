@@ -1,0 +1,76 @@
+"""One table says all: shapes, initial values, forms, mesh axes of every parameter."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from decoding_helpers import small_model
+from flax import traverse_util
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from nrgpt_jax.core import parameters
+from nrgpt_jax.core.parameters import Sizes, constant, fixed, fraction, matrix, positive, vector
+from nrgpt_jax.models import abstract_params, model_names, parameter_specs, sharding
+
+SIZES = Sizes(D=6, H=2, M=12, K=3)
+TABLE = {
+    "part": {"W": matrix("H D M"), "b": vector("M"), "one": fixed(1.0, "H")},
+    "beta": positive(0.7),
+    "mu": fraction(0.9),
+    "gain": constant(2.0, "D"),
+}
+
+
+def test_what_is_kept_and_what_functions_are_given():
+    kept = parameters.draw(jax.random.key(0), TABLE, SIZES)
+    assert set(kept) == {"part", "log_beta", "logit_mu", "gain"}
+    assert set(kept["part"]) == {"W", "b"}, "a constant is not kept"
+    given = parameters.given(kept, TABLE, SIZES)
+    assert set(given["part"]) == {"W", "b", "one"}
+    np.testing.assert_allclose(given["beta"], 0.7, rtol=1e-6)
+    np.testing.assert_allclose(given["mu"], 0.9, rtol=1e-6)
+    np.testing.assert_allclose(given["gain"], 2.0 * np.ones(6))
+    assert given["part"]["W"].shape == (2, 6, 12)
+    assert float(jnp.std(given["part"]["W"])) == pytest.approx(0.02, rel=0.3)
+
+
+def test_distinct_blocks_are_drawn_apart():
+    kept = parameters.draw(jax.random.key(0), parameters.stacked(TABLE), SIZES)
+    assert kept["part"]["W"].shape == (3, 2, 6, 12)
+    assert kept["log_beta"].shape == (3,)
+    assert float(jnp.abs(kept["part"]["W"][0] - kept["part"]["W"][1]).max()) > 0.0
+    given = parameters.given(kept, parameters.stacked(TABLE), SIZES)
+    assert given["part"]["one"].shape == (3, 2)
+    assert not parameters.stacked(TABLE)["part"]["b"].is_matrix, "blocks are no axis of their own"
+
+
+@pytest.mark.parametrize("blocks", [0, 2])
+@pytest.mark.parametrize("name", model_names())
+def test_tables_describe_what_models_create(name, blocks):
+    model, _ = small_model(name=name, blocks=blocks, per_step_scale=True, learn_beta=True)
+    tokens = jax.ShapeDtypeStruct((1, 4), "int32")
+    created = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
+    assert jax.tree.map(lambda a: a.shape, created) == jax.tree.map(
+        lambda a: a.shape, abstract_params(model)
+    )
+
+
+def test_a_mesh_splits_parameters_by_the_axes_they_carry():
+    mesh = jax.make_mesh((1, 2), ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
+    partition = lambda spec: sharding.parameter_partition(spec, mesh)
+    assert partition(matrix("H D D")) == P("tensor", "fsdp", None)
+    assert partition(matrix("D M")) == P("fsdp", "tensor")
+    assert partition(vector("M")) == P("tensor")
+    assert partition(positive(1.0)) == P()
+    model, variables = small_model(vocab_size=12)
+    where = sharding.parameter_shardings(parameter_specs(model), mesh)
+    placed = jax.device_put(variables["params"], where)
+    block = placed["block"]
+    assert block["attention"]["J"].addressable_shards[0].data.shape == (1, 8, 8)
+    flat = traverse_util.flatten_dict(where)
+    whole = {path for path, one in flat.items() if one.is_fully_replicated}
+    assert ("block", "feedforward", "scale") in whole
+    assert ("block", "feedforward", "W1") not in whole
+    data_only = sharding.parameter_shardings(parameter_specs(model), sharding.make_mesh())
+    assert all(s.is_fully_replicated for s in jax.tree.leaves(data_only))
