@@ -5,6 +5,8 @@ Shape letters (as suffixes, `g_BxNxD`, and in annotations):
     B batch              N tokens (context length)   D embedding width
     H heads              Y head rank (head width)    M feed-forward hidden width
     T recurrent steps    V vocabulary                K context tokens (keys)
+    L distinct blocks    S slots of a cache          P tokens that are read at once
+    G, E of kernels: groups of heads that share queries, width of a score
 """
 
 from collections.abc import Mapping

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from decoding_helpers import cached_logits, next_logits, small_model
 
+from nrgpt_jax.core import rules
 from nrgpt_jax.core.contexts import Context
 from nrgpt_jax.core.dynamics import Convergence
 from nrgpt_jax.core.energies import ENERGIES
@@ -184,15 +185,31 @@ def test_fixed_point_cache_shows_each_token_the_last_states_before_it(mask, atte
         assert np.abs(expected - whole[row, at]).max() > 1e-3, "is not the exact one"
 
 
-def test_blocks_that_remember_differently_have_no_fixed_point_cache():
+def test_blocks_have_no_common_rest():
     model, variables = small_model(name="NRGPT_H_FF2W", blocks=2)
-    with pytest.raises(UserError, match="2 blocks remember a token each in its own way"):
-        generate(model, variables, [np.array([1])], 3, Settings(cache="fixed_point"))
+    for settings in (Settings(cache="fixed_point"), Settings(until=Convergence())):
+        with pytest.raises(UserError, match="2 blocks have an energy and a memory each"):
+            generate(model, variables, [np.array([1])], 3, settings)
 
 
-@pytest.mark.parametrize("rule", ["momentum", "projected"])
+@pytest.fixture
+def counting_rule():
+    """A rule whose state is not of tokens alone, as many of optax are."""
+    count = lambda gradient, made, x: (-gradient / (1.0 + made), made + 1.0)
+
+    @rules.rule("counting", {})
+    def make(params, eta, norm):
+        del params, eta, norm
+        return rules.BoundRule(lambda x0: jnp.zeros(()), count)
+
+    yield
+    rules.RULES.remove("counting")
+
+
+@pytest.mark.parametrize("rule", ["momentum", "projected", "counting"])
+@pytest.mark.usefixtures("counting_rule")
 def test_any_rule_stops_at_the_same_step_read_at_once_or_one_by_one(rule):
-    fields = {"rule": rule, "rate": "scalar", "blocks": 2, "energies": ("injection",)}
+    fields = {"rule": rule, "rate": "scalar", "energies": ("injection",)}
     model, variables = still_model(num_steps=20, **fields)
     decoding = Decoding(until=Convergence(0.05))
     late, position, late_steps = cached_logits(model, variables, TOKENS, LENGTHS, decoding)[-1]

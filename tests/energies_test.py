@@ -261,7 +261,11 @@ def test_registering():
         _ = ENERGIES["FF3"]
     with pytest.raises(ValueError, match="energy 'norm': the name is taken"):
         energies.energy("norm", {})
+    with pytest.raises(ValueError, match="energy 'eta': the name is taken"):
+        energies.feedforward("eta", {})(lambda params, g: g[0])
     with pytest.raises(ValueError, match="Q is no letter of Sizes"):
         energies.matrix("D Q")
+    with pytest.raises(ValueError, match="L is no letter of Sizes"):
+        energies.matrix("L D")  # of distinct blocks, which no energy knows of
     with pytest.raises(ValueError, match="unknown kernels 'fast'"):
         kernel_of("FF1", "fast")

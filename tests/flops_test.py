@@ -30,6 +30,9 @@ CASES = [{"name": name} for name in model_names()] + [
     {"attention": "low_rank", "name": "NRGPT_H_FF1"},
     {"attention": "low_rank", "head_dim": 8, "name": "NRGPT_H_FF2W", "rate": "scalar"},
     {"num_heads": 1, "mlp_ratio": 2, "name": "NRGPT_H_FF2W"},
+    {"attention": "full_rank_rope", "name": "NRGPT_H_FF1"},
+    {"attention": "low_rank_rope", "energies": ("injection",), "name": "NRGPT_H_FF1", "blocks": 3},
+    {"rate": "psd", "rule": "momentum", "combination": "mixture", "name": "NRGPT_H_FF1"},
 ]
 
 
@@ -40,7 +43,7 @@ def test_flops_are_those_of_the_compiled_model(fields):
     assert found is not None
     width = config.embed_dim
     if config.name.startswith("NRGPT"):
-        full_rank = config.attention == "full_rank"
+        full_rank = config.attention.startswith("full_rank")
         score_width = width if full_rank else config.head_dim or width // config.num_heads
         masked = 2 * N * config.num_heads * score_width
     else:

@@ -13,7 +13,7 @@ from nrgpt_jax.core import parameters
 from nrgpt_jax.core.parameters import Sizes, constant, fixed, fraction, matrix, positive, vector
 from nrgpt_jax.models import abstract_params, model_names, parameter_specs, sharding
 
-SIZES = Sizes(D=6, H=2, M=12, K=3)
+SIZES = Sizes(D=6, H=2, M=12, L=3)
 TABLE = {
     "part": {"W": matrix("H D M"), "b": vector("M"), "one": fixed(1.0, "H")},
     "beta": positive(0.7),

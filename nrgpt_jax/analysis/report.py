@@ -8,12 +8,14 @@ import numpy as np
 from nrgpt_jax.analysis.examination import Analysis, as_numbers, examine
 from nrgpt_jax.analysis.figures import FIGURES
 from nrgpt_jax.analysis.webpage import webpage
+from nrgpt_jax.configs import default_config
 from nrgpt_jax.core.certificates import SCALES
 from nrgpt_jax.datasets import load_recorded
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.runs.pretrained import Pretrained, load_pretrained
 
-TOKENS = 64
+TOKENS = 64  # of the validation split, where no text is given
+USUAL = default_config().model
 
 
 def analyze(
@@ -68,10 +70,13 @@ def _validation_text(trained: Pretrained) -> np.ndarray:
 def title(trained: Pretrained) -> str:
     """One line that names a model."""
     m, data = trained.config.model, trained.config.data.name
+    more = [f"and {', '.join(m.energies)}"] if m.energies else []
+    more += [f"{field} {m[field]}" for field in ("combination", "rule") if m[field] != USUAL[field]]
+    more += [f"{trained.model.blocks} blocks"] if trained.model.blocks > 1 else []
     return (
         f"{m.name} on {data}: D={m.embed_dim}, H={m.num_heads}, T={m.num_steps}, "
         f"rate {m.rate}, norm {m.norm}, mask {m.mask}"
-    )
+    ) + "".join(f", {part}" for part in more)
 
 
 def report(found: Analysis) -> str:

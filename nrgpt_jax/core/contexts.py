@@ -2,7 +2,6 @@
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -12,7 +11,7 @@ from nrgpt_jax.array_types import BatchStates, PerSequence
 class Context(NamedTuple):
     """Of one token; K tokens are there to be looked at, some of them in its context."""
 
-    memory: Any  # (K,...) what the energy keeps of each (see `Energy.memory`); None if nothing
+    memory: Any  # an array (K,...): what the energy keeps of each token; None if nothing
     mask: Bool[Array, "K"]  # which of them are in the token's context
     position: Int[Array, ""]  # of the token in its sequence
     x: Float[Array, "D"]  # the token's state, before the norm
@@ -53,7 +52,7 @@ class Surroundings(NamedTuple):
     def contexts(self) -> Context:
         """A `Context` of arrays with (B,N) in front of each, but for `memory` (B,K,...)."""
         batch, count = self.x.shape[:2]
-        seen = count if self.memory is None else jax.tree.leaves(self.memory)[0].shape[1]
+        seen = count if self.memory is None else self.memory.shape[1]
         mask = jnp.broadcast_to(self.places.mask(count, seen), (batch, count, seen))
         positions = jnp.broadcast_to(self.places.positions(count), (batch, count))
         return Context(self.memory, mask, positions, self.x, self.first, self.lagrangian)

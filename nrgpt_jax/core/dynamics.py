@@ -9,11 +9,12 @@ Source: NRGPT (arXiv 2512.16762), section 2.
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from nrgpt_jax.array_types import BatchStates
 from nrgpt_jax.core.step import Dynamics, Slope, State, in_states, remember, start, step
@@ -108,14 +109,16 @@ def rollout(
 
     body = make_step if remat == "none" else jax.checkpoint(make_step)
     steps = lambda state, inputs: jax.lax.scan(body, state, inputs, unroll=unroll)
-    if remat == "full":
-        length = len(jax.tree.leaves(inputs)[0])
-        chunk = math.isqrt(length)
-        whole = length // chunk * chunk
-        split = lambda a: a[:whole].reshape(-1, chunk, *a.shape[1:])
-        state = jax.lax.scan(jax.checkpoint(steps), state, jax.tree.map(split, inputs))[0]
-        inputs = jax.tree.map(lambda a: a[whole:], inputs)
-    return steps(state, inputs)
+    if remat != "full":
+        return steps(state, inputs)
+    length = len(jax.tree.leaves(inputs)[0])
+    chunk = math.isqrt(length)
+    whole = length // chunk * chunk
+    split = lambda a: a[:whole].reshape(-1, chunk, *a.shape[1:])
+    state, first = jax.lax.scan(jax.checkpoint(steps), state, jax.tree.map(split, inputs))
+    state, last = steps(state, jax.tree.map(lambda a: a[whole:], inputs))
+    joined = lambda a, b: jnp.concatenate([a.reshape(-1, *b.shape[1:]), b])
+    return state, jax.tree.map(joined, first, last)
 
 
 class Convergence(NamedTuple):
@@ -123,7 +126,7 @@ class Convergence(NamedTuple):
 
     `energy`: a step changed its energy by at most the tolerance. `gradient`: the gradient of its
     energy in its state, dE_A/dx_A, has at most that norm. Both are of the token alone, so how
-    far a token goes never depends on what follows it.
+    far a token goes never depends on what follows it. What a rule keeps (a velocity) is not asked.
     """
 
     tolerance: float = 1e-3
@@ -131,6 +134,13 @@ class Convergence(NamedTuple):
 
 
 CRITERIA = ("energy", "gradient")
+
+
+def _of_moving(moving: Bool[Array, "B N"], new: jax.Array, old: jax.Array) -> jax.Array:
+    """New values of the tokens that move; of what is not of tokens (a count) the new value."""
+    if new.shape[:2] != moving.shape:
+        return new
+    return jnp.where(moving.reshape(*moving.shape, *[1] * (new.ndim - 2)), new, old)
 
 
 def until_at_rest(
@@ -168,7 +178,7 @@ def until_at_rest(
             in_x = slope_in_x(state, inputs_t, seen)
             at_rest = jnp.linalg.norm(in_x, axis=-1) <= until.tolerance
         moving_BxN &= ~at_rest
-        stays = lambda new, old: jnp.where(moving_BxN[..., None], new, old)
+        stays = partial(_of_moving, moving_BxN)
         x, rule = jax.tree.map(stays, (new.x, new.rule), (state.x, state.rule))
         new = new._replace(x=x, rule=rule)
         return new, seen.total, steps_BxN + moving_BxN.astype(jnp.int32), moving_BxN

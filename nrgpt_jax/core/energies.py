@@ -57,7 +57,7 @@ class Energy(NamedTuple):
 
 
 ENERGIES: Registry[Energy] = Registry("energy")
-RESERVED = ("total", "combination", "norm", "rate", "rule")  # names of what stands beside terms
+RESERVED = ("total", "combination", "norm", "rate", "rule", "gain", "eta")  # beside the terms
 
 
 def energy(name: str, specs: Specs, *, label: str = "", memory=None):
@@ -69,10 +69,14 @@ def energy(name: str, specs: Specs, *, label: str = "", memory=None):
       label: under which its values and parameters are found; its name by default.
       memory: `(params, g, position) -> array`, what it keeps of each token of a context.
     """
-    label = label or name
-    if label in RESERVED:
-        raise ValueError(f"energy {label!r}: the name is taken, as {', '.join(RESERVED)} are")
-    return ENERGIES.register(name, lambda function: Energy(function, specs, label, memory))
+    label = _free(label or name)
+    return ENERGIES.register(_free(name), lambda f: Energy(f, specs, label, memory))
+
+
+def _free(name: str) -> str:
+    if name in RESERVED:
+        raise ValueError(f"energy {name!r}: the name is taken, as {', '.join(RESERVED)} are")
+    return name
 
 
 def feedforward(name: str, specs: Specs):
@@ -86,14 +90,14 @@ def feedforward(name: str, specs: Specs):
 
         return Energy(scaled, {**specs, **scale}, "feedforward")
 
-    return ENERGIES.register(name, entry)
+    return ENERGIES.register(_free(name), entry)
 
 
 def attention(name: str, specs: Specs, *, width: str | None = None, memory=None):
     """Registers an attention energy by its scores `(params, g, context) -> (H,K)`.
 
     Args:
-      name: as in `config.model.attention`.
+      name: as in `config.model.attention` and `config.model.energies`.
       specs: the table of what the scores read; alpha and beta are added.
       width: the axes of the products that scores are, "H D", for FLOPs; None: not known.
       memory: `(params, g, position) -> array`; by default the state g.
@@ -107,7 +111,7 @@ def attention(name: str, specs: Specs, *, width: str | None = None, memory=None)
         keep = memory or (lambda params, g, position: g)
         return Energy(function, table, "attention", keep, scores, width)
 
-    return ENERGIES.register(name, entry)
+    return ENERGIES.register(_free(name), entry)
 
 
 # Attention -------------------------------------------------------------------------------------
@@ -151,7 +155,7 @@ def low_rank(params: Params, g: Token, context: Context) -> Scores:
 
 @attention(
     "full_rank_rope",
-    {"J": matrix("H D D", uses=1)},
+    {"J": matrix("H D D")},
     width="H D",
     memory=lambda params, g, position: rotate(g, position),
 )
@@ -185,14 +189,13 @@ def rotate(x: Float[Array, "*H Y"], position: Int[Array, ""]) -> Float[Array, "*
     wide = accumulator_type(x)
     speed = jnp.asarray(ROPE_BASE ** (-np.arange(half) / max(half, 1)), wide)
     angle = position.astype(wide) * speed
-    cos, sin = (f(angle).astype(x.dtype) for f in (jnp.cos, jnp.sin))
-    turn = lambda row: jnp.concatenate(
-        [
-            row[:half] * cos - row[half : 2 * half] * sin,
-            row[:half] * sin + row[half : 2 * half] * cos,
-            row[2 * half :],
-        ]
-    )
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+
+    def turn(row):
+        a, b = row[:half].astype(wide), row[half : 2 * half].astype(wide)
+        turned = jnp.concatenate([a * cos - b * sin, a * sin + b * cos]).astype(x.dtype)
+        return jnp.concatenate([turned, row[2 * half :]])
+
     return turn(x) if x.ndim == 1 else jax.vmap(turn)(x)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from nrgpt_jax.array_types import Key, Params
 
 INIT_STD = 0.02
-BLOCKS = "K"  # the axis of distinct blocks, in front of the others
+BLOCKS = "L"  # the axis of distinct blocks, in front of the others
 
 
 class Sizes(NamedTuple):
@@ -30,7 +30,7 @@ class Sizes(NamedTuple):
     T: int = 1  # recurrent steps
     N: int = 1  # context length
     V: int = 1  # vocabulary
-    K: int = 1  # distinct blocks
+    L: int = 1  # distinct blocks
 
 
 class Form(NamedTuple):
@@ -113,14 +113,14 @@ def fixed(value: float, axes: str = "") -> ParameterSpec:
 
 def _letters(axes: str) -> tuple[str, ...]:
     letters = tuple(axes.split())
-    unknown = set(letters) - set(Sizes._fields)
+    unknown = set(letters) - set(Sizes._fields) | set(letters) & {BLOCKS}
     if unknown:
         raise ValueError(f"axes {axes!r}: {', '.join(sorted(unknown))} is no letter of Sizes")
     return letters
 
 
 def stacked(table: Table) -> Table:
-    """The table of K distinct blocks: every parameter with that axis in front."""
+    """The table of L distinct blocks: every parameter with that axis in front."""
 
     def stack(spec: ParameterSpec) -> ParameterSpec:
         if spec.form == FIXED:

@@ -8,7 +8,9 @@ and what a step of the model needs is its gradient in the query, `attend`: the s
 of the keys. Both derivatives are given in closed form. They work on blocks of query rows with
 the keys up to the last row of the block, so no work is done above the blocks on the diagonal;
 the N x K weights are recomputed from the log-sum-exp for the outer gradient, so training keeps
-no array that grows with the square of the context (but for the masks of attention dropout).
+no array that grows with the square of the context (but for the masks of attention dropout, and
+where the loss depends on values of energies, as in a mixture: their derivative in the keys is
+taken from the whole matrix of scores).
 
 Shapes are those of one sequence: query (G,N,E) and keys (G,H,K,E), where the H heads of a group
 share their queries. Full-rank attention is one group of H heads of width E = D, low-rank

@@ -119,15 +119,13 @@ class GPT(LanguageModel):
         return state._replace(x=x, cache=cache, step=state.step + 1), None
 
     def _run(self, x: BatchStates, places: Places, cache: Any, inputs: Any, remat: str) -> State:
-        shared = self.given("block")
-        if self.blocks > 1:
-            inputs = {**inputs, "block": self.turns(shared)}
+        turns, block_of = self.turns(self.given("block"))
 
         def step(state: State, inputs_t: Any) -> tuple[State, None]:
-            return self.block(inputs_t.get("block", shared), state, places, inputs_t.get("key"))
+            return self.block(block_of(inputs_t), state, places, inputs_t.get("key"))
 
         state = State(x, (), cache, jnp.zeros((), jnp.int32))
-        return rollout(step, state, inputs, unroll=self.scan_unroll, remat=remat)[0]
+        return rollout(step, state, {**inputs, **turns}, unroll=self.scan_unroll, remat=remat)[0]
 
     def states(self, x: BatchStates, train: bool) -> BatchStates:
         inputs: dict[str, Any] = {"step": jnp.arange(self.num_steps)}

@@ -1,5 +1,6 @@
 """What every model here shares: embeddings in front, final LayerNorm and head behind."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -55,7 +56,7 @@ class LanguageModel(nn.Module):
         width, rank = self.embed_dim, self.embed_dim // self.num_heads
         hidden = self.mlp_ratio * width
         shape = {"T": self.num_steps, "N": self.context_length, "V": self.vocab_size}
-        return Sizes(width, self.num_heads, rank, hidden, **shape, K=self.blocks)
+        return Sizes(width, self.num_heads, rank, hidden, **shape, L=self.blocks)
 
     def block_table(self) -> Table:
         """The parameters of one block."""
@@ -121,12 +122,15 @@ class LanguageModel(nn.Module):
         kept = flax.core.unfreeze(self.kept)[group]
         return parameters.given(kept, self.tables()[group], self.sizes)
 
-    def turns(self, block: Any) -> Any:
-        """Arrays (K,...) of K blocks as those of T steps (T,...)."""
+    def turns(self, block: Any) -> tuple[dict[str, Any], Callable[[Any], Any]]:
+        """(inputs of the T steps, the block of a step from its inputs), for blocks in turn."""
+        if self.blocks == 1:
+            return {}, lambda inputs_t: block
         if self.blocks == self.num_steps:
-            return block
-        which = jnp.arange(self.num_steps) % self.blocks
-        return jax.tree.map(lambda leaf: leaf[which], block)
+            return {"block": block}, lambda inputs_t: inputs_t["block"]
+        turn = jnp.arange(self.num_steps) % self.blocks
+        of = lambda inputs_t: jax.tree.map(lambda leaf: leaf[inputs_t["turn"]], block)
+        return {"turn": turn}, of
 
     # The forward pass -----------------------------------------------------------------------------
 
@@ -184,9 +188,10 @@ class LanguageModel(nn.Module):
         """Raises UserError where the model cannot decode in this way."""
         if not self.has_energy and decoding != Decoding():
             raise UserError("this model has no energy: it has an exact cache and makes all steps")
-        if self.blocks > 1 and decoding.cache == "fixed_point":
+        if self.blocks > 1 and decoding != Decoding():
             raise UserError(
-                f"{self.blocks} blocks remember a token each in its own way; use cache=exact"
+                f"{self.blocks} blocks have an energy and a memory each: they make all steps, with "
+                "cache=exact"
             )
 
     def descend(

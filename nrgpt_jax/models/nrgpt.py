@@ -1,4 +1,4 @@
-"""NRGPT: declares the parameters of energies, norm, rate and rule for `core.dynamics`."""
+"""NRGPT: declares the parameters of energies, norm, rate and rule for `core.step`."""
 
 import math
 from collections.abc import Callable
@@ -105,11 +105,11 @@ class NRGPT(LanguageModel):
         return self.clone(kernels=choice)
 
     def eta(self) -> jax.Array:
-        """The inference rate: (), (D,) or (D,D), before any c_t; with K blocks K of them."""
+        """The inference rate: (), (D,) or (D,D), before any c_t; one of each of several blocks."""
         return self._block()["eta"]
 
     def gain(self) -> jax.Array:
-        """The gain (D,) of the norm, ones where it has none; with K blocks (K,D)."""
+        """The gain (D,) of the norm, or ones; with several blocks one of each."""
         return self._block()["gain"]
 
     def step_scales(self) -> Float[Array, "T"]:
@@ -117,7 +117,7 @@ class NRGPT(LanguageModel):
         return self.given("steps")["scale"] if self.per_step_scale else jnp.ones(self.num_steps)
 
     def _block(self) -> dict[str, Any]:
-        """The parameters of a block (or of K, stacked), and what is made of them once."""
+        """The parameters of a block (or of several, stacked), and what is made of them once."""
         block = self.given("block")
         shape = (self.blocks, self.embed_dim) if self.blocks > 1 else (self.embed_dim,)
         block["gain"] = block["norm"].get("gain", jnp.ones(shape))
@@ -150,11 +150,9 @@ class NRGPT(LanguageModel):
     def _bind(
         self, x: BatchStates, places: Places
     ) -> tuple[dict[str, Any], Callable[[Any], Dynamics]]:
-        block, scales = self._block(), self.step_scales()
-        if self.blocks > 1:
-            inputs = {"scale": scales, "block": self.turns(block)}
-            return inputs, lambda inputs_t: self._dynamics(inputs_t["block"], places, x)
-        return {"scale": scales}, lambda inputs_t: self._dynamics(block, places, x)
+        inputs, block_of = self.turns(self._block())
+        inputs["scale"] = self.step_scales()
+        return inputs, lambda inputs_t: self._dynamics(block_of(inputs_t), places, x)
 
     def dynamics(self, x: BatchStates) -> tuple[Any, Callable[[Any], Dynamics]]:
         """(inputs, dynamics_at): `dynamics_at` gives the dynamics of a step from its inputs.

@@ -10,7 +10,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import logging
 from orbax.checkpoint import v1 as ocp
 

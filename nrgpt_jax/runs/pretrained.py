@@ -14,13 +14,11 @@ from ml_collections import ConfigDict
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
-from nrgpt_jax.models import LanguageModel
-from nrgpt_jax.models import sharding
 from nrgpt_jax.array_types import Variables
-from nrgpt_jax.runs.checkpoints import Checkpoints
 from nrgpt_jax.datasets.tokenizers import Tokenizer
 from nrgpt_jax.errors import UserError
-from nrgpt_jax.models import abstract_params, create_model, parameter_specs
+from nrgpt_jax.models import LanguageModel, abstract_params, create_model, parameter_specs, sharding
+from nrgpt_jax.runs.checkpoints import Checkpoints
 from nrgpt_jax.runs.directory import open_run, record_run
 
 WEIGHTS_FILE = "model.safetensors"
