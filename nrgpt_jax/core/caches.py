@@ -25,19 +25,20 @@ def write(
     values: Float[Array, "B P *C"],
     position: PerSequence | None = None,
     *,
-    step: Int[Array, ""] | int,
+    step: Int[Array, ""] | int | None = None,
 ) -> jax.Array:
-    """Rows (T,B,S,...) with values written at one step.
+    """Rows (T,B,S,...) with values written at one step, or those of one step (B,S,...).
 
     Args:
       rows: the cache.
       values: of P tokens a sequence.
       position: None writes positions 0 to P-1 of every sequence; (B,) writes one token (P = 1)
         at a position of its own in each.
-      step: which of T.
+      step: which of T, where `rows` have that axis.
     """
     if position is None:
         where: tuple = (slice(None), slice(values.shape[1]))
     else:
         where, values = (jnp.arange(position.shape[0]), position), values[:, 0]
-    return rows.at[(step, *where)].set(values.astype(rows.dtype))
+    at_step = () if step is None else (step,)
+    return rows.at[(*at_step, *where)].set(values.astype(rows.dtype))

@@ -4,7 +4,6 @@ Pre-norm blocks with a ReLU MLP, as in the paper's release: a block is a pure fu
 parameters, and goes through the loop that the energy models use.
 """
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -39,27 +38,25 @@ BLOCK: Table = {"attention": ATTENTION, "mlp": MLP, "norm1": NORM, "norm2": NORM
 
 
 def attend(
-    params: Params, x: BatchStates, state: State, places: Places, drop: "Drop"
-) -> tuple[BatchStates, Any]:
+    params: Params, x: BatchStates, rows: Cache | None, places: Places, drop: "Drop"
+) -> tuple[BatchStates, Cache | None]:
     """Causal multi-head attention, softmax(Q K^T / sqrt(Y)) V, then a biased projection.
 
     Returns:
-      What it adds, and the cache with the keys and values of these tokens.
+      What it adds, and the rows (B,S,H,Y) of this step's cache with these keys and values.
     """
     q, k, v = (jnp.einsum("bnd,dhy->bnhy", x, params[n]) for n in ("query", "key", "value"))
-    cache = state.cache
-    if cache is not None:
-        write = partial(caches.write, position=places.at, step=state.step)
-        cache = {n: write(cache[n], new) for n, new in (("k", k), ("v", v))}
-    if cache is not None and places.at is not None:
-        k, v = (cache[name][state.step] for name in ("k", "v"))
+    if rows is not None:
+        rows = {n: caches.write(rows[n], new, places.at) for n, new in (("k", k), ("v", v))}
+    if rows is not None and places.at is not None:
+        k, v = rows["k"], rows["v"]
     mask_BxNxK = places.mask(x.shape[1], k.shape[1])
     scores = jnp.einsum("bnhy,bkhy->bhnk", q * q.shape[-1] ** -0.5, k)
     masked = jnp.where(mask_BxNxK[:, None], at_least_float32(scores), -jnp.inf)
     weights_BxHxNxK = drop(jax.nn.softmax(masked, axis=-1)).astype(v.dtype)
     out = jnp.einsum("bhnk,bkhy->bnhy", weights_BxHxNxK, v)
     out = jnp.einsum("bnhy,hyd->bnd", out, params["projection"]) + params["bias"][None, None]
-    return drop(out), cache
+    return drop(out), rows
 
 
 def mlp(params: Params, x: BatchStates, drop: "Drop") -> BatchStates:
@@ -102,36 +99,39 @@ class GPT(LanguageModel):
         return 2.0 * self.context_length * self.embed_dim
 
     def block(
-        self, params: Any, state: State, places: Places, key: Key | None = None
-    ) -> tuple[State, None]:
-        """One transformer block."""
+        self, params: Any, x: BatchStates, rows: Cache | None, places: Places, key: Key | None
+    ) -> tuple[BatchStates, Cache | None]:
+        """One transformer block: the states after it, and its rows of the cache."""
         drop = Drop(key, self.dropout)
         narrow = lambda tree: jax.tree.map(lambda leaf: leaf.astype(self.dtype), tree)
         norm = lambda name, x: layer_norm(params[name], x).astype(self.dtype)
-        update, cache = attend(
-            narrow(params["attention"]), norm("norm1", state.x), state, places, drop
-        )
-        attended = state.x + update.astype(state.x.dtype)
-        out = mlp(
-            narrow(params["mlp"]), norm("norm2", state.x if self.parallel else attended), drop
-        )
-        x = attended + out.astype(state.x.dtype)
-        return state._replace(x=x, cache=cache, step=state.step + 1), None
+        attention, of_mlp = narrow(params["attention"]), narrow(params["mlp"])
+        update, rows = attend(attention, norm("norm1", x), rows, places, drop)
+        attended = x + update.astype(x.dtype)
+        out = mlp(of_mlp, norm("norm2", x if self.parallel else attended), drop)
+        return attended + out.astype(x.dtype), rows
 
-    def _run(self, x: BatchStates, places: Places, cache: Any, inputs: Any, remat: str) -> State:
+    def _run(
+        self, x: BatchStates, places: Places, inputs: Any, remat: str
+    ) -> tuple[BatchStates, Cache | None]:
+        """The states after all steps, and the cache (an input and an output of each step)."""
         turns, block_of = self.turns(self.given("block"))
 
-        def step(state: State, inputs_t: Any) -> tuple[State, None]:
-            return self.block(block_of(inputs_t), state, places, inputs_t.get("key"))
+        def step(state: State, inputs_t: Any) -> tuple[State, Cache | None]:
+            extras = inputs_t.get("cache"), places, inputs_t.get("key")
+            x, rows = self.block(block_of(inputs_t), state.x, *extras)
+            return state._replace(x=x), rows
 
-        state = State(x, (), cache, jnp.zeros((), jnp.int32))
-        return rollout(step, state, {**inputs, **turns}, unroll=self.scan_unroll, remat=remat)[0]
+        state = State(x, (), None, jnp.zeros((), jnp.int32))
+        inputs = {**inputs, **turns}
+        state, cache = rollout(step, state, inputs, unroll=self.scan_unroll, remat=remat)
+        return state.x, cache
 
     def states(self, x: BatchStates, train: bool) -> BatchStates:
         inputs: dict[str, Any] = {"step": jnp.arange(self.num_steps)}
         if train and self.dropout > 0.0:
             inputs["key"] = self._keys()
-        return self._run(x, Places(strict=False), None, inputs, self.remat).x
+        return self._run(x, Places(strict=False), inputs, self.remat)[0]
 
     def cache_row(self) -> dict[str, tuple[int, ...]]:
         """The shapes of the key and the value of a token, in one step."""
@@ -147,6 +147,6 @@ class GPT(LanguageModel):
     ) -> tuple[BatchStates, Cache, Int[Array, "B P"]]:
         del active  # every token makes all steps
         self.check_decoding(decoding)
-        inputs = {"step": jnp.arange(self.num_steps)}
-        state = self._run(x, Places(False, position), cache, inputs, "none")
-        return state.x, state.cache, jnp.full(x.shape[:2], self.num_steps)
+        x, new = self._run(x, Places(False, position), {"cache": cache}, "none")
+        assert new is not None
+        return x, new, jnp.full(x.shape[:2], self.num_steps)
