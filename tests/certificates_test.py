@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from core_helpers import dynamics_of, make_dynamics, plain_term
+from core_helpers import dynamics_of, make_dynamics
+from descent_helpers import follow, well, with_float64
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nrgpt_jax.core import certificates, dynamics
-from nrgpt_jax.core.certificates import SCALES, evidence, guarantee
+from nrgpt_jax.core import dynamics
+from nrgpt_jax.core.certificates import guarantee
 from nrgpt_jax.core.energies import ENERGIES
 from nrgpt_jax.core.parameters import Sizes
 from nrgpt_jax.core.terms import bind
@@ -28,40 +29,6 @@ CONDITIONS = {
 WIDTHS = st.sampled_from([3, 8])
 SEEDS = st.integers(0, 2**20)
 STEPS = st.lists(st.floats(1e-6, 1e-4), min_size=4, max_size=4)  # sizes of four steps
-
-
-def with_float64(test):
-    """Energy changes of small steps drown in float32."""
-
-    @functools.wraps(test)
-    def wrapped(*args, **kwargs):
-        with jax.enable_x64(True):
-            return test(*args, **kwargs)
-
-    return wrapped
-
-
-@functools.cache
-def follower(build, *choices):
-    """A compiled `(key, number, scales) -> path, evidence, whatever else build returns`.
-
-    `build` makes the dynamics of one sequence, whose axis is taken away here.
-    """
-
-    def follow(key, number, scales):
-        model, *more = build(key, number, *choices)
-        steps = (lambda _: model), {"scale": scales}
-        path = dynamics.trajectory(*steps)
-        of_sequence = lambda tree: jax.tree.map(lambda a: a[:, 0], tree)
-        return of_sequence(path), of_sequence(evidence(*steps, path)), *more
-
-    return jax.jit(follow)
-
-
-def follow(build, *choices, seed=0, number=1.0, scales=(1.0,)):
-    """The trajectory of what `build` makes of a key, a number and choices, and its evidence."""
-    numbers = jnp.asarray(number), jnp.asarray(scales)
-    return follower(build, *choices)(jax.random.key(seed), *numbers)
 
 
 def random_model(key, numbers, width, rate, norm, rule, energies=PAPER, strict=True):
@@ -220,18 +187,6 @@ def test_two_tokens_climb_with_another_rate():
     assert any(rises)
 
 
-def well(x, matrix, eta, rule="descent"):
-    """Without a norm: E_A = |x_A - M x_(A-1)|^2 / 2, the minimum of token 0 is at 0."""
-
-    def energy(params, g, context):
-        is_before = jnp.arange(len(context.memory)) == context.position - 1
-        before = jnp.sum(jnp.where(is_before[:, None], context.memory, 0), axis=0)
-        return 0.5 * jnp.sum((g - params["M"] @ before) ** 2)
-
-    term = plain_term(energy, {"M": matrix}, remembers=True, dtype=str(x.dtype))
-    return dynamics_of({"well": term}, x[None], eta, strict=True, rule=rule)
-
-
 def cascade(key, skew, width):
     """A well behind a rate whose symmetric part is positive; steps half of what still descends."""
     keys = jax.random.split(key, 4)
@@ -275,110 +230,3 @@ def test_a_cascade_escapes_where_the_symmetric_part_is_not_positive(sign):
     assert bool(found.rises.any()) == (sign < 0)
     assert bool(found.largest_scales.min() == 0.0) == (sign < 0)
     assert bool(total[-1, 0] > total[20, 0]) == (sign < 0)
-
-
-# What is measured -------------------------------------------------------------------------------
-
-
-def bowl(key, c, rule="descent"):
-    del key
-    return (well(jnp.ones((2, 3), jnp.float64), jnp.zeros((3, 3)), c, rule),)
-
-
-@pytest.mark.parametrize("c", [0.03, 0.5, 1.9, 40.0])
-@with_float64
-def test_largest_scale_is_the_known_one(c):
-    """x <- (1 - s c) x lowers |x|^2 / 2 just as long as s c <= 2."""
-    _, found = follow(bowl, number=c)
-    expected = max(scale for scale in SCALES if scale * c <= 2.0)
-    expected = np.inf if expected == max(SCALES) else expected
-    np.testing.assert_allclose(found.largest_scales, expected)
-    np.testing.assert_allclose(found.slopes, -3 * c, rtol=1e-6)
-    np.testing.assert_allclose(found.changes, 1.5 * ((1 - c) ** 2 - 1), rtol=1e-6)
-    assert bool(found.rises.any()) == (c > 2.0)
-
-
-@pytest.mark.parametrize("rule", ["descent", "momentum"])
-@with_float64
-def test_a_move_that_goes_on_is_measured_as_it_is(rule):
-    """The heavy ball rolls through the minimum and up again, where plain descent only falls."""
-    path, found = follow(bowl, rule, number=0.7, scales=[1.0] * 6)
-    np.testing.assert_allclose(found.changes, np.diff(path.energies["total"], axis=0), atol=1e-12)
-    assert bool(found.rises.any()) == (rule == "momentum")
-    assert bool(found.uphill.any()) == (rule == "momentum")
-
-
-def test_rest_and_settling():
-    one = jnp.array([[0.5, 0.5, 0.5], [0.0, 0.2, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.3]])
-    speeds = jnp.stack([jnp.zeros_like(one), one], axis=1)  # the first sequence is at rest
-    assert certificates.settling_steps(speeds, 0.1).tolist() == [[0, 0, 0], [1, 2, 4]]
-    strict = certificates.context_at_rest(speeds, 0.1, strict=True)
-    assert strict[:, 1].tolist() == [
-        [True, False, False],
-        [True, True, False],
-        [True, True, True],
-        [True, True, True],
-    ]
-    inclusive = certificates.context_at_rest(speeds, 0.1, strict=False)
-    assert inclusive[1, 1].tolist() == [True, False, False]
-    assert strict[:, 0].all()
-    assert inclusive[:, 0].all()
-    g = jnp.array([[[3.0, 4.0]], [[3.0, 4.5]], [[3.0, 4.5]]])[:, None]
-    np.testing.assert_allclose(certificates.relative_speeds(g), [[[0.1]], [[0.0]]], rtol=1e-6)
-
-
-def climb(key, c):
-    del key
-    return (well(jnp.array([[1.0, 0.0], [0.0, 1.0]]), jnp.eye(2), c),)
-
-
-def test_a_rise_counts_only_where_the_context_is_at_rest():
-    path, found = follow(climb, number=-0.5, scales=[1.0] * 3)
-    assert (np.diff(path.energies["total"], axis=0) > 0).all()
-    assert found.rises.all()
-    assert found.rises_at_rest[:, 0].all()
-    assert not found.rises_at_rest[:, 1].any()
-
-
-def test_what_is_not_a_number_has_not_fallen():
-    _, found = follow(climb, number=np.nan)
-    assert found.rises.all()
-    assert (found.largest_scales == 0.0).all()
-
-
-ONES, UNEVEN = np.ones(3), np.array([0.5, 1.0, -2.0])
-MATRIX = np.array([[1.0, 3.0, 0.0], [-3.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
-NEGATIVE = MATRIX - 0.1 * np.eye(3)
-PROJECTED, MOMENTUM, BLOCKS = {"rule": "projected"}, {"rule": "momentum"}, {"blocks": 2}
-INCLUSIVE = {"strict": False}
-
-
-@pytest.mark.parametrize(
-    ("norm", "gain", "eta", "options", "name", "word"),
-    [
-        ("layer_norm", UNEVEN, 0.3 * UNEVEN, {}, "2.1", "c = 0.3"),
-        ("layer_norm", UNEVEN, np.diag(0.3 * UNEVEN), {}, "2.1", "layer_norm"),
-        ("rms_norm", UNEVEN, -0.3 * UNEVEN, {}, None, "c > 0"),
-        ("layer_norm", UNEVEN, np.array(0.3), {}, None, "not c diag(gamma)"),
-        ("bare_layer_norm", ONES, np.array(0.3), {}, "2.1", "bare_layer_norm"),
-        ("bare_layer_norm", ONES, np.array(0.3), INCLUSIVE, None, "mask is inclusive"),
-        ("bare_layer_norm", ONES, MATRIX, {}, None, "not c diag(gamma)"),
-        ("none", ONES, MATRIX, {}, "2.2", "positive semi-definite"),
-        ("none", ONES, NEGATIVE, {}, None, "eigenvalue -0.1"),
-        ("none", ONES, np.array([1.0, 2.0, -0.5]), {}, None, "eigenvalue -0.5"),
-        ("none", ONES, MATRIX, INCLUSIVE, None, "mask is inclusive"),
-        ("layer_norm", UNEVEN, MATRIX, PROJECTED, "2.2 (projected)", "positive semi-definite"),
-        ("rms_norm", UNEVEN, np.array(0.3), PROJECTED, "2.2 (projected)", "projected gradient"),
-        ("layer_norm", UNEVEN, NEGATIVE, PROJECTED, None, "eigenvalue -0.1"),
-        ("rms_norm", UNEVEN, 0.3 * UNEVEN, PROJECTED, None, "eigenvalue -0.6"),
-        ("layer_norm", UNEVEN, MATRIX, PROJECTED | INCLUSIVE, None, "mask is inclusive"),
-        ("layer_norm", UNEVEN, 0.3 * UNEVEN, MOMENTUM, None, "rule momentum"),
-        ("none", ONES, MATRIX, MOMENTUM, None, "rule momentum"),
-        ("layer_norm", UNEVEN, 0.3 * UNEVEN, BLOCKS, None, "2 blocks"),
-        ("none", ONES, MATRIX, BLOCKS, None, "2 blocks"),
-    ],
-)
-def test_guarantee_names_the_proposition_and_the_reason(norm, gain, eta, options, name, word):
-    found = guarantee(norm, gain, eta, **{"strict": True, **options})
-    assert found.proposition == name
-    assert word in found.reason

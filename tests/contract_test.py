@@ -115,6 +115,24 @@ def test_jit_equals_no_jit(name):
     chex.assert_trees_all_close(jax.jit(model.apply)(variables, tokens), plain, atol=2e-5)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [TOGETHER, {"rule": "projected", "rate": "psd", "norm": "layer_norm", "blocks": 3}],
+    ids=name_of,
+)
+def test_models_by_kernels_and_by_definitions_are_the_same(fields):
+    """The additions too: logits, and the gradients of every parameter."""
+    found = []
+    for kernels in ("fused", "plain"):
+        model, variables = small_model(**fields, kernels=kernels)
+        loss = lambda v, m=model: jnp.sum(m.apply(v, TOKENS) ** 2)
+        found.append(jax.jit(jax.value_and_grad(loss))(variables))
+    (value, grads), (expected, expected_grads) = found
+    np.testing.assert_allclose(value, expected, rtol=1e-4)
+    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected_grads))
+    chex.assert_trees_all_close(grads, expected_grads, rtol=0, atol=1e-3 * scale)
+
+
 def test_every_registered_part_is_in_a_contract():
     """The slow product apart, what is registered later must be added above."""
     fields = [param.values[0] for param in combinations()] + VARIATIONS
