@@ -75,6 +75,7 @@ def _listops() -> ConfigDict:
 
 def _optimizer() -> ConfigDict:
     c = ConfigDict()
+    c.name = "adamw"  # or muon: orthogonalized updates of matrices, AdamW for the rest
     c.learning_rate = 1e-3
     c.final_learning_rate = 1e-4
     c.schedule = "cosine"  # after warm-up: cosine, exponential, constant

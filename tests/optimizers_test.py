@@ -1,4 +1,4 @@
-"""Schedules have their named shapes; weight decay touches matrices only."""
+"""Schedules have their named shapes; decay touches matrices only; Muon orthogonalizes."""
 
 import jax
 import jax.numpy as jnp
@@ -6,12 +6,14 @@ import numpy as np
 import optax
 import pytest
 from flax import traverse_util
+from jax.sharding import AxisType
 
 from nrgpt_jax import create_model
 from nrgpt_jax.configs import default_config
 from nrgpt_jax.core.parameters import matrix, vector
 from nrgpt_jax.models import model_names, parameter_specs
 from nrgpt_jax.training import optimizers
+from nrgpt_jax.training.step import TrainState, state_shardings
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -72,3 +74,50 @@ def test_update_decays_and_clips():
     _, state = optimizer.update(grads, optimizer.init(params), params)
     moment = optax.tree_utils.tree_get(state, "mu")
     assert float(optax.global_norm(moment)) == pytest.approx(0.1, rel=1e-4)
+
+
+def test_muon_moves_every_matrix_in_all_its_directions():
+    """Updates of hidden matrices have equal singular values, those of a head its own."""
+    specs = {"J": matrix("H D D"), "P": matrix("H Y D"), "V": matrix("V D")}
+    shapes = {"J": (2, 8, 8), "P": (2, 4, 8), "V": (9, 8)}
+    draw = np.random.default_rng(0).standard_normal
+    grads = {n: jnp.asarray(draw(shape) ** 3, jnp.float32) for n, shape in shapes.items()}
+    grads["V"] = jnp.sign(grads["V"])
+    grads["J"] *= jnp.array([1e-3, 1.0])[:, None, None]
+    params = jax.tree.map(jnp.zeros_like, grads)
+    c = settings(name="muon", schedule="constant", warmup_steps=0, weight_decay=0.0)
+    optimizer = optimizers.create_optimizer(c, 10, specs)
+    updates, _ = jax.jit(optimizer.update)(grads, optimizer.init(params), params)
+
+    def spread(update):
+        values = np.linalg.svd(update, compute_uv=False)
+        return values.max() / values.min()
+
+    size = c.learning_rate * optimizers.MUON_RMS
+    for update in (*updates["J"], updates["P"].reshape(8, 8)):
+        assert spread(update) < 3.0
+        assert 0.6 * size < float(jnp.sqrt(jnp.mean(update**2))) < 1.4 * size
+    assert spread(grads["P"].reshape(8, 8)) > 5.0
+    np.testing.assert_allclose(jnp.abs(updates["V"]), jnp.abs(updates["V"]).max(), rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
+def test_what_an_optimizer_keeps_lies_where_its_parameter_lies(name):
+    config = default_config().model
+    config.update({"vocab_size": 12, "embed_dim": 8, "num_heads": 2, "blocks": 2})
+    model = create_model(config)
+    optimizer = optimizers.create_optimizer(settings(name=name), 10, parameter_specs(model))
+    mesh = jax.make_mesh((1, 2), ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
+
+    def init():
+        params = model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+    state = jax.eval_shape(init)
+    where = state_shardings(model, state, mesh)
+    assert where.step.is_fully_replicated
+    found = zip(jax.tree.leaves(state.optimizer), jax.tree.leaves(where.optimizer), strict=True)
+    split = [leaf.shape for leaf, place in found if not place.is_fully_replicated]
+    moments = {"adamw": 2, "muon": 1}[name]  # of a hidden matrix
+    assert split.count(state.params["block"]["attention"]["J"].shape) == moments
+    assert split.count(state.params["head"]["kernel"].shape) == 2

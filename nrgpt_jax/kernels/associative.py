@@ -32,8 +32,10 @@ class Parts(NamedTuple):
 
 def _full_rank_few(params: Params, g, positions, memory) -> tuple[Query, Keys]:
     del positions
-    query_HxNxD = jnp.einsum("hde,ne->hnd", params["J"], g)
-    return query_HxNxD.reshape(1, -1, g.shape[-1]), memory[None, None]
+    width = g.shape[-1]
+    query_NxHD = g @ params["J"].reshape(-1, width).T  # as one product: J is not laid out anew
+    query_HxNxD = jnp.swapaxes(query_NxHD.reshape(g.shape[0], -1, width), 0, 1)
+    return query_HxNxD.reshape(1, -1, width), memory[None, None]
 
 
 def _low_rank_keys(params: Params, memory: Array) -> Keys:

@@ -1,15 +1,18 @@
-"""AdamW with warm-up, decay of the learning rate, clipping and weight decay."""
+"""AdamW or Muon with warm-up, decay of the learning rate, clipping and weight decay."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import optax
+from optax.contrib import MuonDimensionNumbers, muon
 
-from nrgpt_jax.core.parameters import ParameterSpec
+from nrgpt_jax.core.parameters import BLOCKS, ParameterSpec
 
+OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("cosine", "exponential", "constant")
 DECAYS = ("matrices", "all")
+MUON_RMS = 0.2  # root mean square of a Muon update, times the learning rate: about AdamW's
 
 
 def learning_rate_schedule(c: Mapping[str, Any], train_steps: int) -> optax.Schedule:
@@ -35,26 +38,63 @@ def learning_rate_schedule(c: Mapping[str, Any], train_steps: int) -> optax.Sche
 def decay_mask(specs: Any, decay: str) -> Any:
     """Whether weight decay acts on each parameter of a tree of `ParameterSpec`."""
     decays = lambda spec: decay == "all" or spec.is_matrix
-    return jax.tree.map(decays, specs, is_leaf=lambda leaf: isinstance(leaf, ParameterSpec))
+    return jax.tree.map(decays, specs, is_leaf=_is_spec)
+
+
+def hidden_matrices(specs: Any) -> Any:
+    """What Muon orthogonalizes: `optax.contrib.MuonDimensionNumbers` of each parameter, or None.
+
+    Matrices between states; neither the rows of tokens and positions nor the head. The axis D is
+    one side of a matrix and the others together are the other side; where there are two, as in
+    J (H,D,D), each head has a matrix of its own.
+    """
+
+    def numbers(spec: ParameterSpec) -> MuonDimensionNumbers | None:
+        axes = [(i, letter) for i, letter in enumerate(spec.axes) if letter != BLOCKS]
+        if not spec.is_matrix or {"V", "N"} & set(spec.axes):
+            return None
+        width = [i for i, letter in axes if letter == "D"]
+        others = [i for i, letter in axes if letter != "D"]
+        sides = (width[:1], width[1:] or others)
+        return MuonDimensionNumbers(*map(tuple, sides))
+
+    return jax.tree.map(numbers, specs, is_leaf=_is_spec)
 
 
 def create_optimizer(
     c: Mapping[str, Any], train_steps: int, specs: Any
 ) -> optax.GradientTransformation:
-    """Global-norm clipping (if `clip_norm` > 0), then AdamW on the schedule of `c`.
+    """Global-norm clipping (if `clip_norm` > 0), then AdamW or Muon on the schedule of `c`.
+
+    Muon acts on `hidden_matrices`, its updates of AdamW's usual size (so that learning rates carry
+    over), and AdamW with Nesterov momentum on all others, decayed if `decay` is `all`.
 
     Args:
       c: `config.optimizer`.
       train_steps: the step at which the final learning rate is reached.
       specs: `models.parameter_specs` of the model.
+
+    Source: Muon, github.com/KellerJordan/Muon; the size of its updates, arXiv 2502.16982.
     """
-    adamw = optax.adamw(
-        learning_rate_schedule(c, train_steps),
-        b1=c["beta1"],
-        b2=c["beta2"],
-        weight_decay=c["weight_decay"],
-        mask=decay_mask(specs, c["decay"]),
-    )
+    schedule, decays = learning_rate_schedule(c, train_steps), decay_mask(specs, c["decay"])
+    betas = c["beta1"], c["beta2"]
+    if c["name"] == "muon":
+        rule = muon(
+            schedule,
+            weight_decay=c["weight_decay"],
+            weight_decay_mask=decays,
+            adam_b1=betas[0],
+            adam_b2=betas[1],
+            adam_weight_decay=c["weight_decay"] if c["decay"] == "all" else 0.0,
+            muon_weight_dimension_numbers=hidden_matrices(specs),
+            consistent_rms=MUON_RMS,
+        )
+    else:
+        rule = optax.adamw(schedule, *betas, weight_decay=c["weight_decay"], mask=decays)
     clips = c["clip_norm"] > 0
     clip = optax.clip_by_global_norm(c["clip_norm"]) if clips else optax.identity()
-    return optax.chain(clip, adamw)
+    return optax.chain(clip, rule)
+
+
+def _is_spec(leaf: Any) -> bool:
+    return isinstance(leaf, ParameterSpec)

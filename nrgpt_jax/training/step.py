@@ -40,27 +40,27 @@ def create_state(
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
     shapes = jax.eval_shape(init)
-    return jax.jit(init, out_shardings=state_shardings(model, optimizer, shapes, mesh))()
+    return jax.jit(init, out_shardings=state_shardings(model, shapes, mesh))()
 
 
 def state_shardings(
-    model: LanguageModel,
-    optimizer: optax.GradientTransformation,
-    state: TrainState,
-    mesh: jax.sharding.Mesh,
+    model: LanguageModel, state: TrainState, mesh: jax.sharding.Mesh
 ) -> TrainState:
     """Where each array of a state lives: parameters, and what the optimizer keeps of each, by
     the axes in the parameter tables; the rest on every device."""
     whole = sharding.replicated(mesh)
     params = sharding.parameter_shardings(parameter_specs(model), mesh)
-    of_params = optax.tree_utils.tree_map_params(
-        optimizer,
-        lambda leaf, where: where,
-        state.optimizer,
-        params,
-        transform_non_params=lambda leaf: whole,
-    )
-    return TrainState(cast(Any, whole), params, of_params)
+    with_path = jax.tree_util.tree_leaves_with_path
+    shapes = {path: leaf.shape for path, leaf in with_path(state.params)}
+    places = {(path, shapes[path]): where for path, where in with_path(params)}
+
+    def of_optimizer(path: tuple, leaf: jax.ShapeDtypeStruct):
+        """What is kept of a parameter lies under its path, in whatever the optimizer is made of."""
+        found = (places.get((path[start:], leaf.shape)) for start in range(len(path)))
+        return next(filter(None, found), whole)
+
+    optimizer = jax.tree_util.tree_map_with_path(of_optimizer, state.optimizer)
+    return TrainState(cast(Any, whole), params, optimizer)
 
 
 @jax.jit
@@ -129,7 +129,7 @@ def make_train_step(
         return TrainState(state.step + 1, params, optimizer_state), metrics
 
     shapes = jax.eval_shape(lambda: create_state(model, optimizer, seed, mesh))
-    where = state_shardings(model, optimizer, shapes, mesh)
+    where = state_shardings(model, shapes, mesh)
     return jax.jit(
         train_step,
         donate_argnums=0,
