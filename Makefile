@@ -11,6 +11,7 @@
 #   make bench-generation RELEASE=path/to/clone     authors' code; of making text
 #   make rates                                      what rates with a guarantee cost (docs/rates.md)
 #   make signal                                     energy against surprise (docs/signal.md)
+#   make docs                                       the site of docs/, into site/
 #   make test | test-all | lint
 
 PYTHON ?= python3
@@ -25,7 +26,7 @@ NAME := $(firstword $(subst :, ,$(EXP)))
 CONFIG := --config=experiments/$(subst $(NAME):,$(NAME).py:,$(EXP)$(if $(findstring :,$(EXP)),,.py))
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: setup data train evaluate sample analyze export bench bench-generation rates signal test test-all lint clean
+.PHONY: setup data train evaluate sample analyze export bench bench-generation rates signal docs test test-all lint clean
 
 setup: .venv/installed
 .venv/installed: setup.cfg pyproject.toml constraints.txt
@@ -36,6 +37,10 @@ setup: .venv/installed
 
 .venv/installed-dev: .venv/installed
 	$(PIP_INSTALL) '.[dev]'
+	@touch $@
+
+.venv/installed-docs: .venv/installed
+	$(PIP_INSTALL) '.[docs]'
 	@touch $@
 
 data: setup
@@ -71,6 +76,9 @@ signal: setup
 bench: setup
 	@$(BIN)/python -m benchmarks.bench $(if $(RELEASE),--release=$(RELEASE)) $(ARGS)
 
+docs: .venv/installed-docs
+	$(BIN)/python -m mkdocs build --strict $(ARGS)
+
 test: .venv/installed-dev
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
@@ -84,4 +92,4 @@ lint: .venv/installed-dev
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf .venv *.egg-info build
+	rm -rf .venv *.egg-info build site

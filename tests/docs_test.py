@@ -1,20 +1,186 @@
-"""What docs/ says of the code is true: lines of equations, examples, names of everything."""
+"""What the pages say of the code is true: commands, examples, files, links, lines, names."""
 
+import importlib
 import re
+import runpy
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+import yaml
 from decoding_helpers import cached_logits, small_model
+from pages_helpers import (
+    DOCS,
+    FENCE,
+    PAGES,
+    ROOT,
+    anchors,
+    blocks,
+    commands,
+    field_names,
+    links,
+    mistake,
+    prose,
+    registered_here,
+    run_examples,
+)
 
+from nrgpt_jax.configs import default_config
 from nrgpt_jax.core.energies import COMBINATIONS, ENERGIES
 from nrgpt_jax.core.rates import RATES
 from nrgpt_jax.core.rules import RULES
+from nrgpt_jax.datasets import load_dataset
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
 LINK = re.compile(r"\[(\w+)\]\((\.\./nrgpt_jax/[\w/]+\.py)#L(\d+)\)")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_is_seen(page):
+    """Those of bash and Python are checked below, those without a language are output."""
+    seen = [name for name, _ in FENCE.findall(PAGES[page])]
+    assert 2 * len(seen) == PAGES[page].count("```")
+    assert set(seen) <= {"bash", "python", ""}
+
+
+# Commands ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
+def test_commands_are_understood(page):
+    wrong = {command: mistake(command) for command in commands(page)}
+    assert not {command: why for command, why in wrong.items() if why}
+
+
+def test_fields_that_pages_name_exist():
+    known = field_names(default_config())
+    for page, text in PAGES.items():
+        named = re.findall(r"(?:--|`)config\.(?!json)(\w[\w.]*\w)", text)
+        named += re.findall(r"^\| `((?:model|data|optimizer)\.\w+)`", text, re.MULTILINE)
+        assert not set(named) - known, page
+
+
+# Examples ---------------------------------------------------------------------------------------
+
+
+def models_hold(names, capsys):
+    assert names["logits"].shape == (1, 12, 65)
+    assert {e.shape for e in names["energies"].values()} == {(7, 1, 12)}
+    assert "TANH" in ENERGIES
+
+
+def samples_hold(names, capsys):
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert all(score.log_likelihood < 0 for score in names["scores"])
+
+
+def an_experiment_holds(names, capsys):
+    narrow, wide = names["get_config"](), names["get_config"]("wide")
+    assert narrow.train_steps == wide.train_steps == 5000
+    assert wide.model.embed_dim > narrow.model.embed_dim
+
+
+def a_new_energy_is_decoded(names, capsys):
+    model, variables = small_model(name="NRGPT_H_FF1", energies=("NEIGHBOURS",))
+    tokens = jax.random.randint(jax.random.key(0), (2, 7), 0, 11)
+    logits = jax.jit(model.apply)(variables, tokens)
+    for at_end, position, _ in cached_logits(model, variables, tokens, [2, 5]):
+        expected = logits[np.arange(2), position]
+        np.testing.assert_allclose(at_end, expected, atol=1e-4)
+    energies = model.apply(variables, tokens, method="energies")
+    assert float(jnp.abs(energies["NEIGHBOURS"]).max()) > 0.0
+
+
+def a_new_rate_and_data_set_hold(names, capsys):
+    model, variables = small_model(rate="fraction", num_steps=1)
+    assert 0.0 < float(model.apply(variables, method="eta")) < 1.0
+    config = default_config()
+    config.data.name = "counting"
+    found = load_dataset(config.data)
+    assert len(found.train) > 8 * len(found.validation) > 0
+    assert found.tokenizer.decode(found.train.tokens[:7]) == "0 1 2 3"
+
+
+CHECKS = {
+    "CONTRIBUTING.md": a_new_rate_and_data_set_hold,
+    "docs/energies.md": a_new_energy_is_decoded,
+    "docs/models.md": models_hold,
+    "docs/sampling.md": samples_hold,
+    "docs/text.md": an_experiment_holds,
+}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
+def test_examples_run(page, tmp_path, capsys, standard_promotion):
+    del standard_promotion
+    with registered_here():
+        names = run_examples(page, tmp_path)
+        if page != "README.md":  # tests/readme_test.py
+            CHECKS[page](names, capsys)
+
+
+# Files and links --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_it_names_exist(page):
+    """In backticks, those that begin with a folder of the repository."""
+    folders = "nrgpt_jax|experiments|studies|benchmarks|tests|docs|data|[.]ci|[.]github"
+    names = re.findall(rf"`((?:{folders})/[^`\s]*)`", prose(page))
+    assert not [name for name in names if not (ROOT / name).exists()]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if links(page)])
+def test_links_lead_somewhere(page):
+    assert not [link for link in links(page) if not leads_somewhere(page, link)]
+
+
+def leads_somewhere(page: str, link: str) -> bool:
+    path, _, anchor = link.partition("#")
+    target = (ROOT / page).parent / path if path else ROOT / page
+    target = target.resolve()
+    if not target.is_file() or not anchor:
+        return target.is_file()
+    if line := re.fullmatch(r"L(\d+)", anchor):
+        return int(line[1]) <= len(target.read_text().splitlines())
+    name = str(target.relative_to(ROOT))
+    return anchor in anchors(name) or is_in_reference(PAGES[name], anchor)
+
+
+def is_in_reference(page: str, name: str) -> bool:
+    """Whether an API page lists the module of this object, and the module has it."""
+    module, _, last = name.rpartition(".")
+    return f"::: {module}\n" in page and hasattr(importlib.import_module(module), last)
+
+
+def test_every_page_is_in_the_navigation():
+    text = (ROOT / "mkdocs.yml").read_text()
+    pages = re.findall(r"[\w/]+\.md", str(yaml.safe_load(text)["nav"]))
+    assert sorted(pages) == sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md"))
+
+
+def test_every_module_is_in_the_reference():
+    listed = re.findall(r"^::: (\S+)$", "\n".join(PAGES.values()), re.MULTILINE)
+    assert len(listed) == len(set(listed))
+    for room in {Path(page).stem for page in PAGES if page.startswith("docs/api")}:
+        files = (ROOT / "nrgpt_jax" / room).glob("[!_]*.py")
+        missing = {f"nrgpt_jax.{room}.{file.stem}" for file in files} - set(listed)
+        assert not missing
+
+
+def test_the_site_shows_the_definition_of_an_equation():
+    """There a line of the package is its entry in the reference, another file its name."""
+    site = runpy.run_path(str(DOCS / "site_links.py"))
+    for name, path, line in LINK.findall(PAGES["docs/equations.md"]):
+        assert site["name_at"](path.removeprefix("../"), int(line)).endswith(f".{name}")
+    page = type("Page", (), {"file": type("File", (), {"src_uri": "api/core.md"})})
+    shown = "[data](../../data/README.md), [a](../a.md), ![b](../../b.png)"
+    expected = "data (`data/README.md`), [a](../a.md), ![b](../../b.png)"
+    assert site["on_page_markdown"](shown, page) == expected
+
+
+# Equations and energies -------------------------------------------------------------------------
 
 
 def line_of(name: str, path: str) -> int:
@@ -30,35 +196,15 @@ def mended(page: str) -> str:
 
 
 def test_equations_point_at_their_lines():
-    page = (DOCS / "equations.md").read_text()
+    page = PAGES["docs/equations.md"]
     assert len(LINK.findall(page)) > 20
     assert page == mended(page), "run: python tests/docs_test.py"
 
 
 def test_every_registered_part_has_its_equation():
-    page = (DOCS / "energies.md").read_text()
     for registry in (ENERGIES, COMBINATIONS, RATES, RULES):
-        missing = [name for name in registry if f"`{name}`" not in page]
+        missing = [name for name in registry if f"`{name}`" not in PAGES["docs/energies.md"]]
         assert not missing, registry.kind
-
-
-def test_the_example_of_an_energy_is_decoded_too(standard_promotion):
-    del standard_promotion
-    page = (DOCS / "energies.md").read_text()
-    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    found: dict[str, Any] = {}
-    exec(compile(example, "energies.md", "exec"), found)
-    try:
-        model, variables = small_model(name="NRGPT_H_FF1", energies=("NEIGHBOURS",))
-        tokens = jax.random.randint(jax.random.key(0), (2, 7), 0, 11)
-        logits = jax.jit(model.apply)(variables, tokens)
-        for at_end, position, _ in cached_logits(model, variables, tokens, [2, 5]):
-            expected = logits[np.arange(2), position]
-            np.testing.assert_allclose(at_end, expected, atol=1e-4)
-        energies = model.apply(variables, tokens, method="energies")
-        assert float(jnp.abs(energies["NEIGHBOURS"]).max()) > 0.0
-    finally:
-        ENERGIES.remove("NEIGHBOURS")
 
 
 if __name__ == "__main__":

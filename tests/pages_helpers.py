@@ -1,0 +1,189 @@
+"""The pages that people read: their blocks, commands, links, and a place to run examples in."""
+
+import contextlib
+import functools
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from decoding_helpers import small_model
+from ml_collections import ConfigDict, config_flags
+
+from nrgpt_jax import datasets
+from nrgpt_jax.configs import default_config
+from nrgpt_jax.core.energies import COMBINATIONS, ENERGIES
+from nrgpt_jax.core.norms import NORMS
+from nrgpt_jax.core.rates import RATES
+from nrgpt_jax.core.registry import Registry
+from nrgpt_jax.core.rules import RULES
+from nrgpt_jax.datasets.tokenizers import CharTokenizer
+from nrgpt_jax.runs.pretrained import Pretrained, save_pretrained
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+}
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The code blocks of a page in a language, in order."""
+    return [body for name, body in FENCE.findall(PAGES[page]) if name == language]
+
+
+def prose(page: str) -> str:
+    """The page without its code blocks."""
+    return FENCE.sub("", PAGES[page])
+
+
+def commands(page: str) -> list[str]:
+    """Every line of the bash blocks of a page."""
+    lines = [line for block in blocks(page, "bash") for line in block.splitlines()]
+    return [line for line in lines if shlex.split(line, comments=True)]
+
+
+# Commands -----------------------------------------------------------------------------------------
+
+OWN = ("nrgpt_jax", "studies", "benchmarks")
+
+
+@functools.cache
+def mistake(command: str) -> str | None:
+    """What is wrong with a line of a bash block, or None."""
+    words = shlex.split(command, comments=True)
+    if words[0] == "make":
+        return _mistake_of_make(command)
+    if Path(words[0]).name == "python":
+        return _mistake_of_python(words[1:])
+    return None if (ROOT / words[0]).is_file() else f"there is no program {words[0]}"
+
+
+def _mistake_of_make(command: str) -> str | None:
+    dry = command.replace("make", "make -n", 1)
+    shell = ["/bin/sh", "-c", dry]
+    done = subprocess.run(shell, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return done.stderr
+    for line in done.stdout.splitlines():
+        words = shlex.split(line)
+        if words[1:2] == ["-m"] and words[2].split(".")[0] in OWN:
+            found = _mistake_of_python(words[1:])
+            if found:
+                return found
+    return None
+
+
+def _mistake_of_python(words: list[str]) -> str | None:
+    if words[0] != "-m":
+        return None if (ROOT / words[0]).is_file() else f"there is no file {words[0]}"
+    module, arguments = words[1], words[2:]
+    if module == "pip":
+        return _mistake_of_pip(arguments)
+    path = ROOT / f"{module.replace('.', '/')}.py"
+    if module.split(".")[0] not in OWN or not path.is_file():
+        return f"there is no program {module}"
+    known = program_flags(path)
+    for argument in arguments:
+        name = argument.partition("=")[0].removeprefix("--").split(".")[0]
+        if not argument.startswith("--") or name not in known:
+            return f"{module} does not know {argument}"
+    return _mistake_of_config([a for a in arguments if a.startswith("--config")])
+
+
+def program_flags(path: Path) -> set[str]:
+    """The flags that a program defines, by its source."""
+    source = path.read_text()
+    shared = {name for name in ("config", "workdir") if f"cli.define_{name}_flag()" in source}
+    return shared | set(re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', source))
+
+
+def _mistake_of_config(arguments: list[str]) -> str | None:
+    """Whether experiment, variant, fields and the types of their values are there."""
+    argv, values = ["program", *arguments], flags.FlagValues()
+    config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values, sys_argv=argv)
+    with contextlib.chdir(ROOT):
+        try:
+            values(argv)
+        except Exception as error:
+            return f"{' '.join(arguments)}: {error}"
+    return None
+
+
+def _mistake_of_pip(arguments: list[str]) -> str | None:
+    setup = (ROOT / "setup.cfg").read_text()
+    declared = setup.partition("[options.extras_require]")[2].partition("\n[")[0]
+    extras = set(re.findall(r"^(\w+) =", declared, re.MULTILINE))
+    wanted = set(re.findall(r"\.\[(\w+)\]", " ".join(arguments)))
+    return f"there is no extra {wanted - extras}" if wanted - extras else None
+
+
+def field_names(config: ConfigDict, prefix: str = "") -> set[str]:
+    """Every field and group of a configuration, dotted."""
+    names = set()
+    for name, value in config.items():
+        names.add(prefix + name)
+        if isinstance(value, ConfigDict):
+            names |= field_names(value, f"{prefix}{name}.")
+    return names
+
+
+# Links --------------------------------------------------------------------------------------------
+
+
+def links(page: str) -> list[str]:
+    """What a page links to and shows, but for addresses of the web."""
+    return re.findall(r"\]\((?!https?:)([^)\s]+)\)", prose(page))
+
+
+def anchors(page: str) -> set[str]:
+    """The anchors of the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+# Examples -----------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def registered_here() -> Iterator[None]:
+    """What is registered inside is forgotten afterwards."""
+    registries: list[Registry] = [ENERGIES, COMBINATIONS, NORMS, RATES, RULES]
+    before, known = [set(registry) for registry in registries], dict(datasets.DATASETS)
+    try:
+        yield
+    finally:
+        for registry, names in zip(registries, before, strict=True):
+            for name in set(registry) - names:
+                registry.remove(name)
+        for name in set(datasets.DATASETS) - set(known):
+            del datasets.DATASETS[name]  # type: ignore[attr-defined]
+
+
+def run_examples(page: str, folder: Path) -> dict[str, Any]:
+    """Runs the Python blocks of a page in a folder, one after another; returns their names.
+
+    Every run directory that they name is there: a tiny model with random parameters.
+    """
+    examples, names = blocks(page, "python"), {"__name__": "example"}
+    for run in set(re.findall(r'"(runs/[\w/]+)"', "".join(examples))):
+        save_tiny(folder / run)
+    with contextlib.chdir(folder):
+        for example in examples:
+            exec(compile(example, page, "exec"), names)
+    return names
+
+
+def save_tiny(folder: Path) -> None:
+    """A model that knows letters, a space, a comma and a colon, as a run."""
+    config = default_config()
+    config.model.update({"vocab_size": 60, "context_length": 32, "embed_dim": 8, "num_steps": 2})
+    model, variables = small_model(**config.model.to_dict())
+    letters = map(chr, range(ord("A"), ord("A") + 57))
+    tokenizer = CharTokenizer([*CharTokenizer(letters).vocabulary, " ", ",", ":"])
+    save_pretrained(folder, Pretrained(model, variables, tokenizer, config))
