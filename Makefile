@@ -1,5 +1,6 @@
 # Every target installs what it needs first, into .venv.
 #
+#   make demo                                       a small model: train, evaluate, sample, look
 #   make train EXP=listops                          train (again: go on)
 #   make train EXP=shakespeare:paper WORKDIR=runs/p ARGS="--config.seed=1"
 #   make evaluate EXP=listops                       losses and accuracies of runs/listops
@@ -26,7 +27,7 @@ NAME := $(firstword $(subst :, ,$(EXP)))
 CONFIG := --config=experiments/$(subst $(NAME):,$(NAME).py:,$(EXP)$(if $(findstring :,$(EXP)),,.py))
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: setup data train evaluate sample analyze export bench bench-generation rates signal docs test test-all lint clean
+.PHONY: setup demo data train evaluate sample analyze export bench bench-generation rates signal docs test test-all lint clean
 
 setup: .venv/installed
 .venv/installed: setup.cfg pyproject.toml constraints.txt
@@ -42,6 +43,13 @@ setup: .venv/installed
 .venv/installed-docs: .venv/installed
 	$(PIP_INSTALL) '.[docs]'
 	@touch $@
+
+DEMO_PROMPT := add_5,(,4,max_5,(,1,3,2,),4,),=
+demo: setup
+	@$(BIN)/python -m nrgpt_jax.train --config=experiments/listops.py:demo --workdir=runs/demo $(ARGS)
+	@$(BIN)/python -m nrgpt_jax.evaluate --workdir=runs/demo
+	@$(BIN)/python -m nrgpt_jax.sample --workdir=runs/demo --temperature=0 --prompt="$(DEMO_PROMPT)"
+	@$(BIN)/python -m nrgpt_jax.analyze --workdir=runs/demo
 
 data: setup
 	@$(BIN)/python -m nrgpt_jax.prepare $(CONFIG) $(ARGS)

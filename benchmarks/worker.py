@@ -1,6 +1,6 @@
 """One side of a comparison, in a process of its own: answers each line read with one line.
 
-    python -m benchmarks.worker '{"case": 0, "release": null}'
+    python -m benchmarks.worker '{"case": 0, "side": "ours", "release": null}'
 
 In turn each side makes `STEPS` steps after one that is not measured, so that neither the caches
 nor the waiting threads of the other are counted.
@@ -21,11 +21,16 @@ from benchmarks.cases import CASES, Case
 STEPS = 3
 
 
-def main(case: int, release: str | None) -> None:
-    """Builds the step, then measures it once a line."""
-    step, about = _theirs(CASES[case], release) if release else _ours(CASES[case])
+def main(case: int, side: str, release: str | None) -> None:
+    """Builds the step of a side: ours, or the release's, eager or compiled; then measures it."""
+    begin = time.perf_counter()
+    about: dict[str, Any] = {}
+    if release:
+        step = _theirs(CASES[case], release, compiled=side == "compiled")
+    else:
+        step, about = _ours(CASES[case])
     step()
-    _answer(about)
+    _answer({"first_step_seconds": time.perf_counter() - begin, **about})
     for _ in sys.stdin:
         step()
         times = []
@@ -82,10 +87,10 @@ def _ours(case: Case) -> tuple[Callable[[], float], dict]:
     return step, about
 
 
-def _theirs(case: Case, clone: str) -> tuple[Callable[[], float], dict]:
+def _theirs(case: Case, clone: str, compiled: bool) -> Callable[[], float]:
     from benchmarks.release import training_step
 
-    return training_step(clone, case.config(), _tokens(case), compiled=case.accelerator), {}
+    return training_step(clone, case.config(), _tokens(case), compiled)
 
 
 def _peak_memory(of_torch: bool) -> float:

@@ -7,6 +7,7 @@ Prints a table and writes it to DIR/evaluation.json.
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -58,11 +59,24 @@ def evaluate(workdir: Path | str, checkpoint: str = "best", prompts: int = 0) ->
     return found
 
 
+def report(found: Mapping[str, float]) -> str:
+    """The losses line by line, and what was answered as a table of prompt sets."""
+    sets = [n.removeprefix("accuracy/") for n in found if n.startswith("accuracy/")]
+    width = max(map(len, [*sets, "val/token_accuracy"]))
+    lines = [f"{'step':<{width}}  {found['step']}"]
+    lines += [f"{name:<{width}}  {found[name]:.4f}" for name in found if name.startswith("val/")]
+    if sets:
+        lines += ["", f"{'answered right':<{width}}  greedy  drawn at temperature 1"]
+    for name in sets:
+        greedy, drawn = found[f"accuracy/{name}"], found[f"accuracy_sampled/{name}"]
+        lines.append(f"{name:<{width}}  {greedy:>6.1%}  {drawn:>6.1%}")
+    return "\n".join(lines)
+
+
 def main(workdir: str, checkpoint: str, prompts: int) -> None:
     """Prints what `evaluate` finds."""
     host.cache_compilations(workdir)
-    for name, value in evaluate(workdir, checkpoint, prompts).items():
-        print(f"{name:<36} {value:.4f}" if name != "step" else f"{name:<36} {value}")
+    print(report(evaluate(workdir, checkpoint, prompts)))
     print(f"written to {Path(workdir) / FILE_NAME}", file=sys.stderr)
 
 

@@ -98,26 +98,26 @@ def _quality(trained: Pretrained, dataset: Dataset) -> dict[str, Any]:
 # The page -----------------------------------------------------------------------------------------
 
 COLUMNS = {  # what one seed's number is called, and how a mean is written
-    "smallest_eigenvalue": ("smallest eigenvalue of sym(eta)", ".3g", 1, ""),
-    "largest_eigenvalue": ("largest", ".3g", 1, ""),
-    "uphill": ("steps that begin uphill", ".2f", 100, "%"),
-    "rises": ("steps that end higher", ".2f", 100, "%"),
-    "rises_at_rest": ("rises, context at rest", ".2f", 100, "%"),
-    "largest_step_scale": ("longest descending step", ".2g", 1, ""),
+    "smallest_eigenvalue": ("smallest eigenvalue of sym(eta)", ".3g"),
+    "largest_eigenvalue": ("largest", ".3g"),
+    "uphill": ("steps that begin uphill", ".1%"),
+    "rises": ("steps that end higher", ".1%"),
+    "rises_at_rest": ("rises, context at rest", ".1%"),
+    "largest_step_scale": ("longest descending step", ".2g"),
 }
 MOTION = {
-    "at_rest_by_4T": ("tokens at rest", ".0f", 100, "%"),
-    "speed_at_4T": ("median change of g in a step", ".3f", 1, ""),
-    "agreement_at_4T": ("same best guess as at T", ".0f", 100, "%"),
+    "at_rest_by_4T": ("tokens at rest", ".0%"),
+    "speed_at_4T": ("median change of g in a step", ".3f"),
+    "agreement_at_4T": ("same best guess as at T", ".0%"),
 }
 QUALITY = {
-    "answered": ("prompts answered", ".1f", 100, "%"),
-    "hits_at_1T": ("next token right at T", ".1f", 100, "%"),
-    "hits_at_2T": ("at 2T", ".1f", 100, "%"),
-    "hits_at_4T": ("at 4T", ".1f", 100, "%"),
-    "loss_at_1T": ("loss at T, nats", ".3f", 1, ""),
-    "loss_at_2T": ("at 2T", ".3f", 1, ""),
-    "loss_at_4T": ("at 4T", ".3f", 1, ""),
+    "answered": ("prompts answered", ".1%"),
+    "hits_at_1T": ("next token right at T", ".1%"),
+    "hits_at_2T": ("at 2T", ".1%"),
+    "hits_at_4T": ("at 4T", ".1%"),
+    "loss_at_1T": ("loss at T, nats", ".3f"),
+    "loss_at_2T": ("at 2T", ".3f"),
+    "loss_at_4T": ("at 4T", ".3f"),
 }
 TITLES = {
     "listops": "ListOps (modulo 5)",
@@ -170,14 +170,14 @@ def _promise(rows: list[dict[str, Any]]) -> str:
     return rows[0]["proposition"] or "none"
 
 
-def _cell(rows: list[dict[str, Any]], name: str, column: tuple[str, str, float, str]) -> str:
-    _, form, times, unit = column
+def _cell(rows: list[dict[str, Any]], name: str, column: tuple[str, str]) -> str:
+    _, form = column
     values = [row[name] for row in rows]
     if name == "largest_step_scale":  # None where even the longest that was tried descends
         least, most = (f(v if v is not None else math.inf for v in values) for f in (min, max))
         bound = lambda scale: f"> {max(SCALES):g}" if math.isinf(scale) else f"{scale:{form}}"
         return bound(least) if least == most else f"{bound(least)} to {bound(most)}"
-    return spread([math.nan if v is None else times * v for v in values], form, unit)
+    return spread([math.nan if v is None else v for v in values], form)
 
 
 def main(f: flags.FlagValues) -> None:

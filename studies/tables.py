@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from nrgpt_jax.analysis.report import percent
+
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
     """The lines of a Markdown table."""
@@ -11,16 +13,22 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
     return [line(head), "|" + "---|" * len(head), *map(line, rows)]
 
 
-def spread(values: Sequence[float], form: str = ".3f", unit: str = "") -> str:
+def spread(values: Sequence[float], form: str = ".3f") -> str:
     """Mean and standard deviation (of the sample) over seeds.
 
     Values that are not finite are left out, and how many are left is said.
+
+    Args:
+      values: one a seed; shares where `form` ends in %.
+      form: of Python's format language, with a number of digits: `.3f`, `.1%`.
     """
     known = np.array(values, float)
     known = known[np.isfinite(known)]
     if not len(known):
         return "none"
-    text = f"{known.mean():{form}}{unit}"
+    digits = int(form[1:-1])
+    write = lambda x: percent(x, digits) if form.endswith("%") else f"{x:{form}}"
+    text = write(known.mean())
     if len(known) > 1:
-        text += f" ± {known.std(ddof=1):{form}}{unit}"
+        text += f" ± {write(known.std(ddof=1))}"
     return text if len(known) == len(values) else f"{text} ({len(known)} of {len(values)})"

@@ -10,12 +10,13 @@ from decoding_helpers import small_model
 from nrgpt_jax.analysis.examination import as_numbers, examine, symbols_of
 from nrgpt_jax.analysis.figures import FIGURES
 from nrgpt_jax.analysis.landscape import landscape
-from nrgpt_jax.analysis.report import report
+from nrgpt_jax.analysis.report import percent, report
 from nrgpt_jax.configs import default_config
 from nrgpt_jax.core.step import remember, slope, start
 from nrgpt_jax.datasets.tokenizers import ByteTokenizer, SymbolTokenizer
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.runs.pretrained import Pretrained
+from studies.tables import spread
 
 TOKENS = np.array([0, 3, 1, 4, 1, 5, 9, 2])
 
@@ -211,3 +212,13 @@ def test_landscape_keeps_lengths_that_energies_see():
     dynamics, states = dynamics_and_states(trained)
     view = landscape(dynamics, states, states[-1], points=3)
     np.testing.assert_allclose(view.centre, states.mean(axis=0), rtol=1e-4, atol=1e-5)
+
+
+def test_a_small_share_is_not_written_as_none():
+    assert percent(0.0) == "0.0%"
+    assert percent(2e-4) == percent(1e-9) == "<0.1%"
+    assert percent(5.1e-4) == "0.1%"
+    assert percent(2e-4, 2) == "0.02%"
+    assert spread([0.0, 3e-4], ".1%") == "<0.1% ± <0.1%"
+    assert spread([0.25, 0.75], ".0%") == "50% ± 35%"
+    assert spread([1.5, float("nan")], ".2f") == "1.50 (1 of 2)"

@@ -158,7 +158,7 @@ def landscapes(found: Analysis) -> Figure:
         seen = f"{100 * view.explained[n]:.0f}% of its motion in this plane"
         axis.set_title(f"token {n} '{show(found.symbols[n])}', predicts '{guess}'\n{seen}")
         axis.set(xlabel="first principal direction", aspect="equal")
-        bar = figure.colorbar(contours, ax=axis, orientation="horizontal", pad=0.02)
+        bar = figure.colorbar(contours, ax=axis, orientation="horizontal", pad=0.02, shrink=0.8)
         bar.set_label("energy of the token")
         bar.locator = mpl.ticker.MaxNLocator(4)
         bar.update_ticks()

@@ -79,6 +79,14 @@ def title(trained: Pretrained) -> str:
     ) + "".join(f", {part}" for part in more)
 
 
+def percent(share: float, digits: int = 1) -> str:
+    """A share as a percentage; one that is not zero is never written as zero: `<0.1%`."""
+    least = 10.0**-digits
+    if 0.0 < 100.0 * share < 0.5 * least:
+        return f"<{least:.{digits}f}%"
+    return f"{share:.{digits}%}"
+
+
 def report(found: Analysis) -> str:
     """What is promised and what was seen, in plain words."""
     c, steps = found.certificate, found.num_steps
@@ -89,15 +97,15 @@ def report(found: Analysis) -> str:
         else f"Energy is NOT guaranteed to fall: {c.reason}."
     )
     own_key = "" if c.mask == "strict" else " (its own key too)"
-    rose = f"; energy rose in {c.rises_at_rest:.1%}" if c.steps_at_rest else ""
+    rose = f"; energy rose in {percent(c.rises_at_rest)}" if c.steps_at_rest else ""
     lines = [
         promise,
         f"eta ({c.rate}): eigenvalues of the symmetric part from {c.smallest_eigenvalue:.4g} to "
         f"{c.largest_eigenvalue:.4g}",
         f"{len(found.tokens)} tokens, {steps} steps ({found.trained_steps} in training), a token's "
         f"context held fixed{own_key}:",
-        f"  steps that begin uphill    {c.uphill:.1%}",
-        f"  steps that end higher      {c.rises:.1%}",
+        f"  steps that begin uphill    {percent(c.uphill)}",
+        f"  steps that end higher      {percent(c.rises)}",
         f"  longest steps that descend {_longest(c.largest_step_scale)}",
         f"Slow (g changes by at most {found.tolerance:.3g} of itself in a step):",
         f"  tokens from some step on   {int(np.sum(found.settled < steps))}",

@@ -43,9 +43,7 @@ def create_state(
     return jax.jit(init, out_shardings=state_shardings(model, shapes, mesh))()
 
 
-def state_shardings(
-    model: LanguageModel, state: TrainState, mesh: jax.sharding.Mesh
-) -> TrainState:
+def state_shardings(model: LanguageModel, state: TrainState, mesh: jax.sharding.Mesh) -> TrainState:
     """Where each array of a state lives: parameters, and what the optimizer keeps of each, by
     the axes in the parameter tables; the rest on every device."""
     whole = sharding.replicated(mesh)

@@ -1,0 +1,143 @@
+"""Measures the time to a validation loss beside nanoGPT, and writes docs/time_to_loss.md.
+
+    python -m benchmarks.time_to_loss --nanogpt=path/to/clone [--rounds=2]
+
+Each side trains tiny Shakespeare by its own command, one after the other, from the start of the
+process to its end: start-up, compilation, evaluations and checkpoints included. What each has
+learned is then measured on the same whole validation split, in windows of 64 characters. The
+clone is one of github.com/karpathy/nanoGPT; it needs torch in the same environment.
+"""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from nrgpt_jax import cli
+from nrgpt_jax.datasets.download import fetch
+from nrgpt_jax.datasets.text import SHAKESPEARE_SHA256, SHAKESPEARE_URL
+from studies.tables import table
+
+ROOT = Path(__file__).resolve().parent.parent
+OUT = ROOT / "docs/time_to_loss.md"
+WINDOW = 64
+# The README of nanoGPT, "I only have a macbook": its recipe for CPUs.
+RECIPE = (
+    "config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 "
+    "--log_interval=100 --block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 "
+    "--max_iters=2000 --lr_decay_iters=2000 --dropout=0.0"
+)
+OURS = ("shakespeare:quick", "shakespeare:quick_gpt")
+
+_CLONE = flags.DEFINE_string("nanogpt", None, "Folder of a clone of nanoGPT.", required=True)
+_ROUNDS = flags.DEFINE_integer("rounds", 2, "Trainings of each side.", 1)
+
+
+def timed(command: list[str], where: Path, log: Path) -> float:
+    """The seconds that a command takes."""
+    begin = time.perf_counter()
+    with log.open("w") as out:
+        done = subprocess.run(command, cwd=where, stdout=out, stderr=out, check=False)
+    if done.returncode:
+        raise SystemExit(f"error: {' '.join(command)}\n{log.read_text()[-2000:]}")
+    return time.perf_counter() - begin
+
+
+def nanogpt(clone: Path, folder: Path) -> dict[str, float]:
+    """One training by its recipe."""
+    data = clone / "data/shakespeare_char"
+    if not (data / "val.bin").exists():
+        where = fetch("shakespeare/input.txt", SHAKESPEARE_URL, SHAKESPEARE_SHA256)
+        (data / "input.txt").write_bytes(where.read_bytes())
+        subprocess.run([sys.executable, str(data / "prepare.py")], check=True)
+    command = [sys.executable, "train.py", *RECIPE.split(), f"--out_dir={folder}"]
+    seconds = timed(command, clone, folder / "log")
+    loss, count = _nanogpt_loss(clone, folder / "ckpt.pt", np.fromfile(data / "val.bin", np.uint16))
+    return {"seconds": seconds, "loss": loss, "parameters": count}
+
+
+def _nanogpt_loss(clone: Path, checkpoint: Path, tokens: np.ndarray) -> tuple[float, int]:
+    import torch
+
+    sys.path.insert(0, str(clone))
+    from model import GPT, GPTConfig  # type: ignore[import-not-found]
+
+    saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    model = GPT(GPTConfig(**saved["model_args"]))
+    model.load_state_dict(saved["model"])
+    model.eval()
+    ids, total = torch.from_numpy(tokens.astype(np.int64)), 0.0
+    with torch.no_grad():
+        for start in range(0, len(ids) - 1, WINDOW):
+            window = ids[start : start + WINDOW + 1][None]
+            total += float(model(window[:, :-1], window[:, 1:])[1]) * (window.shape[1] - 1)
+    return total / (len(ids) - 1), model.get_num_params(non_embedding=False)
+
+
+def ours(name: str, folder: Path) -> dict[str, float]:
+    """One training of an experiment."""
+    experiment, _, variant = name.partition(":")
+    config = f"--config=experiments/{experiment}.py:{variant}"
+    run = f"--workdir={folder}"
+    seconds = timed([sys.executable, "-m", "nrgpt_jax.train", config, run], ROOT, folder / "log")
+    timed([sys.executable, "-m", "nrgpt_jax.evaluate", run], ROOT, folder / "evaluate.log")
+    loss = json.loads((folder / "evaluation.json").read_text())["val/loss"]
+    shown = (folder / "log").read_text().split(" parameters")[0].split()[-1]
+    return {"seconds": seconds, "loss": loss, "parameters": int(shown.replace(",", ""))}
+
+
+def page(found: dict[str, list[dict[str, float]]]) -> str:
+    """docs/time_to_loss.md"""
+    rows = []
+    for name, runs in found.items():
+        seconds = [run["seconds"] for run in runs]
+        losses = " ".join(f"{run['loss']:.3f}" for run in runs)
+        cells = [f"{runs[0]['parameters']:,}", f"{statistics.median(seconds):.0f}"]
+        rows.append([name, *cells, " ".join(f"{s:.0f}" for s in seconds), losses])
+    versions = [f"{p} {metadata.version(p)}" for p in ("jax", "torch")]
+    lines = [
+        "# Time to a loss, beside nanoGPT",
+        "",
+        "Written by `python -m benchmarks.time_to_loss --nanogpt=path/to/clone`. Tiny Shakespeare",
+        "by characters; nanoGPT by its own recipe for CPUs (2,000 steps of 12 x 64 characters,",
+        "AdamW), ours by `quick` and `quick_gpt`, variants of `experiments/shakespeare.py`. Each",
+        "in turn, from the start of the process to its end, with start-up, compilation,",
+        "evaluations and checkpoints. The loss is that of the whole validation split (111,540",
+        "characters, in windows of 64), in nats a character.",
+        "",
+        f"Measured on {os.cpu_count()} CPU cores ({platform.machine()}), Python "
+        f"{platform.python_version()}, {', '.join(versions)}.",
+        "",
+        *table(["training", "parameters", "seconds, median", "each", "validation loss"], rows),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Takes turns, prints and writes."""
+    clone = Path(_CLONE.value).resolve()
+    if not (clone / "config/train_shakespeare_char.py").exists():
+        raise SystemExit(f"error: {clone} is not a clone of github.com/karpathy/nanoGPT")
+    sides = {"nanoGPT": partial(nanogpt, clone), **{name: partial(ours, name) for name in OURS}}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+    for name in [*sides] * _ROUNDS.value:
+        with tempfile.TemporaryDirectory() as folder:
+            found[name].append(sides[name](Path(folder)))
+        print(name, found[name][-1], flush=True)
+    OUT.write_text(page(found))
+    print(f"written to {OUT}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
