@@ -37,7 +37,7 @@ RECIPE = (
     "--log_interval=100 --block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 "
     "--max_iters=2000 --lr_decay_iters=2000 --dropout=0.0"
 )
-OURS = ("shakespeare:quick", "shakespeare:quick_gpt")
+OURS = ("shakespeare:quick",)
 
 _CLONE = flags.DEFINE_string("nanogpt", None, "Folder of a clone of nanoGPT.", required=True)
 _ROUNDS = flags.DEFINE_integer("rounds", 2, "Trainings of each side.", 1)
@@ -110,8 +110,8 @@ def page(found: dict[str, list[dict[str, float]]]) -> str:
         "",
         "Written by `python -m benchmarks.time_to_loss --nanogpt=path/to/clone`. Tiny Shakespeare",
         "by characters; nanoGPT by its own recipe for CPUs (2,000 steps of 12 x 64 characters,",
-        "AdamW), ours by `quick` and `quick_gpt`, variants of `experiments/shakespeare.py`. Each",
-        "in turn, from the start of the process to its end, with start-up, compilation,",
+        "AdamW), ours by the variant `quick` of `experiments/shakespeare.py` (Muon). Each in turn,",
+        "from the start of the process to its end, with start-up, compilation,",
         "evaluations and checkpoints. The loss is that of the whole validation split (111,540",
         "characters, in windows of 64), in nats a character.",
         "",

@@ -33,9 +33,9 @@ def get_config(variant: str = ""):
 
 
 def laptop(config):
-    config.train_steps = 24_000
-    config.eval_every = 2000
-    config.checkpoint_every = 1000
+    config.train_steps = 4000
+    config.eval_every = 500
+    config.checkpoint_every = 500
     config.data.batch_size = 32
     config.model.scan_unroll = 5
     config.model.context_length = 64
@@ -43,18 +43,20 @@ def laptop(config):
     config.model.num_heads = 4
     config.data.listops.learn_questions = False
     config.optimizer.accumulation_steps = 2
+    config.optimizer.name = "muon"
     config.optimizer.learning_rate = 3e-3
-    config.optimizer.final_learning_rate = 3e-4
+    config.optimizer.final_learning_rate = 1e-4
 
 
 def demo(config):
-    """A fifth of the parameters on numbers modulo 5, with a rate that guarantees descent."""
+    """Numbers modulo 5, half of the width and of the heads."""
     laptop(config)
+    config.train_steps = 5000
+    config.eval_every = 1000
     config.data.listops.modulus = 5
     config.model.embed_dim = 32
     config.model.num_heads = 2
-    config.model.norm = "layer_norm"
-    config.model.rate = "gamma"
+    config.optimizer.learning_rate = 1e-2
 
 
 def paper(config):

@@ -23,6 +23,7 @@ from nrgpt_jax.training.config_checks import check_config
         ({"model.rule": "x"}, "model.rule='x' .* descent, momentum, projected"),
         ({"model.combination": "x"}, "model.combination='x' .* sum, mixture"),
         ({"model.blocks": 9}, "model.blocks=9 .* at most num_steps=5"),
+        ({"optimizer.name": "lion"}, "optimizer.name='lion' .* adamw, muon"),
         ({"optimizer.decay": "none"}, "optimizer.decay='none' .* matrices, all"),
         ({"model.num_steps": 0}, "model.num_steps=0"),
         ({"model.dropout": 1.0}, "model.dropout=1.0"),

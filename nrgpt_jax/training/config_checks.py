@@ -8,7 +8,7 @@ from nrgpt_jax.datasets import DATASETS
 from nrgpt_jax.datasets.listops import OPERATIONS
 from nrgpt_jax.errors import require, require_choice, require_not_negative, require_positive
 from nrgpt_jax.models.model_checks import check_model
-from nrgpt_jax.training.optimizers import DECAYS, SCHEDULES
+from nrgpt_jax.training.optimizers import DECAYS, OPTIMIZERS, SCHEDULES
 
 
 def _check_data(data: Mapping[str, Any], accumulation_steps: int, num_devices: int) -> None:
@@ -47,6 +47,7 @@ def _check_listops(listops: Mapping[str, Any]) -> None:
 
 def _check_optimizer(optimizer: Mapping[str, Any]) -> None:
     prefix = "optimizer."
+    require_choice(prefix + "name", optimizer["name"], OPTIMIZERS)
     require_choice(prefix + "schedule", optimizer["schedule"], SCHEDULES)
     require_choice(prefix + "decay", optimizer["decay"], DECAYS)
     require_positive(optimizer, prefix, "learning_rate", "accumulation_steps")
