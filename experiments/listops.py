@@ -33,7 +33,7 @@ def get_config(variant: str = ""):
 
 
 def laptop(config):
-    config.train_steps = 4000
+    config.train_steps = 3500
     config.eval_every = 500
     config.checkpoint_every = 500
     config.data.batch_size = 32
@@ -51,7 +51,7 @@ def laptop(config):
 def demo(config):
     """Numbers modulo 5, half of the width and of the heads."""
     laptop(config)
-    config.train_steps = 5000
+    config.train_steps = 6000
     config.eval_every = 1000
     config.data.listops.modulus = 5
     config.model.embed_dim = 32

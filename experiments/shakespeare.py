@@ -41,10 +41,10 @@ def laptop(config):
 
 
 def quick(config):
-    """The sizes of nanoGPT's recipe for CPUs, and half of its steps."""
+    """The sizes of nanoGPT's recipe for CPUs, and a third of its steps."""
     laptop(config)
-    config.train_steps = 900
-    config.eval_every = 300
+    config.train_steps = 700
+    config.eval_every = 350
     config.model.context_length = 64
     config.model.num_steps = 4
     config.model.scan_unroll = 4
