@@ -10,7 +10,7 @@ from jax.sharding import AxisType
 
 from nrgpt_jax import create_model
 from nrgpt_jax.configs import default_config
-from nrgpt_jax.core.parameters import matrix, vector
+from nrgpt_jax.core.parameters import matrix, stacked, vector
 from nrgpt_jax.models import model_names, parameter_specs
 from nrgpt_jax.training import optimizers
 from nrgpt_jax.training.step import TrainState, state_shardings
@@ -99,6 +99,25 @@ def test_muon_moves_every_matrix_in_all_its_directions():
         assert 0.6 * size < float(jnp.sqrt(jnp.mean(update**2))) < 1.4 * size
     assert spread(grads["P"].reshape(8, 8)) > 5.0
     np.testing.assert_allclose(jnp.abs(updates["V"]), jnp.abs(updates["V"]).max(), rtol=1e-3)
+
+
+def test_the_two_sides_of_a_matrix():
+    axes = {
+        "D M": (0, 1),
+        "D H Y": (0, (1, 2)),
+        "H Y D": (2, (0, 1)),
+        "H D D": (1, 2),
+        "M M": (1, 0),
+    }
+    for letters, (one, other) in axes.items():
+        for spec in (matrix(letters), stacked({"W": matrix(letters)})["W"]):
+            behind = len(spec.axes) - len(letters.split())  # the axis of blocks in front
+            sides = optimizers.hidden_matrices(spec)
+            assert sides.reduction_axis == (one + behind,)
+            assert sides.output_axis == tuple(np.atleast_1d(other) + behind)
+    for letters in ("V D", "N D", "D V"):
+        assert optimizers.hidden_matrices(matrix(letters)) is None
+    assert optimizers.hidden_matrices(vector("M")) is None
 
 
 @pytest.mark.parametrize("name", optimizers.OPTIMIZERS)

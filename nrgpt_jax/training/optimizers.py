@@ -44,17 +44,17 @@ def decay_mask(specs: Any, decay: str) -> Any:
 def hidden_matrices(specs: Any) -> Any:
     """What Muon orthogonalizes: `optax.contrib.MuonDimensionNumbers` of each parameter, or None.
 
-    Matrices between states; neither the rows of tokens and positions nor the head. The axis D is
-    one side of a matrix and the others together are the other side; where there are two, as in
-    J (H,D,D), each head has a matrix of its own.
+    Matrices between states; neither the rows of tokens and positions nor the head. The axis D (or,
+    where there is none, the last) is one side of a matrix and the others together are the other
+    side; where there are two, as in J (H,D,D), each head has a matrix of its own.
     """
 
     def numbers(spec: ParameterSpec) -> MuonDimensionNumbers | None:
         axes = [(i, letter) for i, letter in enumerate(spec.axes) if letter != BLOCKS]
         if not spec.is_matrix or {"V", "N"} & set(spec.axes):
             return None
-        width = [i for i, letter in axes if letter == "D"]
-        others = [i for i, letter in axes if letter != "D"]
+        width = [i for i, letter in axes if letter == "D"] or [axes[-1][0]]
+        others = [i for i, _ in axes if i not in width]
         sides = (width[:1], width[1:] or others)
         return MuonDimensionNumbers(*map(tuple, sides))
 
