@@ -107,10 +107,16 @@ def run(release: str | None, only: str) -> dict[str, Any]:
         print(_step_line(rows[-1]), flush=True)
     found: dict[str, Any] = {"steps": rows}
     if not only:
-        module = [sys.executable, "-m", "benchmarks.memory"]
-        out = subprocess.run(module, stdout=subprocess.PIPE, text=True, check=True)
-        found["memory"] = json.loads(out.stdout)
+        found["memory"] = _printed_by("benchmarks.memory")
+        if not on_accelerator:
+            found["operations"] = _printed_by("benchmarks.operations")
     return found
+
+
+def _printed_by(module: str) -> Any:
+    command = [sys.executable, "-m", module]
+    out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(out.stdout.splitlines()[-1])
 
 
 def _measured_before() -> dict[str, dict[str, Any]]:
@@ -212,7 +218,24 @@ def table(found: dict[str, Any]) -> str:
             numbers = [cells.pop("temporaries_mb"), cells.pop("compile_seconds")]
             changed = ", ".join(f"{name}={value}" for name, value in cells.items())
             lines.append(_line([changed, *numbers]))
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_operations(found.get("operations", []))]) + "\n"
+
+
+def _operations(rows: list[dict[str, Any]]) -> list[str]:
+    if not rows:
+        return []
+    head = "| case | products | copies | entry by entry | exchange | products' share of the peak |"
+    lines = [
+        "",
+        "What the time of all threads goes to (`python -m benchmarks.operations`, JAX's profiler):",
+        "matrix products, changes of layout, operations entry by entry, exchange between devices;",
+        "and how fast the products are, counting necessary operations, against the peak of a core.",
+        "",
+        head,
+        _rule(head),
+    ]
+    kinds = ("products", "copies", "entries", "exchange", "products_of_peak")
+    return lines + [_line([r["title"], *(f"{r[kind]:.0%}" for kind in kinds)]) for r in rows]
 
 
 def main(argv: list[str]) -> None:

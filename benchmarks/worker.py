@@ -28,7 +28,7 @@ def main(case: int, side: str, release: str | None) -> None:
     if release:
         step = _theirs(CASES[case], release, compiled=side == "compiled")
     else:
-        step, about = _ours(CASES[case])
+        step, about = ours(CASES[case])
     step()
     _answer({"first_step_seconds": time.perf_counter() - begin, **about})
     for _ in sys.stdin:
@@ -51,7 +51,7 @@ def _tokens(case: Case) -> np.ndarray:
     return np.random.default_rng(0).integers(0, m.vocab_size, shape).astype(np.int32)
 
 
-def _ours(case: Case) -> tuple[Callable[[], float], dict]:
+def ours(case: Case) -> tuple[Callable[[], float], dict]:
     from nrgpt_jax import host
 
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the other side needs memory too

@@ -114,7 +114,7 @@ def test_the_two_sides_of_a_matrix():
             behind = len(spec.axes) - len(letters.split())  # the axis of blocks in front
             sides = optimizers.hidden_matrices(spec)
             assert sides.reduction_axis == (one + behind,)
-            assert sides.output_axis == tuple(np.atleast_1d(other) + behind)
+            assert sides.output_axis == tuple(axis + behind for axis in others)
     for letters in ("V D", "N D", "D V"):
         assert optimizers.hidden_matrices(matrix(letters)) is None
     assert optimizers.hidden_matrices(vector("M")) is None
