@@ -102,14 +102,14 @@ def test_muon_moves_every_matrix_in_all_its_directions():
 
 
 def test_the_two_sides_of_a_matrix():
-    axes = {
-        "D M": (0, 1),
+    sides_of: dict[str, tuple[int, tuple[int, ...]]] = {
+        "D M": (0, (1,)),
         "D H Y": (0, (1, 2)),
         "H Y D": (2, (0, 1)),
-        "H D D": (1, 2),
-        "M M": (1, 0),
+        "H D D": (1, (2,)),
+        "M M": (1, (0,)),
     }
-    for letters, (one, other) in axes.items():
+    for letters, (one, others) in sides_of.items():
         for spec in (matrix(letters), stacked({"W": matrix(letters)})["W"]):
             behind = len(spec.axes) - len(letters.split())  # the axis of blocks in front
             sides = optimizers.hidden_matrices(spec)
