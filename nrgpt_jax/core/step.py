@@ -140,12 +140,14 @@ def slope(
     lagrangian = dynamics.norm.lagrangian(x)
     around = Surroundings(None, dynamics.places, x, dynamics.first, lagrangian)
     slopes = {}
-    for name, term in dynamics.terms.items():
+    # Those that remember nothing come first: on CPUs their products run while rows are copied.
+    for name, term in sorted(dynamics.terms.items(), key=lambda named: bool(named[1].memory)):
         here = around._replace(memory=memories.get(name))
         energy, gradient = term.slope(g, here)
         if dropout is not None and term.dropped:
             gradient = dropout.output * term.dropped(g, here, dropout.weights).astype(g.dtype)
         slopes[name] = energy, gradient
+    slopes = {name: slopes[name] for name in dynamics.terms}
     total, in_g = combine(dynamics.combination, dynamics.combination_params, slopes)
     return Slope({name: energy for name, (energy, _) in slopes.items()}, total, in_g)
 
