@@ -2,11 +2,16 @@
 
 import os
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # JAX_PLATFORMS=cuda runs them on a GPU
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+if os.environ["JAX_PLATFORMS"] == "cpu":
+    # Most programs here run once, for milliseconds: they are compiled fast, not well.
+    fast = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    os.environ["XLA_FLAGS"] += f" {fast}"
 
 import jax
 import pytest
+import strictness
 from jaxtyping import install_import_hook
 
 # Every shape and type in an annotation is checked when its function is called.
@@ -16,6 +21,27 @@ install_import_hook([*_rooms, "nrgpt_jax.analysis.landscape"], "beartype.beartyp
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_enable_x64", False)
+
+
+def pytest_collection_modifyitems(items):
+    """The longest tests come first, so that all workers end together."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    report = yield
+    if strictness.is_strict():
+        strictness.fail_if_skipped(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report():
+    report = yield
+    if strictness.is_strict():
+        strictness.fail_if_skipped(report)
+    return report
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -10,7 +10,7 @@ from nrgpt_jax.models import abstract_params
 from nrgpt_jax.models.decoding import Decoding
 
 
-def small_model(**fields):
+def small_model(size=0.2, **fields):
     """A model and variables, large and random so that no path is near zero."""
     config = default_config().model
     config.update({"vocab_size": 11, "context_length": 12, "embed_dim": 8, "num_heads": 2})
@@ -19,7 +19,7 @@ def small_model(**fields):
 
     def draw(path, leaf):  # by numpy: nothing to compile
         one = path[-1].key in ("gain", "scale", "alpha")
-        return jnp.asarray(one + 0.2 * random.standard_normal(leaf.shape), leaf.dtype)
+        return jnp.asarray(one + size * random.standard_normal(leaf.shape), leaf.dtype)
 
     return model, {"params": jax.tree_util.tree_map_with_path(draw, abstract_params(model))}
 

@@ -87,7 +87,7 @@ def test_projected_moves_by_the_projection_of_the_gradient(norm):
     slope = jax.random.normal(jax.random.key(5), (SIZES.D,))
     terms = {"plane": plain_term(energy, {"a": slope}, dtype="float32")}
     options = {"norm": norm, "norm_params": params, "rule": "projected"}
-    moved, _ = stepped(dynamics_of(terms, X, eta, **options), X, 0.1)
+    moved, _ = jax.jit(lambda x: stepped(dynamics_of(terms, x, eta, **options), x, 0.1))(X)
 
     def expected(x):
         pulled = params["gain"] * slope if norm != "none" else slope
@@ -97,7 +97,8 @@ def test_projected_moves_by_the_projection_of_the_gradient(norm):
             pulled -= x * jnp.vdot(x, pulled) / jnp.vdot(x, x)
         return -0.1 * jnp.dot(eta, pulled, precision="highest")
 
-    chex.assert_trees_all_close(moved - X, jax.vmap(jax.vmap(expected))(X), rtol=1e-3, atol=1e-3)
+    wanted = jax.jit(jax.vmap(jax.vmap(expected)))(X)
+    chex.assert_trees_all_close(moved - X, wanted, rtol=1e-3, atol=1e-3)
 
 
 def own_energies(model, held, x):
@@ -118,10 +119,11 @@ def test_trajectory_is_the_rollout_with_its_energies():
     path = trajectory(model)
     chex.assert_shape([path.states, path.gradients, path.moves], (5, 2, 5, SIZES.D))
     chex.assert_trees_all_close(path.states[0], X)
-    chex.assert_trees_all_close(path.states[-1], rolled(model, X), rtol=1e-5, atol=1e-6)
+    last = jax.jit(lambda x: rolled(model, x))(X)
+    chex.assert_trees_all_close(path.states[-1], last, rtol=1e-5, atol=1e-6)
     moved = path.states[1:] - path.states[:-1]
     chex.assert_trees_all_close(path.moves[:-1], moved, rtol=1e-4, atol=1e-5)
-    own = own_energies(model, path.states[2], path.states[2])
+    own = jax.jit(lambda x: own_energies(model, x, x))(path.states[2])
     for name, energies in own.items():
         chex.assert_trees_all_close(path.energies[name][2], energies, rtol=1e-5)
     total = path.energies["attention"] + path.energies["feedforward"]
@@ -148,10 +150,12 @@ def test_every_step_of_a_trajectory_has_a_landscape_of_its_own():
         return dynamics_of({"bowl": bowl}, X, jnp.ones(()))
 
     centres = jnp.array([0.0, 1.0, -1.0, 2.0])
-    path = dynamics.trajectory(dynamics_at, {"scale": SCALES, "centre": centres})
-    x = X
-    for t, (scale, centre) in enumerate(zip([*SCALES, SCALES[-1]], [*centres, 2.0], strict=True)):
-        expected = (x, 0.5 * jnp.sum((x - centre) ** 2, axis=-1), x - centre, scale * (centre - x))
+    inputs = {"scale": SCALES, "centre": centres}
+    path = jax.jit(lambda inputs: dynamics.trajectory(dynamics_at, inputs))(inputs)
+    x = np.asarray(X)
+    scales = [*np.asarray(SCALES), SCALES[-1].item()]
+    for t, (scale, centre) in enumerate(zip(scales, [0.0, 1.0, -1.0, 2.0, 2.0], strict=True)):
+        expected = (x, 0.5 * np.sum((x - centre) ** 2, axis=-1), x - centre, scale * (centre - x))
         found = (path.states, path.energies["total"], path.gradients, path.moves)
         chex.assert_trees_all_close([a[t] for a in found], list(expected), rtol=1e-4, atol=1e-5)
         x = x - scale * (x - centre)
@@ -226,7 +230,7 @@ def test_training_gradients_flow_through_the_context():
     """The new state of the last token depends on earlier tokens (as keys) differentiably."""
     model = make_dynamics(jax.random.key(0), X)
     last = lambda x: jnp.sum(stepped(model, x)[0][:, -1])
-    assert float(jnp.abs(jax.grad(last)(X)[:, 0]).max(axis=-1).min()) > 1e-4
+    assert float(jnp.abs(jax.jit(jax.grad(last))(X)[:, 0]).max(axis=-1).min()) > 1e-4
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -243,6 +247,6 @@ def test_step_keeps_the_dtype(rule):
 def test_gradient_is_of_the_query_only():
     energy = lambda params, g, context: jnp.vdot(g, context.memory[context.position])
     term = plain_term(energy, remembers=True, dtype="float32")
-    _, seen = stepped(dynamics_of({"inner": term}, X, jnp.ones(())), X)
+    seen = jax.jit(lambda x: stepped(dynamics_of({"inner": term}, x, jnp.ones(())), x)[1])(X)
     chex.assert_trees_all_close(seen.in_g, X)
     chex.assert_trees_all_close(seen.total, jnp.sum(X**2, axis=-1), rtol=1e-5)

@@ -48,3 +48,17 @@ def test_a_device_a_core():
 def test_the_users_choice_stands():
     chosen = "--xla_force_host_platform_device_count=3"
     assert prepared(XLA_FLAGS=chosen) == [3, chosen]
+
+
+CACHING = """
+import sys, jax
+from nrgpt_jax import host
+host.cache_compilations(sys.argv[1])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.jit(lambda x: x + 1.0)(1.0)
+"""
+
+
+def test_compiled_programs_are_kept_in_the_run_directory(tmp_path):
+    subprocess.run([sys.executable, "-c", CACHING, str(tmp_path)], check=True)
+    assert any((tmp_path / "cache").iterdir())

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from decoding_helpers import small_model
 
 from nrgpt_jax import create_model
 from nrgpt_jax.configs import default_config
@@ -14,11 +15,7 @@ TOKENS = jax.random.randint(jax.random.key(0), (2, 8), 0, 11)
 
 
 def build(**fields):
-    config = default_config().model
-    config.update({"vocab_size": 11, "context_length": 8, "embed_dim": 8, "num_heads": 2})
-    config.update(fields)
-    model = create_model(config)
-    return model, jax.jit(model.init)(jax.random.key(1), TOKENS)
+    return small_model(**{"context_length": 8, "num_steps": 2, **fields})
 
 
 def count_parameters(**fields):
@@ -62,8 +59,6 @@ def test_shorter_contexts_are_prefixes_and_longer_ones_refused(name):
 @pytest.mark.parametrize("name", ["NRGPT_H_FF2W", "GPT", "GPT_Rec_parallel"])
 def test_dropout_only_in_training(name):
     model, variables = build(name=name, dropout=0.5)
-    # Small initial weights hide dropout in the noise of float32.
-    variables = jax.tree.map(lambda p: 10.0 * p, variables)
     train = jax.jit(lambda key: model.apply(variables, TOKENS, train=True, rngs={"dropout": key}))
     one, same, two = train(jax.random.key(0)), train(jax.random.key(0)), train(jax.random.key(1))
     chex.assert_trees_all_equal(one, same)
@@ -74,7 +69,6 @@ def test_dropout_only_in_training(name):
 
 def test_dropout_of_nrgpt_differs_by_sequence():
     model, variables = build(name="NRGPT_H_FF2W", dropout=0.5, num_steps=1)
-    variables = jax.tree.map(lambda p: 10.0 * p, variables)
     twice = jnp.stack([TOKENS[0], TOKENS[0]])
     train = jax.jit(lambda key: model.apply(variables, twice, train=True, rngs={"dropout": key}))
     out = train(jax.random.key(0))
@@ -83,8 +77,9 @@ def test_dropout_of_nrgpt_differs_by_sequence():
 
 @pytest.mark.parametrize("name", model_names())
 def test_bfloat16_computation_keeps_float32_parameters(name):
-    model, variables = build(name=name, dtype="bfloat16")
-    assert {p.dtype for p in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    model, variables = build(name=name, dtype="bfloat16", size=0.02)
+    created = jax.eval_shape(model.init, jax.random.key(0), TOKENS)
+    assert {p.dtype for p in jax.tree.leaves(created)} == {jnp.dtype("float32")}
     logits = jax.jit(model.apply)(variables, TOKENS)
     assert logits.dtype == jnp.float32
     exact = jax.jit(build(name=name)[0].apply)(variables, TOKENS)
@@ -97,7 +92,8 @@ def test_per_step_scale_scales_each_step():
     assert variables["params"]["steps"]["log_scale"].shape == (3,)
     silent = jnp.array([0.0, -50.0, -50.0])
     params = {**variables["params"], "steps": {"log_scale": silent}}
-    states = model.apply({"params": params}, TOKENS, method="trajectory").states
+    trajectory = jax.jit(lambda p: model.apply({"params": p}, TOKENS, method="trajectory"))
+    states = trajectory(params).states
     assert float(jnp.abs(states[:, 1] - states[:, 0]).max()) > 0.0
     chex.assert_trees_all_close(states[:, 1], states[:, 3])
 
@@ -105,11 +101,14 @@ def test_per_step_scale_scales_each_step():
 def test_learned_alpha_and_beta_start_at_their_settings():
     fields = {"name": "NRGPT_H_FF1", "beta": 0.5}
     fixed, variables = build(**fields)
-    learned, more = build(**fields, learn_alpha=True, learn_beta=True)
+    learned, _ = build(**fields, learn_alpha=True, learn_beta=True)
+    more = jax.jit(learned.init)(jax.random.key(1), TOKENS)
     block = variables["params"]["block"]
     attention = {**more["params"]["block"]["attention"], **block["attention"]}
     assert set(attention) == {"J", "alpha", "log_beta"}
     params = {**variables["params"], "block": {**block, "attention": attention}}
     chex.assert_trees_all_close(
-        learned.apply({"params": params}, TOKENS), fixed.apply(variables, TOKENS), atol=1e-6
+        jax.jit(learned.apply)({"params": params}, TOKENS),
+        jax.jit(fixed.apply)(variables, TOKENS),
+        atol=1e-6,
     )

@@ -1,7 +1,6 @@
 """Likelihoods, energies and cache errors against plain loops over the model."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from decoding_helpers import small_model
@@ -18,7 +17,24 @@ def model_and_variables():
     return small_model(name="NRGPT_H_FF2W", context_length=LENGTH)
 
 
-def test_log_likelihood_is_the_sum_over_the_continuation(model_and_variables):
+@pytest.fixture(scope="module")
+def of_tokens(model_and_variables):
+    """`tokens -> log-probabilities (N,V), total energies (N,)` by the model on the whole."""
+    model, variables = model_and_variables
+
+    @jax.jit
+    def padded(tokens):
+        log_p = jax.nn.log_softmax(model.apply(variables, tokens)[0])
+        return log_p, model.apply(variables, tokens, method="energies")["total"][-1, 0]
+
+    def of_tokens(tokens):
+        whole = padded(np.pad(tokens, (0, LENGTH - len(tokens)))[None])  # one shape; causal
+        return [np.asarray(array)[: len(tokens)] for array in whole]
+
+    return of_tokens
+
+
+def test_log_likelihood_is_the_sum_over_the_continuation(model_and_variables, of_tokens):
     model, variables = model_and_variables
     random = np.random.default_rng(0)
     sizes = [(1, 1), (4, 2), (11, 2), (3, 12), (30, 5)]
@@ -26,16 +42,16 @@ def test_log_likelihood_is_the_sum_over_the_continuation(model_and_variables):
     found = log_likelihood(model, variables, *zip(*pairs, strict=True), batch_size=2)
     for (context, continuation), score in zip(pairs, found, strict=True):
         text = np.concatenate([context, continuation])[-LENGTH - 1 :]
-        logits = model.apply(variables, text[None, :-1])[0, -len(continuation) :]
-        expected = jax.nn.log_softmax(logits)[np.arange(len(continuation)), continuation].sum()
+        log_p = of_tokens(text[:-1])[0][-len(continuation) :]
+        expected = log_p[np.arange(len(continuation)), continuation].sum()
         assert score.log_likelihood == pytest.approx(float(expected), rel=1e-4)
-        assert score.is_greedy == bool((logits.argmax(-1) == continuation).all())
+        assert score.is_greedy == bool((log_p.argmax(-1) == continuation).all())
 
 
-def test_greedy_continuations_are_recognised(model_and_variables):
+def test_greedy_continuations_are_recognised(model_and_variables, of_tokens):
     model, variables = model_and_variables
     context = np.array([1, 2, 3])
-    best = int(model.apply(variables, context[None])[0, -1].argmax())
+    best = int(of_tokens(context)[0][-1].argmax())
     contexts, continuations = [context] * 2, [np.array([best]), np.array([(best + 1) % 11])]
     scores = log_likelihood(model, variables, contexts, continuations)
     assert [score.is_greedy for score in scores] == [True, False]
@@ -64,15 +80,14 @@ def test_mistakes_are_named(model_and_variables, context, continuation, message)
 
 
 @pytest.mark.parametrize("count", [5, 12, 31])
-def test_energies_are_those_of_the_last_step(model_and_variables, count):
+def test_energies_are_those_of_the_last_step(model_and_variables, of_tokens, count):
     model, variables = model_and_variables
     tokens = np.random.default_rng(1).integers(0, 11, count)
     found = token_energies(model, variables, tokens)
     assert found.shape == (count,)
     ends = {5: (0, 5), 12: (0, 12), 31: (18, 30)}  # a window, and the part of it that counts
     start, stop = ends[count]
-    window = jnp.asarray(tokens[start:stop])[None]
-    whole = model.apply(variables, window, method="energies")["total"][-1, 0]
+    whole = of_tokens(tokens[start:stop])[1]
     overlap = LENGTH // 2 if start else 0
     np.testing.assert_allclose(found[start + overlap : stop], whole[overlap:], rtol=1e-4)
 

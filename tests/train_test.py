@@ -41,6 +41,25 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture
 def config(corpus):
+    return config_of(corpus)
+
+
+@pytest.fixture(scope="module")
+def whole(corpus, tmp_path_factory):
+    """A run of the configuration that was left alone."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        loop.train(config_of(corpus), workdir)
+    return workdir
+
+
+@pytest.fixture
+def parts(whole, tmp_path):
+    """A copy of it, to be damaged and gone on with."""
+    return shutil.copytree(whole, tmp_path / "parts")
+
+
+def config_of(corpus):
     c = default_config()
     c.update({"train_steps": 12, "log_every": 3, "eval_every": 6, "eval_windows": 4})
     c.update({"checkpoint_every": 4})
@@ -91,22 +110,20 @@ def stop_at(monkeypatch, step):
 
 
 @pytest.mark.parametrize("step", [3, 5, 6])
-def test_stopped_and_continued_equals_left_alone(config, tmp_path, monkeypatch, capfd, step):
-    loop.train(config, tmp_path / "whole")
+def test_stopped_and_continued_equals_left_alone(
+    config, whole, tmp_path, monkeypatch, capfd, step
+):
     with monkeypatch.context() as patch:
         stop_at(patch, step)
         loop.train(config, tmp_path / "parts")
     assert f"stopped at step {step} and saved" in capfd.readouterr().err
     assert max(r["step"] for r in values(tmp_path / "parts")) <= step
     loop.train(config, tmp_path / "parts")
-    assert values(tmp_path / "parts") == values(tmp_path / "whole")
+    assert values(tmp_path / "parts") == values(whole)
     assert f"going on from step {step}" in capfd.readouterr().err
 
 
-def test_killed_between_checkpoints_repeats_the_lost_steps(config, tmp_path):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    loop.train(config, whole)
-    shutil.copytree(whole, parts)
+def test_killed_between_checkpoints_repeats_the_lost_steps(config, whole, parts):
     # As if killed after step 11: the last state is that of step 8, a line is cut short.
     shutil.rmtree(parts / "checkpoints/latest/12")
     lines = (parts / "metrics.jsonl").read_text().splitlines()
@@ -121,10 +138,7 @@ def truncate(folder: Path):
             file.write_bytes(file.read_bytes()[:10])
 
 
-def test_a_damaged_checkpoint_is_skipped_and_two_are_an_error(config, tmp_path):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    loop.train(config, whole)
-    shutil.copytree(whole, parts)
+def test_a_damaged_checkpoint_is_skipped_and_two_are_an_error(config, whole, parts):
     truncate(parts / "checkpoints/latest/12")
     loop.train(config, parts)
     assert values(parts) == values(whole)
@@ -157,30 +171,27 @@ def test_best_checkpoint_has_the_lowest_loss(config, tmp_path, monkeypatch):
     assert not np.array_equal(best["head"]["kernel"], latest["head"]["kernel"])
 
 
-def test_another_model_is_refused_by_name(config, tmp_path):
-    config.train_steps = 2
-    loop.train(config, tmp_path)
+def test_another_model_is_refused_by_name(config, parts):
     config.model.embed_dim = 32
     with pytest.raises(UserError) as error:
-        loop.train(config, tmp_path)
+        loop.train(config, parts)
     for part in ("model.embed_dim=16 there, 32 here", "block/attention/J: (1, 16, 16) there"):
         assert part in str(error.value)
     config.model.embed_dim = 16
     config.optimizer.learning_rate = 1e-3
-    config.train_steps = 3
-    loop.train(config, tmp_path)  # the rest may change
-    assert runs.load_config(tmp_path).optimizer.learning_rate == 1e-3
+    config.train_steps = 13
+    loop.train(config, parts)  # the rest may change
+    assert runs.load_config(parts).optimizer.learning_rate == 1e-3
 
 
 @pytest.mark.parametrize("log_every", [1, 100])
-def test_divergence_ends_in_one_line_before_it_is_saved(config, tmp_path, log_every):
+def test_divergence_ends_in_one_line_before_it_is_saved(config, parts, log_every):
     config.update({"checkpoint_every": 1, "log_every": log_every, "eval_every": 100})
-    loop.train(config, tmp_path)
     config.update({"train_steps": 20})
     config.optimizer.update({"learning_rate": 1e38, "clip_norm": 0.0, "warmup_steps": 0})
     with pytest.raises(UserError, match=r"at step \d+; lower --config.optimizer.learning_rate"):
-        loop.train(config, tmp_path)
-    assert training.all_finite(saved(tmp_path, "latest")[1])
+        loop.train(config, parts)
+    assert training.all_finite(saved(parts, "latest")[1])
 
 
 def test_two_processes_do_not_share_a_run(config, tmp_path):
@@ -188,21 +199,18 @@ def test_two_processes_do_not_share_a_run(config, tmp_path):
         loop.train(config, tmp_path)
 
 
-def test_an_edited_corpus_is_noticed(config, corpus, tmp_path):
-    own = tmp_path / "own.txt"
-    own.write_text(corpus.read_text())
-    config.data.path = str(own)
-    config.train_steps = 1
-    loop.train(config, tmp_path / "run")
-    own.write_text(corpus.read_text()[::-1])
-    config.train_steps = 2
+def test_an_edited_corpus_is_noticed(config, corpus, parts, tmp_path):
+    moved = tmp_path / "moved.txt"
+    moved.write_text(corpus.read_text())
+    config.data.path = str(moved)
+    config.train_steps = 13
+    loop.train(config, parts)  # where it lies does not matter
+    moved.write_text(corpus.read_text()[::-1])
+    config.train_steps = 14
     with pytest.raises(UserError, match=r"data\.fingerprint"):
-        loop.train(config, tmp_path / "run")
+        loop.train(config, parts)
     with pytest.raises(UserError, match="no longer the one"):
-        evaluate.evaluate(tmp_path / "run")
-    (tmp_path / "moved.txt").write_text(corpus.read_text())
-    config.data.path = str(tmp_path / "moved.txt")
-    loop.train(config, tmp_path / "run")  # where it lies does not matter
+        evaluate.evaluate(parts)
 
 
 def test_loss_is_the_weighted_mean_in_any_number_of_parts(config):
@@ -212,20 +220,21 @@ def test_loss_is_the_weighted_mean_in_any_number_of_parts(config):
     tokens = np.arange(8 * 17).reshape(8, 17) % 30
     weights = (np.arange(8 * 16).reshape(8, 16) % 5 > 0).astype(np.float32)
     batch = sharding.put_batch(Batch(tokens[:, :-1], tokens[:, 1:], weights), mesh)
-    params = training.create_state(model, optimizer, 0, mesh).params
-    logits = np.asarray(model.apply({"params": params}, tokens[:, :-1]), np.float64)
+    start = training.create_state(model, optimizer, 0, mesh)
+    params = jax.tree.map(np.asarray, start.params)
+    logits = np.asarray(jax.jit(model.apply)({"params": params}, tokens[:, :-1]), np.float64)
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     by_token = -np.take_along_axis(log_p, tokens[:, 1:, None], -1)[..., 0]
     expected = (by_token * weights).sum() / weights.sum()
     results, norms = [], []
     for parts in (1, 4):
         step = training.make_train_step(model, optimizer, 0, parts, mesh)
-        state, metrics = step(training.create_state(model, optimizer, 0, mesh), batch)
+        state, metrics = step(jax.tree.map(jnp.copy, start), batch)  # it is given away
         results.append((float(metrics["train/loss"]), state.params))
         norms.append(float(metrics["train/grad_norm"]))
     assert [loss for loss, _ in results] == pytest.approx([expected, expected], rel=1e-5)
     assert norms[1] == pytest.approx(norms[0], rel=1e-5)
-    difference = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), results[0][1], results[1][1])
+    difference = jax.tree.map(lambda a, b: np.abs(a - b).max(), results[0][1], results[1][1])
     # One Adam step moves every entry by about the learning rate; equal gradients, equal moves.
     assert max(map(float, jax.tree.leaves(difference))) < 0.05 * 1e-2
 
@@ -257,14 +266,12 @@ def test_vocabulary_may_be_padded_but_not_cut(config, tmp_path):
     assert runs.load_config(tmp_path / "b").model.vocab_size == 64
 
 
-def test_missing_runs_and_checkpoints(tmp_path, config):
+def test_missing_runs_and_checkpoints(tmp_path, parts):
     with pytest.raises(UserError, match="is not a run directory"):
         evaluate.evaluate(tmp_path)
-    config.train_steps = 1
-    loop.train(config, tmp_path)
-    shutil.rmtree(tmp_path / "checkpoints/best")
+    shutil.rmtree(parts / "checkpoints/best")
     with pytest.raises(UserError, match="no best checkpoint"):
-        evaluate.evaluate(tmp_path)
-    (tmp_path / "config.json").write_text("{")
+        evaluate.evaluate(parts)
+    (parts / "config.json").write_text("{")
     with pytest.raises(UserError, match="cannot be read"):
-        evaluate.evaluate(tmp_path)
+        evaluate.evaluate(parts)
