@@ -33,7 +33,7 @@ def get_config(variant: str = ""):
 
 
 def laptop(config):
-    config.train_steps = 3500
+    config.train_steps = 5000
     config.eval_every = 500
     config.checkpoint_every = 500
     config.data.batch_size = 32
