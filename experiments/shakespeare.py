@@ -28,8 +28,8 @@ def get_config(variant: str = ""):
 def laptop(config):
     """Muon, and rotary positions in the scores, without which it stays long at 2.4 nats."""
     _muon(config, 3e-3)
-    config.train_steps = 2000
-    config.eval_every = 250
+    config.train_steps = 1000
+    config.eval_every = 100
     config.model.attention = "low_rank_rope"
     config.model.context_length = 128
     config.model.embed_dim = 128

@@ -1,6 +1,7 @@
 """The programs as a person types them: one line and a non-zero exit code for every mistake."""
 
 import json
+import re
 
 import pytest
 from programs_helpers import program
@@ -22,7 +23,7 @@ PROMPT = "max_10,(,1,7,),="
     ("arguments", "message"),
     [
         (["--config=experiments/nope.py"], "has listops, rates, shakespeare, text"),
-        (["--config=experiments/listops.py:nope"], "no variant 'nope' of listops; it has 'paper'"),
+        (["--config=experiments/listops.py:nope"], "no variant 'nope' of listops; it has 'demo', 'paper'"),
         (["--config=experiments/listops.py", "--config.model.embed=3"], "did you mean"),
         (["--config=experiments/listops.py", "--config.train_steps=1e3"], "train_steps=1e3"),
         (["--config=experiments/listops.py", "stray"], "unexpected argument 'stray'"),
@@ -56,9 +57,10 @@ def test_train_and_evaluate(run):
     evaluated = program("evaluate", f"--workdir={run}")
     assert evaluated.returncode == 0, evaluated.stderr
     record = json.loads((run / "evaluation.json").read_text())
-    for name in ("accuracy/listops", "accuracy/listops_add", "accuracy_sampled/listops_max"):
-        assert 0.0 <= record[name] <= 1.0
-        assert name in evaluated.stdout
+    for name in ("listops", "listops_add", "listops_max"):
+        greedy, drawn = record[f"accuracy/{name}"], record[f"accuracy_sampled/{name}"]
+        assert re.search(rf"^{name} +{greedy:.1%} +{drawn:.1%}$", evaluated.stdout, re.MULTILINE)
+    assert re.search(rf"^val/loss +{record['val/loss']:.4f}$", evaluated.stdout, re.MULTILINE)
 
 
 @pytest.mark.long
