@@ -3,9 +3,12 @@
 import warnings
 from pathlib import Path
 
+import pytest
+
 NOTEBOOK = Path(__file__).resolve().parents[1] / "docs/landscape.ipynb"
 
 
+@pytest.mark.long
 def test_it_runs():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Jupyter's own parts
