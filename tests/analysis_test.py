@@ -37,7 +37,7 @@ def descending():
 
 def test_predictions_are_the_models_own(descending):
     trained, found = descending
-    logits = trained.model.apply(trained.variables, TOKENS[None])[0]
+    logits = jax.jit(trained.model.apply)(trained.variables, TOKENS[None])[0]
     log_p = np.asarray(jax.nn.log_softmax(logits))
     seen, depth = found.predictions, trained.model.num_steps
     assert found.depth == depth
@@ -55,7 +55,8 @@ def test_predictions_are_the_models_own(descending):
 
 def test_path_and_motion(descending):
     trained, found = descending
-    energies = trained.model.apply(trained.variables, TOKENS[None], method="energies")
+    of_model = lambda v: trained.model.apply(v, TOKENS[None], method="energies")
+    energies = jax.jit(of_model)(trained.variables)
     depth = trained.model.num_steps
     for name, values in energies.items():
         np.testing.assert_allclose(

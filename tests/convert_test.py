@@ -38,15 +38,28 @@ def checkpoint(name, path, corpus_size=20, described=True):
     return meta
 
 
-@pytest.mark.parametrize("name", ["NRGPT_H_FF2W_strict", "NRGPT_H_FF1", "GPT", "GPT_Rec_parallel"])
-def test_converted_runs_can_be_evaluated_and_sampled(name, tmp_path, monkeypatch):
-    meta = checkpoint(name, tmp_path / "ckpt.pt")
-    workdir = tmp_path / "run"
+@pytest.fixture(autouse=True)
+def _few_expressions(monkeypatch):
+    """Instead of the default data set."""
     settings = runs.default_config()
     settings.data.listops.update({"num_train": 200, "num_test": 5})
     monkeypatch.setattr(
         convert.interop, "default_config", lambda: settings.copy_and_resolve_references()
     )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "NRGPT_H_FF2W_strict",
+        "GPT",
+        "GPT_Rec_parallel",
+        pytest.param("NRGPT_H_FF1", marks=pytest.mark.slow),
+    ],
+)
+def test_converted_runs_can_be_evaluated_and_sampled(name, tmp_path):
+    meta = checkpoint(name, tmp_path / "ckpt.pt")
+    workdir = tmp_path / "run"
     convert.convert(tmp_path / "ckpt.pt", workdir, data="listops")
     config = runs.load_config(workdir)
     assert config.model.name == meta["model"]

@@ -31,7 +31,7 @@ def next_logits(model, variables):
     def logits(tokens):
         padded = np.zeros((1, model.context_length), np.int32)  # one shape; causal
         padded[0, : len(tokens)] = tokens
-        return apply(variables, padded)[0, len(tokens) - 1]
+        return np.asarray(apply(variables, padded))[0, len(tokens) - 1]
 
     return logits
 

@@ -49,7 +49,7 @@ def test_the_energy_example_trains():
         config.update({"name": "NRGPT_H_TANH", "vocab_size": 5, "embed_dim": 16})
         model = create_model(config)
         tokens = jnp.arange(40).reshape(1, 40) % 5
-        params = model.init(jax.random.key(0), tokens)
+        params = jax.jit(model.init)(jax.random.key(0), tokens)
 
         @jax.jit
         def loss_and_grads(params):
@@ -62,7 +62,7 @@ def test_the_energy_example_trains():
         first, grads = loss_and_grads(params)
         of_energy = grads["params"]["block"]["feedforward"]
         assert all(float(jnp.abs(grad).max()) > 0.0 for grad in of_energy.values())
-        params = jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
+        params = jax.jit(lambda p, g: jax.tree.map(lambda p, g: p - 0.1 * g, p, g))(params, grads)
         assert float(loss_and_grads(params)[0]) < float(first), "a small step downhill"
-        energies = model.apply(params, tokens, method="energies")
+        energies = jax.jit(lambda p: model.apply(p, tokens, method="energies"))(params)
         assert bool(jnp.all(jnp.isfinite(energies["feedforward"])))

@@ -109,6 +109,7 @@ def stop_at(monkeypatch, step):
     monkeypatch.setattr(StepLog, "after", after_and_stop)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("step", [3, 5, 6])
 def test_stopped_and_continued_equals_left_alone(
     config, whole, tmp_path, monkeypatch, capfd, step
