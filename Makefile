@@ -88,10 +88,10 @@ docs: .venv/installed-docs
 	$(BIN)/python -m mkdocs build --strict $(ARGS)
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 test-all: .venv/installed-dev
-	$(BIN)/python -m pytest -n $(WORKERS) -m "" $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "" $(ARGS)
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

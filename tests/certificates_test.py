@@ -26,7 +26,7 @@ CONDITIONS = {
     "2.2, projected by layer_norm": ("psd", "layer_norm", "projected", PAPER),
     "2.2, projected by rms_norm": ("psd", "rms_norm", "projected", PAPER),
 }
-WIDTHS = {case: 3 for case in CONDITIONS} | {"2.1, other energies": 8}  # the others are slow
+WIDTHS = dict.fromkeys(CONDITIONS, 3) | {"2.1, other energies": 8}  # the others are slow
 SEEDS = st.integers(0, 2**20)
 STEPS = st.lists(st.floats(1e-6, 1e-4), min_size=4, max_size=4)  # sizes of four steps
 

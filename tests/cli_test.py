@@ -23,7 +23,10 @@ PROMPT = "max_10,(,1,7,),="
     ("arguments", "message"),
     [
         (["--config=experiments/nope.py"], "has listops, rates, shakespeare, text"),
-        (["--config=experiments/listops.py:nope"], "no variant 'nope' of listops; it has 'demo', 'paper'"),
+        (
+            ["--config=experiments/listops.py:nope"],
+            "no variant 'nope' of listops; it has 'demo', 'paper'",
+        ),
         (["--config=experiments/listops.py", "--config.model.embed=3"], "did you mean"),
         (["--config=experiments/listops.py", "--config.train_steps=1e3"], "train_steps=1e3"),
         (["--config=experiments/listops.py", "stray"], "unexpected argument 'stray'"),

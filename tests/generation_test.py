@@ -51,9 +51,7 @@ def greedy_loop(logits, prompt, count, stride=1):
 
 
 @pytest.mark.parametrize("stride", [1, 3, LENGTH])
-def test_greedy_is_the_plain_loop_also_past_the_context_length(
-    model_and_variables, logits, stride
-):
+def test_greedy_is_the_plain_loop_also_past_the_context_length(model_and_variables, logits, stride):
     model, variables = model_and_variables
     expected = [greedy_loop(logits, prompt, 12, stride) for prompt in PROMPTS]
     for prompt, tokens in zip(PROMPTS, expected, strict=True):

@@ -111,9 +111,7 @@ def stop_at(monkeypatch, step):
 
 @pytest.mark.long
 @pytest.mark.parametrize("step", [3, 5, 6])
-def test_stopped_and_continued_equals_left_alone(
-    config, whole, tmp_path, monkeypatch, capfd, step
-):
+def test_stopped_and_continued_equals_left_alone(config, whole, tmp_path, monkeypatch, capfd, step):
     with monkeypatch.context() as patch:
         stop_at(patch, step)
         loop.train(config, tmp_path / "parts")
