@@ -2,7 +2,8 @@
 
     make train EXP=shakespeare
 
-Seen on two CPU cores: @@SHAKESPEARE_SEEN@@
+Seen on two CPU cores: validation loss @@SHAKESPEARE_LOSS@@ nats a character, in 4 minutes; below 2.0 after
+80 seconds.
 
 Variants (`--config=experiments/shakespeare.py:NAME`):
     (none)  sized for a laptop CPU
@@ -26,7 +27,7 @@ def get_config(variant: str = ""):
 
 
 def laptop(config):
-    """Muon, and rotary positions in the scores, without which it stays long at 2.4 nats."""
+    """Muon, and rotary positions in the scores: it learns from the first minute."""
     _muon(config, 3e-3)
     config.train_steps = 1000
     config.eval_every = 100
