@@ -19,6 +19,7 @@ from typing import Any
 from absl import app, flags
 
 from benchmarks.cases import CASES
+from benchmarks.worker import STEPS
 
 ROUNDS = 4
 PEERS = ("eager", "compiled")  # of the release
@@ -50,12 +51,16 @@ class Worker:
             raise SystemExit("error: a worker stopped; what it printed is above")
         return json.loads(line)
 
+    def ask(self, what: str = "") -> dict[str, Any]:
+        """The answer to a line."""
+        assert self._process.stdin
+        self._process.stdin.write(f"{what}\n")
+        self._process.stdin.flush()
+        return self._read()
+
     def take_turn(self) -> None:
         """Some steps, measured."""
-        assert self._process.stdin
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
-        answer = self._read()
+        answer = self.ask()
         self.times += answer["times"]
         self.peak_memory = answer["peak_memory"]
 
@@ -73,6 +78,7 @@ def measure(index: int, release: str | None) -> dict[str, Any]:
     for _ in range(ROUNDS):
         for worker in workers.values():
             worker.take_turn()
+    seconds = {} if case.accelerator else workers["ours"].ask("profile")
     for worker in workers.values():
         worker.stop()
     tokens = case.batch * case.config().model.context_length
@@ -80,15 +86,19 @@ def measure(index: int, release: str | None) -> dict[str, Any]:
     row: dict[str, Any] = {"title": case.title, "batch": case.batch, "parts": case.parts}
     row |= {"device": f"{about['device']}, {_versions()}"}
     for name, worker in workers.items():
-        seconds = statistics.median(worker.times)
+        median = statistics.median(worker.times)
         row[name] = {
-            "milliseconds": 1e3 * seconds,
+            "milliseconds": 1e3 * median,
             "first_step_seconds": worker.about["first_step_seconds"],
-            "tokens_per_second": tokens / seconds,
-            "share_of_peak": about["flops_per_token"] * tokens / seconds / about["peak_flops"],
+            "tokens_per_second": tokens / median,
+            "share_of_peak": about["flops_per_token"] * tokens / median / about["peak_flops"],
             "peak_memory_gb": worker.peak_memory / 1e9,
-            "times_ours": seconds / statistics.median(workers["ours"].times),
+            "times_ours": median / statistics.median(workers["ours"].times),
         }
+    if seconds:
+        row["operations"] = {kind: part / sum(seconds.values()) for kind, part in seconds.items()}
+        rate = STEPS * about["flops_per_token"] * tokens / seconds["products"]
+        row["products_of_peak"] = rate / (about["peak_flops"] / about["devices"])
     return row
 
 
@@ -107,16 +117,10 @@ def run(release: str | None, only: str) -> dict[str, Any]:
         print(_step_line(rows[-1]), flush=True)
     found: dict[str, Any] = {"steps": rows}
     if not only:
-        found["memory"] = _printed_by("benchmarks.memory")
-        if not on_accelerator:
-            found["operations"] = _printed_by("benchmarks.operations")
+        module = [sys.executable, "-m", "benchmarks.memory"]
+        out = subprocess.run(module, stdout=subprocess.PIPE, text=True, check=True)
+        found["memory"] = json.loads(out.stdout)
     return found
-
-
-def _printed_by(module: str) -> Any:
-    command = [sys.executable, "-m", module]
-    out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(out.stdout.splitlines()[-1])
 
 
 def _measured_before() -> dict[str, dict[str, Any]]:
@@ -218,24 +222,29 @@ def table(found: dict[str, Any]) -> str:
             numbers = [cells.pop("temporaries_mb"), cells.pop("compile_seconds")]
             changed = ", ".join(f"{name}={value}" for name, value in cells.items())
             lines.append(_line([changed, *numbers]))
-    return "\n".join([*lines, *_operations(found.get("operations", []))]) + "\n"
+    return "\n".join([*lines, *_operations(found["steps"])]) + "\n"
 
 
-def _operations(rows: list[dict[str, Any]]) -> list[str]:
+def _operations(steps: list[dict[str, Any]]) -> list[str]:
+    rows = [row for row in steps if "operations" in row]
     if not rows:
         return []
+    kinds = ("products", "copies", "entries", "exchange")
     head = "| case | products | copies | entry by entry | exchange | products' share of the peak |"
     lines = [
         "",
-        "What the time of all threads goes to (`python -m benchmarks.operations`, JAX's profiler):",
-        "matrix products, changes of layout, operations entry by entry, exchange between devices;",
-        "and how fast the products are, counting necessary operations, against the peak of a core.",
+        "What the time of all threads goes to in our steps, by JAX's profiler: what XLA gives its",
+        "library for matrices (products, and some sums); copies; operations entry by entry;",
+        "exchange between devices. And how fast the first of them is, counting necessary",
+        "operations, against the peak of a core.",
         "",
         head,
         _rule(head),
     ]
-    kinds = ("products", "copies", "entries", "exchange", "products_of_peak")
-    return lines + [_line([r["title"], *(f"{r[kind]:.0%}" for kind in kinds)]) for r in rows]
+    for row in rows:
+        shares = [*(row["operations"][kind] for kind in kinds), row["products_of_peak"]]
+        lines.append(_line([row["title"], *(f"{share:.0%}" for share in shares)]))
+    return lines
 
 
 def main(argv: list[str]) -> None:

@@ -16,14 +16,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 
+import jax
 import numpy as np
 from absl import flags
 
-from nrgpt_jax import cli
+from nrgpt_jax import cli, load_pretrained
 from nrgpt_jax.datasets.download import fetch
 from nrgpt_jax.datasets.text import SHAKESPEARE_SHA256, SHAKESPEARE_URL
 from studies.tables import table
@@ -37,7 +39,7 @@ RECIPE = (
     "--log_interval=100 --block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 "
     "--max_iters=2000 --lr_decay_iters=2000 --dropout=0.0"
 )
-OURS = ("shakespeare:quick",)
+OURS = "shakespeare:quick"
 
 _CLONE = flags.DEFINE_string("nanogpt", None, "Folder of a clone of nanoGPT.", required=True)
 _ROUNDS = flags.DEFINE_integer("rounds", 2, "Trainings of each side.", 1)
@@ -84,16 +86,16 @@ def _nanogpt_loss(clone: Path, checkpoint: Path, tokens: np.ndarray) -> tuple[fl
     return total / (len(ids) - 1), model.get_num_params(non_embedding=False)
 
 
-def ours(name: str, folder: Path) -> dict[str, float]:
-    """One training of an experiment."""
-    experiment, _, variant = name.partition(":")
-    config = f"--config=experiments/{experiment}.py:{variant}"
+def ours(folder: Path) -> dict[str, float]:
+    """One training of the experiment."""
+    config = f"--config=experiments/{OURS.replace(':', '.py:')}"
     run = f"--workdir={folder}"
     seconds = timed([sys.executable, "-m", "nrgpt_jax.train", config, run], ROOT, folder / "log")
     timed([sys.executable, "-m", "nrgpt_jax.evaluate", run], ROOT, folder / "evaluate.log")
     loss = json.loads((folder / "evaluation.json").read_text())["val/loss"]
-    shown = (folder / "log").read_text().split(" parameters")[0].split()[-1]
-    return {"seconds": seconds, "loss": loss, "parameters": int(shown.replace(",", ""))}
+    _, variables, *_ = load_pretrained(folder)
+    count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    return {"seconds": seconds, "loss": loss, "parameters": count}
 
 
 def page(found: dict[str, list[dict[str, float]]]) -> str:
@@ -129,7 +131,8 @@ def main() -> None:
     clone = Path(_CLONE.value).resolve()
     if not (clone / "config/train_shakespeare_char.py").exists():
         raise SystemExit(f"error: {clone} is not a clone of github.com/karpathy/nanoGPT")
-    sides = {"nanoGPT": partial(nanogpt, clone), **{name: partial(ours, name) for name in OURS}}
+    sides: dict[str, Callable[[Path], dict[str, float]]] = {"nanoGPT": partial(nanogpt, clone)}
+    sides[OURS] = ours
     found: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
     for name in [*sides] * _ROUNDS.value:
         with tempfile.TemporaryDirectory() as folder:

@@ -3,7 +3,8 @@
     python -m benchmarks.worker '{"case": 0, "side": "ours", "release": null}'
 
 In turn each side makes `STEPS` steps after one that is not measured, so that neither the caches
-nor the waiting threads of the other are counted.
+nor the waiting threads of the other are counted. The line `profile` asks ours for the operations
+of as many steps.
 """
 
 import json
@@ -28,11 +29,16 @@ def main(case: int, side: str, release: str | None) -> None:
     if release:
         step = _theirs(CASES[case], release, compiled=side == "compiled")
     else:
-        step, about = ours(CASES[case])
+        step, about = _ours(CASES[case])
     step()
     _answer({"first_step_seconds": time.perf_counter() - begin, **about})
-    for _ in sys.stdin:
+    for line in sys.stdin:
         step()
+        if line.strip() == "profile":
+            from benchmarks.operations import profile
+
+            _answer(profile(step, STEPS))
+            continue
         times = []
         for _ in range(STEPS):
             start = time.perf_counter()
@@ -51,7 +57,7 @@ def _tokens(case: Case) -> np.ndarray:
     return np.random.default_rng(0).integers(0, m.vocab_size, shape).astype(np.int32)
 
 
-def ours(case: Case) -> tuple[Callable[[], float], dict]:
+def _ours(case: Case) -> tuple[Callable[[], float], dict]:
     from nrgpt_jax import host
 
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the other side needs memory too
@@ -72,9 +78,8 @@ def ours(case: Case) -> tuple[Callable[[], float], dict]:
     tokens = _tokens(case)
     weights = np.ones(tokens[:, 1:].shape, np.float32)
     batch = sharding.put_batch(Batch(tokens[:, :-1], tokens[:, 1:], weights), mesh)
-    begin = time.perf_counter()
     compiled = train_step.lower(state, batch).compile()  # type: ignore[attr-defined]
-    about: dict[str, Any] = {"compile_seconds": time.perf_counter() - begin}
+    about: dict[str, Any] = {"devices": jax.device_count()}
     about["peak_flops"] = flops.peak_flops() or float("nan")
     about["flops_per_token"] = flops.train_flops_per_token(model)
     about["device"] = f"{jax.device_count()} x {jax.devices()[0].device_kind}"

@@ -1,4 +1,5 @@
-"""What the programs share: flags, and errors that end in one line and a non-zero exit code."""
+"""What the programs share: flags, shares as they are printed, and errors that end in one line and a
+non-zero exit code."""
 
 import difflib
 import sys
@@ -13,6 +14,14 @@ from nrgpt_jax.configs import default_config
 from nrgpt_jax.errors import UserError
 
 _FLAG_ERRORS = (flags.Error, AttributeError, FileNotFoundError, KeyError, TypeError, ValueError)
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """A share as a percentage; one that is not zero is never written as zero: `<0.1%`."""
+    least = 10.0**-digits
+    if 0.0 < 100.0 * share < 0.5 * least:
+        return f"<{least:.{digits}f}%"
+    return f"{share:.{digits}%}"
 
 
 def run(main: Callable[[], object]) -> None:

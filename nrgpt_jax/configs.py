@@ -83,7 +83,9 @@ def _optimizer() -> ConfigDict:
     c.beta1 = 0.9
     c.beta2 = 0.99
     c.weight_decay = 0.1
-    c.decay = "matrices"  # what it acts on: matrices, or all (as the release's ListOps runs)
+    c.decay = (
+        "matrices"  # what it acts on: matrices (of muon: those it moves), or all (as released)
+    )
     c.clip_norm = 1.0  # of the global gradient; 0: no clipping
     c.accumulation_steps = 1  # a batch is worked through in this many parts
     return c

@@ -68,8 +68,10 @@ def report(found: Mapping[str, float]) -> str:
     if sets:
         lines += ["", f"{'answered right':<{width}}  greedy  drawn at temperature 1"]
     for name in sets:
-        greedy, drawn = found[f"accuracy/{name}"], found[f"accuracy_sampled/{name}"]
-        lines.append(f"{name:<{width}}  {greedy:>6.1%}  {drawn:>6.1%}")
+        greedy, drawn = (
+            cli.percent(found[f"{a}/{name}"]) for a in ("accuracy", "accuracy_sampled")
+        )
+        lines.append(f"{name:<{width}}  {greedy:>6}  {drawn:>6}")
     return "\n".join(lines)
 
 

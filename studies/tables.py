@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nrgpt_jax.analysis.report import percent
+from nrgpt_jax.cli import percent
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:

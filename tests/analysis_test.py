@@ -10,7 +10,8 @@ from decoding_helpers import small_model
 from nrgpt_jax.analysis.examination import as_numbers, examine, symbols_of
 from nrgpt_jax.analysis.figures import FIGURES
 from nrgpt_jax.analysis.landscape import landscape
-from nrgpt_jax.analysis.report import percent, report
+from nrgpt_jax.analysis.report import report
+from nrgpt_jax.cli import percent
 from nrgpt_jax.configs import default_config
 from nrgpt_jax.core.step import remember, slope, start
 from nrgpt_jax.datasets.tokenizers import ByteTokenizer, SymbolTokenizer

@@ -13,8 +13,8 @@ if os.environ["JAX_PLATFORMS"] == "cpu":
 
 import jax
 import pytest
-import strictness
 from jaxtyping import install_import_hook
+from strictness import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401
 
 # Every shape and type in an annotation is checked when its function is called.
 _rooms = [f"nrgpt_jax.{room}" for room in ("core", "kernels", "models")]
@@ -28,22 +28,6 @@ jax.config.update("jax_enable_x64", False)
 def pytest_collection_modifyitems(items):
     """The longest tests come first, so that all workers end together."""
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport():
-    report = yield
-    if strictness.is_strict():
-        strictness.fail_if_skipped(report)
-    return report
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_make_collect_report():
-    report = yield
-    if strictness.is_strict():
-        strictness.fail_if_skipped(report)
-    return report
 
 
 @pytest.fixture(scope="session", autouse=True)

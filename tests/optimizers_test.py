@@ -85,9 +85,10 @@ def test_muon_moves_every_matrix_in_all_its_directions():
     grads["V"] = jnp.sign(grads["V"])
     grads["J"] *= jnp.array([1e-3, 1.0])[:, None, None]
     params = jax.tree.map(jnp.zeros_like, grads)
-    c = settings(name="muon", schedule="constant", warmup_steps=0, weight_decay=0.0)
+    c = settings(name="muon", schedule="constant", warmup_steps=0, weight_decay=0.5)
     optimizer = optimizers.create_optimizer(c, 10, specs)
-    updates, _ = jax.jit(optimizer.update)(grads, optimizer.init(params), params)
+    update_by = jax.jit(optimizer.update)
+    updates, _ = update_by(grads, optimizer.init(params), params)
 
     def spread(update):
         values = np.linalg.svd(update, compute_uv=False)
@@ -99,6 +100,11 @@ def test_muon_moves_every_matrix_in_all_its_directions():
         assert 0.6 * size < float(jnp.sqrt(jnp.mean(update**2))) < 1.4 * size
     assert spread(grads["P"].reshape(8, 8)) > 5.0
     np.testing.assert_allclose(jnp.abs(updates["V"]), jnp.abs(updates["V"]).max(), rtol=1e-3)
+    zero, ones = params, jax.tree.map(jnp.ones_like, params)
+    decayed, _ = update_by(zero, optimizer.init(params), ones)
+    for name in ("J", "P"):
+        np.testing.assert_allclose(decayed[name], -c.learning_rate * 0.5, rtol=1e-5)
+    assert not np.any(decayed["V"]), "only what Muon moves decays"
 
 
 def test_the_two_sides_of_a_matrix():

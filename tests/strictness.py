@@ -7,17 +7,26 @@ import pytest
 HARDWARE = ("GPU", "cuDNN")
 
 
-def is_strict() -> bool:
-    """Whether the environment asks for it."""
-    return os.environ.get("NRGPT_TEST_STRICT", "0") not in ("", "0")
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    """Of a test."""
+    return _judged((yield))
 
 
-def fail_if_skipped(report: pytest.TestReport | pytest.CollectReport) -> None:
-    """Makes the report of a skip that of a failure, unless hardware is what it names as missing."""
-    if not report.skipped or hasattr(report, "wasxfail"):
-        return
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report():
+    """Of a module, which may be skipped as a whole."""
+    return _judged((yield))
+
+
+def _judged(report: pytest.TestReport | pytest.CollectReport):
+    """The report; that of a skip as of a failure, unless hardware is what it names as missing."""
+    strict = os.environ.get("NRGPT_TEST_STRICT", "0") not in ("", "0")
+    if not strict or not report.skipped or hasattr(report, "wasxfail"):
+        return report
     assert isinstance(report.longrepr, tuple)
     path, line, reason = report.longrepr
     if not any(word in reason for word in HARDWARE):
         report.outcome = "failed"
         report.longrepr = f"{path}:{line}: NRGPT_TEST_STRICT=1 allows no skips: {reason}"
+    return report

@@ -8,6 +8,7 @@ import numpy as np
 from nrgpt_jax.analysis.examination import Analysis, as_numbers, examine
 from nrgpt_jax.analysis.figures import FIGURES
 from nrgpt_jax.analysis.webpage import webpage
+from nrgpt_jax.cli import percent
 from nrgpt_jax.configs import default_config
 from nrgpt_jax.core.certificates import SCALES
 from nrgpt_jax.datasets import load_recorded
@@ -77,14 +78,6 @@ def title(trained: Pretrained) -> str:
         f"{m.name} on {data}: D={m.embed_dim}, H={m.num_heads}, T={m.num_steps}, "
         f"rate {m.rate}, norm {m.norm}, mask {m.mask}"
     ) + "".join(f", {part}" for part in more)
-
-
-def percent(share: float, digits: int = 1) -> str:
-    """A share as a percentage; one that is not zero is never written as zero: `<0.1%`."""
-    least = 10.0**-digits
-    if 0.0 < 100.0 * share < 0.5 * least:
-        return f"<{least:.{digits}f}%"
-    return f"{share:.{digits}%}"
 
 
 def report(found: Analysis) -> str:

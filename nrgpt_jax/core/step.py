@@ -140,7 +140,7 @@ def slope(
     lagrangian = dynamics.norm.lagrangian(x)
     around = Surroundings(None, dynamics.places, x, dynamics.first, lagrangian)
     slopes = {}
-    # Those that remember nothing come first: on CPUs their products run while rows are copied.
+    # Those that remember nothing come first: CPUs decode batches some percent faster in this order.
     for name, term in sorted(dynamics.terms.items(), key=lambda named: bool(named[1].memory)):
         here = around._replace(memory=memories.get(name))
         energy, gradient = term.slope(g, here)

@@ -66,8 +66,9 @@ def create_optimizer(
 ) -> optax.GradientTransformation:
     """Global-norm clipping (if `clip_norm` > 0), then AdamW or Muon on the schedule of `c`.
 
-    Muon acts on `hidden_matrices`, its updates of AdamW's usual size (so that learning rates carry
-    over), and AdamW with Nesterov momentum on all others, decayed if `decay` is `all`.
+    Muon (momentum 0.95) acts on `hidden_matrices`, its updates of AdamW's usual size, so that
+    learning rates carry over; AdamW with Nesterov momentum acts on all others, embeddings and head
+    among them, and decays these only if `decay` is `all`.
 
     Args:
       c: `config.optimizer`.
