@@ -81,7 +81,6 @@ class Stop:
 
     def __init__(self):
         self.happened = False
-        self._calls = 0
         self._joined = jax.distributed.is_initialized()
         self._previous: dict[int, Any] = {}
 
@@ -94,21 +93,22 @@ class Stop:
             self._previous[number] = signal.signal(number, self._note)
         return self
 
-    def requested(self) -> bool:
-        """Asked by every process at the same places: between steps, between batches."""
-        if self._joined and not self.happened:
-            self._calls += 1
-            self.happened = multihost_utils.reached_preemption_sync_point(self._calls)
-            if self.happened:
-                say("\nstopping on all processes, and saving")
+    def after(self, step: int) -> bool:
+        """Whether it has happened, asked by every process after every step.
+
+        Orbax asks the same service when it saves, with the number of the step: so does this.
+        """
+        if self._joined and multihost_utils.reached_preemption_sync_point(step):
+            self.happened = True
+            say("\nstopping after this step on all processes, and saving")
         return self.happened
 
     def cuts_short(self, items: Iterable[Item]) -> Iterator[Item]:
-        """The items, up to the one after which a stop was requested."""
+        """The items, but none after a single process was told to stop."""
         for item in items:
-            yield item
-            if self.requested():
+            if self.happened:
                 return
+            yield item
 
     def _note(self, number, frame) -> None:
         del frame

@@ -165,7 +165,7 @@ class Trainer:
                 batch = sharding.put_batch(next(self.batches), self.mesh)
             self.state, metrics = self.train_step(self.state, batch)
             log.after(step, metrics)
-            stop.requested()
+            stop.after(step)
             if step % config.eval_every == 0 or step == config.train_steps:
                 with log.pause():
                     self._evaluate(step, writer, bar, stop)
