@@ -50,7 +50,7 @@ def _data() -> ConfigDict:
     c.name = "listops"  # listops, shakespeare, text
     c.path = ""  # text: a UTF-8 file, or a folder of .txt files
     c.fingerprint = ""  # set when a run starts: names the content it is trained on
-    c.tokenizer = "char"  # of text corpora: char, byte
+    c.tokenizer = "char"  # of text: char, byte, gpt2 (byte pairs)
     c.validation_fraction = 0.1  # last part of a corpus or stream
     c.batch_size = 64  # windows a step, over all devices
     c.listops = _listops()

@@ -7,7 +7,7 @@ import numpy as np
 
 from nrgpt_jax.datasets import listops as _listops
 from nrgpt_jax.datasets import text as _text
-from nrgpt_jax.datasets.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer
+from nrgpt_jax.datasets.tokenizers import EOS, FIXED, CharTokenizer, Tokenizer
 from nrgpt_jax.errors import UserError
 
 
@@ -69,8 +69,8 @@ def _load_text(builder_of: Callable) -> Callable[[Mapping[str, Any]], Dataset]:
     def load(data: Mapping[str, Any]) -> Dataset:
         builder = builder_of(data).prepare()
         train, validation = builder.text("train"), builder.text("validation")
-        if data["tokenizer"] == "byte":
-            tokenizer: Tokenizer = ByteTokenizer()
+        if data["tokenizer"] in FIXED:
+            tokenizer: Tokenizer = FIXED[data["tokenizer"]]()
         else:
             tokenizer = CharTokenizer(set(train) | set(validation))
         stream = lambda text: Stream.of(tokenizer.encode(text))
@@ -87,7 +87,7 @@ def _load_listops(data: Mapping[str, Any]) -> Dataset:
     tokens = np.concatenate(records)
     weights = np.ones(len(tokens), np.float32)
     if not settings["learn_questions"]:
-        step, _ = tokenizer.encode(f"{_listops.STEP},{_listops.EOS}")
+        step, _ = tokenizer.encode(f"{_listops.STEP},{EOS}")
         solved = [np.cumsum(record == step) > (record == step) for record in records]
         weights = np.concatenate(solved).astype(np.float32)
     num_train = int(len(tokens) * (1.0 - data["validation_fraction"]))
@@ -100,7 +100,7 @@ def _load_listops(data: Mapping[str, Any]) -> Dataset:
 
 def _prompts(records, tokenizer: Tokenizer) -> Prompts:
     """The prompt of a worked expression ends with its first `=`."""
-    step, end = tokenizer.encode(f"{_listops.STEP},{_listops.EOS}")
+    step, end = tokenizer.encode(f"{_listops.STEP},{EOS}")
     prompts, answers = [], []
     for record in records:
         tokens = record["tokens"].astype(np.int32)
