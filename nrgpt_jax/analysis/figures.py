@@ -137,7 +137,7 @@ def _write_guesses(axis: Axes, found: Analysis, best: np.ndarray) -> None:
         colour = "white" if best[t, n] < 0.5 else "black"
         symbol = show(found.vocabulary[tokens[t, n]])
         symbol = symbol.strip("<>") or symbol
-        place = {"ha": "center", "va": "center", "fontsize": 7, "parse_math": False}
+        place: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 7, "parse_math": False}
         axis.text(n, t, symbol[:3], color=colour, **place)
 
 
