@@ -161,12 +161,24 @@ FIXED = {c.kind: c for c in (ByteTokenizer, Gpt2Tokenizer)}
 CHOSEN = {c.kind: c for c in (CharTokenizer, SymbolTokenizer)}
 
 
-def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
-    """Writes `tokenizer.json`; a fixed vocabulary is only named."""
+def as_record(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What `from_record` makes the tokenizer of again; a fixed vocabulary is only named."""
     record: dict[str, Any] = {"kind": tokenizer.kind}
     if tokenizer.kind not in FIXED:
         record["vocabulary"] = tokenizer.vocabulary
-    path.write_text(json.dumps(record, ensure_ascii=True, indent=1))
+    return record
+
+
+def from_record(record: Any) -> Tokenizer:
+    """The tokenizer. Raises KeyError, TypeError or ValueError where the record is none."""
+    if record["kind"] in FIXED:
+        return FIXED[record["kind"]]()
+    return CHOSEN[record["kind"]](_checked_vocabulary(record))
+
+
+def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
+    """Writes `tokenizer.json`."""
+    path.write_text(json.dumps(as_record(tokenizer), ensure_ascii=True, indent=1))
 
 
 def _checked_vocabulary(record: Any) -> list[str]:
@@ -184,10 +196,7 @@ def _checked_vocabulary(record: Any) -> list[str]:
 def load_tokenizer(path: Path) -> Tokenizer:
     """Reads `tokenizer.json`. Raises UserError when it is missing or damaged."""
     try:
-        record = json.loads(path.read_text())
-        if record["kind"] in FIXED:
-            return FIXED[record["kind"]]()
-        return CHOSEN[record["kind"]](_checked_vocabulary(record))
+        return from_record(json.loads(path.read_text()))
     except FileNotFoundError:
         raise UserError(f"no tokenizer in {path.parent}: is it a run directory?") from None
     except (KeyError, TypeError, ValueError) as error:
