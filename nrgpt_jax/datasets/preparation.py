@@ -13,6 +13,7 @@ import os
 import shlex
 import sys
 import threading
+import types
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -193,7 +194,8 @@ def _in_processes(tasks: list[Task], count: int) -> Iterator[Task]:
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=_end_with_parent)
     try:
-        futures = {pool.submit(write_part, task): task for task in tasks}
+        with _hidden_main():
+            futures = {pool.submit(write_part, task): task for task in tasks}
         for future in as_completed(futures):
             future.result()
             yield futures[future]
@@ -207,6 +209,17 @@ def _in_processes(tasks: list[Task], count: int) -> Iterator[Task]:
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _hidden_main() -> Iterator[None]:
+    """New processes would run the program that started them once more, as far as it is a script."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _end_with_parent() -> None:
