@@ -25,7 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nrgpt_jax.datasets import shards
-from nrgpt_jax.datasets.parts import Part
+from nrgpt_jax.datasets.parts import PART_BYTES, Part
 from nrgpt_jax.datasets.records import digest
 from nrgpt_jax.datasets.shards import Layout, ShardWriter, Written
 from nrgpt_jax.datasets.tokenizers import Tokenizer, as_record, from_record
@@ -37,6 +37,9 @@ class Engine(NamedTuple):
 
     workers: int = 0  # processes on this machine; 0: one a core
     beam_options: str | None = None  # Apache Beam instead, with these options
+
+
+LOCAL = Engine()
 
 
 class Plan(NamedTuple):
@@ -172,8 +175,9 @@ def _run(tasks: list[Task], engine: Engine) -> None:
     if engine.beam_options is not None:
         _run_on_beam(tasks, engine.beam_options)
         return
-    count = min(engine.workers or _cores(), len(tasks))
     total = sum(task.part.size for task in tasks)
+    # Starting processes for a small corpus takes longer than preparing it.
+    count = min(engine.workers or _cores(), len(tasks)) if total > PART_BYTES else 1
     with tqdm(total=total, unit="B", unit_scale=True, disable=None, dynamic_ncols=True) as bar:
         for task in _in_turn(tasks) if count < 2 else _in_processes(tasks, count):
             bar.update(task.part.size)
