@@ -41,20 +41,27 @@ def attend(
     if query.shape[1] != keys.shape[2] or axes is None or heads % _size(axes) != 0:
         return None
     local = heads // _size(axes)
-    kernel = kernel_for(jax.default_backend(), local, *query.shape[1:], str(query.dtype))
+    kernel = kernel_for(_backend(), local, *query.shape[1:], str(query.dtype))
     if kernel is None:
         return None
     function = functools.partial(attend_with, kernel, strict=strict)
     return (over_heads(function, axes, keys.shape[0]) if axes else function)(query, keys, weight)
 
 
+def _backend() -> str:
+    """Of the devices of the `shard_map` around, which need not be those of this machine."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    platform = None if device is None else device.platform
+    return {"cuda": "gpu"}.get(platform, platform) or jax.default_backend()
+
+
 def _axes_left() -> tuple[str, ...] | None:
     """The mesh axes that `jit` would have to split a kernel over, which it cannot: inside a
     `shard_map` the kernel takes its own part of the heads. None: not inside one."""
     mesh = jax.sharding.get_abstract_mesh()
-    if jax.device_count() == 1 or mesh.are_all_axes_manual:
-        return ()
-    return tuple(set(mesh.axis_names) - set(mesh.manual_axes)) if mesh.manual_axes else None
+    if not mesh.manual_axes:
+        return () if jax.device_count() == 1 else None
+    return tuple(axis for axis in mesh.axis_names if axis not in mesh.manual_axes)
 
 
 def _size(axes: tuple[str, ...]) -> int:

@@ -6,7 +6,7 @@ by the axes that they carry: widths over `fsdp`, heads, hidden widths and the vo
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -50,14 +50,22 @@ def mesh_shape(mesh: Mapping[str, int] | ConfigDict, num_devices: int) -> tuple[
     return lengths[DATA], lengths[FSDP], lengths[TENSOR]
 
 
-def make_mesh(mesh: Mapping[str, int] | ConfigDict | None = None) -> jax.sharding.Mesh:
-    """The mesh of `config.mesh` over all devices of all processes; without it all are `data`.
+def make_mesh(
+    mesh: Mapping[str, int] | ConfigDict | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> jax.sharding.Mesh:
+    """The mesh of `config.mesh`; without it all devices are `data`.
+
+    Args:
+      mesh: lengths by axis.
+      devices: all devices of all processes if None.
 
     Raises:
       UserError: as `mesh_shape`.
     """
-    shape = mesh_shape(mesh or {DATA: -1, FSDP: 1, TENSOR: 1}, jax.device_count())
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    count = jax.device_count() if devices is None else len(devices)
+    shape = mesh_shape(mesh or {DATA: -1, FSDP: 1, TENSOR: 1}, count)
+    return jax.make_mesh(shape, AXES, (AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def check_sizes(sizes: Sizes, mesh: Mapping[str, int]) -> None:

@@ -1,0 +1,129 @@
+"""What a compiled program exchanges and computes, read from its text and from its jaxpr.
+
+Bytes are those that one device sends in a ring of n devices: (n-1)/n of what an all-gather makes or
+a reduce-scatter takes, twice that for an all-reduce.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+from jax.extend import core as jex
+
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "f64": 8}
+SENT: Mapping[str, Callable[[float, int], float]] = {
+    "all-gather": lambda made, n: made * (n - 1) / n,
+    "reduce-scatter": lambda made, n: made * (n - 1),
+    "all-reduce": lambda made, n: 2 * made * (n - 1) / n,
+    "all-to-all": lambda made, n: made * (n - 1) / n,
+    "collective-permute": lambda made, n: made,
+}
+_COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(SENT)})(?:-start)?\(")
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_SHAPE = re.compile(r"\b(\w+)\[([\d,]*)\]")
+_CALLED = re.compile(r"(?:calls|to_apply|body|branch_computations)=\{?%?([\w.\-]+)")
+
+
+class Exchange(NamedTuple):
+    """A collective operation of a step."""
+
+    kind: str
+    devices: int  # that take part in each of its groups
+    times: int  # in a step
+    sent: float  # bytes of a device in a step, all times together
+
+
+def exchanges(text: str) -> list[Exchange]:
+    """All collectives of a compiled program, `compiled.as_text()`; loops count as often as they
+    run."""
+    entry, computations = _computations(text)
+    return list(_walk(entry, 1, computations))
+
+
+def _computations(text: str) -> tuple[str, dict[str, list[str]]]:
+    entry, name, found = "", "", dict[str, list[str]]()
+    for line in text.splitlines():
+        begin = _COMPUTATION.match(line)
+        if begin:
+            name = begin[2]
+            found[name] = []
+            entry = name if begin[1] else entry
+        elif name:
+            found[name].append(line)
+    return entry, found
+
+
+def _walk(name: str, times: int, computations: dict[str, list[str]]) -> Iterator[Exchange]:
+    for line in computations.get(name, ()):
+        collective = _COLLECTIVE.search(line)
+        if collective:
+            made, kind = _made(*collective.groups()), collective[2]
+            count = _group_size(line)
+            yield Exchange(kind, count, times, times * SENT[kind](made, count))
+            continue
+        inner = times * _trips(line, computations) if " while(" in line else times
+        for called in _CALLED.findall(line):
+            yield from _walk(called, inner, computations)
+
+
+def _made(shapes: str, kind: str) -> float:
+    """Bytes of the result; that of an asynchronous start stands last, behind its argument."""
+    sizes = [
+        BYTES[t] * math.prod(map(int, filter(None, d.split(","))))
+        for t, d in _SHAPE.findall(re.sub(r"\{[^}]*\}", "", shapes))
+        if t in BYTES
+    ]
+    return float(sum(sizes))
+
+
+def _group_size(line: str) -> int:
+    groups = line.partition("replica_groups=")[2]
+    if groups.startswith("{{"):
+        return groups[2:].partition("}")[0].count(",") + 1
+    if groups.startswith("["):
+        return int(groups[1:].partition("]")[0].split(",")[-1])
+    lengths = {name: int(length) for name, length in re.findall(r"'(\w+)'=(\d+)", groups)}
+    chosen = re.search(r"\{('\w+'(?:,'\w+')*)\}", groups)
+    names = re.findall(r"'(\w+)'", chosen[1]) if chosen else list(lengths)
+    return math.prod(lengths[name] for name in names) if lengths else 1
+
+
+def _trips(line: str, computations: dict[str, list[str]]) -> int:
+    known = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
+    if known:
+        return int(known[1])
+    condition = re.search(r"condition=%?([\w.\-]+)", line)
+    lines = computations[condition[1]] if condition else []
+    bounds = [int(n) for line in lines for n in re.findall(r"s32\[\]\S* constant\((\d+)\)", line)]
+    if not bounds:
+        raise ValueError(f"cannot tell how often a loop runs: {line.strip()[:200]}")
+    return max(bounds)
+
+
+def product_flops(function: Callable, *arguments: Any) -> float:
+    """Operations of all matrix products of a function, as written: what is computed again counts,
+    and inside `shard_map` those of one device."""
+    return _flops(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def _flops(jaxpr: Any) -> float:
+    total = 0.0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            total += 2.0 * equation.outvars[0].aval.size * math.prod(shape[i] for i in contracted)
+        times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+        total += times * sum(map(_flops, _inner(equation)))
+    return total
+
+
+def _inner(equation: Any) -> Iterator[Any]:
+    for value in equation.params.values():
+        for one in value if isinstance(value, tuple | list) else [value]:
+            if isinstance(one, jex.ClosedJaxpr):
+                yield one.jaxpr
+            elif isinstance(one, jex.Jaxpr):
+                yield one
