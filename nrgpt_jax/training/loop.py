@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from nrgpt_jax.datasets import Dataset, load_dataset
 from nrgpt_jax.datasets.pipeline import check_length, train_batches, validation_batches
-from nrgpt_jax.errors import UserError
+from nrgpt_jax.errors import STOPPED, UserError
 from nrgpt_jax.models import create_model, parameter_specs, sharding
 from nrgpt_jax.runs.checkpoints import Checkpoints
 from nrgpt_jax.runs.directory import check_run, locked, record_run
@@ -29,6 +29,8 @@ def train(config: ConfigDict, workdir: Path | str) -> dict[str, float]:
 
     Raises:
       UserError: the configuration, the data or the run directory do not allow it.
+      SystemExit: SIGTERM has stopped it, after it was saved; whoever sent the signal sees by the
+        exit code that it is to be started again.
     """
     workdir = Path(workdir)
     config = config.copy_and_resolve_references()
@@ -46,7 +48,10 @@ def train(config: ConfigDict, workdir: Path | str) -> dict[str, float]:
         record_run(workdir, config, dataset.tokenizer)
         for change in changes:
             say(f"changed since this run was started: {change}")
-        return trainer.run()
+        found = trainer.run()
+    if trainer.terminated:
+        raise SystemExit(STOPPED)
+    return found
 
 
 def set_vocabulary_size(config: ConfigDict, dataset: Dataset) -> None:
@@ -90,6 +95,7 @@ class Trainer:
         )
         self.start = self._restore()
         self.last_evaluation: dict[str, float] = {}
+        self.terminated = False
 
     def run(self) -> dict[str, float]:
         """Runs the remaining steps."""
@@ -109,6 +115,7 @@ class Trainer:
                 writer.close()
         step = int(self.state.step)
         if step < config.train_steps:
+            self.terminated = interruption.signal == signal.SIGTERM
             say(
                 f"stopped at step {step} and saved in {self.workdir}; the same command goes on "
                 "from there"
@@ -184,6 +191,7 @@ class _Interruption:
 
     def __init__(self):
         self.happened = False
+        self.signal = 0
 
     def __enter__(self) -> "_Interruption":
         signals = (signal.SIGINT, signal.SIGTERM)
@@ -193,6 +201,7 @@ class _Interruption:
     def _note(self, number, frame) -> None:
         del frame
         self.happened = True
+        self.signal = number
         signal.signal(number, self._previous[number])
         say("\nstopping after this step and saving; once more to stop at once")
 
