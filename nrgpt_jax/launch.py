@@ -47,7 +47,7 @@ def _tpu(f: flags.FlagValues, job: Job) -> Plan:
     if f.action == "start":
         _note_changes(f.commit)
     if "://" not in f.workdir and not f.workdir.startswith("/"):
-        _say(f"note: {f.workdir} is a folder of each worker; several workers need one that they share")
+        _say(f"note: {f.workdir} is a folder of each worker; several need one they share")
     return tpu.plan(job, f.action, tpu.Slice(f.tpu, f.zone, f.project, f.commit))
 
 
@@ -72,7 +72,7 @@ def _gke(f: flags.FlagValues, job: Job) -> Plan:
 
 def _xpk(f: flags.FlagValues, job: Job) -> Plan:
     where = xpk.Cluster(f.cluster, f.zone, f.project, f.tpu_type, f.image)
-    return xpk.plan(job, f.action, where)
+    return xpk.plan(job, f.action, where, f.workdir)
 
 
 TARGETS: dict[str, Callable[[flags.FlagValues, Job], Plan]] = {

@@ -15,7 +15,7 @@ import pytest
 from nrgpt_jax import evaluate, sample
 from nrgpt_jax.configs import default_config
 from nrgpt_jax.datasets.pipeline import Batch
-from nrgpt_jax.errors import UserError
+from nrgpt_jax.errors import STOPPED, UserError
 from nrgpt_jax.generation.engine import Settings
 from nrgpt_jax.generation.sampling import Sampling
 from nrgpt_jax.models import create_model, parameter_specs, sharding
@@ -124,12 +124,13 @@ def test_stopped_and_continued_equals_left_alone(config, whole, tmp_path, monkey
 
 def test_terminated_is_saved_and_told_by_the_exit_code(config, tmp_path, monkeypatch, capfd):
     """By it SLURM and Kubernetes know that there is more to do."""
-    with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
-        stop_at(patch, 3, signal.SIGTERM)
+    stop_at(monkeypatch, 3, signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
         loop.train(config, tmp_path / "run")
     assert ended.value.code == STOPPED == 143
     assert "stopped at step 3 and saved" in capfd.readouterr().err
-    assert Checkpoints(tmp_path / "run").has("latest")
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        assert checkpoints.has("latest")
 
 
 def test_killed_between_checkpoints_repeats_the_lost_steps(config, whole, parts):

@@ -18,11 +18,11 @@ class Cluster(NamedTuple):
     image: str
 
 
-def plan(job: Job, action: str, where: Cluster) -> Plan:
+def plan(job: Job, action: str, where: Cluster, workdir: str) -> Plan:
     """Creates a workload, or another action.
 
     Raises:
-      UserError: the cluster, its TPUs or the image are not named.
+      UserError: the cluster, its TPUs or the image are not named, or the run directory would be lost.
     """
     if not where.cluster or not where.zone:
         raise UserError("XPK needs --cluster=NAME and --zone=ZONE")
@@ -38,6 +38,11 @@ def plan(job: Job, action: str, where: Cluster) -> Plan:
         return Plan([["kubectl", "logs", "--follow", "--tail=100", f"--selector={first}"]])
     if not where.tpu_type or not where.image:
         raise UserError("XPK needs --tpu_type=v5litepod-256 or another, and --image=...")
+    if not workdir.startswith(("/", "gs://")):
+        raise UserError(
+            f"--workdir={workdir} would be lost with its container; use gs://BUCKET/... or a "
+            "folder of a volume that is attached to the cluster"
+        )
     return Plan(
         [
             [
