@@ -22,7 +22,7 @@ def plan(job: Job, action: str, where: Cluster, workdir: str) -> Plan:
     """Creates a workload, or another action.
 
     Raises:
-      UserError: the cluster, its TPUs or the image are not named, or the run directory would be lost.
+      UserError: the cluster, its TPUs or the image are not named, or the run would be lost.
     """
     if not where.cluster or not where.zone:
         raise UserError("XPK needs --cluster=NAME and --zone=ZONE")
