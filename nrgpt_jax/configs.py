@@ -47,11 +47,12 @@ def _model() -> ConfigDict:
 
 def _data() -> ConfigDict:
     c = ConfigDict()
-    c.name = "listops"  # listops, shakespeare, text
-    c.path = ""  # text: a UTF-8 file, or a folder of .txt files
+    c.name = "listops"  # listops, shakespeare, text, openwebtext, wikitext, c4
+    c.path = ""  # a file or folder, local or gs://, s3://, hf://, https:// (docs/data.md)
+    c.field = "text"  # the text of a document in JSON lines and Parquet
     c.fingerprint = ""  # set when a run starts: names the content it is trained on
-    c.tokenizer = "char"  # of text corpora: char, byte
-    c.validation_fraction = 0.1  # last part of a corpus or stream
+    c.tokenizer = "char"  # of text: char, byte, gpt2 (byte pairs)
+    c.validation_fraction = 0.1  # last part of a text or stream; share of documents
     c.batch_size = 64  # windows a step, over all devices
     c.listops = _listops()
     return c

@@ -17,7 +17,7 @@ def prepare(config: ConfigDict) -> None:
     dataset = load_dataset(config.data)
     print(f"{config.data.name}: {len(dataset.train):,} training tokens")
     print(f"{len(dataset.validation):,} validation tokens")
-    print(f"{len(dataset.tokenizer.vocabulary)} symbols ({dataset.tokenizer.kind} tokenizer)")
+    print(f"{dataset.tokenizer.size:,} symbols ({dataset.tokenizer.kind} tokenizer)")
     for name, prompts in dataset.prompts.items():
         print(f"{len(prompts.prompts):,} prompts {name}")
 

@@ -18,7 +18,6 @@ from absl import flags
 from nrgpt_jax import cli, host
 from nrgpt_jax.core.caches import CACHES
 from nrgpt_jax.core.dynamics import CRITERIA, Convergence
-from nrgpt_jax.datasets.listops import EOS
 from nrgpt_jax.errors import UserError, require
 from nrgpt_jax.generation import engine as generation
 from nrgpt_jax.generation import scoring
@@ -88,8 +87,7 @@ def _encode(trained: Pretrained, prompts: Sequence[str], num_samples: int) -> li
 
 
 def _vocabulary(trained: Pretrained) -> dict[str, Any]:
-    known = trained.tokenizer.vocabulary
-    return {"num_symbols": len(known), "end_token": known.index(EOS) if EOS in known else None}
+    return {"num_symbols": trained.tokenizer.size, "end_token": trained.tokenizer.end}
 
 
 # The program ------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ def _scores(model, variables, tokens, known: int):
 
 def scores(trained: Pretrained, tokens: np.ndarray) -> dict[str, np.ndarray]:
     """Each score of every token but the first of windows (B,N): (B,N-1)."""
-    fixed, known = (trained.model, trained.variables), len(trained.tokenizer.vocabulary)
+    fixed, known = (trained.model, trained.variables), trained.tokenizer.size
     parts = [_scores(*fixed, part, known) for part in np.split(tokens, 8)]
     return {name: np.concatenate([np.asarray(p[name]) for p in parts]) for name in SCORES}
 

@@ -8,7 +8,7 @@ from nrgpt_jax.datasets import pipeline as input_pipeline
 from nrgpt_jax.errors import UserError
 
 TOKENS = np.arange(100, dtype=np.int32)
-STREAM = Stream(TOKENS, (TOKENS % 3 > 0).astype(np.float32))
+STREAM = Stream.of(TOKENS, (TOKENS % 3 > 0).astype(np.float32))
 
 
 def batches(count, seed=0, **kwargs):

@@ -110,7 +110,7 @@ def examine(
         range.
     """
     model, variables, tokens = _prepared(trained, tokens, num_steps, tolerance)
-    known = len(trained.tokenizer.vocabulary)
+    known = trained.tokenizer.size
     with jax.default_matmul_precision("highest"):
         found = _run(model, variables, tokens, known, tolerance)
     path, speeds, measured, predicted = jax.tree.map(np.asarray, found)
@@ -150,7 +150,7 @@ def _prepared(trained: Pretrained, tokens: np.ndarray, num_steps: int | None, to
     steps = 4 * trained.model.num_steps if num_steps is None else num_steps
     model, variables = trained.model.with_num_steps(trained.variables, steps)
     model = model.clone(dtype="float32")  # small changes of energies drown in bfloat16
-    tokens = as_tokens(tokens, len(trained.tokenizer.vocabulary))
+    tokens = as_tokens(tokens, trained.tokenizer.size)
     fits = 2 <= len(tokens) <= model.context_length
     require(fits, "tokens", len(tokens), f"2 to the context length {model.context_length}")
     return model, variables, tokens
@@ -159,7 +159,7 @@ def _prepared(trained: Pretrained, tokens: np.ndarray, num_steps: int | None, to
 def symbols_of(tokenizer: Tokenizer) -> list[str]:
     """The text of every token of a vocabulary; the name of one that is no text of its own."""
     texts = [(tokenizer.decode([t]), name) for t, name in enumerate(tokenizer.vocabulary)]
-    return [text if text.isprintable() and text != "\ufffd" else name for text, name in texts]
+    return [text if text.isprintable() and "\ufffd" not in text else name for text, name in texts]
 
 
 @partial(jax.jit, static_argnums=(0, 3, 4))

@@ -23,6 +23,7 @@ STYLE: Any = {
 }
 BLACK, ORANGE, BLUE, GREEN = "#000000", "#E69F00", "#0072B2", "#009E73"
 PANELS = {"feedforward": "feed-forward"}
+SIGNS = {ord(" "): "\u2423", ord("\n"): "\u21b5", ord("\t"): "\u21e5"}
 
 
 @mpl.rc_context(STYLE)
@@ -136,7 +137,8 @@ def _write_guesses(axis: Axes, found: Analysis, best: np.ndarray) -> None:
         colour = "white" if best[t, n] < 0.5 else "black"
         symbol = show(found.vocabulary[tokens[t, n]])
         symbol = symbol.strip("<>") or symbol
-        axis.text(n, t, symbol[:3], ha="center", va="center", fontsize=7, color=colour)
+        place: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 7, "parse_math": False}
+        axis.text(n, t, symbol[:3], color=colour, **place)
 
 
 @mpl.rc_context(STYLE)
@@ -156,7 +158,8 @@ def landscapes(found: Analysis) -> Figure:
         axis.plot(*path[depth], marker="*", ms=15, color="white", mec=BLACK)
         guess = show(found.vocabulary[found.predictions.tokens[depth, n, 0]])
         seen = f"{100 * view.explained[n]:.0f}% of its motion in this plane"
-        axis.set_title(f"token {n} '{show(found.symbols[n])}', predicts '{guess}'\n{seen}")
+        title = f"token {n} '{show(found.symbols[n])}', predicts '{guess}'\n{seen}"
+        axis.set_title(title, parse_math=False)
         axis.set(xlabel="first principal direction", aspect="equal")
         bar = figure.colorbar(contours, ax=axis, orientation="horizontal", pad=0.02, shrink=0.8)
         bar.set_label("energy of the token")
@@ -186,8 +189,9 @@ def _sure_tokens(found: Analysis) -> list[int]:
 
 
 def show(symbol: str) -> str:
-    """A symbol, visibly: spaces and line ends as signs of their own."""
-    return {" ": "\u2423", "\n": "\u21b5", "\t": "\u21e5", "": "\u2205"}.get(symbol, symbol)
+    """A symbol, visibly: spaces and line ends as signs of their own, codes by their number."""
+    shown = symbol.translate(SIGNS) or "\u2205"
+    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in shown)
 
 
 def _figure(rows: int, columns: int, width: float, height: float):

@@ -63,7 +63,8 @@ def _write(folder: Path, found: Analysis, heading: str) -> None:
 def _validation_text(trained: Pretrained) -> np.ndarray:
     data, length = trained.config.data, trained.model.context_length
     try:
-        return load_recorded(data).validation.tokens[: min(TOKENS, length)]
+        validation = load_recorded(data).validation
+        return validation.read(0, min(TOKENS, length, len(validation)))[0].astype(np.int32)
     except UserError as error:
         raise UserError(f"{error}; or give a text of yours: --prompt=...") from None
 

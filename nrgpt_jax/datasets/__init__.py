@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from nrgpt_jax.datasets import corpora as _corpora
 from nrgpt_jax.datasets import listops as _listops
-from nrgpt_jax.datasets import text as _text
-from nrgpt_jax.datasets.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer
+from nrgpt_jax.datasets.streams import Stream
+from nrgpt_jax.datasets.tokenizers import EOS, Tokenizer
 from nrgpt_jax.errors import UserError
 
 
@@ -17,21 +18,6 @@ class Prompts(NamedTuple):
     prompts: list[np.ndarray]  # each (length,) int32
     answers: np.ndarray  # (count,) int32
     end: int  # the token that ends an answer
-
-
-class Stream(NamedTuple):
-    """A split: its tokens in order, and whether each is to be predicted."""
-
-    tokens: np.ndarray  # (tokens,) int32
-    weights: np.ndarray  # (tokens,) float32: the weight of predicting this token, 0 or 1
-
-    @classmethod
-    def of(cls, tokens: np.ndarray) -> "Stream":
-        """A stream in which every token counts."""
-        return cls(tokens, np.ones(len(tokens), np.float32))
-
-    def __len__(self) -> int:
-        return len(self.tokens)
 
 
 class Dataset(NamedTuple):
@@ -65,18 +51,9 @@ def load_recorded(data: Mapping[str, Any]) -> Dataset:
     return dataset
 
 
-def _load_text(builder_of: Callable) -> Callable[[Mapping[str, Any]], Dataset]:
-    def load(data: Mapping[str, Any]) -> Dataset:
-        builder = builder_of(data).prepare()
-        train, validation = builder.text("train"), builder.text("validation")
-        if data["tokenizer"] == "byte":
-            tokenizer: Tokenizer = ByteTokenizer()
-        else:
-            tokenizer = CharTokenizer(set(train) | set(validation))
-        stream = lambda text: Stream.of(tokenizer.encode(text))
-        return Dataset(stream(train), stream(validation), tokenizer, {}, builder.fingerprint)
-
-    return load
+def _load_corpus(data: Mapping[str, Any]) -> Dataset:
+    found = _corpora.load(data)
+    return Dataset(found.train, found.validation, found.tokenizer, {}, found.fingerprint)
 
 
 def _load_listops(data: Mapping[str, Any]) -> Dataset:
@@ -87,11 +64,11 @@ def _load_listops(data: Mapping[str, Any]) -> Dataset:
     tokens = np.concatenate(records)
     weights = np.ones(len(tokens), np.float32)
     if not settings["learn_questions"]:
-        step, _ = tokenizer.encode(f"{_listops.STEP},{_listops.EOS}")
+        step, _ = tokenizer.encode(f"{_listops.STEP},{EOS}")
         solved = [np.cumsum(record == step) > (record == step) for record in records]
         weights = np.concatenate(solved).astype(np.float32)
     num_train = int(len(tokens) * (1.0 - data["validation_fraction"]))
-    split = lambda *bounds: Stream(tokens[slice(*bounds)], weights[slice(*bounds)])
+    split = lambda *bounds: Stream.of(tokens[slice(*bounds)], weights[slice(*bounds)])
     train, validation = split(None, num_train), split(num_train, None)
     names = ["", *(f"_{operation}" for operation in settings["operations"])]
     prompts = {"listops" + n: _prompts(builder.records("test" + n), tokenizer) for n in names}
@@ -100,7 +77,7 @@ def _load_listops(data: Mapping[str, Any]) -> Dataset:
 
 def _prompts(records, tokenizer: Tokenizer) -> Prompts:
     """The prompt of a worked expression ends with its first `=`."""
-    step, end = tokenizer.encode(f"{_listops.STEP},{_listops.EOS}")
+    step, end = tokenizer.encode(f"{_listops.STEP},{EOS}")
     prompts, answers = [], []
     for record in records:
         tokens = record["tokens"].astype(np.int32)
@@ -111,6 +88,5 @@ def _prompts(records, tokenizer: Tokenizer) -> Prompts:
 
 DATASETS: Mapping[str, Callable[[Mapping[str, Any]], Dataset]] = {
     "listops": _load_listops,
-    "shakespeare": _load_text(_text.shakespeare),
-    "text": _load_text(_text.text),
+    **dict.fromkeys(("shakespeare", *_corpora.CORPORA), _load_corpus),
 }

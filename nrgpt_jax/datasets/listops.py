@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from nrgpt_jax.datasets.records import TokenBuilder
-from nrgpt_jax.datasets.tokenizers import SymbolTokenizer
+from nrgpt_jax.datasets.tokenizers import EOS, SymbolTokenizer
 from nrgpt_jax.errors import UserError
 
-EOS, STEP = "<eos>", "="
+STEP = "="
 PUNCTUATION = (EOS, "(", ")", STEP)
 
 OPERATIONS: Mapping[str, Callable[[list[int]], int]] = {

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
-from nrgpt_jax.datasets import Stream
+from nrgpt_jax.datasets.streams import Stream
 from nrgpt_jax.errors import UserError
 
 
@@ -32,10 +32,17 @@ class Windows:
         return len(self._stream) - self._length
 
     def __getitem__(self, start) -> Batch:
-        end = start + self._length
-        tokens, weights = self._stream
-        following = slice(start + 1, end + 1)
-        return Batch(tokens[start:end], tokens[following], weights[following])
+        return _window(self._stream, int(start), self._length)
+
+
+def _window(stream: Stream, start: int, length: int) -> Batch:
+    """The inputs from `start` on; what is past the end of the stream has weight 0."""
+    count = min(length + 1, len(stream) - start)
+    read, weights = stream.read(start, count)
+    tokens, weight = np.zeros(length + 1, np.int32), np.zeros(length + 1, np.float32)
+    tokens[:count] = read
+    weight[:count] = 1.0 if weights is None else weights
+    return Batch(tokens[:-1], tokens[1:], weight[1:])
 
 
 def check_length(stream: Stream, context_length: int, split: str) -> None:
@@ -82,12 +89,9 @@ def validation_batches(
     starts = np.arange(0, len(stream) - 1, context_length)
     if max_windows is not None and max_windows < len(starts):
         starts = starts[np.linspace(0, len(starts) - 1, max_windows).astype(int)]
-    tokens, token_weights = (np.pad(part, (0, context_length)) for part in stream)
     for i in range(0, len(starts), batch_size):
-        chosen = starts[i : i + batch_size]
-        real = len(chosen)
-        chosen = np.pad(chosen, (0, batch_size - real), mode="edge")
-        places = chosen[:, None] + np.arange(context_length + 1)
-        weights = token_weights[places[:, 1:]] * (np.arange(batch_size) < real)[:, None]
-        window = tokens[places]
-        yield Batch(window[:, :-1], window[:, 1:], weights.astype(np.float32))
+        windows = [_window(stream, int(at), context_length) for at in starts[i : i + batch_size]]
+        last = windows[-1]
+        padding = last._replace(weights=np.zeros_like(last.weights))
+        windows += [padding] * (batch_size - len(windows))
+        yield Batch(*map(np.stack, zip(*windows, strict=True)))

@@ -111,22 +111,6 @@ def _quiet():
         logging.set_verbosity(verbosity)
 
 
-class TextBuilder(RecordBuilder):
-    """Splits `train` and `validation` of a text, in pieces of up to 2^20 characters."""
-
-    FEATURES = {"text": tfds.features.Text()}
-    PIECE = 2**20
-
-    @classmethod
-    def pieces(cls, text: str) -> Iterable[dict[str, str]]:
-        """The text cut into examples."""
-        return ({"text": text[i : i + cls.PIECE]} for i in range(0, len(text), cls.PIECE))
-
-    def text(self, split: str) -> str:
-        """A whole split as one string."""
-        return b"".join(record["text"] for record in self.records(split)).decode("utf-8")
-
-
 class TokenBuilder(RecordBuilder):
     """Splits of token sequences, each with an `answer` token."""
 

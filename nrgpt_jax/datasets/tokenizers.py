@@ -1,5 +1,9 @@
-"""Tokenizers: characters, bytes, or ListOps symbols, kept in each run as `tokenizer.json`."""
+"""Tokenizers: characters, bytes, GPT-2's byte pairs, or ListOps symbols.
 
+Each run keeps its own as `tokenizer.json`.
+"""
+
+import functools
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,6 +13,8 @@ import numpy as np
 
 from nrgpt_jax.errors import UserError
 
+EOS = "<eos>"
+
 
 class Tokenizer(Protocol):
     """Text to integer tokens and back."""
@@ -16,8 +22,18 @@ class Tokenizer(Protocol):
     kind: str
 
     @property
+    def size(self) -> int:
+        """The number of tokens there are."""
+        ...
+
+    @property
+    def end(self) -> int | None:
+        """The token that ends a document or an answer, if there is one."""
+        ...
+
+    @property
     def vocabulary(self) -> list[str]:
-        """The text of every token, in order; its length is the vocabulary size."""
+        """The text of every token, in order; `<hexadecimal>` where it is not UTF-8 by itself."""
         ...
 
     def encode(self, text: str) -> np.ndarray:
@@ -33,9 +49,11 @@ class CharTokenizer:
     """One token a character; the vocabulary is sorted."""
 
     kind = "char"
+    end = None
 
     def __init__(self, vocabulary: Iterable[str]):
         self.vocabulary = sorted(set(vocabulary))
+        self.size = len(self.vocabulary)
         self._codes = np.array([ord(c) for c in self.vocabulary], dtype=np.uint32)
 
     def encode(self, text: str) -> np.ndarray:
@@ -54,16 +72,61 @@ class ByteTokenizer:
     """One token a UTF-8 byte; 256 of them."""
 
     kind = "byte"
-
-    def __init__(self, vocabulary: Iterable[str] = ()):
-        del vocabulary
-        self.vocabulary = [f"<{b:02x}>" for b in range(256)]
+    size = 256
+    end = None
+    vocabulary = [f"<{b:02x}>" for b in range(256)]
 
     def encode(self, text: str) -> np.ndarray:
         return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.int32)
 
     def decode(self, tokens: Iterable[int]) -> str:
         return bytes(int(t) for t in tokens).decode("utf-8", errors="replace")
+
+
+class Gpt2Tokenizer:
+    """GPT-2's byte pairs, by tiktoken, which fetches their table once and keeps it.
+
+    `TIKTOKEN_CACHE_DIR` names the folder where tiktoken looks for the table. Text that looks like
+    the token of the end, `<|endoftext|>`, is ordinary text.
+    """
+
+    kind = "gpt2"
+    size = 50257
+    end = 50256
+
+    @property
+    def vocabulary(self) -> list[str]:
+        return [_name(piece) for piece in _gpt2().decode_tokens_bytes(list(range(self.size)))]
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.array(_gpt2().encode_ordinary(text), dtype=np.int32)
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        return _gpt2().decode([int(t) for t in tokens], errors="replace")
+
+
+@functools.cache
+def _gpt2():
+    """The encoding. Raises UserError when its table is not here and cannot be fetched."""
+    try:
+        import tiktoken
+
+        return tiktoken.get_encoding("gpt2")
+    except ImportError:
+        raise UserError("tiktoken is missing: pip install tiktoken") from None
+    except Exception as error:  # requests, files, checksums: each has errors of its own
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"the GPT-2 vocabulary cannot be fetched ({reason[:200]}); set TIKTOKEN_CACHE_DIR to "
+            "the folder of a machine where tiktoken has fetched it"
+        ) from None
+
+
+def _name(piece: bytes) -> str:
+    try:
+        return piece.decode("utf-8")
+    except UnicodeDecodeError:
+        return f"<{piece.hex()}>"
 
 
 class SymbolTokenizer:
@@ -73,7 +136,9 @@ class SymbolTokenizer:
 
     def __init__(self, vocabulary: Iterable[str]):
         self.vocabulary = list(vocabulary)
+        self.size = len(self.vocabulary)
         self._index = {symbol: i for i, symbol in enumerate(self.vocabulary)}
+        self.end = self._index.get(EOS)
 
     def encode(self, text: str) -> np.ndarray:
         symbols = [symbol.strip() for symbol in text.split(",") if symbol.strip()]
@@ -92,13 +157,28 @@ def _unknown_message(unknown: list[str], vocabulary: list[str]) -> str:
     return f"not in the vocabulary: {named}; the {len(vocabulary)} known symbols are {known}"
 
 
-KINDS = {c.kind: c for c in (CharTokenizer, ByteTokenizer, SymbolTokenizer)}
+FIXED = {c.kind: c for c in (ByteTokenizer, Gpt2Tokenizer)}
+CHOSEN = {c.kind: c for c in (CharTokenizer, SymbolTokenizer)}
+
+
+def as_record(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What `from_record` makes the tokenizer of again; a fixed vocabulary is only named."""
+    record: dict[str, Any] = {"kind": tokenizer.kind}
+    if tokenizer.kind not in FIXED:
+        record["vocabulary"] = tokenizer.vocabulary
+    return record
+
+
+def from_record(record: Any) -> Tokenizer:
+    """The tokenizer. Raises KeyError, TypeError or ValueError where the record is none."""
+    if record["kind"] in FIXED:
+        return FIXED[record["kind"]]()
+    return CHOSEN[record["kind"]](_checked_vocabulary(record))
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
     """Writes `tokenizer.json`."""
-    record = {"kind": tokenizer.kind, "vocabulary": tokenizer.vocabulary}
-    path.write_text(json.dumps(record, ensure_ascii=True, indent=1))
+    path.write_text(json.dumps(as_record(tokenizer), ensure_ascii=True, indent=1))
 
 
 def _checked_vocabulary(record: Any) -> list[str]:
@@ -116,8 +196,7 @@ def _checked_vocabulary(record: Any) -> list[str]:
 def load_tokenizer(path: Path) -> Tokenizer:
     """Reads `tokenizer.json`. Raises UserError when it is missing or damaged."""
     try:
-        record = json.loads(path.read_text())
-        return KINDS[record["kind"]](_checked_vocabulary(record))
+        return from_record(json.loads(path.read_text()))
     except FileNotFoundError:
         raise UserError(f"no tokenizer in {path.parent}: is it a run directory?") from None
     except (KeyError, TypeError, ValueError) as error:

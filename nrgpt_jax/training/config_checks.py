@@ -13,7 +13,7 @@ from nrgpt_jax.training.optimizers import DECAYS, OPTIMIZERS, SCHEDULES
 
 def _check_data(data: Mapping[str, Any], accumulation_steps: int, num_devices: int) -> None:
     require_choice("data.name", data["name"], tuple(DATASETS))
-    require_choice("data.tokenizer", data["tokenizer"], ("char", "byte"))
+    require_choice("data.tokenizer", data["tokenizer"], ("char", "byte", "gpt2"))
     fraction = data["validation_fraction"]
     require(0 < fraction < 1, "data.validation_fraction", fraction, "0 < fraction < 1")
     require_positive(data, "data.", "batch_size")

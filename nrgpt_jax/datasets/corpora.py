@@ -1,0 +1,161 @@
+"""Corpora of text: where they lie, how they are split, and their prepared tokens."""
+
+import hashlib
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from nrgpt_jax.datasets import documents, parts, shards
+from nrgpt_jax.datasets.documents import JSON_LINES, PARQUET, PLAIN, Reader
+from nrgpt_jax.datasets.download import fetch
+from nrgpt_jax.datasets.files import File, is_remote, list_files
+from nrgpt_jax.datasets.pieces import Text
+from nrgpt_jax.datasets.preparation import Engine, Plan, prepare
+from nrgpt_jax.datasets.records import cache_root, digest
+from nrgpt_jax.datasets.streams import RecordStream, Stream
+from nrgpt_jax.datasets.tokenizers import FIXED, CharTokenizer, Tokenizer, from_record
+from nrgpt_jax.errors import UserError
+
+GENERATOR = 1  # changes with what the code below makes of the same files
+WHOLE = 2**24  # a split of up to so many tokens is read into memory
+ANY = (*JSON_LINES, *PARQUET, *PLAIN)
+
+SHAKESPEARE_URL = (
+    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+)
+SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+
+
+class Corpus(NamedTuple):
+    """A corpus of documents."""
+
+    place: str  # where it is published; "": nowhere
+    reader: Reader
+
+
+CORPORA: Mapping[str, Corpus] = {
+    "openwebtext": Corpus("hf://datasets/Skylion007/openwebtext", documents.read_documents),
+    "wikitext": Corpus(
+        "hf://datasets/Salesforce/wikitext/wikitext-2-raw-v1", documents.read_articles
+    ),
+    "c4": Corpus("hf://datasets/allenai/c4/en", documents.read_documents),
+    "text": Corpus("", documents.read_documents),
+}
+
+
+class Prepared(NamedTuple):
+    """The tokens of a corpus."""
+
+    train: Stream
+    validation: Stream
+    tokenizer: Tokenizer
+    fingerprint: str
+
+
+def load(data: Mapping[str, Any]) -> Prepared:
+    """Opens the tokens of the corpus that `config.data` describes, prepared before if need be."""
+    folder = prepare_corpus(data, Engine())
+    metadata = shards.read_metadata(folder)
+    features = shards.features_of(metadata["dtype"])
+
+    def stream(split: str) -> Stream:
+        found = shards.shards_of(metadata, split)
+        records = RecordStream(found, metadata["record_tokens"], features)
+        return Stream.of(records.read(0, len(records))[0]) if len(records) <= WHOLE else records
+
+    tokenizer = from_record(metadata["tokenizer"])
+    if tokenizer.kind != data["tokenizer"]:
+        raise UserError(
+            f"{folder} was prepared with --config.data.tokenizer={tokenizer.kind}; give the same"
+        )
+    return Prepared(stream("train"), stream("validation"), tokenizer, metadata["fingerprint"])
+
+
+def prepare_corpus(data: Mapping[str, Any], engine: Engine) -> Path:
+    """The folder of the prepared tokens of a corpus, which are made if they are not there.
+
+    Raises:
+      UserError: the corpus is not there, or cannot be read; or `data.path` is missing.
+    """
+    if data["path"] and not is_remote(data["path"]):
+        given = Path(data["path"]).expanduser()
+        if shards.is_complete(given):
+            return given
+    place = _place(data)
+    files = [] if is_remote(place) else list_files(place, _endings(data))
+    settings = {
+        "generator": GENERATOR,
+        "part_bytes": parts.PART_BYTES,
+        "tokenizer": data["tokenizer"],
+        "validation_fraction": data["validation_fraction"],
+        "field": data["field"],
+        # what lies at an address is taken to stay as it is
+        "files": [file[1:] for file in files] or place,
+    }
+    folder = cache_root() / data["name"] / digest(settings) / shards.VERSION
+
+    def plan() -> Plan:
+        return _plan(data, files or list_files(place, _endings(data)))
+
+    prepare(folder, data["name"], plan, engine)
+    return folder
+
+
+def _place(data: Mapping[str, Any]) -> str:
+    if data["name"] == "shakespeare":
+        return str(fetch("shakespeare/input.txt", SHAKESPEARE_URL, SHAKESPEARE_SHA256))
+    place = data["path"] or CORPORA[data["name"]].place
+    if not place:
+        raise UserError("data.path is empty; name a file: --config.data.path=book.txt")
+    return place
+
+
+def _endings(data: Mapping[str, Any]) -> tuple[str, ...]:
+    return (".txt",) if _is_one_text(data) else ANY
+
+
+def _is_one_text(data: Mapping[str, Any]) -> bool:
+    """Character and byte models read one long text, all others read documents."""
+    return data["name"] in ("shakespeare", "text") and data["tokenizer"] in ("char", "byte")
+
+
+def _plan(data: Mapping[str, Any], files: list[File]) -> Plan:
+    fraction = data["validation_fraction"]
+    if not any(file.size for file in files):
+        raise UserError("the corpus is empty: there is nothing to train on")
+    if _is_one_text(data):
+        return _text_plan(Text(files), data["tokenizer"], fraction)
+    tokenizer = FIXED[data["tokenizer"]]()
+    one = len(files) == 1 and not files[0].name.endswith((*JSON_LINES, *PARQUET))
+    if one and data["name"] in ("shakespeare", "text"):
+        text = Text(files)
+        boundary = text.place_to_cut(int(text.size * (1.0 - fraction)))
+        return Plan(parts.text_parts(text, boundary, ends=True), tokenizer)
+    reader = CORPORA[data["name"]].reader
+    return Plan(parts.document_parts(files, reader, data["field"], fraction), tokenizer)
+
+
+def _text_plan(text: Text, tokenizer: str, fraction: float) -> Plan:
+    """One text by characters or bytes: its last characters are for validation."""
+    checksum, characters, lengths = hashlib.sha256(), set[str](), []
+    for piece in text.pieces(0, text.size):
+        encoded = piece.encode("utf-8")
+        checksum.update(encoded)
+        characters |= set(piece)
+        lengths.append((len(encoded), len(piece)))
+    num_train = int(sum(length for _, length in lengths) * (1.0 - fraction))
+    boundary = _byte_of(text, lengths, num_train)
+    made: Tokenizer = CharTokenizer(characters) if tokenizer == "char" else FIXED[tokenizer]()
+    fingerprint = digest({"sha256": checksum.hexdigest(), "validation_fraction": fraction})
+    return Plan(parts.text_parts(text, boundary, ends=False), made, fingerprint)
+
+
+def _byte_of(text: Text, lengths: list[tuple[int, int]], character: int) -> int:
+    """The byte at which a character begins, of a text with pieces of these bytes and characters."""
+    places = itertools.accumulate(lengths, lambda a, b: (a[0] + b[0], a[1] + b[1]), initial=(0, 0))
+    for (at, before), (size, length) in zip(places, lengths, strict=False):
+        if character < before + length:
+            piece = "".join(text.pieces(at, at + size))
+            return at + len(piece[: character - before].encode("utf-8"))
+    return text.size

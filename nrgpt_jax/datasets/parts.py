@@ -1,0 +1,177 @@
+"""Parts of a corpus: what one worker turns into one shard of each split."""
+
+import functools
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from nrgpt_jax.datasets.documents import (
+    JSON_LINES,
+    PARQUET,
+    Document,
+    Range,
+    Reader,
+    row_group_sizes,
+)
+from nrgpt_jax.datasets.files import File
+from nrgpt_jax.datasets.pieces import Text
+from nrgpt_jax.errors import UserError
+
+PART_BYTES = 2**26  # of a corpus, packed as it lies there, in one part
+PART_FILES = 10_000
+SPLITS = {"train": "train", "valid": "validation", "validation": "validation", "test": "test"}
+BOTH = ("train", "validation")
+
+
+class DocumentsPart(NamedTuple):
+    """Documents of some files, or of a range of one."""
+
+    files: tuple[File, ...]
+    within: Range
+    size: int  # bytes
+    split: str | None  # None: each document is drawn for training or validation
+    reader: Reader
+    field: str
+    validation_fraction: float
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that it feeds."""
+        return BOTH if self.split is None else (self.split,)
+
+    def documents(self) -> Iterator[tuple[str, Document]]:
+        """The documents in order, each with its split."""
+        for file in self.files:
+            for document in self.reader(file, self.field, self.within):
+                yield self.split or drawn_split(document, self.validation_fraction), document
+
+
+class TextPart(NamedTuple):
+    """A range of bytes of one text."""
+
+    text: Text
+    start: int
+    stop: int
+    split: str
+    ends: bool  # whether the text ends in it, and with a token for that
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.stop - self.start
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The split that it feeds."""
+        return (self.split,)
+
+    def documents(self) -> Iterator[tuple[str, Document]]:
+        """The text in pieces."""
+        pieces = self.text.pieces(self.start, self.stop)
+        yield self.split, Document("", self.start, pieces, self.ends)
+
+
+Part = DocumentsPart | TextPart
+
+
+def drawn_split(document: Document, validation_fraction: float) -> str:
+    """Validation for a share of all documents, decided by where a document stands and nothing else.
+
+    The file's name within the corpus and the document's place in the file are hashed, so that it
+    does not matter how the corpus is cut into parts, or where it lies.
+    """
+    key = f"{document.name}:{document.place}".encode()
+    drawn = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest())
+    return "validation" if drawn < validation_fraction * 2.0**64 else "train"
+
+
+def text_parts(text: Text, boundary: int, ends: bool) -> list[Part]:
+    """One text, up to a byte for training and from there on for validation."""
+    parts: list[Part] = []
+    for split, start, stop in (("train", 0, boundary), ("validation", boundary, text.size)):
+        while start < stop:
+            end = min(stop, text.place_to_cut(start + PART_BYTES))
+            parts.append(TextPart(text, start, end, split, ends and end == text.size))
+            start = end
+    return parts
+
+
+def document_parts(
+    files: Sequence[File], reader: Reader, field: str, validation_fraction: float
+) -> list[Part]:
+    """Files of documents, in order.
+
+    Files that are named by their split (`train`, `valid` or `validation`, `test`) keep it; where
+    not all are, or none is for validation, each document is drawn.
+
+    Raises:
+      UserError: all files are named by a split, but none for training.
+    """
+    named = [own_split(file.name) for file in files]
+    own = None not in named and "validation" in named
+    if own and "train" not in named:
+        raise UserError(
+            "the corpus has files for validation and none for training; name one train, such as "
+            "train.txt"
+        )
+    order = [split for split in dict.fromkeys(SPLITS.values()) if split in named] if own else [None]
+    parts: list[Part] = []
+    for split in order:
+        chosen = [f for f, s in zip(files, named, strict=True) if split is None or s == split]
+        more = functools.partial(
+            DocumentsPart,
+            split=split,
+            reader=reader,
+            field=field,
+            validation_fraction=validation_fraction,
+        )
+        parts += [more(*run) for run in _runs(chosen)]
+    return parts
+
+
+def own_split(name: str) -> str | None:
+    """The split that a file's name names: train.txt, wiki.valid.raw, c4-train.00000.json.gz."""
+    words = re.split(r"[^a-z]+", name.rpartition("/")[2].lower())
+    return next((SPLITS[word] for word in words if word in SPLITS), None)
+
+
+def _runs(files: Iterable[File]) -> Iterator[tuple[tuple[File, ...], Range, int]]:
+    """Small files together, large ones in ranges: files, range and size of each part."""
+    small: list[File] = []
+    for file in files:
+        if file.size <= PART_BYTES:
+            small.append(file)
+        if small and (file.size > PART_BYTES or _is_enough(small)):
+            yield tuple(small), None, sum(f.size for f in small)
+            small = []
+        if file.size > PART_BYTES:
+            for within, size in _ranges(file):
+                yield (file,), within, size
+    if small:
+        yield tuple(small), None, sum(f.size for f in small)
+
+
+def _is_enough(files: list[File]) -> bool:
+    return len(files) >= PART_FILES or sum(file.size for file in files) >= PART_BYTES
+
+
+def _ranges(file: File) -> list[tuple[Range, int]]:
+    if file.name.endswith(PARQUET):
+        return _grouped(row_group_sizes(file))
+    if file.name.endswith(JSON_LINES) and not file.name.endswith(".gz"):
+        starts = range(0, file.size, PART_BYTES)
+        return [((at, end := min(at + PART_BYTES, file.size)), end - at) for at in starts]
+    return [(None, file.size)]
+
+
+def _grouped(sizes: list[int]) -> list[tuple[Range, int]]:
+    """Neighbouring row groups of about PART_BYTES together."""
+    found: list[tuple[Range, int]] = []
+    first = total = 0
+    for group, size in enumerate(sizes, 1):
+        total += size
+        if total >= PART_BYTES or group == len(sizes):
+            found.append(((first, group), total))
+            first, total = group, 0
+    return found

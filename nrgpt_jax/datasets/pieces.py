@@ -1,0 +1,115 @@
+"""Texts in pieces that are tokenized one by one, as if they had been tokenized whole.
+
+GPT-2 splits a text by a pattern before it joins bytes to pairs. A match of it is all blank, or
+has at most one blank, at its beginning. A text may therefore be cut between a character that is
+not blank and a space or line end: no match is cut, and both sides are matched as before.
+"""
+
+import bisect
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+from nrgpt_jax.datasets.files import File, opened
+from nrgpt_jax.errors import UserError
+
+BLOCK = 2**20  # bytes read at once
+LONGEST = 2**22  # a run of so many bytes without such a place is cut anyway
+
+# After a last byte of UTF-8 that does not end a blank beyond ASCII.
+_BLANKS = rb"\xc2[\x85\xa0]", rb"\xe1\x9a\x80", rb"\xe2\x80[\x80-\x8a\xa8\xa9\xaf]"
+_NOT_AFTER = b"".join(rb"(?<!%b)" % b for b in (*_BLANKS, rb"\xe2\x81\x9f", rb"\xe3\x80\x80"))
+_CUT = re.compile(rb"[!-~\x80-\xbf]" + _NOT_AFTER + rb"(?=[ \n])")
+
+
+class Text:
+    """One text of one or more UTF-8 files, with a line end between them; places are bytes."""
+
+    def __init__(self, files: Sequence[File]):
+        self.files = list(files)
+        ends = itertools.accumulate(file.size + 1 for file in self.files)
+        self._starts = [0, *ends]
+        self.size = max(0, self._starts[-1] - 1)
+
+    def blocks(self, start: int, stop: int) -> Iterator[bytes]:
+        """The bytes from `start` to `stop`, in blocks; a block ends where its file does."""
+        which = bisect.bisect_right(self._starts, start) - 1
+        while start < stop:
+            file, begin = self.files[which], self._starts[which]
+            end = min(stop, begin + file.size)
+            with opened(file.path) as opened_file:
+                opened_file.seek(start - begin)
+                while start < end:
+                    block = opened_file.read(min(BLOCK, end - start))
+                    if not block:
+                        raise UserError(f"{file.path} became shorter while it was read")
+                    start += len(block)
+                    yield block
+            if start < stop:  # between two files
+                yield b"\n"
+                start += 1
+            which += 1
+
+    def pieces(self, start: int, stop: int) -> Iterator[str]:
+        """The same as text, cut where a tokenizer does not mind.
+
+        Raises:
+          UserError: it is not UTF-8.
+        """
+        for piece in cut(self.blocks(start, stop)):
+            try:
+                yield piece.decode("utf-8")
+            except UnicodeDecodeError as error:
+                which = bisect.bisect_right(self._starts, start + error.start) - 1
+                path = self.files[which].path
+                raise UserError(f"{path} is not UTF-8 ({error}); convert it with iconv") from None
+            start += len(piece)
+
+    def place_to_cut(self, at: int) -> int:
+        """The first place from byte `at` on where a tokenizer does not mind."""
+        begin, seen = max(0, at - 4), b""
+        if not 0 < at < self.size:
+            return min(at, self.size)
+        for block in self.blocks(begin, self.size):
+            seen += block
+            if found := _CUT.search(seen, at - begin - 1):
+                return begin + found.end()
+            if len(seen) > LONGEST:
+                return begin + _character_from(seen, at - begin)
+        return self.size
+
+
+def cut(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes in pieces of about a block that may be tokenized one by one."""
+    kept = b""
+    for block in blocks:
+        kept += block
+        if len(kept) >= BLOCK:
+            at = _last_place(kept)
+            if at:
+                yield kept[:at]
+                kept = kept[at:]
+    if kept:
+        yield kept
+
+
+def cut_text(text: str) -> Iterator[str]:
+    """A text in pieces of at most about a block."""
+    if len(text) <= BLOCK // 4:
+        return iter((text,))
+    slices = (text[i : i + BLOCK].encode("utf-8") for i in range(0, len(text), BLOCK))
+    return (piece.decode("utf-8") for piece in cut(slices))
+
+
+def _last_place(seen: bytes) -> int:
+    """The last place to cut; 0: wait for more."""
+    for begin in (max(0, len(seen) - 2**12), 0):
+        places = [found.end() for found in _CUT.finditer(seen, begin)]
+        if places:
+            return places[-1]
+    return _character_from(seen, len(seen) - 4) if len(seen) > LONGEST else 0
+
+
+def _character_from(seen: bytes, at: int) -> int:
+    """The first place from `at` on where a character of UTF-8 begins."""
+    return next((i for i in range(at, len(seen)) if seen[i] & 0xC0 != 0x80), len(seen))

@@ -1,0 +1,222 @@
+"""Prepared data: a TFDS data set whose shards are written one by one, each whole or not at all.
+
+A data set lies in `NAME/KEY/VERSION` below the cache folder. KEY changes with all that the tokens
+depend on, VERSION with the layout. A part of the corpus becomes one shard of each split that it
+feeds; `progress/PART.json` says that they are there, and what they hold. `dataset_info.json` is
+written last: without it a data set is not complete, and preparing it goes on where it was.
+"""
+
+import contextlib
+import json
+import os
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nrgpt_jax.datasets.streams import Shard
+from nrgpt_jax.errors import UserError
+
+VERSION = "2.0.0"
+RECORD_TOKENS = 4096  # a window of 1,025 touches one record, sometimes two
+INFO, METADATA = "dataset_info.json", "metadata.json"
+
+
+class Written(NamedTuple):
+    """What a shard holds."""
+
+    tokens: int
+    records: int
+    bytes: int
+    checksum: int
+    documents: int
+
+
+class Layout(NamedTuple):
+    """Where the shards of a data set are, and how many each split has."""
+
+    folder: Path
+    name: str
+    counts: Mapping[str, int]  # shards by split
+
+    def shard(self, split: str, index: int) -> Path:
+        """The path of a shard, as TFDS names it."""
+        of = f"{index:05d}-of-{self.counts[split]:05d}"
+        return self.folder / f"{self.name}-{split}.array_record-{of}"
+
+    def progress(self, part: int) -> Path:
+        """The record of a part of the corpus that is written."""
+        return self.folder / "progress" / f"{part:05d}.json"
+
+
+def features_of(dtype: np.dtype):
+    """The TFDS features of a record: up to RECORD_TOKENS tokens."""
+    import tensorflow_datasets as tfds
+
+    encoding = tfds.features.Encoding.BYTES
+    tokens = tfds.features.Tensor(shape=(None,), dtype=np.dtype(dtype), encoding=encoding)
+    return tfds.features.FeaturesDict({"tokens": tokens})
+
+
+class ShardWriter:
+    """Writes one shard; it appears under its name when it is whole."""
+
+    def __init__(self, path: Path, dtype: np.dtype):
+        from array_record.python import array_record_module
+        from tensorflow_datasets.core.example_serializer import ExampleSerializer
+
+        self._path, self._partial = path, path.with_name(f"{path.name}.partial-{os.getpid()}")
+        self._dtype, self._features = dtype, features_of(dtype)
+        self._serializer = ExampleSerializer(self._features.get_serialized_info())
+        options = "group_size:1,uncompressed"
+        self._writer = array_record_module.ArrayRecordWriter(str(self._partial), options)
+        self._kept: list[np.ndarray] = []
+        self._waiting = self.tokens = self.records = self.checksum = self.documents = 0
+
+    def write(self, tokens: np.ndarray) -> None:
+        """Adds tokens (n,)."""
+        self._kept.append(tokens.astype(self._dtype))
+        self._waiting += len(tokens)
+        if self._waiting >= RECORD_TOKENS:
+            self._write_records(RECORD_TOKENS)
+
+    def _write_records(self, least: int) -> None:
+        waiting = np.concatenate([*self._kept, np.zeros(0, self._dtype)])
+        while len(waiting) >= least:
+            record, waiting = waiting[:RECORD_TOKENS], waiting[RECORD_TOKENS:]
+            example = self._features.encode_example({"tokens": record})
+            self._writer.write(self._serializer.serialize_example(example))
+            self.checksum = zlib.crc32(record.tobytes(), self.checksum)
+            self.tokens, self.records = self.tokens + len(record), self.records + 1
+        self._kept, self._waiting = [waiting.copy()], len(waiting)
+
+    def close(self) -> Written:
+        """Ends the shard, and puts it in its place."""
+        if self._waiting:
+            self._write_records(1)
+        self._writer.close()
+        os.replace(self._partial, self._path)
+        size = self._path.stat().st_size
+        return Written(self.tokens, self.records, size, self.checksum, self.documents)
+
+    def abandon(self) -> None:
+        """Leaves nothing."""
+        with contextlib.suppress(Exception):
+            self._writer.close()
+        self._partial.unlink(missing_ok=True)
+
+
+def finished(layout: Layout, part: int, shards: Iterable[tuple[str, int]]) -> list[Written] | None:
+    """What the shards of a part hold, if all of them are there and whole."""
+    try:
+        found = [Written(*values) for values in json.loads(layout.progress(part).read_text())]
+        sizes = [layout.shard(*shard).stat().st_size for shard in shards]
+    except (OSError, ValueError, TypeError):
+        return None
+    return found if sizes == [written.bytes for written in found] else None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def write_metadata(
+    layout: Layout, splits: Mapping[str, list[Written]], dtype: np.dtype, about: Mapping[str, Any]
+) -> None:
+    """Writes what TFDS and `read_metadata` read, and `dataset_info.json` last.
+
+    Args:
+      layout: where the shards are.
+      splits: what they hold.
+      dtype: of the tokens.
+      about: more to keep in metadata.json, such as the tokenizer.
+    """
+    import tensorflow_datasets as tfds
+
+    shards = {split: [w._asdict() for w in written] for split, written in splits.items()}
+    known = {**about, "dtype": np.dtype(dtype).name, "record_tokens": RECORD_TOKENS}
+    identity = tfds.core.dataset_info.DatasetIdentity(
+        name=layout.name,
+        version=tfds.core.Version(VERSION),
+        data_dir=str(layout.folder),
+        module_name="",
+        config_name=layout.folder.parent.name,
+    )
+    info = tfds.core.DatasetInfo(
+        builder=identity,
+        description=f"Tokens of {layout.name}, in order",
+        features=features_of(dtype),
+        metadata=tfds.core.MetadataDict({**known, "shards": shards}),
+        disable_shuffling=True,
+    )
+    info.set_file_format("array_record")
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=layout.folder, dataset_name=layout.name, filetype_suffix="array_record"
+    )
+    made = [_split_info(name, written, template) for name, written in splits.items()]
+    info.set_splits(tfds.core.splits.SplitDict(made))
+    staging = layout.folder / "progress" / "metadata"
+    staging.mkdir(parents=True, exist_ok=True)
+    info.write_to_directory(staging)
+    for path in sorted(staging.iterdir(), key=lambda path: path.name == INFO):
+        os.replace(path, layout.folder / path.name)
+    staging.rmdir()
+
+
+def _split_info(name: str, written: list[Written], template):
+    import tensorflow_datasets as tfds
+
+    return tfds.core.splits.SplitInfo(
+        name=name,
+        shard_lengths=[w.records for w in written],
+        num_bytes=sum(w.bytes for w in written),
+        filename_template=template.replace(split=name),
+    )
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a folder holds a prepared data set."""
+    return (folder / INFO).is_file() and (folder / METADATA).is_file()
+
+
+def read_metadata(folder: Path) -> dict[str, Any]:
+    """What `write_metadata` kept. Raises UserError when it is damaged, or a shard is not whole."""
+    try:
+        found = json.loads((folder / METADATA).read_text())
+        counts = {split: len(written) for split, written in found["shards"].items()}
+        layout = Layout(folder, json.loads((folder / INFO).read_text())["name"], counts)
+        found["paths"] = {
+            split: [_whole(layout.shard(split, i), w["bytes"]) for i, w in enumerate(written)]
+            for split, written in found["shards"].items()
+        }
+        return found
+    except UserError:
+        raise
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"the metadata of {folder} is damaged ({error}); remove {INFO} there and prepare the "
+            "data again: what is whole is kept"
+        ) from None
+
+
+def _whole(path: Path, size: int) -> Path:
+    found = path.stat().st_size if path.is_file() else None
+    if found != size:
+        what = "is missing" if found is None else f"has {found:,} bytes, not {size:,}"
+        raise UserError(
+            f"the shard {path} {what}; remove {INFO} beside it and prepare the data again: only "
+            "what is not whole is made anew"
+        )
+    return path
+
+
+def shards_of(metadata: Mapping[str, Any], split: str) -> list[Shard]:
+    """The shards of a split."""
+    paths, written = metadata["paths"].get(split, []), metadata["shards"].get(split, [])
+    return [Shard(path, w["tokens"]) for path, w in zip(paths, written, strict=True)]
