@@ -56,7 +56,7 @@ def train(config: ConfigDict, workdir: Path | str) -> dict[str, float]:
 
 def set_vocabulary_size(config: ConfigDict, dataset: Dataset) -> None:
     """Resolves `model.vocab_size`: 0 is the tokenizer's, more is padding, less an error."""
-    size = len(dataset.tokenizer.vocabulary)
+    size = dataset.tokenizer.size
     if 0 < config.model.vocab_size < size:
         raise UserError(
             f"model.vocab_size={config.model.vocab_size} is too small: the corpus has {size} "
