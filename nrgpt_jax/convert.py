@@ -103,7 +103,9 @@ def _set_data(config: ConfigDict, corpus: str, path: str | None) -> Tokenizer:
 def _table(checkpoint: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     table = checkpoint.get(name, {})
     if not isinstance(table, Mapping):
-        raise UserError(f"the checkpoint's {name} is a {type(table).__name__}; is it of the release?")
+        raise UserError(
+            f"the checkpoint's {name} is a {type(table).__name__}; is it of the release?"
+        )
     return table
 
 
@@ -114,7 +116,8 @@ def _parameters(tensors: Mapping[str, Any], release: Path | str) -> dict[str, np
     found = {}
     for name, tensor in tensors.items():
         if not isinstance(tensor, torch.Tensor):
-            raise UserError(f"{release} has no parameter {name} but a {type(tensor).__name__}")
+            kind = type(tensor).__name__
+            raise UserError(f"{release} holds a {kind} as parameter {name}; is it of the release?")
         found[_PREFIXES.sub("", name)] = tensor.float().numpy()
     return found
 
@@ -158,7 +161,7 @@ def _load(path: Path) -> Mapping[str, Any]:
     except FileNotFoundError:
         raise UserError(f"there is no file {path}") from None
     except Exception as error:  # torch raises many kinds on a damaged or foreign file
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
         raise UserError(f"{path} is no PyTorch checkpoint: {reason}") from None
     if not isinstance(checkpoint, Mapping):
         raise UserError(f"{path} holds no parameters but a {type(checkpoint).__name__}")
