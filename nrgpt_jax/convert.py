@@ -150,18 +150,29 @@ def describe(state_dict: interop.StateDict, name: str, num_steps: int) -> dict[s
     }
 
 
+def _is_archive(path: Path) -> bool:
+    """Whether torch has saved it as it does by default. Raises UserError when its end is missing."""
+    whole = zipfile.is_zipfile(path)
+    with path.open("rb") as file:
+        if file.read(4) == b"PK\x03\x04" and not whole:
+            raise UserError(f"{path} is cut short; copy or download it again")
+    return whole
+
+
 def _load(path: Path) -> Mapping[str, Any]:
     try:
         import torch
     except ImportError:
         raise UserError("PyTorch is missing: pip install 'nrgpt-jax[torch]'") from None
     try:
-        mapped = zipfile.is_zipfile(path)  # then the optimizer's state is never read
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        archive = _is_archive(path)  # then the optimizer's state is never read
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"there is no file {path}") from None
     except Exception as error:  # torch raises many kinds on a damaged or foreign file
-        reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path} is no PyTorch checkpoint: {reason}") from None
     if not isinstance(checkpoint, Mapping):
         raise UserError(f"{path} holds no parameters but a {type(checkpoint).__name__}")

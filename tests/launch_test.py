@@ -73,6 +73,7 @@ def test_tpu_copies_installs_and_starts_on_all_workers(desk):
     packed = desk.call("tar", "-tzf", "launched/big-1.tar.gz").stdout
     assert "experiments" in packed.split()
     assert "--editable '.[tpu]'" in install[-1]
+    assert "nohup env 'A=1 $X' .venv/bin/python -m" in start[-1]
     python = desk.home / "nrgpt/.venv/bin/python"
     write_program(python)
     started = desk.call("bash", "-c", start[-1].removeprefix("--command="))

@@ -150,8 +150,9 @@ def test_other_files_are_refused(tmp_path, changes, message):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_truncated_file_is_refused(tmp_path):
+@pytest.mark.parametrize("size", [2000, -10])
+def test_a_truncated_file_is_refused(tmp_path, size):
     path, _ = published(tmp_path)
-    path.write_bytes(path.read_bytes()[:-2000])
-    with pytest.raises(UserError, match=r"is no PyTorch checkpoint: [^\n]{1,100}$"):
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(UserError, match="is cut short"):
         convert.convert(path, tmp_path / "run")
