@@ -151,7 +151,7 @@ def describe(state_dict: interop.StateDict, name: str, num_steps: int) -> dict[s
 
 
 def _is_archive(path: Path) -> bool:
-    """Whether torch has saved it as it does by default. Raises UserError when its end is missing."""
+    """Whether torch saved it in its usual form. Raises UserError when its end is missing."""
     whole = zipfile.is_zipfile(path)
     with path.open("rb") as file:
         if file.read(4) == b"PK\x03\x04" and not whole:
