@@ -188,7 +188,7 @@ def test_download_is_checked_and_done_once(tmp_path, monkeypatch):
 
 def test_missing_download_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("NRGPT_DATA_DIR", str(tmp_path))
-    monkeypatch.setattr(records, "REPOSITORY_DATA", tmp_path / "none")
+    monkeypatch.setattr(records, "DATA_HOME", tmp_path / "none")
     url = (tmp_path / "nowhere").as_uri()
     with pytest.raises(UserError) as error:
         download.fetch("x/input.txt", url, "ab12")
@@ -197,7 +197,7 @@ def test_missing_download_says_what_to_do(tmp_path, monkeypatch):
 
 
 def shakespeare_is_here():
-    roots = [Path(os.environ.get("NRGPT_DATA_DIR", "nowhere")), records.REPOSITORY_DATA]
+    roots = [Path(os.environ.get("NRGPT_DATA_DIR", "nowhere")), records.DATA_HOME]
     return any((root / "shakespeare/input.txt").is_file() for root in roots)
 
 

@@ -11,7 +11,7 @@ from nrgpt_jax.datasets.documents import JSON_LINES, PARQUET, PLAIN, Reader
 from nrgpt_jax.datasets.download import fetch
 from nrgpt_jax.datasets.files import File, is_remote, list_files
 from nrgpt_jax.datasets.pieces import Text
-from nrgpt_jax.datasets.preparation import Engine, Plan, prepare
+from nrgpt_jax.datasets.preparation import LOCAL, Engine, Plan, prepare
 from nrgpt_jax.datasets.records import cache_root, digest
 from nrgpt_jax.datasets.streams import RecordStream, Stream
 from nrgpt_jax.datasets.tokenizers import FIXED, CharTokenizer, Tokenizer, from_record
@@ -55,7 +55,7 @@ class Prepared(NamedTuple):
 
 def load(data: Mapping[str, Any]) -> Prepared:
     """Opens the tokens of the corpus that `config.data` describes, prepared before if need be."""
-    folder = prepare_corpus(data, Engine())
+    folder = prepare_corpus(data, LOCAL)
     metadata = shards.read_metadata(folder)
     features = shards.features_of(metadata["dtype"])
 

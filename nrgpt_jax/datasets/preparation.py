@@ -13,6 +13,7 @@ import os
 import shlex
 import sys
 import threading
+import types
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -24,7 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nrgpt_jax.datasets import shards
-from nrgpt_jax.datasets.parts import Part
+from nrgpt_jax.datasets.parts import PART_BYTES, Part
 from nrgpt_jax.datasets.records import digest
 from nrgpt_jax.datasets.shards import Layout, ShardWriter, Written
 from nrgpt_jax.datasets.tokenizers import Tokenizer, as_record, from_record
@@ -36,6 +37,9 @@ class Engine(NamedTuple):
 
     workers: int = 0  # processes on this machine; 0: one a core
     beam_options: str | None = None  # Apache Beam instead, with these options
+
+
+LOCAL = Engine()
 
 
 class Plan(NamedTuple):
@@ -171,8 +175,9 @@ def _run(tasks: list[Task], engine: Engine) -> None:
     if engine.beam_options is not None:
         _run_on_beam(tasks, engine.beam_options)
         return
-    count = min(engine.workers or _cores(), len(tasks))
     total = sum(task.part.size for task in tasks)
+    # Starting processes for a small corpus takes longer than preparing it.
+    count = min(engine.workers or _cores(), len(tasks)) if total > PART_BYTES else 1
     with tqdm(total=total, unit="B", unit_scale=True, disable=None, dynamic_ncols=True) as bar:
         for task in _in_turn(tasks) if count < 2 else _in_processes(tasks, count):
             bar.update(task.part.size)
@@ -193,7 +198,8 @@ def _in_processes(tasks: list[Task], count: int) -> Iterator[Task]:
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=_end_with_parent)
     try:
-        futures = {pool.submit(write_part, task): task for task in tasks}
+        with _hidden_main():
+            futures = {pool.submit(write_part, task): task for task in tasks}
         for future in as_completed(futures):
             future.result()
             yield futures[future]
@@ -207,6 +213,17 @@ def _in_processes(tasks: list[Task], count: int) -> Iterator[Task]:
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _hidden_main() -> Iterator[None]:
+    """New processes would run the program that started them once more, as far as it is a script."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _end_with_parent() -> None:

@@ -1,8 +1,9 @@
 """Where data lives, and TFDS builders that write array_record without TensorFlow.
 
 Corpora are looked for under `NRGPT_DATA_DIR`, then under `data/` of the repository. What is made
-from them (tokenizable text, ListOps expressions) is written once below `NRGPT_CACHE_DIR`, by
-default `data/prepared/`, under a name that changes with every setting it depends on.
+from them (tokens, ListOps expressions) is written once below `NRGPT_CACHE_DIR`, by default
+`data/prepared/`, under a name that changes with every setting it depends on. Where the package is
+installed without its repository, `data/` is `nrgpt_jax` in the cache folder of the user.
 """
 
 import contextlib
@@ -19,18 +20,25 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-REPOSITORY_DATA = Path(__file__).resolve().parents[2] / "data"
+
+def _data_home(repository: Path) -> Path:
+    if (repository / "setup.cfg").is_file():
+        return repository / "data"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nrgpt_jax"
+
+
+DATA_HOME = _data_home(Path(__file__).resolve().parents[2])
 
 
 def data_roots() -> list[Path]:
     """Folders in which a corpus may lie; a download goes to the first."""
     named = os.environ.get("NRGPT_DATA_DIR")
-    return ([Path(named)] if named else []) + [REPOSITORY_DATA]
+    return ([Path(named)] if named else []) + [DATA_HOME]
 
 
 def cache_root() -> Path:
     """The folder of prepared data sets."""
-    return Path(os.environ.get("NRGPT_CACHE_DIR") or REPOSITORY_DATA / "prepared")
+    return Path(os.environ.get("NRGPT_CACHE_DIR") or DATA_HOME / "prepared")
 
 
 def digest(settings: Mapping[str, Any]) -> str:

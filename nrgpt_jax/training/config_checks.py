@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nrgpt_jax.datasets import DATASETS
+from nrgpt_jax.datasets.corpora import CORPORA
 from nrgpt_jax.datasets.listops import OPERATIONS
 from nrgpt_jax.errors import require, require_choice, require_not_negative, require_positive
 from nrgpt_jax.models.model_checks import check_model
@@ -13,7 +14,9 @@ from nrgpt_jax.training.optimizers import DECAYS, OPTIMIZERS, SCHEDULES
 
 def _check_data(data: Mapping[str, Any], accumulation_steps: int, num_devices: int) -> None:
     require_choice("data.name", data["name"], tuple(DATASETS))
-    require_choice("data.tokenizer", data["tokenizer"], ("char", "byte", "gpt2"))
+    of_documents = data["name"] in CORPORA and data["name"] != "text"
+    kinds = ("byte", "gpt2") if of_documents else ("char", "byte", "gpt2")
+    require_choice("data.tokenizer", data["tokenizer"], kinds)
     fraction = data["validation_fraction"]
     require(0 < fraction < 1, "data.validation_fraction", fraction, "0 < fraction < 1")
     require_positive(data, "data.", "batch_size")

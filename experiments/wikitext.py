@@ -1,0 +1,54 @@
+"""WikiText, by GPT-2's byte pairs.
+
+    make train EXP=wikitext                                             # WikiText-2
+    make train EXP=wikitext:103 WORKDIR=runs/wikitext-103
+    make train EXP=wikitext:small ARGS="--config.data.path=folder"      # two CPU cores
+
+The corpus is read from Hugging Face (Salesforce/wikitext, raw) or from the folder that
+`--config.data.path` names, with files train*, valid* and test*; see docs/data.md. No full run of
+this repository has been made; the sizes of (none) and 103 are choices, not the paper's.
+
+Variants (`--config=experiments/wikitext.py:NAME`):
+    (none)  WikiText-2: NRGPT_H_FF2W, 6 steps, D=256
+    103     WikiText-103: 12 steps, D=768, windows of 1024 tokens
+    small   a short run of a small model on two CPU cores
+"""
+
+from experiments import openwebtext
+from nrgpt_jax.configs import apply_variant, default_config
+
+WIKITEXT_103 = "hf://datasets/Salesforce/wikitext/wikitext-103-raw-v1"
+
+
+def get_config(variant: str = ""):
+    config = default_config()
+    config.experiment = "wikitext"
+    config.data.name = "wikitext"
+    config.data.tokenizer = "gpt2"
+    return apply_variant(config, variant, {"": two, "103": hundred_three, "small": small})
+
+
+def two(config):
+    config.train_steps = 5000
+    config.data.batch_size = 32
+    config.model.vocab_size = 50304
+    config.model.context_length = 256
+    config.model.embed_dim = 256
+    config.model.num_heads = 4
+    config.model.num_steps = 6
+    config.model.dropout = 0.1
+    config.model.dtype = "bfloat16"
+    config.optimizer.learning_rate = 5e-4
+    config.optimizer.final_learning_rate = 5e-5
+
+
+def hundred_three(config):
+    openwebtext.paper(config)
+    config.train_steps = 20_000
+    config.data.path = WIKITEXT_103
+    config.data.batch_size = 128
+
+
+def small(config):
+    """Windows of 64 tokens, D=64: minutes on two CPU cores."""
+    openwebtext.small(config)
