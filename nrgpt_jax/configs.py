@@ -92,6 +92,14 @@ def _optimizer() -> ConfigDict:
     return c
 
 
+def _mesh() -> ConfigDict:
+    c = ConfigDict()
+    c.data = -1  # parts of a batch, on copies of the parameters; -1 in one of the three: the rest
+    c.fsdp = 1  # parts of a batch, each on devices that keep a part of every parameter
+    c.tensor = 1  # parts of heads, hidden widths and the vocabulary
+    return c
+
+
 def default_config() -> ConfigDict:
     """All fields with their defaults, locked."""
     c = ConfigDict()
@@ -107,6 +115,7 @@ def default_config() -> ConfigDict:
     c.model = _model()
     c.data = _data()
     c.optimizer = _optimizer()
+    c.mesh = _mesh()
     return c.lock()
 
 

@@ -2,14 +2,57 @@
 
 import contextlib
 import ctypes
+import importlib.util
 import os
 from pathlib import Path
 
 import jax
 
+from nrgpt_jax.errors import UserError
+
 MOST_CPU_DEVICES = 8
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of malloc.h
+COUNTS_OF_PROCESSES = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 _WAIT = "--xla_cpu_collective_call_{}_timeout_seconds={}"
+
+
+def join(address: str | None, num_processes: int | None, process_id: int | None) -> int:
+    """Joins the other processes of a run, before JAX starts its backends.
+
+    On TPUs, under SLURM's `srun` and under Open MPI, JAX knows by itself who they are. Without
+    flags and elsewhere this is the only process.
+
+    Args:
+      address: `host:port` of process 0, where it is not known.
+      num_processes, process_id: how many there are, and which one this is.
+
+    Returns:
+      How many there are (on TPUs, where it does not matter for what is set here, 1).
+
+    Raises:
+      UserError: some of the flags are missing, or the others are not there.
+    """
+    given = [address, num_processes, process_id]
+    if given.count(None) not in (0, len(given)):
+        raise UserError("give all of --coordinator_address, --num_processes and --process_id")
+    counts = [os.environ.get(name, "") for name in COUNTS_OF_PROCESSES]
+    count = num_processes or max(int(count) if count.isdigit() else 1 for count in counts)
+    if count == 1 and address is None and not _has_tpu():
+        return 1
+    try:
+        jax.distributed.initialize(address, num_processes, process_id)
+    except (RuntimeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"cannot join the other processes at {address or 'the address that JAX found'}: "
+            f"{reason}; start all of them with the same command"
+        ) from None
+    return count
+
+
+def _has_tpu() -> bool:
+    chips = [*Path("/dev").glob("accel[0-9]*"), *Path("/dev/vfio").glob("[0-9]*")]
+    return bool(chips) and importlib.util.find_spec("libtpu") is not None
 
 
 def use_all_cores(windows_at_once: int) -> None:

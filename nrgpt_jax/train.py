@@ -2,7 +2,9 @@
 
     python -m nrgpt_jax.train --config=experiments/NAME.py --workdir=DIR [--config.field=value ...]
 
-The same command goes on with a run that was stopped.
+The same command goes on with a run that was stopped. On several hosts each process runs it: on
+TPU slices, under SLURM and under Open MPI as it is, elsewhere with --coordinator_address=HOST:PORT,
+--num_processes=P and --process_id=0 to P-1 besides.
 """
 
 from absl import flags
@@ -12,9 +14,9 @@ from nrgpt_jax import cli, host
 from nrgpt_jax.training.loop import train
 
 
-def main(config: ConfigDict, workdir: str) -> None:
-    """`train`, on a machine prepared for it."""
-    parts = config.optimizer.accumulation_steps
+def main(config: ConfigDict, workdir: str, processes: int) -> None:
+    """`train`, on machines prepared for it."""
+    parts = config.optimizer.accumulation_steps * processes
     if parts > 0 and config.data.batch_size % parts == 0:  # else `train` says what is wrong
         host.use_all_cores(config.data.batch_size // parts)
     host.cache_compilations(workdir)
@@ -24,4 +26,12 @@ def main(config: ConfigDict, workdir: str) -> None:
 if __name__ == "__main__":
     config_flag, workdir_flag = cli.define_config_flag(), cli.define_workdir_flag()
     flags.mark_flag_as_required("config")
-    cli.run(lambda: main(config_flag.value, workdir_flag.value))
+    address = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0.")
+    count = flags.DEFINE_integer("num_processes", None, "Processes of the run.", 1)
+    index = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", 0)
+
+    def start() -> None:
+        processes = host.join(address.value, count.value, index.value)
+        main(config_flag.value, workdir_flag.value, processes)
+
+    cli.run(start)

@@ -89,7 +89,7 @@ def test_contract(fields):
         logits = model.apply(variables, tokens)
         # Of the prediction at position 3 with respect to every position's embedding.
         x = model.apply(variables, tokens, method="embed")
-        at_3 = lambda x: jnp.sum(model.apply(variables, x, False, method="states")[:, 3] ** 2)
+        at_3 = lambda x: jnp.sum(model.apply(variables, x, method="states")[:, 3] ** 2)
         return logits, jax.grad(at_3)(x)
 
     logits, influence = logits_and_grads(variables, TOKENS)

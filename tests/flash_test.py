@@ -6,6 +6,7 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec as P
@@ -91,19 +92,24 @@ def test_on_several_tpus_the_kernel_is_inside_shard_map_only(monkeypatch, standa
     gradient = jax.grad(lambda params, tokens: jnp.sum(model.apply(params, tokens) ** 2))
     split = (sharding.replicated(mesh), sharding.batch_sharding(mesh))
     whole = jax.jit(gradient, in_shardings=split)
-    specs = (P(), P(sharding.DATA_AXIS))
+    specs = (P(), P(sharding.BATCH_AXES))
     inside = jax.shard_map(gradient, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=False)
     for function, expected in ((whole, False), (jax.jit(inside, in_shardings=split), True)):
         exported = jax.export.export(function, platforms=["tpu"])(params, tokens)
         assert ("tpu_custom_call" in exported.mlir_module()) == expected
 
 
+MESHES = [(2, 1, 1), (1, 2, 1), (1, 1, 2)]
+
+
+@pytest.mark.parametrize("lengths", MESHES)
 def test_training_and_evaluation_on_several_tpus_use_it_with_a_batch_in_one_part(
-    monkeypatch, standard_promotion
+    lengths, monkeypatch, standard_promotion
 ):
     del standard_promotion
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    model, mesh = small_model(), sharding.make_mesh()
+    model = small_model(vocab_size=12)
+    mesh = sharding.make_mesh(dict(zip(sharding.AXES, lengths, strict=True)))
     optimizer = optax.sgd(1e-3)
     state = jax.eval_shape(lambda: step.create_state(model, optimizer, 0, mesh))
     shapes: list[Any] = [
@@ -114,6 +120,33 @@ def test_training_and_evaluation_on_several_tpus_use_it_with_a_batch_in_one_part
     for function, first in ((train_step, state), (eval_step, state.params)):
         exported = jax.export.export(function, platforms=["tpu"])(first, Batch(*shapes))
         assert "tpu_custom_call" in exported.mlir_module()
+
+
+@pytest.mark.parametrize("attention", ["low_rank", "full_rank"])
+def test_heads_split_over_devices_give_the_same_loss_and_gradients(
+    attention, monkeypatch, standard_promotion
+):
+    del standard_promotion
+    model = small_model(vocab_size=12, attention=attention)
+    tokens = jnp.arange(2 * LENGTH).reshape(2, LENGTH) % 11
+    batch = Batch(*map(np.asarray, (tokens, tokens + 1, jnp.ones(tokens.shape))))
+    found: dict[int, Any] = {}
+    heads: list[int] = []
+
+    def take(backend, count, *shape):
+        heads.append(count)
+        return KERNELS["dot_product"]
+
+    for tensor in (1, 2):
+        if tensor == 2:
+            monkeypatch.setattr(flash, "kernel_for", take)
+        mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": tensor})
+        params = step.create_state(model, optax.sgd(1.0), 0, mesh).params
+        loss_and_grads = jax.jit(step.make_loss_and_grads(model, 1, mesh))
+        args = params, sharding.put_batch(batch, mesh), jax.random.key(0), 1e-3
+        found[tensor] = jax.tree.map(np.asarray, loss_and_grads(*args))
+    assert set(heads) == {1}, "each device has one of two heads"
+    chex.assert_trees_all_close(found[2], found[1], atol=2e-4)
 
 
 def test_what_no_kernel_takes_goes_the_blocked_way():

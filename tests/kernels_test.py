@@ -96,7 +96,7 @@ def test_plain_models_have_forward_mode(standard_promotion):
         model = small_model(kernels=kernels)
         params = drawn_model(**FIELDS)[1]
         plain_head = lambda p: model.apply(
-            p, model.apply(p, tokens, method="embed"), False, method="states"
+            p, model.apply(p, tokens, method="embed"), method="states"
         )
         return jax.jit(lambda p, moved: jax.jvp(plain_head, (p,), (moved,)))(params, params)
 
@@ -113,9 +113,7 @@ def test_the_choice_of_a_function_is_its_models_own(standard_promotion):
     for kernels in ("fused", "plain", "fused"):
         model = small_model(kernels=kernels)
         params = jax.eval_shape(model.init, jax.random.key(0), tokens)
-        states = lambda p, m=model: m.apply(
-            p, m.apply(p, tokens, method="embed"), False, method="states"
-        )
+        states = lambda p, m=model: m.apply(p, m.apply(p, tokens, method="embed"), method="states")
         programs.setdefault(kernels, set()).add(
             "custom_vjp_call" in str(jax.make_jaxpr(states)(params))
         )

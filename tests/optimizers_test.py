@@ -6,12 +6,11 @@ import numpy as np
 import optax
 import pytest
 from flax import traverse_util
-from jax.sharding import AxisType
 
 from nrgpt_jax import create_model
 from nrgpt_jax.configs import default_config
 from nrgpt_jax.core.parameters import matrix, stacked, vector
-from nrgpt_jax.models import model_names, parameter_specs
+from nrgpt_jax.models import model_names, parameter_specs, sharding
 from nrgpt_jax.training import optimizers
 from nrgpt_jax.training.step import TrainState, state_shardings
 
@@ -132,7 +131,7 @@ def test_what_an_optimizer_keeps_lies_where_its_parameter_lies(name):
     config.update({"vocab_size": 12, "embed_dim": 8, "num_heads": 2, "blocks": 2})
     model = create_model(config)
     optimizer = optimizers.create_optimizer(settings(name=name), 10, parameter_specs(model))
-    mesh = jax.make_mesh((1, 2), ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 2})
 
     def init():
         params = model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from decoding_helpers import small_model
 from flax import traverse_util
-from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from nrgpt_jax.core import parameters
@@ -57,8 +56,8 @@ def test_tables_describe_what_models_create(name, blocks):
 
 
 def test_a_mesh_splits_parameters_by_the_axes_they_carry():
-    mesh = jax.make_mesh((1, 2), ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
-    partition = lambda spec: sharding.parameter_partition(spec, mesh)
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 2})
+    partition = sharding.parameter_partition
     assert partition(matrix("H D D")) == P("tensor", "fsdp", None)
     assert partition(matrix("D M")) == P("fsdp", "tensor")
     assert partition(vector("M")) == P("tensor")

@@ -1,17 +1,21 @@
 """Token streams to batches: shuffled windows for training, a fixed cover for validation.
 
 The order of training windows is a function of the seed alone. Batch k holds the windows
-k*batch_size .. (k+1)*batch_size - 1 of that order, and each process reads its own slice of it.
+k*batch_size .. (k+1)*batch_size - 1 of that order, one a row, and each process reads those rows
+that its devices hold; so neither processes nor devices change what a batch is.
 """
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, TypeAlias
 
 import grain
 import numpy as np
 
 from nrgpt_jax.datasets.streams import Stream
 from nrgpt_jax.errors import UserError
+
+Rows: TypeAlias = Sequence[int] | np.ndarray
+"""Numbers of rows of a batch."""
 
 
 class Batch(NamedTuple):
@@ -55,26 +59,55 @@ def check_length(stream: Stream, context_length: int, split: str) -> None:
         )
 
 
+class _Rows:
+    """Batches by number, as a source of grain: some rows of each."""
+
+    def __init__(self, windows: grain.MapDataset, batch_size: int, rows: Rows):
+        self._windows, self._batch_size, self._rows = windows, batch_size, rows
+
+    def __len__(self) -> int:
+        return len(self._windows) // self._batch_size
+
+    def __getitem__(self, number) -> Batch:
+        start = int(number) * self._batch_size
+        windows = [self._windows[start + int(row)] for row in self._rows]
+        return Batch(*(np.stack(arrays) for arrays in zip(*windows, strict=True)))
+
+
 def train_batches(
     stream: Stream,
     context_length: int,
     batch_size: int,
     seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> grain.DatasetIterator:
-    """An endless, checkpointable iterator over batches of batch_size / process_count windows.
+    rows: Rows | None = None,
+    first: int = 0,
+) -> Iterator[Batch]:
+    """An endless iterator over batches, from number `first` on.
 
     Windows start anywhere; each epoch visits every start once, in a new random order.
+
+    Args:
+      stream: the split.
+      context_length: N.
+      batch_size: B, rows of a batch in all.
+      seed: of the order.
+      rows: the numbers of those that are wanted; None: all.
+      first: the number of the first batch.
     """
     check_length(stream, context_length, "train")
     windows = grain.MapDataset.source(Windows(stream, context_length)).seed(seed).shuffle()
-    local = windows.repeat()[process_index::process_count].batch(batch_size // process_count)
-    return iter(local.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)))
+    chosen = range(batch_size) if rows is None else rows
+    batches = grain.MapDataset.source(_Rows(windows.repeat(), batch_size, chosen))
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)
+    return iter(batches[first:].to_iter_dataset(options))
 
 
 def validation_batches(
-    stream: Stream, context_length: int, batch_size: int, max_windows: int | None = None
+    stream: Stream,
+    context_length: int,
+    batch_size: int,
+    max_windows: int | None = None,
+    rows: Rows | None = None,
 ) -> Iterator[Batch]:
     """Consecutive windows that predict every token of the split once (but for its first).
 
@@ -83,6 +116,7 @@ def validation_batches(
       context_length: N.
       batch_size: B of every batch; the last is padded with windows of weight 0.
       max_windows: evaluate at most this many windows, evenly spaced; None takes all.
+      rows: the numbers of the rows that are wanted of each batch; None: all.
     """
     if len(stream) < 2:
         raise UserError("the validation split has nothing to predict; give more text")
@@ -90,8 +124,10 @@ def validation_batches(
     if max_windows is not None and max_windows < len(starts):
         starts = starts[np.linspace(0, len(starts) - 1, max_windows).astype(int)]
     for i in range(0, len(starts), batch_size):
-        windows = [_window(stream, int(at), context_length) for at in starts[i : i + batch_size]]
-        last = windows[-1]
-        padding = last._replace(weights=np.zeros_like(last.weights))
-        windows += [padding] * (batch_size - len(windows))
-        yield Batch(*map(np.stack, zip(*windows, strict=True)))
+        chosen = starts[i : i + batch_size]
+        batch = []
+        for row in range(batch_size) if rows is None else rows:
+            window = _window(stream, int(chosen[min(row, len(chosen) - 1)]), context_length)
+            is_real = np.float32(row < len(chosen))
+            batch.append(window._replace(weights=is_real * window.weights))
+        yield Batch(*map(np.stack, zip(*batch, strict=True)))

@@ -158,13 +158,13 @@ def write_part(task: Task) -> None:
 
 def _tokenize(part: Part, tokenizer: Tokenizer, writers: Mapping[str, ShardWriter]) -> None:
     """Every document, followed by the token of an end (a line end, where there is none)."""
-    end = tokenizer.encode("\n") if tokenizer.end is None else np.array([tokenizer.end])
     for split, document in part.documents():
         writer = writers[split]
         for piece in document.pieces:
             writer.write(tokenizer.encode(piece))
         if document.ends:
-            writer.write(end)
+            end = tokenizer.end
+            writer.write(tokenizer.encode("\n") if end is None else np.array([end]))
         writer.documents += 1
 
 

@@ -13,6 +13,7 @@ from nrgpt_jax.errors import UserError
 from nrgpt_jax.generation.loop import as_tokens, bucket
 from nrgpt_jax.models import LanguageModel
 from nrgpt_jax.models.decoding import Decoding
+from nrgpt_jax.models.readout import map_logits
 
 
 class Likelihood(NamedTuple):
@@ -79,12 +80,16 @@ def _pair(context, continuation, model: LanguageModel) -> tuple[np.ndarray, int]
 @partial(jax.jit, static_argnums=(0, 1))
 def _score(model, num_symbols, variables, tokens):
     """Of every token but the first: its log-probability, and whether it is the most probable."""
-    logits = model.apply(variables, tokens[:, :-1])
-    known = jnp.arange(logits.shape[-1]) < (num_symbols or logits.shape[-1])
-    logits = jnp.where(known[None, None], logits, -jnp.inf)
-    log_probs = jax.nn.log_softmax(logits)
-    chosen = jnp.take_along_axis(log_probs, tokens[:, 1:, None], axis=-1)[..., 0]
-    return chosen, jnp.argmax(logits, axis=-1) == tokens[:, 1:]
+
+    def scores(logits, targets):
+        known = jnp.arange(logits.shape[-1]) < (num_symbols or logits.shape[-1])
+        logits = jnp.where(known[None, None], logits, -jnp.inf)
+        log_probs = jax.nn.log_softmax(logits)
+        chosen = jnp.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0]
+        return chosen, jnp.argmax(logits, axis=-1) == targets
+
+    x = model.apply(variables, tokens[:, :-1], method="last_states")
+    return map_logits(model, variables["params"], x, scores, tokens[:, 1:])
 
 
 def token_energies(model: LanguageModel, variables: Variables, tokens: np.ndarray) -> np.ndarray:

@@ -6,17 +6,20 @@ of what it finds for keys and for values. The kernels know the inclusive mask on
 strict one the queries move up by one row.
 
 cuDNN takes bfloat16 and float16 and heads of at most 256 (128 before Hopper), splash attention
-sequences that are multiples of 128, and arrays of several devices are taken inside `shard_map`
-only; `attend` is None for what they do not take. Both add up in an order of their own: two runs
-on a GPU may differ in the last digits. They have no second derivative.
+sequences that are multiples of 128; arrays of several devices are taken inside `shard_map` only,
+and there also heads that are split over devices. `attend` is None for what they do not take. Both
+add up in an order of their own: two runs on a GPU may differ in the last digits. They have no
+second derivative.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 Heads = Float[Array, "F N E"]
@@ -34,16 +37,45 @@ def attend(
     strict: bool,
 ) -> Float[Array, "G N E"] | None:
     """`attention.attend` without dropout, or None where no kernel takes these arrays."""
-    if query.shape[1] != keys.shape[2] or not _may_be_placed():
+    axes, heads = _axes_left(), keys.shape[0] * keys.shape[1]
+    if query.shape[1] != keys.shape[2] or axes is None or heads % _size(axes) != 0:
         return None
-    count = keys.shape[0] * keys.shape[1]
-    kernel = kernel_for(jax.default_backend(), count, *query.shape[1:], str(query.dtype))
-    return None if kernel is None else attend_with(kernel, query, keys, weight, strict)
+    local = heads // _size(axes)
+    kernel = kernel_for(jax.default_backend(), local, *query.shape[1:], str(query.dtype))
+    if kernel is None:
+        return None
+    function = functools.partial(attend_with, kernel, strict=strict)
+    return (over_heads(function, axes, keys.shape[0]) if axes else function)(query, keys, weight)
 
 
-def _may_be_placed() -> bool:
-    """Pallas kernels run on one device, or inside `shard_map`; `jit` does not split them."""
-    return jax.device_count() == 1 or jax.sharding.get_abstract_mesh().are_all_axes_manual
+def _axes_left() -> tuple[str, ...] | None:
+    """The mesh axes that `jit` would have to split a kernel over, which it cannot: inside a
+    `shard_map` the kernel takes its own part of the heads. None: not inside one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if jax.device_count() == 1 or mesh.are_all_axes_manual:
+        return ()
+    return tuple(set(mesh.axis_names) - set(mesh.manual_axes)) if mesh.manual_axes else None
+
+
+def _size(axes: tuple[str, ...]) -> int:
+    return math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in axes)
+
+
+def over_heads(function: Callable, axes: tuple[str, ...], groups: int) -> Callable:
+    """`attend` of the heads of each device as one of all heads, split over mesh axes.
+
+    With one group its heads are split, and their shares are summed up; else the groups are.
+    """
+    heads = P(None, axes) if groups == 1 else P(axes)
+    query = P() if groups == 1 else P(axes)
+    summed = lambda *args: jax.lax.psum(function(*args), axes)
+    return jax.shard_map(
+        summed if groups == 1 else function,
+        axis_names=set(axes),
+        in_specs=(query, heads, heads),
+        out_specs=query,
+        check_vma=False,
+    )
 
 
 def attend_with(kernel: Kernel, query, keys, weight, strict: bool) -> Float[Array, "G N E"]:

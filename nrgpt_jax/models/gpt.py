@@ -4,13 +4,14 @@ Pre-norm blocks with a ReLU MLP, as in the paper's release: a block is a pure fu
 parameters, and goes through the loop that the energy models use.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Int, Key
 
-from nrgpt_jax.array_types import BatchStates, Key, Params, PerSequence, at_least_float32
+from nrgpt_jax.array_types import BatchStates, Params, PerSequence, at_least_float32
 from nrgpt_jax.core import caches
 from nrgpt_jax.core.contexts import Places
 from nrgpt_jax.core.dynamics import rollout
@@ -18,7 +19,7 @@ from nrgpt_jax.core.parameters import Table, constant, matrix, vector
 from nrgpt_jax.core.step import State
 from nrgpt_jax.kernels.layer_norm import layer_norm
 from nrgpt_jax.models.decoding import Decoding
-from nrgpt_jax.models.language_model import Cache, LanguageModel
+from nrgpt_jax.models.language_model import Cache, LanguageModel, RowKeys
 
 ATTENTION: Table = {
     "query": matrix("D H Y", uses=1),
@@ -66,18 +67,18 @@ def mlp(params: Params, x: BatchStates, drop: "Drop") -> BatchStates:
 
 
 class Drop:
-    """Dropout at one rate, each call with a key of its own; without a key the identity."""
+    """Dropout at one rate, each call with keys of its own; without keys the identity."""
 
-    def __init__(self, key: Key | None, rate: float):
-        self.key, self.rate, self.calls = key, rate, 0
+    def __init__(self, keys: Key[Array, "B"] | None, rate: float):
+        self.keys, self.rate, self.calls = keys, rate, 0
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        if self.key is None:
+        if self.keys is None:
             return x
         self.calls += 1
-        keep = jax.random.bernoulli(
-            jax.random.fold_in(self.key, self.calls), 1 - self.rate, x.shape
-        )
+        keys = jax.vmap(jax.random.fold_in, (0, None))(self.keys, self.calls)
+        draw = partial(jax.random.bernoulli, p=1 - self.rate, shape=x.shape[1:])
+        keep = jax.vmap(draw)(keys)
         return jnp.where(keep, x / (1 - self.rate), jnp.zeros_like(x))
 
 
@@ -99,10 +100,15 @@ class GPT(LanguageModel):
         return 2.0 * self.context_length * self.embed_dim
 
     def block(
-        self, params: Any, x: BatchStates, rows: Cache | None, places: Places, key: Key | None
+        self,
+        params: Any,
+        x: BatchStates,
+        rows: Cache | None,
+        places: Places,
+        keys: Key[Array, "B"] | None,
     ) -> tuple[BatchStates, Cache | None]:
         """One transformer block: the states after it, and its rows of the cache."""
-        drop = Drop(key, self.dropout)
+        drop = Drop(keys, self.dropout)
         narrow = lambda tree: jax.tree.map(lambda leaf: leaf.astype(self.dtype), tree)
         norm = lambda name, x: layer_norm(params[name], x).astype(self.dtype)
         attention, of_mlp = narrow(params["attention"]), narrow(params["mlp"])
@@ -118,7 +124,7 @@ class GPT(LanguageModel):
         turns, block_of = self.turns(self.given("block"))
 
         def step(state: State, inputs_t: Any) -> tuple[State, Cache | None]:
-            extras = inputs_t.get("cache"), places, inputs_t.get("key")
+            extras = inputs_t.get("cache"), places, inputs_t.get("keys")
             x, rows = self.block(block_of(inputs_t), state.x, *extras)
             return state._replace(x=x), rows
 
@@ -127,10 +133,10 @@ class GPT(LanguageModel):
         state, cache = rollout(step, state, inputs, unroll=self.scan_unroll, remat=remat)
         return state.x, cache
 
-    def states(self, x: BatchStates, train: bool) -> BatchStates:
+    def states(self, x: BatchStates, keys: RowKeys | None = None) -> BatchStates:
         inputs: dict[str, Any] = {"step": jnp.arange(self.num_steps)}
-        if train and self.dropout > 0.0:
-            inputs["key"] = self._keys()
+        if keys is not None:
+            inputs["keys"] = keys
         return self._run(x, Places(strict=False), inputs, self.remat)[0]
 
     def cache_row(self) -> dict[str, tuple[int, ...]]:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from nrgpt_jax.array_types import BatchStates, Logits, PerSequence, Tokens, Variables
 from nrgpt_jax.core import parameters
@@ -20,6 +20,9 @@ from nrgpt_jax.models.decoding import Decoding
 
 Cache = dict[str, jax.Array]
 """What is kept of past tokens, (T,B,S,...) by name; see `core.caches`."""
+
+RowKeys = Key[Array, "T B"]
+"""A key of dropout for every step and sequence."""
 
 FINAL_NORM = {"gain": constant(1.0, "D"), "bias": vector("D")}
 
@@ -134,14 +137,32 @@ class LanguageModel(nn.Module):
 
     # The forward pass -----------------------------------------------------------------------------
 
-    def __call__(self, tokens: Tokens, train: bool = False) -> Logits:
+    def __call__(
+        self, tokens: Tokens, train: bool = False, rows: PerSequence | None = None
+    ) -> Logits:
         """Next-token logits (B,N,V) of tokens (B,N), N up to the context length.
 
         Args:
           tokens: integers below `vocab_size`.
           train: apply dropout; needs `rngs={"dropout": key}` when the rate is positive.
+          rows: numbers (B,) of the sequences; what is dropped in one is a function of the key
+            and its number, wherever it is computed. None: 0 to B - 1.
         """
-        return self.readout(self.states(self.embed(tokens), train))
+        return self.readout(self.last_states(tokens, train, rows))
+
+    def last_states(
+        self, tokens: Tokens, train: bool = False, rows: PerSequence | None = None
+    ) -> BatchStates:
+        """The states (B,N,D) after the last step, of which `readout` makes the logits.
+
+        Arguments are those of a call.
+        """
+        keys = None
+        if train and self.dropout > 0.0:
+            key = self.make_rng("dropout")
+            of_row = lambda row: jax.random.split(jax.random.fold_in(key, row), self.num_steps)
+            keys = jax.vmap(of_row, out_axes=1)(jnp.arange(len(tokens)) if rows is None else rows)
+        return self.states(self.embed(tokens), keys)
 
     def embed(self, tokens: Tokens) -> BatchStates:
         """The states before the first step. Raises ValueError on too long a sequence."""
@@ -156,8 +177,8 @@ class LanguageModel(nn.Module):
     def _embedded(self, tokens: Int[Array | np.ndarray, "*B"]) -> Float[Array, "*B D"]:
         return jnp.take(self._embedding("token_embedding"), tokens, axis=0)
 
-    def states(self, x: BatchStates, train: bool) -> BatchStates:
-        """The states after the last step."""
+    def states(self, x: BatchStates, keys: RowKeys | None = None) -> BatchStates:
+        """The states after the last step, with dropout where there are keys."""
         raise TypeError(f"{type(self).__name__} does not define states")
 
     def readout(self, x: BatchStates) -> Logits:
@@ -174,9 +195,9 @@ class LanguageModel(nn.Module):
             product("bnd,dv->bnv", x, head["kernel"].astype(self.dtype)) + head["bias"][None, None]
         )
 
-    def _keys(self) -> jax.Array:
-        """A key of dropout for every step."""
-        return jax.random.split(self.make_rng("dropout"), self.num_steps)
+    def readout_groups(self) -> tuple[str, ...]:
+        """The groups of parameters that `readout` reads."""
+        return "final_norm", "token_embedding" if self.tied_head else "head"
 
     # The making of text ---------------------------------------------------------------------------
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from nrgpt_jax.array_types import BatchStates, Key, PerSequence, Tokens
+from nrgpt_jax.array_types import BatchStates, PerSequence, Tokens
 from nrgpt_jax.core import dynamics as core
 from nrgpt_jax.core.contexts import Places
 from nrgpt_jax.core.energies import COMBINATIONS, ENERGIES, Energy
@@ -21,7 +21,7 @@ from nrgpt_jax.core.step import step as one_step
 from nrgpt_jax.core.terms import bind
 from nrgpt_jax.kernels import kernel_of, norm_kernel
 from nrgpt_jax.models.decoding import Decoding
-from nrgpt_jax.models.language_model import Cache, LanguageModel
+from nrgpt_jax.models.language_model import Cache, LanguageModel, RowKeys
 
 
 class NRGPT(LanguageModel):
@@ -162,26 +162,29 @@ class NRGPT(LanguageModel):
         """
         return self._bind(x, Places(self.strict))
 
-    def states(self, x: BatchStates, train: bool) -> BatchStates:
+    def states(self, x: BatchStates, keys: RowKeys | None = None) -> BatchStates:
         inputs, dynamics_at = self.dynamics(x)
-        if train and self.dropout > 0.0:
-            inputs["key"] = self._keys()
+        if keys is not None:
+            inputs["keys"] = keys
 
         def step(state: State, inputs_t):  # narrows parameters here: gradients add up in float32
-            dropped = self._dropped(inputs_t["key"], x.shape) if "key" in inputs_t else None
+            dropped = self._dropped(inputs_t["keys"], x.shape[1]) if "keys" in inputs_t else None
             return one_step(dynamics_at(inputs_t), state, inputs_t["scale"], dropped)[0], None
 
         state = start(dynamics_at(_first(inputs)))
         unroll, remat = self.scan_unroll, self.remat
         return core.rollout(step, state, inputs, unroll=unroll, remat=remat)[0].x
 
-    def _dropped(self, key: Key, shape: tuple[int, ...]) -> Dropout:
-        batch, count, width = shape
+    def _dropped(self, keys: Key[Array, "B"], count: int) -> Dropout:
         keep = 1.0 - self.dropout
         mask = lambda key, *shape: jax.random.bernoulli(key, keep, shape).astype(jnp.float32) / keep
-        of_weights, of_output = jax.random.split(key)
-        weights = mask(of_weights, batch, self.num_heads, count, count)
-        return Dropout(weights, mask(of_output, batch, count, width))
+
+        def of_row(key):
+            of_weights, of_output = jax.random.split(key)
+            weights = mask(of_weights, self.num_heads, count, count)
+            return Dropout(weights, mask(of_output, count, self.embed_dim))
+
+        return jax.vmap(of_row)(keys)
 
     # What energies show ---------------------------------------------------------------------------
 

@@ -1,22 +1,74 @@
-"""Where arrays live: batches are split over the data axis, parameters by the axes they carry."""
+"""Where arrays live on a mesh of devices with the axes data, fsdp and tensor.
 
+Batches are split over `data` and `fsdp`. Parameters, and what an optimizer keeps of them, are split
+by the axes that they carry: widths over `fsdp`, heads, hidden widths and the vocabulary over
+`tensor`; along `data` everything is repeated.
+"""
+
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 
-from nrgpt_jax.core.parameters import ParameterSpec
+from nrgpt_jax.core.parameters import ParameterSpec, Sizes
+from nrgpt_jax.errors import require
 
-DATA_AXIS = "data"
-SPLIT_OVER: Mapping[str, str] = {"H": "tensor", "M": "tensor", "V": "tensor", "D": "fsdp"}
-"""The mesh axis that an axis of a parameter is split over, by its letter; absent: whole."""
+DATA, FSDP, TENSOR = "data", "fsdp", "tensor"
+AXES = (DATA, FSDP, TENSOR)
+BATCH_AXES = (DATA, FSDP)  # rows of a batch are split over both
+SPLIT_OVER: Mapping[str, str | None] = {
+    **dict.fromkeys("HMV", TENSOR),
+    "D": FSDP,
+    **dict.fromkeys("YTNL"),
+}
+"""The mesh axis that an axis of a parameter is split over, by its letter; None: none."""
+
+_FIELDS = {"D": "embed_dim", "H": "num_heads", "M": "mlp_ratio x embed_dim", "V": "vocab_size"}
 
 
-def make_mesh() -> jax.sharding.Mesh:
-    """One axis, `data`, over all devices of all processes."""
-    return jax.make_mesh((jax.device_count(),), (DATA_AXIS,), axis_types=(AxisType.Auto,))
+def mesh_shape(mesh: Mapping[str, int] | ConfigDict, num_devices: int) -> tuple[int, int, int]:
+    """The lengths of data, fsdp and tensor, of `config.mesh`; one may be -1: the rest.
+
+    Raises:
+      UserError: they do not multiply to the number of devices.
+    """
+    lengths = {axis: mesh[axis] for axis in AXES}
+    for axis, length in lengths.items():
+        require(length > 0 or length == -1, f"mesh.{axis}", length, "positive, or -1: the rest")
+    free = [axis for axis, length in lengths.items() if length == -1]
+    require(len(free) < 2, f"mesh.{free[-1] if free else DATA}", -1, "one axis at most is -1")
+    known = math.prod(length for length in lengths.values() if length > 0)
+    for axis in free:
+        lengths[axis] = max(1, num_devices // known)
+    shown = " x ".join(f"{axis} {length}" for axis, length in lengths.items())
+    cure = f"there are {num_devices} devices; their product must be that (one may be -1: the rest)"
+    require(math.prod(lengths.values()) == num_devices, "mesh", shown, cure)
+    return lengths[DATA], lengths[FSDP], lengths[TENSOR]
+
+
+def make_mesh(mesh: Mapping[str, int] | ConfigDict | None = None) -> jax.sharding.Mesh:
+    """The mesh of `config.mesh` over all devices of all processes; without it all are `data`.
+
+    Raises:
+      UserError: as `mesh_shape`.
+    """
+    shape = mesh_shape(mesh or {DATA: -1, FSDP: 1, TENSOR: 1}, jax.device_count())
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def check_sizes(sizes: Sizes, mesh: Mapping[str, int]) -> None:
+    """Raises UserError where an axis of the parameters cannot be split over that of the mesh."""
+    for letter, field in _FIELDS.items():
+        axis = SPLIT_OVER[letter]
+        assert axis is not None
+        length, parts = getattr(sizes, letter), mesh[axis]
+        pad = f"; pad it: {-(-length // parts) * parts}" if letter == "V" else ""
+        cure = f"it must be a multiple of mesh.{axis}={parts}{pad}"
+        require(length % parts == 0, f"model.{field}", length, cure)
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
@@ -25,31 +77,72 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """The leading axis split over the devices."""
-    return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+    """The leading axis split over data and fsdp."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def parameter_partition(spec: ParameterSpec, mesh: jax.sharding.Mesh) -> PartitionSpec:
-    """How a parameter is split over a mesh; an axis that the mesh lacks splits nothing."""
-    free, found = set(mesh.axis_names), []
+def local_rows(batch_size: int, mesh: jax.sharding.Mesh) -> np.ndarray:
+    """The numbers of the rows of a batch that devices of this process hold, in order."""
+    places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+    return np.unique(np.concatenate([np.arange(batch_size)[rows] for rows in places.values()]))
+
+
+def put_batch(batch: Any, mesh: jax.sharding.Mesh) -> Any:
+    """Global arrays from the `local_rows` of a batch (a tree of numpy arrays)."""
+    where = batch_sharding(mesh)
+
+    def put(x):
+        x = np.asarray(x)
+        local_parts = len({str(i) for i in where.addressable_devices_indices_map(parts).values()})
+        size = len(x) * parts[0] // local_parts
+        rows = local_rows(size, mesh)
+        part = lambda index: x[np.searchsorted(rows, np.arange(size)[index[0]])]
+        return jax.make_array_from_callback((size, *x.shape[1:]), where, part)
+
+    parts = (mesh.shape[DATA] * mesh.shape[FSDP],)
+    return jax.tree.map(put, batch)
+
+
+def parameter_partition(spec: Any) -> PartitionSpec:
+    """How a parameter is split.
+
+    Raises:
+      TypeError: it carries no axes.
+      ValueError: it carries one that `SPLIT_OVER` does not know.
+    """
+    if not isinstance(spec, ParameterSpec):
+        raise TypeError(f"a parameter is described by {spec!r}, not by a ParameterSpec with axes")
+    free, found = {FSDP, TENSOR}, []
     for letter in spec.axes:
-        axis = SPLIT_OVER.get(letter)
+        if letter not in SPLIT_OVER:
+            raise ValueError(f"axis {letter!r} of a parameter: SPLIT_OVER does not say where to")
+        axis = SPLIT_OVER[letter]
         found.append(axis if axis in free else None)
-        free.discard(axis)  # a mesh axis splits one axis of an array
+        free.discard(axis or "")  # a mesh axis splits one axis of an array
     return PartitionSpec(*found)
+
+
+def parameter_partitions(specs: Any) -> Any:
+    """The partition of every parameter of a tree of specs."""
+    return jax.tree.map(parameter_partition, specs, is_leaf=_is_spec)
 
 
 def parameter_shardings(specs: Any, mesh: jax.sharding.Mesh) -> Any:
     """A sharding for every parameter of a tree of specs."""
-    place = lambda spec: NamedSharding(mesh, parameter_partition(spec, mesh))
-    return jax.tree.map(place, specs, is_leaf=lambda leaf: isinstance(leaf, ParameterSpec))
+    place = lambda spec: NamedSharding(mesh, parameter_partition(spec))
+    return jax.tree.map(place, specs, is_leaf=_is_spec)
 
 
-def put_batch(batch: Any, mesh: jax.sharding.Mesh) -> Any:
-    """Global arrays of this process's part of a batch (a tree of numpy arrays)."""
-    sharding = batch_sharding(mesh)
-    put = lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x))
-    return jax.tree.map(put, batch)
+def only(partition: PartitionSpec, *axes: str) -> PartitionSpec:
+    """What is left of a partition of a parameter when other mesh axes split nothing."""
+    return PartitionSpec(*(axis if axis in axes else None for axis in partition))
+
+
+def on_one_device(tree: Any) -> Any:
+    """The same arrays, whole, on one device of this process. All processes call it together."""
+    mesh = jax.tree.leaves(tree)[0].sharding.mesh
+    whole = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), whole)
 
 
 def abstract(tree: Any, shardings: Any) -> Any:
@@ -57,3 +150,7 @@ def abstract(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(
         lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree, shardings
     )
+
+
+def _is_spec(leaf: Any) -> bool:
+    return isinstance(leaf, ParameterSpec)

@@ -1,12 +1,13 @@
 """The only place that knows how a run is saved.
 
-`checkpoints/latest` keeps the last two complete states (with the place in the data) to resume
+`checkpoints/latest` keeps the last two complete states, with the place in the data, to resume
 from; `checkpoints/best` the parameters with the lowest validation loss. A save that was
 killed leaves a temporary folder that is ignored; a damaged checkpoint is skipped with a warning.
 """
 
 import math
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +47,21 @@ class Checkpoints:
         for checkpointer in self._of.values():
             checkpointer.close()
 
-    def save_latest(self, step: int, state: Any, data: Any) -> None:
-        """Saves everything a run needs to go on after `step` steps: its whole state.
+    def save_latest(self, step: int, state: Any, place: Mapping[str, Any]) -> None:
+        """Saves everything a run needs to go on after `step` steps: its whole state, and where in
+        its course it is (numbers by name).
 
         The parameters stand apart, so that they can be read alone.
         """
-        content = {"params": state.params, "rest": state.replace(params=None), "data": data}
+        content = {"params": state.params, "rest": state.replace(params=None)}
         # Overwrites a damaged checkpoint of this step, from before the run fell back.
-        self._of["latest"].save_checkpointables(step, content, force=True, overwrite=True)
+        self._of["latest"].save_checkpointables(
+            step,
+            content,
+            force=True,
+            overwrite=True,
+            custom_metadata=dict(place),
+        )
 
     def save_best(self, step: int, params: Any, val_loss: float) -> None:
         """Saves parameters better than all before."""
@@ -71,16 +79,18 @@ class Checkpoints:
         """Whether there is a `best` or `latest` checkpoint."""
         return bool(self._steps(kind))
 
-    def restore_latest(self, state: Any, data: Any) -> Any | None:
-        """The newest readable state, or None.
+    def restore_latest(self, state: Any) -> tuple[Any, Mapping[str, Any]] | None:
+        """The newest readable state and its place (empty in older checkpoints), or None.
 
-        Args:
-          state: the tree of expected shapes and shardings.
-          data: the grain iterator, set to its saved position.
+        `state` is the tree of expected shapes and shardings.
         """
-        wanted = {"params": state.params, "rest": state.replace(params=None), "data": data}
+        wanted = {"params": state.params, "rest": state.replace(params=None)}
         found = self._newest_readable("latest", wanted)
-        return found and found[1]["rest"].replace(params=found[1]["params"])
+        if found is None:
+            return None
+        step, content = found
+        place = self._of["latest"].checkpointables_metadata(step).custom_metadata or {}
+        return content["rest"].replace(params=content["params"]), place
 
     def restore_params(self, kind: str, params: Any) -> tuple[int, Any]:
         """(step, parameters) of the `best` or `latest` checkpoint. Raises UserError without.

@@ -55,6 +55,16 @@ class MetricWriter:
             self._wandb.finish()
 
 
+class SilentWriter:
+    """A `MetricWriter` that writes nothing: of every process but the first."""
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 def _start_wandb(workdir: Path, config: Mapping[str, Any]):
     import wandb  # optional; `validate` has seen that it is there
 

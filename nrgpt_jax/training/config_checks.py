@@ -8,11 +8,12 @@ from nrgpt_jax.datasets import DATASETS
 from nrgpt_jax.datasets.corpora import CORPORA
 from nrgpt_jax.datasets.listops import OPERATIONS
 from nrgpt_jax.errors import require, require_choice, require_not_negative, require_positive
+from nrgpt_jax.models import create_model, sharding
 from nrgpt_jax.models.model_checks import check_model
 from nrgpt_jax.training.optimizers import DECAYS, OPTIMIZERS, SCHEDULES
 
 
-def _check_data(data: Mapping[str, Any], accumulation_steps: int, num_devices: int) -> None:
+def _check_data(data: Mapping[str, Any]) -> None:
     require_choice("data.name", data["name"], tuple(DATASETS))
     of_documents = data["name"] in CORPORA and data["name"] != "text"
     kinds = ("byte", "gpt2") if of_documents else ("char", "byte", "gpt2")
@@ -20,14 +21,6 @@ def _check_data(data: Mapping[str, Any], accumulation_steps: int, num_devices: i
     fraction = data["validation_fraction"]
     require(0 < fraction < 1, "data.validation_fraction", fraction, "0 < fraction < 1")
     require_positive(data, "data.", "batch_size")
-    parts = accumulation_steps * num_devices
-    require(
-        data["batch_size"] % parts == 0,
-        "data.batch_size",
-        data["batch_size"],
-        f"it must be a multiple of {num_devices} devices x "
-        f"optimizer.accumulation_steps={accumulation_steps}",
-    )
     if data["name"] == "listops":
         _check_listops(data["listops"])
 
@@ -73,4 +66,22 @@ def check_config(config: Mapping[str, Any], num_devices: int) -> None:
     require_not_negative(model, "model.", "vocab_size")
     check_model({**model, "vocab_size": model["vocab_size"] or 1})
     _check_optimizer(config["optimizer"])
-    _check_data(config["data"], config["optimizer"]["accumulation_steps"], num_devices)
+    _check_data(config["data"])
+    data, fsdp, _ = sharding.mesh_shape(config["mesh"], num_devices)
+    parts = config["optimizer"]["accumulation_steps"]
+    over = f"{num_devices} devices" if fsdp == 1 else f"mesh.data={data} x mesh.fsdp={fsdp}"
+    if data * fsdp != num_devices and fsdp == 1:
+        over = f"mesh.data={data}"
+    size = config["data"]["batch_size"]
+    cure = f"it must be a multiple of {over} x optimizer.accumulation_steps={parts}"
+    require(size % (data * fsdp * parts) == 0, "data.batch_size", size, cure)
+
+
+def check_mesh(config: Mapping[str, Any], num_devices: int) -> None:
+    """Checks that parameters can be split over the mesh, with `vocab_size` set.
+
+    Raises:
+      UserError: as `check_config`.
+    """
+    lengths = sharding.mesh_shape(config["mesh"], num_devices)
+    sharding.check_sizes(create_model(config).sizes, dict(zip(sharding.AXES, lengths, strict=True)))

@@ -1,7 +1,7 @@
 """Losses over a split and answers to prompts."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,31 +12,35 @@ from nrgpt_jax.datasets import Prompts
 from nrgpt_jax.datasets.pipeline import Batch
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.generation.engine import Continuation, Settings, generate
-from nrgpt_jax.models import LanguageModel, sharding
-from nrgpt_jax.training import losses
+from nrgpt_jax.models import LanguageModel, parameter_specs, sharding
+from nrgpt_jax.training import exchange, losses
 
 PROMPTS_AT_ONCE = 128
 
 
-def make_eval_step(model: LanguageModel, mesh: jax.sharding.Mesh) -> Callable[[Any, Batch], Any]:
-    """A compiled `(params, batch) -> sums` of loss, hits and weights."""
+def make_eval_step(
+    model: LanguageModel, mesh: jax.sharding.Mesh, parts: int = 1
+) -> Callable[[Any, Batch], Any]:
+    """A compiled `(params, batch) -> sums` of loss, hits and weights.
 
-    def eval_step(params, batch: Batch):
-        logits = cast(jax.Array, model.apply({"params": params}, batch.inputs))
-        targets = jnp.asarray(batch.targets)
-        loss = losses.cross_entropy(logits, targets)
-        hits = losses.next_token_accuracy(logits, targets)
-        return {
-            "loss": jnp.sum(loss * batch.weights),
-            "hits": jnp.sum(hits * batch.weights),
-            "weights": jnp.sum(batch.weights),
-        }
+    Args:
+      model: as of `create_model`.
+      mesh: where parameters and batches lie.
+      parts: every device works through its rows in so many parts, or in one where these do not
+        divide its rows.
+    """
+    partitions = sharding.parameter_partitions(parameter_specs(model))
 
-    of_device = lambda params, batch: jax.lax.psum(eval_step(params, batch), sharding.DATA_AXIS)
-    split = P(), P(sharding.DATA_AXIS)
-    return jax.jit(
-        jax.shard_map(of_device, mesh=mesh, in_specs=split, out_specs=P(), check_vma=False)
-    )
+    def of_device(params, batch: Batch):
+        params = exchange.gather(params, partitions, mesh)
+        count = parts if len(batch.inputs) % parts == 0 else 1
+        split = jax.tree.map(lambda x: x.reshape(count, -1, x.shape[-1]), batch)
+        found = jax.lax.map(lambda part: losses.batch_sums(params, model, part), split)
+        total = jax.tree.map(lambda sums: jnp.sum(sums, axis=0), found)
+        return jax.lax.psum(total, sharding.BATCH_AXES)
+
+    in_specs = exchange.of_rows(partitions), P(sharding.BATCH_AXES)
+    return jax.jit(exchange.over_rows(of_device, mesh, in_specs, P()))
 
 
 def evaluate_loss(
@@ -45,7 +49,10 @@ def evaluate_loss(
     batches: Iterable[Batch],
     mesh: jax.sharding.Mesh,
 ) -> dict[str, float]:
-    """Mean cross-entropy in nats and next-token accuracy over all tokens of the batches."""
+    """Mean cross-entropy in nats and next-token accuracy over all tokens of the batches.
+
+    A process gives the `sharding.local_rows` of each.
+    """
     totals: dict[str, float] = {"loss": 0.0, "hits": 0.0, "weights": 0.0}
     for batch in batches:
         for name, value in eval_step(params, sharding.put_batch(batch, mesh)).items():

@@ -1,8 +1,11 @@
 """The loop of training: steps, evaluations, checkpoints, a stop between two steps."""
 
-import signal
+import contextlib
+import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -13,45 +16,71 @@ from nrgpt_jax.datasets.pipeline import check_length, train_batches, validation_
 from nrgpt_jax.errors import STOPPED, UserError
 from nrgpt_jax.models import create_model, parameter_specs, sharding
 from nrgpt_jax.runs.checkpoints import Checkpoints
-from nrgpt_jax.runs.directory import check_run, locked, record_run
-from nrgpt_jax.runs.metrics import MetricWriter, read_metrics
+from nrgpt_jax.runs.directory import check_run, differences, locked, record_run
+from nrgpt_jax.runs.metrics import MetricWriter, SilentWriter, read_metrics
 from nrgpt_jax.training import evaluation, optimizers
 from nrgpt_jax.training import step as steps
-from nrgpt_jax.training.config_checks import check_config
-from nrgpt_jax.training.step_log import StepLog, diverged, say
+from nrgpt_jax.training.config_checks import check_config, check_mesh
+from nrgpt_jax.training.hosts import Stop, agreed, by_first, gather_texts, is_first, say
+from nrgpt_jax.training.step_log import StepLog, diverged
 
 
 def train(config: ConfigDict, workdir: Path | str) -> dict[str, float]:
     """Trains until `config.train_steps`, going on from the latest checkpoint if there is one.
 
+    With several processes (`host.join`) all of them call it, with the same arguments.
+
     Returns:
       The metrics of the last evaluation (empty if none was reached).
 
     Raises:
-      UserError: the configuration, the data or the run directory do not allow it.
+      UserError: the configuration, the data or the run directory do not allow it, on any host.
       SystemExit: SIGTERM has stopped it, after it was saved; whoever sent the signal sees by the
         exit code that it is to be started again.
     """
     workdir = Path(workdir)
     config = config.copy_and_resolve_references()
-    check_config(config, jax.device_count())
-    dataset = load_dataset(config.data)
-    check_length(dataset.train, config.model.context_length, "train")
-    check_length(dataset.validation, config.model.context_length, "validation")
-    set_vocabulary_size(config, dataset)
-    config.data.fingerprint = dataset.fingerprint
-    if config.data.path:  # the run can be evaluated from anywhere
-        config.data.path = str(Path(config.data.path).expanduser().resolve())
-    changes = check_run(workdir, config, dataset.tokenizer)
-    with locked(workdir), Checkpoints(workdir, writable=True) as checkpoints:
+    agreed(lambda: check_config(config, jax.device_count()))
+    by_first(lambda: load_dataset(config.data))  # what it prepares, the others find
+    dataset = agreed(lambda: _resolve(config))
+    check_same(config.to_dict())
+    changes = agreed(lambda: check_run(workdir, config, dataset.tokenizer))
+    with contextlib.ExitStack() as held:
+        by_first(lambda: held.enter_context(locked(workdir)))
+        checkpoints = held.enter_context(Checkpoints(workdir, writable=True))
         trainer = Trainer(config, workdir, dataset, checkpoints)
-        record_run(workdir, config, dataset.tokenizer)
+        by_first(lambda: record_run(workdir, config, dataset.tokenizer))
         for change in changes:
             say(f"changed since this run was started: {change}")
         found = trainer.run()
     if trainer.terminated:
         raise SystemExit(STOPPED)
     return found
+
+
+def _resolve(config: ConfigDict) -> Dataset:
+    """The data set, with what depends on it set in the configuration and checked."""
+    dataset = load_dataset(config.data)
+    check_length(dataset.train, config.model.context_length, "train")
+    check_length(dataset.validation, config.model.context_length, "validation")
+    set_vocabulary_size(config, dataset)
+    check_mesh(config, jax.device_count())
+    config.data.fingerprint = dataset.fingerprint
+    if config.data.path:  # the run can be evaluated from anywhere
+        config.data.path = str(Path(config.data.path).expanduser().resolve())
+    return dataset
+
+
+def check_same(config: Mapping[str, Any]) -> None:
+    """Raises UserError, on all processes, where one has another configuration or other data."""
+    texts = gather_texts(json.dumps(config))
+    for index, text in enumerate(texts):
+        if text != texts[0]:
+            first, *_ = differences(json.loads(texts[0]), json.loads(text))
+            raise UserError(
+                f"processes 0 and {index} were not started alike: {first}; start all of them with "
+                "the same command and the same data"
+            )
 
 
 def set_vocabulary_size(config: ConfigDict, dataset: Dataset) -> None:
@@ -73,7 +102,7 @@ class Trainer:
     ):
         self.config, self.workdir, self.dataset = config, workdir, dataset
         self.checkpoints = checkpoints
-        self.mesh = sharding.make_mesh()
+        self.mesh = sharding.make_mesh(config.mesh)
         self.model = create_model(config)
         self.schedule = optimizers.learning_rate_schedule(config.optimizer, config.train_steps)
         optimizer = optimizers.create_optimizer(
@@ -83,39 +112,45 @@ class Trainer:
         self.train_step = steps.make_train_step(
             self.model, optimizer, config.seed, parts, self.mesh
         )
-        self.eval_step = evaluation.make_eval_step(self.model, self.mesh)
+        self.eval_step = evaluation.make_eval_step(self.model, self.mesh, parts)
         self.state = steps.create_state(self.model, optimizer, config.seed, self.mesh)
+        self.start, place = self._restore()
+        self.evaluation_due = place.get("evaluation_due", False)
+        next_sample = place.get("next_sample", self.start * config.data.batch_size)
+        self.rows = sharding.local_rows(config.data.batch_size, self.mesh)
         self.batches = train_batches(
             dataset.train,
             config.model.context_length,
             config.data.batch_size,
             config.seed,
-            jax.process_index(),
-            jax.process_count(),
+            self.rows,
+            first=next_sample // config.data.batch_size,
         )
-        self.start = self._restore()
         self.last_evaluation: dict[str, float] = {}
         self.terminated = False
 
     def run(self) -> dict[str, float]:
         """Runs the remaining steps."""
         config, start = self.config, self.start
-        if start >= config.train_steps:
+        if start >= config.train_steps and not self.evaluation_due:
             say(f"{self.workdir} is at step {start} already; to go on, raise --config.train_steps")
             return {}
         say(self._summary())
-        writer = MetricWriter(self.workdir, start, config.to_dict(), config.wandb)
+        writer: MetricWriter | SilentWriter = SilentWriter()
+        if is_first():
+            writer = MetricWriter(self.workdir, start, config.to_dict(), config.wandb)
+        silent = None if is_first() else True
         bar = tqdm(
-            total=config.train_steps, initial=start, unit="step", disable=None, dynamic_ncols=True
+            total=config.train_steps, initial=start, unit="step", disable=silent, dynamic_ncols=True
         )
-        with _Interruption() as interruption, bar:
+        with Stop() as stop, bar:
             try:
-                self._loop(writer, bar, interruption)
+                self._loop(writer, bar, stop)
             finally:
                 writer.close()
         step = int(self.state.step)
-        if step < config.train_steps:
-            self.terminated = interruption.signal == signal.SIGTERM
+        if step < config.train_steps or self.evaluation_due:
+            self.terminated = stop.by_terminate
             say(
                 f"stopped at step {step} and saved in {self.workdir}; the same command goes on "
                 "from there"
@@ -124,87 +159,93 @@ class Trainer:
             say(f"done; the run is in {self.workdir}")
         return self.last_evaluation
 
-    def _loop(self, writer: MetricWriter, bar: tqdm, interruption: "_Interruption") -> None:
+    def _loop(self, writer: MetricWriter | SilentWriter, bar: tqdm, stop: Stop) -> None:
         config, log = self.config, StepLog(self.config, self.model, self.schedule, writer, bar)
+        if self.evaluation_due:  # it was cut short by a stop
+            self._evaluate(self.start, writer, bar, stop)
+            if stop.happened:
+                return
+            if self.start >= config.train_steps:
+                self._save(self.start)
         for step in range(self.start + 1, config.train_steps + 1):
             with log.waiting_for_input():
                 batch = sharding.put_batch(next(self.batches), self.mesh)
             self.state, metrics = self.train_step(self.state, batch)
             log.after(step, metrics)
-            last = step == config.train_steps or interruption.happened
+            stop.after(step)
             if step % config.eval_every == 0 or step == config.train_steps:
                 with log.pause():
-                    self._evaluate(step, writer, bar)
-            if step % config.checkpoint_every == 0 or last:
+                    self._evaluate(step, writer, bar, stop)
+            if step % config.checkpoint_every == 0 or step == config.train_steps or stop.happened:
                 with log.pause():
                     self._save(step)
-            if last:
+            if stop.happened:
                 return
 
-    def _evaluate(self, step: int, writer: MetricWriter, bar: tqdm) -> None:
+    def _evaluate(
+        self, step: int, writer: MetricWriter | SilentWriter, bar: tqdm, stop: Stop
+    ) -> None:
+        """Evaluates and writes what is found; where a stop cuts it short, it is due again."""
+        self.evaluation_due = True
+        if stop.happened:
+            return
         config, params = self.config, self.state.params
         n, size = config.model.context_length, config.data.batch_size
-        windows = validation_batches(self.dataset.validation, n, size, config.eval_windows)
-        found = evaluation.evaluate_loss(self.eval_step, params, windows, self.mesh)
+        windows = validation_batches(
+            self.dataset.validation, n, size, config.eval_windows, self.rows
+        )
+        found = evaluation.evaluate_loss(
+            self.eval_step, params, stop.cuts_short(windows), self.mesh
+        )
+        if stop.happened:  # what was seen may not be the whole
+            return
         if self.dataset.prompts and config.eval_prompts:
             prompts = next(iter(self.dataset.prompts.values()))  # the set of all operations
-            once = jax.tree.map(lambda p: p.addressable_data(0), params)  # not on every device
             found["val/accuracy"] = evaluation.prompt_accuracy(
-                self.model, once, prompts, limit=config.eval_prompts
+                self.model, sharding.on_one_device(params), prompts, limit=config.eval_prompts
             )
         writer.write(step, found)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in found.items())
-        bar.write(f"step {step:>6}  {shown}", file=sys.stderr)
+        if is_first():
+            bar.write(f"step {step:>6}  {shown}", file=sys.stderr)
         self.last_evaluation = found
         if found["val/loss"] < self.checkpoints.best_loss():
             self.checkpoints.save_best(step, params, found["val/loss"])
+        self.evaluation_due = False
 
     def _save(self, step: int) -> None:
         if not steps.all_finite(self.state.params):
             raise diverged("parameters are not finite", step)
-        self.checkpoints.save_latest(step, self.state, self.batches)
+        place = {"next_sample": step * self.config.data.batch_size}
+        self.checkpoints.save_latest(
+            step, self.state, {**place, "evaluation_due": self.evaluation_due}
+        )
 
-    def _restore(self) -> int:
+    def _restore(self) -> tuple[int, Mapping[str, Any]]:
+        """The steps done, and the place in the course of the run."""
         shapes = sharding.abstract(self.state, jax.tree.map(lambda leaf: leaf.sharding, self.state))
-        found = self.checkpoints.restore_latest(shapes, self.batches)
+        found = self.checkpoints.restore_latest(shapes)
         if found is None:
             if self.checkpoints.has("best") and not read_metrics(self.workdir):
                 raise UserError(
                     f"{self.workdir} holds parameters only (a converted checkpoint?), nothing to "
                     "go on from; name another --workdir"
                 )
-            return 0
-        self.state = found
-        return int(found.step)
+            return 0, {}
+        self.state, place = found
+        return int(self.state.step), place
 
     def _summary(self) -> str:
         config, count = self.config, sum(p.size for p in jax.tree.leaves(self.state.params))
         begin = f"going on from step {self.start}" if self.start else "training"
         return (
             f"{begin}: {config.model.name}, {count:,} parameters, to step {config.train_steps} "
-            f"on {jax.device_count()} {jax.devices()[0].platform} device(s), in {self.workdir}"
+            f"on {self._devices()}, in {self.workdir}"
         )
 
-
-class _Interruption:
-    """Notes the first Ctrl-C or SIGTERM, to stop between two steps; the second one acts at once."""
-
-    def __init__(self):
-        self.happened = False
-        self.signal = 0
-
-    def __enter__(self) -> "_Interruption":
-        signals = (signal.SIGINT, signal.SIGTERM)
-        self._previous = {s: signal.signal(s, self._note) for s in signals}
-        return self
-
-    def _note(self, number, frame) -> None:
-        del frame
-        self.happened = True
-        self.signal = number
-        signal.signal(number, self._previous[number])
-        say("\nstopping after this step and saving; once more to stop at once")
-
-    def __exit__(self, *exception) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+    def _devices(self) -> str:
+        found = f"{jax.device_count()} {jax.devices()[0].platform} device(s)"
+        if jax.process_count() > 1:
+            found += f" of {jax.process_count()} processes"
+        lengths = [f"{axis} {length}" for axis, length in self.mesh.shape.items() if length > 1]
+        return found + (f" ({' x '.join(lengths)})" if len(lengths) > 1 else "")

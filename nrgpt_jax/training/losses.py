@@ -1,10 +1,16 @@
 """Next-token cross-entropy."""
 
+from typing import Any, cast
+
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
 from nrgpt_jax.array_types import Logits
+from nrgpt_jax.datasets.pipeline import Batch
+from nrgpt_jax.models import LanguageModel
+from nrgpt_jax.models.readout import map_logits, weighted_sum
 
 Targets = Int[Array, "B N"]
 
@@ -17,3 +23,39 @@ def cross_entropy(logits: Logits, targets: Targets) -> Float[Array, "B N"]:
 def next_token_accuracy(logits: Logits, targets: Targets) -> Float[Array, "B N"]:
     """1 where the most probable token is the target, else 0."""
     return (jnp.argmax(logits, axis=-1) == targets).astype(logits.dtype)
+
+
+def summed_loss(
+    params: Any, model: LanguageModel, batch: Batch, rows: jax.Array, key: jax.Array, scale: Any
+) -> Float[Array, ""]:
+    """`scale` times the weighted sum of the losses of a batch, as it is trained on.
+
+    Args:
+      params, model: as of `create_model`.
+      batch: of b sequences.
+      rows: (b,) their numbers in the whole batch, for dropout.
+      key: of dropout.
+      scale: ().
+    """
+    rngs = {"dropout": key}
+    x = model.apply(
+        {"params": params}, batch.inputs, train=True, rows=rows, method="last_states", rngs=rngs
+    )
+    weights, targets = jnp.asarray(batch.weights), jnp.asarray(batch.targets)
+    states = cast(jax.Array, x)
+    return scale * weighted_sum(model, params, states, weights, cross_entropy, targets)
+
+
+def batch_sums(params: Any, model: LanguageModel, batch: Batch) -> dict[str, Float[Array, ""]]:
+    """Weighted sums of `loss` and `hits` over a batch, and of the `weights`; without dropout."""
+    x = cast(jax.Array, model.apply({"params": params}, batch.inputs, method="last_states"))
+
+    def scores(logits: Logits, targets: Targets) -> dict[str, Array]:
+        return {
+            "loss": cross_entropy(logits, targets),
+            "hits": next_token_accuracy(logits, targets),
+        }
+
+    found = map_logits(model, params, x, scores, jnp.asarray(batch.targets))
+    sums = {name: jnp.sum(values * batch.weights) for name, values in found.items()}
+    return {**sums, "weights": jnp.sum(jnp.asarray(batch.weights))}

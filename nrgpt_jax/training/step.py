@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from nrgpt_jax.datasets.pipeline import Batch
 from nrgpt_jax.models import LanguageModel, parameter_specs, sharding
-from nrgpt_jax.training import losses
+from nrgpt_jax.training import exchange, losses
 
 
 @flax.struct.dataclass
@@ -71,35 +71,32 @@ def make_loss_and_grads(model: LanguageModel, accumulation_steps: int, mesh: jax
     """`(params, batch, key, scale) -> (loss, gradients)`: `scale` times sums over the batch.
 
     Every device works through its share of the batch by itself, part by part (there the kernels
-    of accelerators can be used), and gradients are exchanged once.
+    of accelerators can be used); `exchange` says what they exchange, once.
     """
+    partitions = sharding.parameter_partitions(parameter_specs(model))
+    of_device = exchange.of_rows(partitions)
 
-    def loss_fn(params, batch: Batch, key, scale):
-        rngs = {"dropout": key}
-        logits = model.apply({"params": params}, batch.inputs, train=True, rngs=rngs)
-        loss = losses.cross_entropy(cast(jax.Array, logits), jnp.asarray(batch.targets))
-        return scale * jnp.sum(loss * batch.weights)
-
-    def sum_over_parts(params, batch: Batch, key, scale):
-        key = jax.random.fold_in(key, jax.lax.axis_index(sharding.DATA_AXIS))
-        split = lambda x: x.reshape(accumulation_steps, -1, x.shape[-1])
-        parts = jax.tree.map(split, batch), jax.random.split(key, accumulation_steps)
+    def sum_over_parts(params, batch: Batch, rows, key, scale):
+        params = exchange.gather(params, partitions, mesh)
+        split = lambda x: x.reshape(accumulation_steps, -1, *x.shape[1:])
 
         def add(total, part):
-            found = jax.value_and_grad(loss_fn)(params, *part, scale)
+            found = jax.value_and_grad(losses.summed_loss)(params, model, *part, key, scale)
             return jax.tree.map(jnp.add, total, found), None
 
         zeros = jax.tree.map(jnp.zeros_like, (scale, params))
-        total = jax.lax.scan(add, zeros, parts)[0]
-        return jax.lax.psum(total, sharding.DATA_AXIS)
+        (loss, grads), _ = jax.lax.scan(add, zeros, jax.tree.map(split, (batch, rows)))
+        loss = jax.lax.psum(loss, sharding.BATCH_AXES)
+        return loss, exchange.scatter(grads, partitions, mesh)
 
-    return jax.shard_map(
-        sum_over_parts,
-        mesh=mesh,
-        in_specs=(P(), P(sharding.DATA_AXIS), P(), P()),
-        out_specs=P(),
-        check_vma=False,  # the sums differ from device to device until the last line
-    )
+    by_rows = P(sharding.BATCH_AXES)
+    in_specs = (of_device, by_rows, by_rows, P(), P())
+    of_all = exchange.over_rows(sum_over_parts, mesh, in_specs, (P(), of_device))
+
+    def loss_and_grads(params, batch: Batch, key, scale):
+        return of_all(params, batch, jnp.arange(len(batch.inputs)), key, scale)
+
+    return loss_and_grads
 
 
 def make_train_step(
@@ -111,8 +108,8 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """A compiled step `(state, batch) -> (state, metrics)`; it consumes its state.
 
-    Random numbers are a function of seed, step, device and part, so that a resumed run repeats
-    them on as many devices.
+    Random numbers are a function of seed, step and row of the batch, so that a resumed run
+    repeats them on any devices.
     """
 
     loss_and_grads = make_loss_and_grads(model, accumulation_steps, mesh)

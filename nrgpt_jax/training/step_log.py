@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import sys
 import time
 from collections.abc import Iterator, Mapping
 
@@ -13,7 +12,7 @@ from tqdm import tqdm
 
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.models import LanguageModel, flops
-from nrgpt_jax.runs.metrics import MetricWriter
+from nrgpt_jax.runs.metrics import MetricWriter, SilentWriter
 
 
 class StepLog:
@@ -30,7 +29,7 @@ class StepLog:
         config: ConfigDict,
         model: LanguageModel,
         schedule: optax.Schedule,
-        writer: MetricWriter,
+        writer: MetricWriter | SilentWriter,
         bar: tqdm,
     ):
         self.config, self.schedule, self.writer, self.bar = config, schedule, writer, bar
@@ -102,8 +101,3 @@ def diverged(what: str, step: int) -> UserError:
         f"the {what} at step {step}; lower --config.optimizer.learning_rate and run the command "
         "again to go on from the last checkpoint"
     )
-
-
-def say(message: str) -> None:
-    """A line for the person who watches."""
-    print(message, file=sys.stderr, flush=True)

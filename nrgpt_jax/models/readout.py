@@ -1,0 +1,114 @@
+"""Functions of logits, some tokens at a time: (B,N,V) is never there as a whole."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from nrgpt_jax.array_types import BatchStates
+from nrgpt_jax.models.language_model import LanguageModel
+
+LOGITS_AT_ONCE = 2**25  # numbers; 128 MiB in float32
+
+
+def map_logits(
+    model: LanguageModel, params: Any, x: BatchStates, function: Callable, *of_tokens: jax.Array
+) -> Any:
+    """A function of the logits of every token: a tree of arrays (B,N).
+
+    Args:
+      model, params: as of `create_model`.
+      x: (B,N,D) states after the last step.
+      function: `(logits (b,n,V), then of_tokens (b,n)) -> arrays (b,n)`, each token by itself.
+      of_tokens: (B,N) arrays that it needs besides.
+    """
+
+    def of_part(part):
+        x, *others = part
+        return function(model.apply({"params": params}, x, method="readout"), *others)
+
+    arrays = (x, *of_tokens)
+    if _count(model, x) == 1:
+        return of_part(arrays)
+    shape = x.shape[:2]
+    joined = lambda leaf: leaf.reshape(-1)[: math.prod(shape)].reshape(shape)
+    return jax.tree.map(joined, jax.lax.map(of_part, _in_parts(model, arrays)))
+
+
+def weighted_sum(
+    model: LanguageModel,
+    params: Any,
+    x: BatchStates,
+    weights: Float[Array, "B N"],
+    function: Callable,
+    *of_tokens: jax.Array,
+) -> Float[Array, ""]:
+    """The sum over tokens of weight times a function of their logits.
+
+    Its gradient in `params` and `x` is made together with it, part by part, so that neither
+    logits nor their gradients are kept, nor made twice. The other arrays have none.
+
+    Args:
+      model, params, x, of_tokens: as of `map_logits`.
+      weights: of every token.
+      function: as of `map_logits`, to one array.
+    """
+
+    def of_part(params, x, weights, *others):
+        logits = model.apply({"params": params}, x, method="readout")
+        return jnp.sum(weights * function(logits, *others))
+
+    arrays = (x, weights, *of_tokens)
+    if _count(model, x) == 1:
+        return of_part(params, *arrays)
+    return _sum_of_parts(of_part, model.readout_groups(), params, _in_parts(model, arrays))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _sum_of_parts(of_part: Callable, groups: tuple[str, ...], params, parts) -> Float[Array, ""]:
+    add = lambda total, part: (total + of_part(params, *part), None)
+    return jax.lax.scan(add, jnp.zeros((), jnp.float32), parts)[0]
+
+
+def _sum_of_parts_fwd(of_part, groups, params, parts):
+    read = {name: params[name] for name in groups}  # no other has a gradient
+    of_read = lambda read, *part: of_part({**params, **read}, *part)
+
+    def add(total, part):
+        value, (in_read, in_x) = jax.value_and_grad(of_read, (0, 1))(read, *part)
+        return jax.tree.map(jnp.add, total, (value, in_read)), in_x
+
+    zeros = jax.tree.map(jnp.zeros_like, (jnp.zeros((), jnp.float32), read))
+    (total, in_read), in_x = jax.lax.scan(add, zeros, parts)
+    return total, ({**jax.tree.map(jnp.zeros_like, params), **in_read}, in_x, len(parts))
+
+
+def _sum_of_parts_bwd(of_part, groups, residuals, cotangent):
+    in_params, in_x, count = residuals
+    scaled = jax.tree.map(lambda leaf: cotangent * leaf, (in_params, in_x))
+    return scaled[0], (scaled[1], *[None] * (count - 1))
+
+
+_sum_of_parts.defvjp(_sum_of_parts_fwd, _sum_of_parts_bwd)
+
+
+def _count(model: LanguageModel, x: jax.Array) -> int:
+    return -(-x.shape[0] * x.shape[1] * model.vocab_size // LOGITS_AT_ONCE)
+
+
+def _in_parts(model: LanguageModel, arrays: Any) -> Any:
+    """Arrays (B,N,...) as (parts,1,C,...), filled up with zeros."""
+    count = _count(model, arrays[0])
+
+    def split(array):
+        rows = array.reshape(-1, *array.shape[2:])
+        length = -(-len(rows) // count)
+        missing = count * length - len(rows)
+        rows = jnp.pad(rows, [(0, missing), *[(0, 0)] * (rows.ndim - 1)])
+        return rows.reshape(count, 1, length, *array.shape[2:])
+
+    return jax.tree.map(split, arrays)

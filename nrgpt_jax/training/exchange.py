@@ -1,0 +1,86 @@
+"""What devices exchange: parameters are gathered once a step, gradients are scattered once.
+
+Every device works through its own rows of a batch, on parameters that are whole along `fsdp`:
+because the recurrent block is one and the same in every step, a weight is gathered once, outside
+of the loops over recurrent steps and over parts of a batch. What is split over `tensor` stays so,
+and the compiler puts in the sums that this needs.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, PartitionSpec
+
+from nrgpt_jax.models.sharding import AXES, BATCH_AXES, DATA, FSDP, TENSOR, only
+
+
+def over_rows(function: Callable, mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+    """`function` of the rows of each device, as one of all rows (`jax.shard_map`).
+
+    Inside, only `tensor` is left to the compiler, and that only where the mesh splits it: kernels
+    of accelerators are not split by it.
+    """
+    axes = AXES if mesh.shape[TENSOR] == 1 else BATCH_AXES
+    return jax.shard_map(
+        function,
+        mesh=mesh,
+        axis_names=set(axes),
+        in_specs=in_specs,
+        out_specs=out_specs,
+        check_vma=False,  # what devices find differs until it is summed up
+    )
+
+
+def of_rows(partitions: Any) -> Any:
+    """The partitions of parameters inside `over_rows`: of `fsdp` alone."""
+    return _map(lambda partition: only(partition, FSDP), partitions)
+
+
+def gather(params: Any, partitions: Any, mesh: Mesh) -> Any:
+    """Parameters that are whole along `fsdp`, inside `over_rows`."""
+
+    def of_all(params):
+        return _map(
+            lambda partition, p: (
+                jax.lax.all_gather(p, FSDP, axis=_split(partition), tiled=True)
+                if FSDP in partition
+                else p
+            ),
+            partitions,
+            params,
+        )
+
+    return _as_stored(of_all, partitions, mesh)(params)
+
+
+def scatter(gradients: Any, partitions: Any, mesh: Mesh) -> Any:
+    """Sums of the devices' gradients, each split as its parameter is, inside `over_rows`."""
+
+    def of_one(partition: PartitionSpec, gradient: jax.Array) -> jax.Array:
+        if FSDP not in partition:
+            return jax.lax.psum(gradient, BATCH_AXES)
+        part = jax.lax.psum_scatter(gradient, FSDP, scatter_dimension=_split(partition), tiled=True)
+        return jax.lax.psum(part, DATA)
+
+    of_all = lambda gradients: _map(of_one, partitions, gradients)
+    return _as_stored(of_all, partitions, mesh)(gradients)
+
+
+def _as_stored(function: Callable, partitions: Any, mesh: Mesh) -> Callable:
+    """Works on each device's part along `tensor`, which the compiler would gather first."""
+    if mesh.shape[TENSOR] == 1:
+        return function
+    parts = _map(lambda partition: only(partition, TENSOR), partitions)
+    return jax.shard_map(
+        function, axis_names={TENSOR}, in_specs=(parts,), out_specs=parts, check_vma=False
+    )
+
+
+def _split(partition: PartitionSpec) -> int:
+    return tuple(partition).index(FSDP)
+
+
+def _map(function: Callable, partitions: Any, *trees: Any) -> Any:
+    is_partition = lambda leaf: isinstance(leaf, PartitionSpec)
+    return jax.tree.map(function, partitions, *trees, is_leaf=is_partition)
