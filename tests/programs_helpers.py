@@ -40,6 +40,10 @@ class Running:
         assert self._process.pid is not None
         os.kill(self._process.pid, number)
 
+    def is_running(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.exitcode is None
+
     def end(self, seconds: float | None = None) -> Done:
         """Waits for its end."""
         self._process.join(seconds)

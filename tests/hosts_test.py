@@ -1,0 +1,188 @@
+"""Several processes: they train as one does, stop together, and fail together in one line."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import time
+
+import jax
+import numpy as np
+import pytest
+from programs_helpers import Running, program
+from train_test import TEXT
+
+from nrgpt_jax.errors import UserError
+from nrgpt_jax.training import hosts
+
+FIELDS = {
+    "train_steps": 12,
+    "log_every": 1,
+    "eval_every": 6,
+    "eval_windows": 4,
+    "checkpoint_every": 4,
+    "model.context_length": 16,
+    "model.embed_dim": 16,
+    "model.num_heads": 2,
+    "model.num_steps": 2,
+    "model.dropout": 0.1,
+    "model.vocab_size": 32,
+    "data.batch_size": 8,
+    "optimizer.accumulation_steps": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    path = tmp_path_factory.mktemp("corpus") / "text.txt"
+    path.write_text(TEXT)
+    return path
+
+
+def arguments(corpus, workdir, **fields):
+    given = {**FIELDS, "data.path": corpus, **fields}
+    settings = [f"--config.{name}={value}" for name, value in given.items()]
+    return ["--config=experiments/text.py", f"--workdir={workdir}", *settings]
+
+
+def devices(count):
+    flags = [f for f in os.environ["XLA_FLAGS"].split() if "device_count" not in f]
+    count = f"--xla_force_host_platform_device_count={count}"
+    return {"XLA_FLAGS": " ".join([*flags, count])}
+
+
+def alone(corpus, workdir, count, **fields):
+    """Trains in one process with so many devices."""
+    done = program("train", *arguments(corpus, workdir, **fields), **devices(count))
+    assert done.returncode == 0, done.stderr
+
+
+def start_two(*of_each, count=2):
+    """Two processes with so many devices each, and these arguments."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    joined = [f"--coordinator_address={address}", "--num_processes=2"]
+    return [
+        Running("train", *given, *joined, f"--process_id={index}", **devices(count))
+        for index, given in enumerate(of_each)
+    ]
+
+
+def wait_for(workdir, step, running):
+    """Until the metrics of a step are written."""
+    while not any(record["step"] >= step for record in records(workdir)):
+        assert all(process.is_running() for process in running), running[0].end().stderr
+        time.sleep(0.05)
+
+
+def records(workdir):
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def losses(workdir):
+    names = "train/loss", "train/grad_norm", "val/loss"
+    return {(r["step"], n): r[n] for r in records(workdir) for n in names if n in r}
+
+
+def assert_equal_losses(workdir, other):
+    found, wanted = losses(workdir), losses(other)
+    assert found.keys() == wanted.keys()
+    assert len(found) == 2 * 12 + 2
+    values = [[of[key] for key in sorted(of)] for of in (found, wanted)]
+    np.testing.assert_allclose(*values, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def whole(corpus, tmp_path_factory):
+    """A run that one process with one device has made."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    alone(corpus, workdir, 1)
+    return workdir
+
+
+def saved(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints/latest").iterdir())
+
+
+@pytest.mark.long
+def test_a_signal_to_one_stops_both_after_the_same_step_and_one_goes_on(corpus, whole, tmp_path):
+    workdir = tmp_path / "run"
+    given = arguments(corpus, workdir, train_steps=10_000)
+    both = start_two(given, given)
+    wait_for(workdir, 3, both)
+    both[1].send(signal.SIGTERM)
+    first, second = (process.end() for process in both)
+    assert first.returncode == second.returncode
+    last = saved(workdir)[-1]
+    assert f"stopped at step {last} and saved" in first.stderr
+    assert "saved" not in second.stderr, "one of them speaks"
+    assert max(record["step"] for record in records(workdir)) == last
+    if last <= 12:
+        alone(corpus, workdir, 4)
+        assert_equal_losses(workdir, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "mesh"), [(1, {}), (4, {}), (4, {"mesh.fsdp": 2})])
+def test_killed_and_gone_on_with_other_devices_is_the_same(corpus, whole, tmp_path, count, mesh):
+    workdir = tmp_path / "run"
+    given = arguments(corpus, workdir, **{"mesh.fsdp": 2})
+    both = start_two(given, given)
+    wait_for(workdir, 5, both)
+    for process in both:
+        process.send(signal.SIGKILL)
+    for process in both:
+        process.end()
+    alone(corpus, workdir, count, **mesh)
+    assert_equal_losses(workdir, whole)
+
+
+@pytest.mark.slow
+def test_a_run_of_one_goes_on_as_two(corpus, whole, tmp_path):
+    workdir = tmp_path / "run"
+    one = Running("train", *arguments(corpus, workdir), **devices(4))
+    wait_for(workdir, 5, [one])
+    one.send(signal.SIGKILL)
+    one.end()
+    given = arguments(corpus, workdir, **{"mesh.tensor": 2})
+    two = start_two(given, given)
+    for process in two:
+        done = process.end()
+        assert done.returncode == 0, done.stderr
+    assert_equal_losses(workdir, whole)
+
+
+@pytest.mark.slow
+def test_processes_that_differ_end_in_one_line_each(corpus, tmp_path):
+    other = shutil.copy(corpus, tmp_path / "other.txt")
+    with open(other, "a") as file:
+        file.write("and one more line")
+    missing = tmp_path / "missing.txt"
+    cases = [
+        ({"model.num_steps": 3}, "model.num_steps=2 there, 3 here"),
+        ({"data.path": other}, "data.fingerprint"),
+        ({"data.path": missing}, f"data.path={missing} does not exist"),
+    ]
+    for fields, message in cases:
+        both = start_two(
+            arguments(corpus, tmp_path / "a"), arguments(corpus, tmp_path / "a", **fields)
+        )
+        for process in both:
+            done = process.end()
+            errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+            assert done.returncode == 2, done.stderr
+            assert len(errors) == 1
+            assert message in errors[0]
+
+
+def test_one_process_agrees_with_itself():
+    assert hosts.gather_texts("héllo") == ["héllo"]
+    assert hosts.agreed(lambda: 3) == 3
+    with pytest.raises(UserError, match=r"^no$"):
+        hosts.agreed(lambda: (_ for _ in ()).throw(UserError("no")))
+    assert jax.process_count() == 1
+    assert hosts.is_first()
