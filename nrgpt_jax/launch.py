@@ -1,7 +1,7 @@
 """Starts training elsewhere: on a TPU slice, a SLURM cluster, GKE, or in the background here.
 
     python -m nrgpt_jax.launch --target=tpu --tpu=NAME --zone=ZONE \\
-        --config=experiments/NAME.py --workdir=gs://BUCKET/RUN [--config.field=value ...]
+        --config=experiments/NAME.py --workdir=/mnt/shared/RUN [--config.field=value ...]
     python -m nrgpt_jax.launch --target=slurm --nodes=2 --gpus=8 [--sbatch=--partition=gpu] ...
     python -m nrgpt_jax.launch --target=gke --image=IMAGE --accelerator=tpu-v5-lite-podslice \\
         --topology=16x16 ...
@@ -127,7 +127,7 @@ def _define_flags() -> None:
     flags.DEFINE_string("topology", "", "gke: of a TPU slice: 16x16, 4x4x8; without: GPUs.")
     flags.DEFINE_integer("chips", 4, "gke: TPU chips of a node.")
     flags.DEFINE_string("claim", "", "gke: a volume claim to mount at /shared.")
-    flags.DEFINE_string("service_account", "", "gke: of the pods, for access to gs://.")
+    flags.DEFINE_string("service_account", "", "gke: of the pods, for access to buckets.")
     flags.DEFINE_string("namespace", "default", "gke: of the job.")
     flags.DEFINE_string("cluster", "", "xpk: name of the cluster.")
     flags.DEFINE_string("tpu_type", "", "xpk: v5litepod-256 or another.")

@@ -61,8 +61,8 @@ def _check_workdir(workdir: str, claim: str) -> None:
     shared = claim and workdir.startswith(f"{SHARED}/")
     if not shared and not workdir.startswith("gs://"):
         raise UserError(
-            f"--workdir={workdir} would be lost with its container; use gs://BUCKET/..., or "
-            f"{SHARED}/... with --claim=NAME of a volume that all nodes can write"
+            f"--workdir={workdir} would be lost with its container; use {SHARED}/... with "
+            "--claim=NAME of a volume that all nodes can write"
         )
 
 

@@ -40,8 +40,8 @@ def plan(job: Job, action: str, where: Cluster, workdir: str) -> Plan:
         raise UserError("XPK needs --tpu_type=v5litepod-256 or another, and --image=...")
     if not workdir.startswith(("/", "gs://")):
         raise UserError(
-            f"--workdir={workdir} would be lost with its container; use gs://BUCKET/... or a "
-            "folder of a volume that is attached to the cluster"
+            f"--workdir={workdir} would be lost with its container; use a folder of a volume that "
+            "is attached to the cluster"
         )
     return Plan(
         [
