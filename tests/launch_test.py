@@ -26,7 +26,8 @@ from launch_helpers import (
     write_program,
 )
 
-from nrgpt_jax.launching.plan import job_name
+from nrgpt_jax.errors import UserError
+from nrgpt_jax.launching.plan import Plan, carry_out, job_name
 
 
 @pytest.fixture
@@ -212,6 +213,12 @@ def test_a_program_that_fails_is_named(desk):
     done = desk.launch(*SLURM, "--workdir=runs/a")
     assert done.returncode == 2
     assert done.stderr == "error: sbatch launched/a.sbatch ... has failed (exit code 7)\n"
+
+
+def test_a_script_that_fails_is_named_in_one_line():
+    with pytest.raises(UserError) as failed:
+        carry_out(Plan([["bash", "-c", "exit 3\n# and more"]]))
+    assert str(failed.value) == "bash -c exit 3 ... has failed (exit code 3)"
 
 
 def test_names_of_jobs():

@@ -94,4 +94,5 @@ def carry_out(plan: Plan) -> None:
     for command in plan.commands:
         code = subprocess.run(command, check=False).returncode
         if code:
-            raise UserError(f"{' '.join(command[:5])} ... has failed (exit code {code})")
+            begin = " ".join(command).splitlines()[0][:60]
+            raise UserError(f"{begin} ... has failed (exit code {code})")
