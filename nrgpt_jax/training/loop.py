@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from nrgpt_jax.datasets import Dataset, load_dataset
+from nrgpt_jax.datasets.files import absolute
 from nrgpt_jax.datasets.pipeline import check_length, train_batches, validation_batches
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.models import create_model, parameter_specs, sharding
@@ -39,7 +40,7 @@ def train(config: ConfigDict, workdir: Path | str) -> dict[str, float]:
     set_vocabulary_size(config, dataset)
     config.data.fingerprint = dataset.fingerprint
     if config.data.path:  # the run can be evaluated from anywhere
-        config.data.path = str(Path(config.data.path).expanduser().resolve())
+        config.data.path = absolute(config.data.path)
     changes = check_run(workdir, config, dataset.tokenizer)
     with locked(workdir), Checkpoints(workdir, writable=True) as checkpoints:
         trainer = Trainer(config, workdir, dataset, checkpoints)
@@ -51,7 +52,7 @@ def train(config: ConfigDict, workdir: Path | str) -> dict[str, float]:
 
 def set_vocabulary_size(config: ConfigDict, dataset: Dataset) -> None:
     """Resolves `model.vocab_size`: 0 is the tokenizer's, more is padding, less an error."""
-    size = len(dataset.tokenizer.vocabulary)
+    size = dataset.tokenizer.size
     if 0 < config.model.vocab_size < size:
         raise UserError(
             f"model.vocab_size={config.model.vocab_size} is too small: the corpus has {size} "
