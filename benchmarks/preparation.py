@@ -59,9 +59,8 @@ def peaks(pid: int, seen: dict[int, float]) -> None:
     """Notes the peak memory (MB) of a process and of those that it started."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            lines = dict(
-                line.split(":", 1) for line in (folder / "status").read_text().splitlines()
-            )
+            status = (folder / "status").read_text().splitlines()
+            lines = dict(line.split(":", 1) for line in status)
         except (OSError, ValueError):
             continue
         if pid in (int(lines["Pid"]), int(lines["PPid"])) and "VmHWM" in lines:
@@ -117,7 +116,10 @@ def texts(corpus: Path) -> Iterator[tuple[str, str]]:
 
 def first_step(corpus: Path, cache: Path, workdir: Path) -> dict[str, float]:
     """Seconds from the start of the program to the first step, and memory then (MB)."""
-    small = ("--config.train_steps=20", "--config.log_every=1", "--config.eval_every=20")
+    model = {"context_length": 64, "embed_dim": 32, "num_steps": 2, "scan_unroll": 2}
+    small = [f"--config.model.{field}={value}" for field, value in model.items()]
+    small += ["--config.train_steps=20", "--config.log_every=1", "--config.eval_every=20"]
+    small += ["--config.data.batch_size=4", "--config.optimizer.accumulation_steps=1"]
     environment = {**os.environ, "NRGPT_CACHE_DIR": str(cache)}
     begin = time.monotonic()
     process = subprocess.Popen(
