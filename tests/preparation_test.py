@@ -186,7 +186,7 @@ def test_tokens_are_those_of_tiktoken(folder):
     dataset = load_dataset(data_of(folder, tokenizer="gpt2"))
     train = dataset.train.tokens
     ends = np.flatnonzero(train == encoding.eot_token)
-    found = [encoding.decode(part) for part in np.split(train, ends + 1)[:-1]]
+    found = [encoding.decode(part.tolist()) for part in np.split(train, ends + 1)[:-1]]
     kept = [text for text in TEXTS if text + "<|endoftext|>" in found]
     assert len(found) == len(kept)
     expected = [[*encoding.encode_ordinary(text), encoding.eot_token] for text in kept]
@@ -203,8 +203,13 @@ def test_tokens_are_those_of_tiktoken(folder):
 def test_what_is_written_is_kept_and_what_is_missing_is_made(folder, monkeypatch):
     data = data_of(folder)
     expected = load_dataset(data_of(folder, validation_fraction=0.1)).train.tokens
-    made, write = [], preparation.write_part
-    monkeypatch.setattr(preparation, "write_part", lambda t: (made.append(t.number), write(t)))
+    made, write = list[int](), preparation.write_part
+
+    def counted(task):
+        made.append(task.number)
+        write(task)
+
+    monkeypatch.setattr(preparation, "write_part", counted)
     prepared = corpora.prepare_corpus(data, preparation.LOCAL)
     (prepared / "dataset_info.json").unlink()
     paths = sorted(prepared.glob("*-train.array_record-*"))
