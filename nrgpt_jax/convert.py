@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 
 from nrgpt_jax import cli
 from nrgpt_jax.datasets import DATASETS, load_dataset
+from nrgpt_jax.datasets.files import absolute
 from nrgpt_jax.datasets.tokenizers import FIXED, Tokenizer
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.runs import release as interop
@@ -83,7 +84,7 @@ def convert(
 
 def _set_data(config: ConfigDict, corpus: str, path: str | None) -> Tokenizer:
     """Names the data set and its content in the configuration; returns its tokenizer."""
-    config.data.name, config.data.path = corpus, path or ""
+    config.data.name, config.data.path = corpus, absolute(path) if path else ""
     if corpus == "openwebtext":
         config.data.update({"tokenizer": "gpt2", "validation_fraction": 0.0005})
     if corpus == "openwebtext" and not path:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from nrgpt_jax.datasets import Dataset, load_dataset
+from nrgpt_jax.datasets.files import absolute
 from nrgpt_jax.datasets.pipeline import check_length, train_batches, validation_batches
 from nrgpt_jax.errors import STOPPED, UserError
 from nrgpt_jax.models import create_model, parameter_specs, sharding
@@ -67,7 +68,7 @@ def _resolve(config: ConfigDict) -> Dataset:
     check_mesh(config, jax.device_count())
     config.data.fingerprint = dataset.fingerprint
     if config.data.path:  # the run can be evaluated from anywhere
-        config.data.path = str(Path(config.data.path).expanduser().resolve())
+        config.data.path = absolute(config.data.path)
     return dataset
 
 
