@@ -75,6 +75,11 @@ def test_gke_manifest_of_a_tpu_slice(desk):
     assert (found["apiVersion"], found["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
     assert found["metadata"]["name"] == "big-1"
     assert found["spec"]["failurePolicy"]["maxRestarts"] == 100
+    (give_up,) = found["spec"]["failurePolicy"]["rules"]
+    assert (give_up["action"], give_up["onJobFailureReasons"]) == (
+        "FailJobSet",
+        ["PodFailurePolicy"],
+    )
     assert pods["parallelism"] == pods["completions"] == 64, "256 chips, 4 a node"
     assert (pods["completionMode"], pods["backoffLimit"]) == ("Indexed", 0)
     (rule,) = pods["podFailurePolicy"]["rules"]

@@ -81,7 +81,11 @@ def manifest(job: Job, where: Cluster) -> dict[str, Any]:
         "podFailurePolicy": {"rules": [{"action": "FailJob", "onExitCodes": mistakes}]},
         "template": {"spec": _pod(job, where, nodes)},
     }
-    give_up = {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    give_up = {
+        "name": "mistake",
+        "action": "FailJobSet",
+        "onJobFailureReasons": ["PodFailurePolicy"],
+    }
     one_slice = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
