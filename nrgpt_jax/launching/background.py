@@ -36,7 +36,8 @@ def _running(job: Job) -> str:
     # The number may belong to another program by now, after a restart of the machine.
     pid = _path(job, "pid")
     return (
-        f'running() {{ ps -ww -o args= -p "$(cat {pid} 2>/dev/null || echo 0)" 2>/dev/null | '
+        f"running() {{ p=$(cat {pid} 2>/dev/null || echo 0); "
+        r"{ tr '\0' ' ' < /proc/$p/cmdline || ps -ww -o args= -p $p; } 2>/dev/null | "
         "grep -q nrgpt_jax.train; }"
     )
 
