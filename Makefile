@@ -8,6 +8,7 @@
 #   make analyze WORKDIR=runs/listops [PROMPT=...]  energies and their landscape: figures, a page
 #   make export EXP=shakespeare OUT=folder          safetensors, tokenizer, compiled functions
 #   make data EXP=shakespeare                       prepare the data only
+#   make launch EXP=openwebtext TPU=name ZONE=zone  train elsewhere; DRY_RUN=1 (docs/launch.md)
 #   make bench RELEASE=path/to/clone                speed and memory of training, beside the
 #   make bench-generation RELEASE=path/to/clone     authors' code; of making text
 #   make rates                                      what rates with a guarantee cost (docs/rates.md)
@@ -27,7 +28,7 @@ NAME := $(firstword $(subst :, ,$(EXP)))
 CONFIG := --config=experiments/$(subst $(NAME):,$(NAME).py:,$(EXP)$(if $(findstring :,$(EXP)),,.py))
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: setup demo data train evaluate sample analyze export bench bench-generation rates signal docs test test-all lint clean
+.PHONY: setup demo data train evaluate sample analyze export launch bench bench-generation rates signal docs test test-all lint clean
 
 setup: .venv/installed
 .venv/installed: setup.cfg pyproject.toml constraints.txt
@@ -71,6 +72,18 @@ analyze: setup
 OUT ?= exported/$(subst :,-,$(EXP))
 export: setup
 	@$(BIN)/python -m nrgpt_jax.export --workdir=$(WORKDIR) --out=$(OUT) $(ARGS)
+
+# What is given to make is in the environment too: so values reach the program as they are.
+export WORKDIR
+TARGET ?= $(if $(TPU),tpu,local)
+flag = $(if $($(1)),--$(2)="$$$(1)")
+LAUNCH = $(call flag,ACTION,action) $(if $(DRY_RUN),--dry_run) $(call flag,TPU,tpu) \
+    $(call flag,ZONE,zone) $(call flag,PROJECT,project) $(call flag,NODES,nodes) \
+    $(call flag,GPUS,gpus) $(call flag,TIME,time) $(call flag,IMAGE,image) \
+    $(call flag,ACCELERATOR,accelerator) $(call flag,TOPOLOGY,topology) \
+    $(call flag,CLUSTER,cluster) $(call flag,TPU_TYPE,tpu_type)
+launch: setup
+	@$(BIN)/python -m nrgpt_jax.launch $(CONFIG) --workdir="$$WORKDIR" --target=$(TARGET) $(LAUNCH) $(ARGS)
 
 bench-generation: setup
 	@$(BIN)/python -m benchmarks.generation $(if $(RELEASE),--release=$(RELEASE)) $(ARGS)

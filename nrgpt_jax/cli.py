@@ -11,7 +11,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from nrgpt_jax.configs import default_config
-from nrgpt_jax.errors import UserError
+from nrgpt_jax.errors import MISTAKE, UserError
 
 _FLAG_ERRORS = (flags.Error, AttributeError, FileNotFoundError, KeyError, TypeError, ValueError)
 
@@ -89,7 +89,7 @@ def _field_names(config: ConfigDict, prefix: str = "") -> list[str]:
 
 def _fail(message: str) -> NoReturn:
     sys.stderr.write(f"error: {message}\n")
-    sys.exit(2)
+    sys.exit(MISTAKE)
 
 
 def define_config_flag() -> flags.FlagHolder:

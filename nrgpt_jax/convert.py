@@ -1,33 +1,40 @@
 """Turns a checkpoint of the paper's PyTorch release into a run directory.
 
     python -m nrgpt_jax.convert --release=CKPT.pt --workdir=DIR
-        [--data=shakespeare] [--model=NRGPT_H_FF2W] [--num_steps=5]
+        [--data=shakespeare] [--path=CORPUS] [--model=NRGPT_H_FF2W] [--num_steps=5]
     python -m nrgpt_jax.convert --run=OLD --workdir=DIR
 
 The second form does so with a run of version 0.1 of this package. `evaluate` and `sample` accept
 the result. Text checkpoints of the release describe themselves; its ListOps checkpoints hold
-nothing but parameters, and need --data, --model and --num_steps.
+nothing but parameters, and need --data, --model and --num_steps. A checkpoint of OpenWebText is
+converted without the corpus, unless --path names it: then `evaluate` accepts the result too.
 Needs PyTorch for --release: pip install 'nrgpt-jax[torch]'.
 """
 
 import re
 import sys
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from absl import flags
+from ml_collections import ConfigDict
 
 from nrgpt_jax import cli
 from nrgpt_jax.datasets import DATASETS, load_dataset
+from nrgpt_jax.datasets.files import absolute
+from nrgpt_jax.datasets.tokenizers import FIXED, Tokenizer
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.runs import release as interop
 from nrgpt_jax.runs.checkpoints import Checkpoints
 from nrgpt_jax.runs.directory import CONFIG_FILE, record_run
 from nrgpt_jax.runs.version1 import convert_run
 
-_DATA_OF_RELEASE = {"shakespeare_char": "shakespeare"}
+_DATA_OF_RELEASE = {"shakespeare_char": "shakespeare", "openwebtext": "openwebtext"}
+_PREFIXES = re.compile(r"^((_orig_mod|module)\.)+")  # of torch.compile and of data parallelism
+_PADDING = 128  # symbols that a vocabulary of byte pairs is padded by, less than this
 
 
 def convert(
@@ -35,6 +42,7 @@ def convert(
     workdir: Path | str,
     *,
     data: str | None = None,
+    path: str | None = None,
     model: str | None = None,
     num_steps: int | None = None,
 ) -> None:
@@ -44,6 +52,7 @@ def convert(
       release: a `.pt` file of the release.
       workdir: the run directory to create.
       data: the data set it was trained on, whose vocabulary the run keeps.
+      path: where that corpus is; OpenWebText can do without.
       model: the name of the model, where the file does not say.
       num_steps: the number of recurrent steps, where the file does not say.
 
@@ -54,32 +63,64 @@ def convert(
     if (workdir / CONFIG_FILE).exists():
         raise UserError(f"{workdir} holds a run already; name another --workdir")
     checkpoint = _load(Path(release))
-    state_dict = checkpoint.get("model", checkpoint)
-    state_dict = {k.removeprefix("_orig_mod."): np.asarray(v) for k, v in state_dict.items()}
-    described = dict(checkpoint.get("config", {}))
+    described, arguments = _table(checkpoint, "config"), _table(checkpoint, "model_args")
     name = model or described.get("model_path", "").rpartition(".")[2]
-    steps = num_steps or checkpoint.get("model_args", {}).get("n_layer", 0)
+    steps = num_steps or arguments.get("n_layer", 0)
     corpus = data or _DATA_OF_RELEASE.get(described.get("dataset", ""), "")
     for flag, value in (("model", name), ("num_steps", steps), ("data", corpus)):
         if not value:
             raise UserError(f"{release} does not say its {flag}; give --{flag}=...")
+    state_dict = _parameters(_table(checkpoint, "model") or checkpoint, release)
     meta = describe(state_dict, name, steps)
     _, variables = interop.from_release(state_dict, meta)
     config = interop.release_config(meta)
     config.experiment = "release"
-    config.data.name = corpus
-    dataset = load_dataset(config.data)
-    tokenizer, config.data.fingerprint = dataset.tokenizer, dataset.fingerprint
-    if len(tokenizer.vocabulary) > config.model.vocab_size:
-        size = len(tokenizer.vocabulary)
-        raise UserError(
-            f"{corpus} has {size} symbols, the checkpoint {config.model.vocab_size}: it was "
-            "trained on other data; give --data=..."
-        )
+    tokenizer = _set_data(config, corpus, path)
     record_run(workdir, config, tokenizer)
     with Checkpoints(workdir, writable=True) as checkpoints:
         loss = float(checkpoint.get("best_val_loss", float("nan")))
         checkpoints.save_best(int(checkpoint.get("iter_num", 0)), variables["params"], loss)
+
+
+def _set_data(config: ConfigDict, corpus: str, path: str | None) -> Tokenizer:
+    """Names the data set and its content in the configuration; returns its tokenizer."""
+    config.data.name, config.data.path = corpus, absolute(path) if path else ""
+    if corpus == "openwebtext":
+        config.data.update({"tokenizer": "gpt2", "validation_fraction": 0.0005})
+    if corpus == "openwebtext" and not path:
+        tokenizer: Tokenizer = FIXED["gpt2"]()
+    else:
+        dataset = load_dataset(config.data)
+        tokenizer, config.data.fingerprint = dataset.tokenizer, dataset.fingerprint
+    size, wanted = tokenizer.size, config.model.vocab_size
+    if size > wanted or (tokenizer.kind == "gpt2" and wanted - size >= _PADDING):
+        raise UserError(
+            f"{corpus} has {size} symbols, the checkpoint {wanted}: it was trained on other data; "
+            "give --data=..."
+        )
+    return tokenizer
+
+
+def _table(checkpoint: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    table = checkpoint.get(name, {})
+    if not isinstance(table, Mapping):
+        raise UserError(
+            f"the checkpoint's {name} is a {type(table).__name__}; is it of the release?"
+        )
+    return table
+
+
+def _parameters(tensors: Mapping[str, Any], release: Path | str) -> dict[str, np.ndarray]:
+    """The parameters by the names that they have in the model."""
+    import torch
+
+    found = {}
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, torch.Tensor):
+            kind = type(tensor).__name__
+            raise UserError(f"{release} holds a {kind} as parameter {name}; is it of the release?")
+        found[_PREFIXES.sub("", name)] = tensor.float().numpy()
+    return found
 
 
 def describe(state_dict: interop.StateDict, name: str, num_steps: int) -> dict[str, Any]:
@@ -110,13 +151,25 @@ def describe(state_dict: interop.StateDict, name: str, num_steps: int) -> dict[s
     }
 
 
+def _is_archive(path: Path) -> bool:
+    """Whether torch saved it in its usual form. Raises UserError when its end is missing."""
+    whole = zipfile.is_zipfile(path)
+    with path.open("rb") as file:
+        if file.read(4) == b"PK\x03\x04" and not whole:
+            raise UserError(f"{path} is cut short; copy or download it again")
+    return whole
+
+
 def _load(path: Path) -> Mapping[str, Any]:
     try:
         import torch
     except ImportError:
         raise UserError("PyTorch is missing: pip install 'nrgpt-jax[torch]'") from None
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        archive = _is_archive(path)  # then the optimizer's state is never read
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"there is no file {path}") from None
     except Exception as error:  # torch raises many kinds on a damaged or foreign file
@@ -132,6 +185,7 @@ if __name__ == "__main__":
     _release = flags.DEFINE_string("release", None, "Checkpoint (.pt) of the release.")
     _run = flags.DEFINE_string("run", None, "Run directory of version 0.1.")
     _data = flags.DEFINE_enum("data", None, tuple(DATASETS), "Data set it was trained on.")
+    _path = flags.DEFINE_string("path", None, "Where that data set is, if it is elsewhere.")
     _model = flags.DEFINE_string("model", None, "Name of the model.")
     _steps = flags.DEFINE_integer("num_steps", None, "Recurrent steps.", lower_bound=1)
 
@@ -145,6 +199,7 @@ if __name__ == "__main__":
                 _release.value,
                 _workdir.value,
                 data=_data.value,
+                path=_path.value,
                 model=_model.value,
                 num_steps=_steps.value,
             )

@@ -1,7 +1,12 @@
 """Errors that are the user's to mend: one line that names the cause and the cure."""
 
+import signal
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+# Exit codes, by which SLURM, GKE and XPK know what to start again.
+MISTAKE = 2  # a UserError
+STOPPED = 128 + signal.SIGTERM  # SIGTERM stopped a training before its end, and it was saved
 
 
 class UserError(ValueError):

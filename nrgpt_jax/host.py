@@ -84,8 +84,8 @@ def cache_compilations(workdir: Path | str) -> None:
 
 
 def free_memory() -> int | None:
-    """Bytes that new arrays can have on the first device, if that can be known."""
-    statistics = jax.devices()[0].memory_stats()
+    """Bytes that new arrays can have on the first device of this process, if that can be known."""
+    statistics = jax.local_devices()[0].memory_stats()
     if statistics and "bytes_limit" in statistics:
         return statistics["bytes_limit"] - statistics["bytes_in_use"]
     with contextlib.suppress(OSError):  # another system than Linux

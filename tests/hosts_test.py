@@ -13,7 +13,7 @@ import pytest
 from programs_helpers import Running, program
 from train_test import TEXT
 
-from nrgpt_jax.errors import UserError
+from nrgpt_jax.errors import STOPPED, UserError
 from nrgpt_jax.training import hosts
 
 FIELDS = {
@@ -116,7 +116,7 @@ def test_a_signal_to_one_stops_both_after_the_same_step_and_one_goes_on(corpus, 
     wait_for(workdir, 3, both)
     both[1].send(signal.SIGTERM)
     first, second = (process.end() for process in both)
-    assert first.returncode == second.returncode
+    assert first.returncode == second.returncode == STOPPED
     last = saved(workdir)[-1]
     assert f"stopped at step {last} and saved" in first.stderr
     assert "saved" not in second.stderr, "one of them speaks"

@@ -15,7 +15,7 @@ import pytest
 from nrgpt_jax import evaluate, sample
 from nrgpt_jax.configs import default_config
 from nrgpt_jax.datasets.pipeline import Batch
-from nrgpt_jax.errors import UserError
+from nrgpt_jax.errors import STOPPED, UserError
 from nrgpt_jax.generation.engine import Settings
 from nrgpt_jax.generation.sampling import Sampling
 from nrgpt_jax.models import create_model, parameter_specs, sharding
@@ -97,14 +97,14 @@ def test_learns_and_leaves_a_complete_run_directory(config, tmp_path):
     assert all(t.startswith("the ") for t in texts)
 
 
-def stop_at(monkeypatch, step):
-    """Sends Ctrl-C to this process when a step's metrics are taken."""
+def stop_at(monkeypatch, step, number=signal.SIGINT):
+    """Sends a signal, as Ctrl-C does, to this process when a step's metrics are taken."""
     after = StepLog.after
 
     def after_and_stop(log, at, metrics):
         after(log, at, metrics)
         if at == step:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
 
     monkeypatch.setattr(StepLog, "after", after_and_stop)
 
@@ -120,6 +120,17 @@ def test_stopped_and_continued_equals_left_alone(config, whole, tmp_path, monkey
     loop.train(config, tmp_path / "parts")
     assert values(tmp_path / "parts") == values(whole)
     assert f"going on from step {step}" in capfd.readouterr().err
+
+
+def test_terminated_is_saved_and_told_by_the_exit_code(config, tmp_path, monkeypatch, capfd):
+    """By it SLURM and Kubernetes know that there is more to do."""
+    stop_at(monkeypatch, 3, signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        loop.train(config, tmp_path / "run")
+    assert ended.value.code == STOPPED == 143
+    assert "stopped at step 3 and saved" in capfd.readouterr().err
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        assert checkpoints.has("latest")
 
 
 def test_killed_between_checkpoints_repeats_the_lost_steps(config, whole, parts):

@@ -43,8 +43,13 @@ def load_recorded(data: Mapping[str, Any]) -> Dataset:
     """The data set that a run was trained on, by the fingerprint in its configuration.
 
     Raises:
-      UserError: it is another one by now, or cannot be read.
+      UserError: the run has none, it is another one by now, or cannot be read.
     """
+    if not data["fingerprint"]:
+        raise UserError(
+            f"the run was converted without its corpus ({data['name']}); convert it anew with "
+            "--path=CORPUS to use it"
+        )
     dataset = load_dataset(data)
     if dataset.fingerprint != data["fingerprint"]:
         raise UserError(f"the data set {data['name']} is no longer the one of this run")

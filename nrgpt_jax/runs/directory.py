@@ -15,7 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from nrgpt_jax.configs import default_config
-from nrgpt_jax.datasets.tokenizers import Tokenizer, load_tokenizer, save_tokenizer
+from nrgpt_jax.datasets.tokenizers import Tokenizer, as_record, load_tokenizer, save_tokenizer
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.models import create_model, parameter_shapes
 
@@ -81,7 +81,7 @@ def check_run(workdir: Path, config: ConfigDict, tokenizer: Tokenizer) -> list[s
         raise UserError(
             f"{workdir} holds another run: {difference}; name another --workdir, or remove this one"
         )
-    if old_tokenizer.vocabulary != tokenizer.vocabulary:
+    if as_record(old_tokenizer) != as_record(tokenizer):
         raise UserError(f"{workdir} was trained with another vocabulary; name another --workdir")
     return changed
 

@@ -81,6 +81,7 @@ class Stop:
 
     def __init__(self):
         self.happened = False
+        self.by_terminate = False  # by SIGTERM, which Ctrl-C is too for processes that were joined
         self._joined = jax.distributed.is_initialized()
         self._previous: dict[int, Any] = {}
 
@@ -99,7 +100,7 @@ class Stop:
         Orbax asks the same service when it saves, with the number of the step: so does this.
         """
         if self._joined and multihost_utils.reached_preemption_sync_point(step):
-            self.happened = True
+            self.happened = self.by_terminate = True
             say("\nstopping after this step on all processes, and saving")
         return self.happened
 
@@ -113,6 +114,7 @@ class Stop:
     def _note(self, number, frame) -> None:
         del frame
         self.happened = True
+        self.by_terminate = number == signal.SIGTERM
         signal.signal(number, self._previous[number])
         say("\nstopping after this step and saving; once more to stop at once")
 

@@ -12,8 +12,9 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from nrgpt_jax.datasets import Dataset, load_dataset
+from nrgpt_jax.datasets.files import absolute
 from nrgpt_jax.datasets.pipeline import check_length, train_batches, validation_batches
-from nrgpt_jax.errors import UserError
+from nrgpt_jax.errors import STOPPED, UserError
 from nrgpt_jax.models import create_model, parameter_specs, sharding
 from nrgpt_jax.runs.checkpoints import Checkpoints
 from nrgpt_jax.runs.directory import check_run, differences, locked, record_run
@@ -35,6 +36,8 @@ def train(config: ConfigDict, workdir: Path | str) -> dict[str, float]:
 
     Raises:
       UserError: the configuration, the data or the run directory do not allow it, on any host.
+      SystemExit: SIGTERM has stopped it, after it was saved; whoever sent the signal sees by the
+        exit code that it is to be started again.
     """
     workdir = Path(workdir)
     config = config.copy_and_resolve_references()
@@ -50,7 +53,10 @@ def train(config: ConfigDict, workdir: Path | str) -> dict[str, float]:
         by_first(lambda: record_run(workdir, config, dataset.tokenizer))
         for change in changes:
             say(f"changed since this run was started: {change}")
-        return trainer.run()
+        found = trainer.run()
+    if trainer.terminated:
+        raise SystemExit(STOPPED)
+    return found
 
 
 def _resolve(config: ConfigDict) -> Dataset:
@@ -62,7 +68,7 @@ def _resolve(config: ConfigDict) -> Dataset:
     check_mesh(config, jax.device_count())
     config.data.fingerprint = dataset.fingerprint
     if config.data.path:  # the run can be evaluated from anywhere
-        config.data.path = str(Path(config.data.path).expanduser().resolve())
+        config.data.path = absolute(config.data.path)
     return dataset
 
 
@@ -80,7 +86,7 @@ def check_same(config: Mapping[str, Any]) -> None:
 
 def set_vocabulary_size(config: ConfigDict, dataset: Dataset) -> None:
     """Resolves `model.vocab_size`: 0 is the tokenizer's, more is padding, less an error."""
-    size = len(dataset.tokenizer.vocabulary)
+    size = dataset.tokenizer.size
     if 0 < config.model.vocab_size < size:
         raise UserError(
             f"model.vocab_size={config.model.vocab_size} is too small: the corpus has {size} "
@@ -122,6 +128,7 @@ class Trainer:
             first=next_sample // config.data.batch_size,
         )
         self.last_evaluation: dict[str, float] = {}
+        self.terminated = False
 
     def run(self) -> dict[str, float]:
         """Runs the remaining steps."""
@@ -144,6 +151,7 @@ class Trainer:
                 writer.close()
         step = int(self.state.step)
         if step < config.train_steps or self.evaluation_due:
+            self.terminated = stop.by_terminate
             say(
                 f"stopped at step {step} and saved in {self.workdir}; the same command goes on "
                 "from there"

@@ -1,0 +1,1 @@
+"""Starting the training program elsewhere: what to write and what to call, one module a place."""
