@@ -99,4 +99,7 @@ def define_config_flag() -> flags.FlagHolder:
 
 def define_workdir_flag() -> flags.FlagHolder:
     """--workdir=DIR, the run directory."""
-    return flags.DEFINE_string("workdir", None, "Run directory.", required=True)
+    holder = flags.DEFINE_string("workdir", None, "Run directory.", required=True)
+    message = "a run directory is a folder; mount a bucket to have it in one (docs/launch.md)"
+    flags.register_validator("workdir", lambda value: "://" not in (value or ""), message)
+    return holder

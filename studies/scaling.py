@@ -8,11 +8,11 @@ each kind of collective are read from the program, and compared with what theory
 docs/scaling.json has is not compiled again.
 """
 
+import collections
 import json
 import math
 import os
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -157,7 +157,7 @@ def _bytes(tree: Any, where: Any) -> int:
 def sent_by(found: list[Exchange], tensor: int) -> dict[str, float]:
     """Bytes that a device sends in a step: of parameters by kind, and of states between the parts
     of heads and widths (the groups of `tensor` devices)."""
-    total: Counter[str] = Counter()
+    total: dict[str, float] = collections.defaultdict(float)
     for exchange in found:
         between = tensor > 1 and exchange.devices == tensor
         total["tensor" if between else exchange.kind] += exchange.sent
@@ -169,7 +169,7 @@ def theory(model: LanguageModel, mesh: tuple[int, int, int]) -> dict[str, float]
     type that products read it in, and its gradient scattered once in float32; what is left of
     gradients is summed over `data`, and of those that are not split over `fsdp` too."""
     data, fsdp, tensor = mesh
-    total: Counter[str] = Counter()
+    total: dict[str, float] = collections.defaultdict(float)
     is_spec = lambda leaf: isinstance(leaf, ParameterSpec)
     for spec in jax.tree.leaves(parameter_specs(model), is_leaf=is_spec):
         partition = sharding.parameter_partition(spec)

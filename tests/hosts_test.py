@@ -92,8 +92,8 @@ def assert_equal_losses(workdir, other):
     found, wanted = losses(workdir), losses(other)
     assert found.keys() == wanted.keys()
     assert len(found) == 2 * 12 + 2
-    values = [[of[key] for key in sorted(of)] for of in (found, wanted)]
-    np.testing.assert_allclose(*values, rtol=1e-5)
+    keys = sorted(wanted)
+    np.testing.assert_allclose([found[k] for k in keys], [wanted[k] for k in keys], rtol=1e-5)
 
 
 @pytest.fixture(scope="module")

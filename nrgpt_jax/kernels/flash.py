@@ -50,9 +50,9 @@ def attend(
 
 def _backend() -> str:
     """Of the devices of the `shard_map` around, which need not be those of this machine."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    platform = None if device is None else device.platform
-    return {"cuda": "gpu"}.get(platform, platform) or jax.default_backend()
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    platform = getattr(device, "platform", None) or jax.default_backend()
+    return "gpu" if platform == "cuda" else platform
 
 
 def _axes_left() -> tuple[str, ...] | None:
