@@ -74,7 +74,7 @@ def export_training(model, batch=2):
 def test_training_lowers_for_tpus_with_their_kernel(mask, dtype, monkeypatch, standard_promotion):
     """Compiled as far as one can without the chip."""
     del standard_promotion
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    monkeypatch.setattr(flash, "_backend", lambda: "tpu")
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     program = export_training(small_model(mask=mask, dtype=dtype)).mlir_module()
     assert "tpu_custom_call" in program
@@ -85,7 +85,7 @@ def test_training_lowers_for_tpus_with_their_kernel(mask, dtype, monkeypatch, st
 
 def test_on_several_tpus_the_kernel_is_inside_shard_map_only(monkeypatch, standard_promotion):
     del standard_promotion
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    monkeypatch.setattr(flash, "_backend", lambda: "tpu")
     model, mesh = small_model(), sharding.make_mesh()
     tokens = jax.ShapeDtypeStruct((4, LENGTH), "int32")
     params = jax.eval_shape(model.init, jax.random.key(0), tokens)
@@ -107,7 +107,7 @@ def test_training_and_evaluation_on_several_tpus_use_it_with_a_batch_in_one_part
     lengths, monkeypatch, standard_promotion
 ):
     del standard_promotion
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    monkeypatch.setattr(flash, "_backend", lambda: "tpu")
     model = small_model(vocab_size=12)
     mesh = sharding.make_mesh(dict(zip(sharding.AXES, lengths, strict=True)))
     optimizer = optax.sgd(1e-3)
