@@ -24,6 +24,7 @@ from absl import app, flags
 from nrgpt_jax.datasets.documents import Document, read_articles
 from nrgpt_jax.datasets.files import list_files
 from nrgpt_jax.datasets.parts import PART_BYTES, drawn_split
+from nrgpt_jax.datasets.pipeline import Windows, train_batches
 from nrgpt_jax.datasets.shards import features_of, read_metadata, shards_of
 from nrgpt_jax.datasets.streams import RecordStream
 
@@ -161,6 +162,32 @@ def compare_text(path: Path, folder: Path) -> dict[str, int]:
     return {"documents": 1, "tokens": len(stream)}
 
 
+def reading(cache: Path) -> dict[str, float]:
+    """Memory (MB) of 300 batches of 64 windows of 1024, and milliseconds for 384 windows."""
+    begin = _resident()
+    metadata = read_metadata(prepared_folder(cache))
+    features = features_of(np.dtype(metadata["dtype"]))
+    stream = RecordStream(shards_of(metadata, "train"), metadata["record_tokens"], features)
+    batches = train_batches(stream, 1024, 64, 0)
+    for _ in range(300):
+        next(batches)
+    resident = _resident() - begin
+    windows, rng = Windows(stream, 1024), np.random.default_rng(0)
+    times = []
+    for _ in range(5):
+        starts, at = rng.integers(0, len(windows), 384), time.perf_counter()
+        for start in starts:
+            windows[start]
+        times.append(1e3 * (time.perf_counter() - at))
+    milliseconds = round(sorted(times)[2], 1)
+    return {"tokens": len(stream), "MB": round(resident, 1), "384 windows, ms": milliseconds}
+
+
+def _resident() -> float:
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0]) / 1024
+
+
 def prepared_folder(cache: Path) -> Path:
     (folder,) = (path.parent for path in cache.rglob("dataset_info.json"))
     return folder
@@ -186,6 +213,7 @@ def main(arguments: list[str]) -> None:
         cache = out / f"cache-{name}"
         if name == "small":
             prepare(out / name, cache)
+        print(name, "read:", reading(cache), flush=True)
         for run in ("first", "second"):
             found = first_step(out / name, cache, out / f"run-{name}-{run}")
             print(name, run, "run, first step:", found, flush=True)

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from nrgpt_jax.configs import default_config
-from nrgpt_jax.datasets import download, listops, load_dataset, pieces, records, tokenizers
+from nrgpt_jax.datasets import (
+    download,
+    listops,
+    load_dataset,
+    load_recorded,
+    pieces,
+    records,
+    tokenizers,
+)
 from nrgpt_jax.errors import UserError
 
 
@@ -261,3 +269,27 @@ def test_damaged_tokenizer_file(tmp_path):
         tokenizers.load_tokenizer(tmp_path / "tokenizer.json")
     with pytest.raises(UserError, match="is it a run directory"):
         tokenizers.load_tokenizer(tmp_path / "none" / "tokenizer.json")
+
+
+def test_without_a_repository_data_goes_to_the_cache_of_the_user(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert records._data_home(tmp_path / "site-packages") == tmp_path / "cache" / "nrgpt_jax"
+    (tmp_path / "setup.cfg").touch()
+    assert records._data_home(tmp_path) == tmp_path / "data"
+
+
+def test_runs_on_text_of_earlier_versions_keep_their_fingerprint(tmp_path):
+    """A name of the text itself and of the split, whatever the tokenizer and the prepared data."""
+    (tmp_path / "a.txt").write_text("línea\n" * 50)
+    (tmp_path / "b.txt").write_text("the end")
+    text = "línea\n" * 50 + "\n" + "the end"
+    sha256 = hashlib.sha256(text.encode()).hexdigest()
+    expected = records.digest({"sha256": sha256, "validation_fraction": 0.1})
+    for tokenizer in ("char", "byte"):
+        data = text_data(tmp_path, tokenizer=tokenizer)
+        assert load_dataset(data).fingerprint == expected
+        data.fingerprint = expected
+        assert len(load_recorded(data).train)
+    data.fingerprint = "another"
+    with pytest.raises(UserError, match="no longer the one"):
+        load_recorded(data)

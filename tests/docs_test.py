@@ -102,8 +102,13 @@ def a_new_rate_and_data_set_hold(names, capsys):
     assert found.tokenizer.decode(found.train.tokens[:7]) == "0 1 2 3"
 
 
+def a_prepared_folder_is_read(names, capsys):
+    assert bytes(names["tokens"][:16].astype(np.uint8)) == b"Once upon a time"
+
+
 CHECKS = {
     "CONTRIBUTING.md": a_new_rate_and_data_set_hold,
+    "docs/data.md": a_prepared_folder_is_read,
     "docs/energies.md": a_new_energy_is_decoded,
     "docs/models.md": models_hold,
     "docs/sampling.md": samples_hold,

@@ -5,13 +5,18 @@ import json
 import numpy as np
 import pytest
 import tiktoken
+from decoding_helpers import small_model
 from tokens_helpers import needs_gpt2, tiny_gpt2
 
-from nrgpt_jax.analysis.examination import symbols_of
+from nrgpt_jax.analysis.examination import examine, symbols_of
 from nrgpt_jax.analysis.figures import show
+from nrgpt_jax.configs import default_config
 from nrgpt_jax.datasets import tokenizers
 from nrgpt_jax.datasets.tokenizers import Gpt2Tokenizer, load_tokenizer, save_tokenizer
 from nrgpt_jax.errors import UserError
+from nrgpt_jax.generation.engine import Continuation
+from nrgpt_jax.runs.pretrained import Pretrained, load_pretrained, save_pretrained
+from nrgpt_jax.sample import _printer, sample
 
 
 @pytest.fixture
@@ -78,3 +83,39 @@ def test_the_sizes_are_those_of_gpt2():
     encoding = tiktoken.get_encoding("gpt2")
     assert (Gpt2Tokenizer.size, Gpt2Tokenizer.end) == (encoding.n_vocab, encoding.eot_token)
     assert Gpt2Tokenizer().encode("Hello world").tolist() == [15496, 995]
+
+
+@pytest.fixture
+def run(tiny, tmp_path, standard_promotion):
+    """A tiny model with random parameters, as a run with this tokenizer."""
+    config = default_config()
+    sizes = {"vocab_size": 320, "context_length": 32, "embed_dim": 8, "num_steps": 2}
+    config.model.update(sizes)
+    model, variables = small_model(**config.model.to_dict())
+    save_pretrained(tmp_path / "run", Pretrained(model, variables, tiny, config))
+    return tmp_path / "run"
+
+
+def test_samples_end_with_the_document_and_have_no_padding(run, tiny, monkeypatch):
+    seen = {}
+
+    def generate(model, variables, starts, count, settings, **more):
+        seen.update(more)
+        return [Continuation(np.array([257, 258]), np.zeros(2), np.zeros(2)) for _ in starts]
+
+    monkeypatch.setattr("nrgpt_jax.generation.engine.generate", generate)
+    assert sample(run, "é") == ["éthe<|endoftext|>"]
+    assert (seen["num_symbols"], seen["end_token"]) == (tiny.size, tiny.end)
+
+
+def test_a_stream_waits_for_whole_characters(run, capsys):
+    see = _printer(load_pretrained(run), [257])
+    for tokens in ([0xC3], [0xC3, 0xA9], [0xC3, 0xA9, 0xE6, 0xBC]):
+        see([Continuation(np.array(tokens), np.zeros(1), np.zeros(1))])
+    assert capsys.readouterr().out == "theé"
+
+
+def test_a_text_is_analyzed_by_its_tokens(run):
+    found = examine(load_pretrained(run), Gpt2Tokenizer().encode("the the é"), num_steps=3)
+    assert found.symbols == ["the", " ", "the", " ", "<c3>", "<a9>"]
+    assert found.predictions.tokens.max() < Gpt2Tokenizer.size
