@@ -22,8 +22,8 @@ from nrgpt_jax.sample import _printer, sample
 @pytest.fixture
 def tiny(monkeypatch):
     monkeypatch.setattr(tokenizers, "_gpt2", tiny_gpt2)
-    monkeypatch.setattr(Gpt2Tokenizer, "size", 259)
-    monkeypatch.setattr(Gpt2Tokenizer, "end", 258)
+    monkeypatch.setattr(Gpt2Tokenizer, "size", 261)
+    monkeypatch.setattr(Gpt2Tokenizer, "end", 260)
     return Gpt2Tokenizer()
 
 
@@ -101,7 +101,7 @@ def test_samples_end_with_the_document_and_have_no_padding(run, tiny, monkeypatc
 
     def generate(model, variables, starts, count, settings, **more):
         seen.update(more)
-        return [Continuation(np.array([257, 258]), np.zeros(2), np.zeros(2)) for _ in starts]
+        return [Continuation(np.array([257, 260]), np.zeros(2), np.zeros(2)) for _ in starts]
 
     monkeypatch.setattr("nrgpt_jax.generation.engine.generate", generate)
     assert sample(run, "é") == ["éthe<|endoftext|>"]

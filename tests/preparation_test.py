@@ -45,7 +45,7 @@ def write_parquet(path, texts, field="text", group=50):
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    monkeypatch.setattr(parts, "PART_BYTES", 2000)
+    monkeypatch.setattr(parts, "PART_BYTES", 700)
     monkeypatch.setattr(shards, "RECORD_TOKENS", 50)
     monkeypatch.setattr(corpora, "WHOLE", 0)
 
@@ -252,13 +252,15 @@ corpora.prepare_corpus(data, preparation.Engine(workers=2))
 
 
 def test_a_killed_preparation_goes_on(tmp_path, monkeypatch):
-    """Killed as hard as can be, while two workers write."""
+    """Killed as hard as can be, while two workers write; neither runs the script once more."""
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     write_lines(corpus / "a.jsonl", TEXTS * 20)
     monkeypatch.setenv("NRGPT_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(corpus)])
+    script = tmp_path / "script.py"
+    script.write_text(KILLED)
+    process = subprocess.Popen([sys.executable, str(script), str(corpus)])
     written = lambda: list((tmp_path / "cache").rglob("progress/*.json"))
     while len(written()) < 3 and process.poll() is None:
         time.sleep(0.001)

@@ -27,8 +27,9 @@ needs_gpt2 = pytest.mark.skipif(
 
 @functools.cache
 def tiny_gpt2() -> tiktoken.Encoding:
-    """All bytes, `th`, `the`, and an end: GPT-2's pattern with 259 tokens."""
+    """All bytes, `th`, `the`, pairs across blanks, an end: GPT-2's pattern with 261 tokens."""
     pattern = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
     ranks = {bytes([b]): b for b in range(256)} | {b"th": 256, b"the": 257}
-    end = {"<|endoftext|>": 258}
+    ranks |= {b"\x80\n": 258, b"\n\n": 259}
+    end = {"<|endoftext|>": 260}
     return tiktoken.Encoding("tiny", pat_str=pattern, mergeable_ranks=ranks, special_tokens=end)
