@@ -39,18 +39,15 @@ def of_rows(partitions: Any) -> Any:
 
 def gather(params: Any, partitions: Any, mesh: Mesh) -> Any:
     """Parameters that are whole along `fsdp`, inside `over_rows`."""
+    if mesh.shape[FSDP] == 1:
+        return params
 
-    def of_all(params):
-        return _map(
-            lambda partition, p: (
-                jax.lax.all_gather(p, FSDP, axis=_split(partition), tiled=True)
-                if FSDP in partition
-                else p
-            ),
-            partitions,
-            params,
-        )
+    def of_one(partition: PartitionSpec, part: jax.Array) -> jax.Array:
+        if FSDP not in partition:
+            return part
+        return jax.lax.all_gather(part, FSDP, axis=tuple(partition).index(FSDP), tiled=True)
 
+    of_all = lambda params: _map(of_one, partitions, params)
     return _as_stored(of_all, partitions, mesh)(params)
 
 
@@ -58,9 +55,10 @@ def scatter(gradients: Any, partitions: Any, mesh: Mesh) -> Any:
     """Sums of the devices' gradients, each split as its parameter is, inside `over_rows`."""
 
     def of_one(partition: PartitionSpec, gradient: jax.Array) -> jax.Array:
-        if FSDP not in partition:
+        if mesh.shape[FSDP] == 1 or FSDP not in partition:
             return jax.lax.psum(gradient, BATCH_AXES)
-        part = jax.lax.psum_scatter(gradient, FSDP, scatter_dimension=_split(partition), tiled=True)
+        axis = tuple(partition).index(FSDP)
+        part = jax.lax.psum_scatter(gradient, FSDP, scatter_dimension=axis, tiled=True)
         return jax.lax.psum(part, DATA)
 
     of_all = lambda gradients: _map(of_one, partitions, gradients)
@@ -75,10 +73,6 @@ def _as_stored(function: Callable, partitions: Any, mesh: Mesh) -> Callable:
     return jax.shard_map(
         function, axis_names={TENSOR}, in_specs=(parts,), out_specs=parts, check_vma=False
     )
-
-
-def _split(partition: PartitionSpec) -> int:
-    return tuple(partition).index(FSDP)
 
 
 def _map(function: Callable, partitions: Any, *trees: Any) -> Any:
