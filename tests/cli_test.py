@@ -22,7 +22,10 @@ PROMPT = "max_10,(,1,7,),="
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config=experiments/nope.py"], "has listops, rates, shakespeare, text"),
+        (
+            ["--config=experiments/nope.py"],
+            "has c4, listops, openwebtext, rates, shakespeare, text, wikitext",
+        ),
         (
             ["--config=experiments/listops.py:nope"],
             "no variant 'nope' of listops; it has 'demo', 'paper'",
