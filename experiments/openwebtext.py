@@ -11,7 +11,7 @@ No full run of this repository has been made.
 
 Variants (`--config=experiments/openwebtext.py:NAME`):
     (none)            NRGPT_H_FF2W as released: 12 steps, D=768, 12 heads
-    GPT               the baseline of 12 layers
+    GPT               the baseline of 12 layers; its head tied, as in the paper's 124M parameters
     GPT_Rec_parallel  the recurrent baseline
     large             NRGPT_H_FF2W with D=1536, 6 steps, learning rate 3e-5
     small             a short run of a small model on two CPU cores
@@ -27,7 +27,7 @@ def get_config(variant: str = ""):
     paper(config)
     variants = {
         "": lambda c: None,
-        "GPT": lambda c: c.model.update({"name": "GPT"}),
+        "GPT": lambda c: c.model.update({"name": "GPT", "tied_head": True}),
         "GPT_Rec_parallel": lambda c: c.model.update({"name": "GPT_Rec_parallel"}),
         "large": large,
         "small": small,

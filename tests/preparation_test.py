@@ -267,10 +267,12 @@ def test_a_killed_preparation_goes_on(tmp_path, monkeypatch):
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "it was done before it was killed"
     assert not list((tmp_path / "cache").rglob("dataset_info.json"))
+    (written()[0].parents[1] / "a.partial-1").touch()
     monkeypatch.setattr(parts, "PART_BYTES", 2000)
     dataset = load_dataset(data_of(corpus))
     found = documents_of(np.concatenate([dataset.train.tokens, dataset.validation.tokens]))
     assert sorted(found) == sorted(text.removesuffix("\n") for text in TEXTS * 20)
+    assert not list((tmp_path / "cache").rglob("*.partial-*"))
 
 
 def test_beam_makes_the_same(folder, monkeypatch, tmp_path_factory):
@@ -317,7 +319,7 @@ def test_a_column_that_is_not_there_names_those_that_are(tmp_path):
 def test_a_place_that_is_not_there_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="does not exist"):
         load_dataset(data_of(tmp_path / "none"))
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match="does not exist or cannot be reached"):
         load_dataset(data_of("memory://no-such-bucket/corpus"))
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(UserError, match=r"pip install 'nrgpt-jax\[s3\]'"):

@@ -96,9 +96,9 @@ def predictions(found: Analysis) -> Figure:
     n = range(len(found.tokens))
     if len(found.tokens) <= 80:
         _write_guesses(axes[0], found, best)
-        axes[0].set_xticks(
-            n, map(show, found.symbols), fontsize=8, rotation=90 if _long(found) else 0
-        )
+        angle = 90 if _long(found) else 0
+        names = map(show, found.symbols)
+        axes[0].set_xticks(n, names, fontsize=8, rotation=angle, parse_math=False)
     axes[0].axhline(found.depth, color="white", lw=1.5, ls="--", zorder=1)
     axes[0].yaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
     title = "most probable next token after each step (dashed: " + found.depth_name + ")"

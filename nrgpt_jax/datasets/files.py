@@ -103,7 +103,8 @@ def _explained(place: str) -> Iterator[None]:
     except (UserError, GeneratorExit):
         raise
     except FileNotFoundError:
-        raise UserError(f"{named} does not exist") from None
+        why = "does not exist or cannot be reached" if is_remote(place) else "does not exist"
+        raise UserError(f"{named} {why}") from None
     except ImportError as error:
         extra = EXTRAS.get(place.partition("://")[0])
         cure = f"pip install 'nrgpt-jax[{extra}]'" if extra else "install it"

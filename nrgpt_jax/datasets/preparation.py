@@ -83,6 +83,8 @@ def prepare(folder: Path, name: str, make_plan: Callable[[], Plan], engine: Engi
         if shards.is_complete(folder):
             return
         print(f"preparing data set {name} in {folder}", file=sys.stderr)
+        for path in folder.glob("*.partial-*"):  # of workers that were killed
+            path.unlink(missing_ok=True)
         plan = make_plan()
         tasks = _tasks(plan, folder, name)
         missing = [task for task in tasks if _result(task) is None]
