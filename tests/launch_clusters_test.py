@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import yaml
-from launch_helpers import BUCKET, GKE, GKE_GPU, SLURM, TRAIN, VALUE, XPK, Desk, expanded
+from launch_helpers import FOLDER, GKE_GPU, GKE_TPU, SLURM, TRAIN, VALUE, XPK, Desk, expanded
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_slurm_is_looked_after(desk):
     assert shown.stdout == "tail -n 100 -F launched/a.log\n"
 
 
-# GKE ----------------------------------------------------------------------------------------------
+# GKE ---------------------------------------------------------------------------------------------
 
 
 def manifest(desk, *arguments):
@@ -71,7 +71,7 @@ def manifest(desk, *arguments):
 
 
 def test_gke_manifest_of_a_tpu_slice(desk):
-    found, pods, container = manifest(desk, *GKE, BUCKET, VALUE, "--env=A=$(B)")
+    found, pods, container = manifest(desk, *GKE_TPU, FOLDER, VALUE, "--env=A=$(B)")
     assert (found["apiVersion"], found["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
     assert found["metadata"]["name"] == "big-1"
     assert found["spec"]["failurePolicy"]["maxRestarts"] == 100
@@ -92,13 +92,13 @@ def test_gke_manifest_of_a_tpu_slice(desk):
     }
     assert container["resources"] == {"limits": {"google.com/tpu": 4}}
     words = [expanded(word, {"B": "no", "id": "no"}) for word in container["command"]]
-    assert words == ["python", *TRAIN, VALUE, "--workdir=gs://b/runs/Big_1"]
+    assert words == ["python", *TRAIN, VALUE, "--workdir=/shared/runs/Big_1"]
     (variable,) = container["env"]
     assert (variable["name"], expanded(variable["value"], {"B": "no"})) == ("A", "$(B)")
 
 
 def test_gke_manifest_of_nodes_with_gpus(desk):
-    shared = ("--claim=nfs", "--workdir=/shared/runs/a", "--service_account=s")
+    shared = ("--workdir=/shared/runs/a", "--service_account=s")
     _, pods, container = manifest(desk, *GKE_GPU, *shared)
     pod = pods["template"]["spec"]
     assert pods["parallelism"] == pods["completions"] == 2
@@ -120,7 +120,7 @@ def test_gke_manifest_of_nodes_with_gpus(desk):
 def test_gke_is_looked_after(desk):
     desk.has("kubectl")
     kubectl = ["kubectl", "--namespace=n"]
-    given = (*GKE, BUCKET, "--namespace=n")
+    given = (*GKE_TPU, FOLDER, "--namespace=n")
     assert desk.launch(*given, "--action=stop").returncode == 0
     assert desk.calls() == [[*kubectl, "delete", "jobset", "big-1"]]
     assert desk.launch(*given, "--action=status").returncode == 0
@@ -134,7 +134,7 @@ def test_gke_is_looked_after(desk):
 
 def test_xpk_creates_a_workload(desk):
     desk.has("xpk")
-    assert desk.launch(*XPK, "--project=p", BUCKET, VALUE, "--env=A=1 $X").returncode == 0
+    assert desk.launch(*XPK, "--project=p", FOLDER, VALUE, "--env=A=1 $X").returncode == 0
     ((*call, command),) = desk.calls()
     assert call == [
         *("xpk", "workload", "create", "--workload=big-1"),
@@ -143,4 +143,4 @@ def test_xpk_creates_a_workload(desk):
         *("--termination-grace-period-seconds=120", "--env=A=1 $X"),
     ]
     words = shlex.split(command.removeprefix("--command="))
-    assert words == ["exec", "python", *TRAIN, VALUE, "--workdir=gs://b/runs/Big_1"]
+    assert words == ["exec", "python", *TRAIN, VALUE, "--workdir=/shared/runs/Big_1"]

@@ -12,10 +12,11 @@ HOSTILE = 'it\'s "a" $HOME $(id) `id` \\; # x'  # a value that a shell would tak
 CONFIG = "--config=experiments/listops.py"
 TPU = ("--target=tpu", "--tpu=my-tpu", "--zone=us-x1-a")
 SLURM = ("--target=slurm", "--nodes=4", "--gpus=2", "--sbatch=--partition=gpu")
-GKE = ("--target=gke", "--image=r/i:1", "--accelerator=tpu-v5-lite-podslice", "--topology=16x16")
-GKE_GPU = ("--target=gke", "--image=r/i:1", "--accelerator=nvidia-h100-80gb", "--nodes=2")
+GKE = ("--target=gke", "--claim=nfs")
+GKE_TPU = (*GKE, "--image=r/i:1", "--accelerator=tpu-v5-lite-podslice", "--topology=16x16")
+GKE_GPU = (*GKE, "--image=r/i:1", "--accelerator=nvidia-h100-80gb", "--nodes=2")
 XPK = ("--target=xpk", "--cluster=c", "--zone=z", "--tpu_type=v5litepod-256", "--image=r/i:1")
-BUCKET = "--workdir=gs://b/runs/Big_1"
+FOLDER = "--workdir=/shared/runs/Big_1"
 TRAIN = ["-m", "nrgpt_jax.train", CONFIG]
 GCLOUD = ["gcloud", "compute", "tpus", "tpu-vm"]
 VALUE = f"--config.experiment={HOSTILE}"

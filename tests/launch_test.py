@@ -11,10 +11,11 @@ import time
 
 import pytest
 from launch_helpers import (
-    BUCKET,
+    FOLDER,
     GCLOUD,
     GKE,
     GKE_GPU,
+    GKE_TPU,
     HOSTILE,
     ROOT,
     SLURM,
@@ -35,10 +36,10 @@ def desk(tmp_path):
     return Desk(tmp_path)
 
 
-@pytest.mark.parametrize("target", [TPU, SLURM, GKE, GKE_GPU, XPK], ids=lambda t: t[0][9:])
+@pytest.mark.parametrize("target", [TPU, SLURM, GKE_TPU, GKE_GPU, XPK], ids=lambda t: t[0][9:])
 def test_the_script_that_is_shown_does_what_the_program_does(desk, target):
     desk.has("gcloud", "sbatch", "kubectl", "xpk")
-    given = [*target, BUCKET, VALUE, "--env=A=1 $X"]
+    given = [*target, FOLDER, VALUE, "--env=A=1 $X"]
     shown = desk.launch(*given, "--dry_run")
     assert shown.returncode == 0, shown.stderr
     assert not desk.calls(), "a dry run starts nothing"
@@ -64,7 +65,7 @@ def records(desk):
 
 def test_tpu_copies_installs_and_starts_on_all_workers(desk):
     desk.has("gcloud")
-    assert desk.launch(*TPU, "--project=p", BUCKET, VALUE, "--env=A=1 $X").returncode == 0
+    assert desk.launch(*TPU, "--project=p", FOLDER, VALUE, "--env=A=1 $X").returncode == 0
     copy, install, start = desk.calls()
     at = ["--zone=us-x1-a", "--project=p", "--worker=all"]
     assert copy == [*GCLOUD, "scp", "launched/big-1.tar.gz", "my-tpu:nrgpt.tar.gz", *at]
@@ -80,13 +81,13 @@ def test_tpu_copies_installs_and_starts_on_all_workers(desk):
     started = desk.call("bash", "-c", start[-1].removeprefix("--command="))
     assert "big-1 runs as process" in started.stdout
     (called,) = wait_for(desk.calls)
-    assert called == ["python", *TRAIN, VALUE, "--workdir=gs://b/runs/Big_1"]
+    assert called == ["python", *TRAIN, VALUE, "--workdir=/shared/runs/Big_1"]
 
 
 def test_tpu_installs_into_a_folder_that_keeps_its_runs(desk):
     """With recorders for uv and pip; the code of an earlier commit is gone."""
     desk.has("gcloud", "python3")
-    desk.launch(*TPU, BUCKET)
+    desk.launch(*TPU, FOLDER)
     _, install, _ = desk.calls()
     home = desk.home / "nrgpt"
     write_program(home / ".uv/bin/uv")
@@ -107,7 +108,7 @@ def test_tpu_installs_into_a_folder_that_keeps_its_runs(desk):
 def test_tpu_is_looked_after(desk):
     desk.has("gcloud")
     for action, worker in (("stop", "all"), ("logs", "0"), ("status", "0")):
-        assert desk.launch(*TPU, BUCKET, f"--action={action}").returncode == 0
+        assert desk.launch(*TPU, FOLDER, f"--action={action}").returncode == 0
         (call,) = desk.calls()
         assert call[:-1] == [*GCLOUD, "ssh", "my-tpu", "--zone=us-x1-a", f"--worker={worker}"]
 
@@ -131,7 +132,7 @@ def test_in_the_background_it_is_started_once_and_saves_when_stopped(desk):
     write_program(desk.home / "nrgpt/.venv/bin/python", SAVING)
     scripts = {}
     for action in ("start", "stop", "status"):
-        desk.launch(*TPU, BUCKET, VALUE, f"--action={action}")
+        desk.launch(*TPU, FOLDER, VALUE, f"--action={action}")
         scripts[action] = desk.calls()[-1][-1].removeprefix("--command=")
     run = lambda action: desk.call("bash", "-c", scripts[action])
     log = desk.home / "nrgpt/launched/big-1.log"
@@ -141,7 +142,7 @@ def test_in_the_background_it_is_started_once_and_saves_when_stopped(desk):
         assert "big-1 runs" in run("status").stdout
         again = run("start")
         assert (again.returncode, again.stderr) == (1, "big-1 is running already\n")
-        assert f"saved {[*TRAIN, VALUE, '--workdir=gs://b/runs/Big_1']}" in run("stop").stdout
+        assert f"saved {[*TRAIN, VALUE, '--workdir=/shared/runs/Big_1']}" in run("stop").stdout
         assert "big-1 does not run" in run("stop").stdout
         assert "big-1 does not run" in run("status").stdout
     finally:
@@ -171,27 +172,27 @@ def wait_for(found, seconds=30.0):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--target=moon", BUCKET], "<tpu|slurm|gke|xpk|local>"),
-        (["--target=tpu", "--tpu=a", BUCKET], "a TPU needs its name and zone"),
-        ([*TPU, "--commit=nope", BUCKET], "--commit='nope' is no commit"),
-        ([*TPU, BUCKET], "gcloud is not installed here"),
+        (["--target=moon", FOLDER], "<tpu|slurm|gke|xpk|local>"),
+        (["--target=tpu", "--tpu=a", FOLDER], "a TPU needs its name and zone"),
+        ([*TPU, "--commit=nope", FOLDER], "--commit='nope' is no commit"),
+        ([*TPU, FOLDER], "gcloud is not installed here"),
         ([*SLURM, "--workdir=runs/a"], "sbatch is not installed here"),
-        ([*SLURM, "--gpus=0", BUCKET], "--gpus=0 is not possible"),
-        ([*SLURM, "--time=soon", BUCKET], "--time='soon' is no time limit"),
-        ([*SLURM, "--sbatch=gpu", BUCKET], "--sbatch='gpu' is no option of sbatch"),
-        (["--target=gke", BUCKET], "GKE needs --image"),
-        ([*GKE, "--workdir=runs/a"], "would be lost with its container"),
-        ([*GKE, "--workdir=/shared/a"], "would be lost with its container"),
-        ([*GKE, "--chips=3", BUCKET], "the 256 chips of 16x16 must be whole nodes"),
-        ([*GKE, "--topology=16", BUCKET], "--topology='16' is none"),
-        (["--target=xpk", BUCKET], "XPK needs --cluster"),
+        ([*SLURM, "--gpus=0", FOLDER], "--gpus=0 is not possible"),
+        ([*SLURM, "--time=soon", FOLDER], "--time='soon' is no time limit"),
+        ([*SLURM, "--sbatch=gpu", FOLDER], "--sbatch='gpu' is no option of sbatch"),
+        ([*GKE, FOLDER], "GKE needs --image"),
+        ([*GKE_TPU, "--workdir=runs/a"], "would be lost with its container"),
+        ([*GKE_TPU, "--claim=", "--workdir=/shared/a"], "would be lost with its container"),
+        ([*GKE_TPU, "--chips=3", FOLDER], "the 256 chips of 16x16 must be whole nodes"),
+        ([*GKE_TPU, "--topology=16", FOLDER], "--topology='16' is none"),
+        (["--target=xpk", FOLDER], "XPK needs --cluster"),
         ([*XPK, "--workdir=runs/a"], "would be lost with its container"),
-        (["--workdir=gs://b/123"], "--name='123' is not possible"),
-        (["--env=A", BUCKET], "--env='A' is not possible"),
-        (["--config.seed", "3", BUCKET], "--config.seed has no value"),
-        (["stray", BUCKET], "unexpected argument"),
-        (["--config=experiments/nope.py", BUCKET], "there is no experiment"),
-        (["--config.model.embed=3", BUCKET], "did you mean"),
+        (["--workdir=/shared/123"], "--name='123' is not possible"),
+        (["--env=A", FOLDER], "--env='A' is not possible"),
+        (["--config.seed", "3", FOLDER], "--config.seed has no value"),
+        (["stray", FOLDER], "unexpected argument"),
+        (["--config=experiments/nope.py", FOLDER], "there is no experiment"),
+        (["--config.model.embed=3", FOLDER], "did you mean"),
     ],
 )
 def test_mistakes_end_in_one_line(desk, arguments, message):
@@ -222,14 +223,14 @@ def test_a_script_that_fails_is_named_in_one_line():
 
 
 def test_names_of_jobs():
-    assert job_name("gs://b/runs/Open_WebText.1/") == "open-webtext-1"
+    assert job_name("/shared/runs/Open_WebText.1/") == "open-webtext-1"
     assert job_name("runs/7b-" + "x" * 60) == "b-" + "x" * 37
     assert job_name("a") == "a"
 
 
 def test_make_passes_values_on(desk):
     write_program(desk.bin / "python")
-    given = {"TPU": HOSTILE.replace("$", "$$"), "ZONE": "z", "WORKDIR": "gs://b/a b"}
+    given = {"TPU": HOSTILE.replace("$", "$$"), "ZONE": "z", "WORKDIR": "/shared/a b"}
     settings = [f"{name}={value}" for name, value in given.items()]
     rest = ["EXP=shakespeare:paper", "DRY_RUN=1", "ARGS=--config.seed=1 --env='A=1 2'"]
     make = ["make", "-C", str(ROOT), "-o", ".venv/installed", f"BIN={desk.bin}", "launch"]
@@ -238,6 +239,6 @@ def test_make_passes_values_on(desk):
     ((_, *call),) = desk.calls()
     assert call == [
         *("-m", "nrgpt_jax.launch", "--config=experiments/shakespeare.py:paper"),
-        *("--workdir=gs://b/a b", "--target=tpu", "--dry_run"),
+        *("--workdir=/shared/a b", "--target=tpu", "--dry_run"),
         *(f"--tpu={HOSTILE}", "--zone=z", "--config.seed=1", "--env=A=1 2"),
     ]

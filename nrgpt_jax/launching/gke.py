@@ -58,8 +58,7 @@ def plan(job: Job, action: str, where: Cluster, workdir: str) -> Plan:
 
 
 def _check_workdir(workdir: str, claim: str) -> None:
-    shared = claim and workdir.startswith(f"{SHARED}/")
-    if not shared and not workdir.startswith("gs://"):
+    if not claim or not workdir.startswith(f"{SHARED}/"):
         raise UserError(
             f"--workdir={workdir} would be lost with its container; use {SHARED}/... with "
             "--claim=NAME of a volume that all nodes can write"

@@ -38,7 +38,7 @@ def plan(job: Job, action: str, where: Cluster, workdir: str) -> Plan:
         return Plan([["kubectl", "logs", "--follow", "--tail=100", f"--selector={first}"]])
     if not where.tpu_type or not where.image:
         raise UserError("XPK needs --tpu_type=v5litepod-256 or another, and --image=...")
-    if not workdir.startswith(("/", "gs://")):
+    if not workdir.startswith("/"):
         raise UserError(
             f"--workdir={workdir} would be lost with its container; use a folder of a volume that "
             "is attached to the cluster"
