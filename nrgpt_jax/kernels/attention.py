@@ -26,6 +26,7 @@ from jaxtyping import Array, Float, Int
 
 from nrgpt_jax.array_types import Mask, accumulator_type
 from nrgpt_jax.kernels import flash
+from nrgpt_jax.kernels.heads import split_heads
 
 SMALLEST_BLOCK, LARGEST_BLOCK = 64, 256  # query rows
 
@@ -134,11 +135,15 @@ def attend(
       weight: (G,H,N), the cotangent of the log-sum-exps.
       keep: dropout of the weights p, 0 where dropped and 1 / (1 - rate) elsewhere.
     """
-    if keep is None and use_device:
-        out = flash.attend(query, keys, weight, strict)
-        if out is not None:
-            return out
-    return _attend(query, keys, weight, keep, strict)
+
+    def of_heads(query, keys, weight, keep):
+        if keep is None and use_device:
+            out = flash.attend(query, keys, weight, strict)
+            if out is not None:
+                return out
+        return _attend(query, keys, weight, keep, strict)
+
+    return split_heads(of_heads, *keys.shape[:2])(query, keys, weight, keep)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))

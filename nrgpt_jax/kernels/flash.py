@@ -6,21 +6,20 @@ of what it finds for keys and for values. The kernels know the inclusive mask on
 strict one the queries move up by one row.
 
 cuDNN takes bfloat16 and float16 and heads of at most 256 (128 before Hopper), splash attention
-sequences that are multiples of 128; arrays of several devices are taken inside `shard_map` only,
-and there also heads that are split over devices. `attend` is None for what they do not take. Both
-add up in an order of their own: two runs on a GPU may differ in the last digits. They have no
-second derivative.
+sequences that are multiples of 128; arrays of several devices are taken inside `shard_map` only
+(see `heads`). `attend` is None for what they do not take. Both add up in an order of their own: two
+runs on a GPU may differ in the last digits. They have no second derivative.
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
+
+from nrgpt_jax.kernels.heads import may_hold_kernels
 
 Heads = Float[Array, "F N E"]
 Kernel = Callable[[Heads, Heads], Heads]
@@ -37,15 +36,11 @@ def attend(
     strict: bool,
 ) -> Float[Array, "G N E"] | None:
     """`attention.attend` without dropout, or None where no kernel takes these arrays."""
-    axes, heads = _axes_left(), keys.shape[0] * keys.shape[1]
-    if query.shape[1] != keys.shape[2] or axes is None or heads % _size(axes) != 0:
+    if query.shape[1] != keys.shape[2] or not may_hold_kernels():
         return None
-    local = heads // _size(axes)
-    kernel = kernel_for(_backend(), local, *query.shape[1:], str(query.dtype))
-    if kernel is None:
-        return None
-    function = functools.partial(attend_with, kernel, strict=strict)
-    return (over_heads(function, axes, keys.shape[0]) if axes else function)(query, keys, weight)
+    heads = keys.shape[0] * keys.shape[1]
+    kernel = kernel_for(_backend(), heads, *query.shape[1:], str(query.dtype))
+    return None if kernel is None else attend_with(kernel, query, keys, weight, strict)
 
 
 def _backend() -> str:
@@ -53,36 +48,6 @@ def _backend() -> str:
     device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
     platform = getattr(device, "platform", None) or jax.default_backend()
     return "gpu" if platform == "cuda" else platform
-
-
-def _axes_left() -> tuple[str, ...] | None:
-    """The mesh axes that `jit` would have to split a kernel over, which it cannot: inside a
-    `shard_map` the kernel takes its own part of the heads. None: not inside one."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.manual_axes:
-        return () if jax.device_count() == 1 else None
-    return tuple(axis for axis in mesh.axis_names if axis not in mesh.manual_axes)
-
-
-def _size(axes: tuple[str, ...]) -> int:
-    return math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in axes)
-
-
-def over_heads(function: Callable, axes: tuple[str, ...], groups: int) -> Callable:
-    """`attend` of the heads of each device as one of all heads, split over mesh axes.
-
-    With one group its heads are split, and their shares are summed up; else the groups are.
-    """
-    heads = P(None, axes) if groups == 1 else P(axes)
-    query = P() if groups == 1 else P(axes)
-    summed = lambda *args: jax.lax.psum(function(*args), axes)
-    return jax.shard_map(
-        summed if groups == 1 else function,
-        axis_names=set(axes),
-        in_specs=(query, heads, heads),
-        out_specs=query,
-        check_vma=False,
-    )
 
 
 def attend_with(kernel: Kernel, query, keys, weight, strict: bool) -> Float[Array, "G N E"]:
