@@ -34,7 +34,11 @@ from nrgpt_jax.training.config_checks import check_config
         ({"model.rate": "gamma", "model.norm": "none"}, "model.rate='gamma' .* gain of the norm"),
         ({"model.vocab_size": -1}, "model.vocab_size=-1"),
         ({"data.name": "c4"}, "data.name='c4' .* listops, shakespeare, text"),
-        ({"data.batch_size": 63}, "data.batch_size=63 .* multiple of 2 devices"),
+        ({"data.batch_size": 63}, "multiple of 2 devices .* mesh.tensor=2 .*=1 does"),
+        (
+            {"data.batch_size": 12, "optimizer.accumulation_steps": 4},
+            "data.batch_size=12 .* optimizer.accumulation_steps=3 does",
+        ),
         ({"data.batch_size": 6, "optimizer.accumulation_steps": 2}, "accumulation_steps=2"),
         ({"data.validation_fraction": 0.0}, "data.validation_fraction=0.0"),
         ({"data.tokenizer": "bpe"}, "data.tokenizer='bpe'"),

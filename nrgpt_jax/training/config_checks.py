@@ -67,14 +67,22 @@ def check_config(config: Mapping[str, Any], num_devices: int) -> None:
     check_model({**model, "vocab_size": model["vocab_size"] or 1})
     _check_optimizer(config["optimizer"])
     _check_data(config["data"])
-    data, fsdp, _ = sharding.mesh_shape(config["mesh"], num_devices)
-    parts = config["optimizer"]["accumulation_steps"]
-    over = f"{num_devices} devices" if fsdp == 1 else f"mesh.data={data} x mesh.fsdp={fsdp}"
-    if data * fsdp != num_devices and fsdp == 1:
-        over = f"mesh.data={data}"
-    size = config["data"]["batch_size"]
+    data, fsdp, tensor = sharding.mesh_shape(config["mesh"], num_devices)
+    _check_batch(config, data * fsdp, tensor)
+
+
+def _check_batch(config: Mapping[str, Any], rows: int, tensor: int) -> None:
+    """A batch must be split over so many groups of devices, and into parts; the cure is named."""
+    size, parts = config["data"]["batch_size"], config["optimizer"]["accumulation_steps"]
+    over = f"{rows} devices" if tensor == 1 else f"mesh.data x mesh.fsdp={rows}"
     cure = f"it must be a multiple of {over} x optimizer.accumulation_steps={parts}"
-    require(size % (data * fsdp * parts) == 0, "data.batch_size", size, cure)
+    if size % rows == 0:
+        fitting = max(p for p in range(1, parts + 1) if size // rows % p == 0)
+        cure += f"; optimizer.accumulation_steps={fitting} does"
+    else:
+        split = next(n for n in range(1, rows + 1) if rows % n == 0 and size % (rows // n) == 0)
+        cure += f"; mesh.tensor={tensor * split} with optimizer.accumulation_steps=1 does"
+    require(size % (rows * parts) == 0, "data.batch_size", size, cure)
 
 
 def check_mesh(config: Mapping[str, Any], num_devices: int) -> None:
