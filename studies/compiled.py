@@ -102,21 +102,31 @@ def _trips(line: str, computations: dict[str, list[str]]) -> int:
     return max(bounds)
 
 
-def product_flops(function: Callable, *arguments: Any) -> float:
-    """Operations of all matrix products of a function, as written: what is computed again counts,
-    and inside `shard_map` those of one device."""
-    return _flops(jax.make_jaxpr(function)(*arguments).jaxpr)
+def product_flops(function: Callable, *arguments: Any, axis: str = "", parts: int = 1) -> float:
+    """Operations of one device in all matrix products of a function, as written: what is computed
+    again counts.
+
+    Args:
+      function, arguments: what is traced.
+      axis: a mesh axis of `parts` devices. Where a `shard_map` does not take it, the compiler is
+        taken to split every product over it.
+      parts: its length.
+    """
+    return _flops(jax.make_jaxpr(function)(*arguments).jaxpr, axis, parts)
 
 
-def _flops(jaxpr: Any) -> float:
+def _flops(jaxpr: Any, axis: str, parts: int) -> float:
     total = 0.0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             shape = equation.invars[0].aval.shape
-            total += 2.0 * equation.outvars[0].aval.size * math.prod(shape[i] for i in contracted)
+            whole = 2.0 * equation.outvars[0].aval.size * math.prod(shape[i] for i in contracted)
+            total += whole / parts
         times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-        total += times * sum(map(_flops, _inner(equation)))
+        named = [v for name, v in equation.params.items() if name.endswith("manual_axes")]
+        split = 1 if any(axis in axes for axes in named) else parts
+        total += times * sum(_flops(inner, axis, split) for inner in _inner(equation))
     return total
 
 

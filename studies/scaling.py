@@ -117,10 +117,10 @@ def measure(row: Row) -> dict[str, Any]:
     assert per_token is not None
     return {
         "name": row.name,
+        "devices": row.devices,
         "compile_seconds": time.perf_counter() - begin,
         "necessary_flops": tokens * per_token / row.devices,
-        # products of one device but for those that the compiler splits over `tensor`
-        "flops": product_flops(step, state, Batch(*types)) / row.mesh[2],
+        "flops": product_flops(step, state, Batch(*types), axis=sharding.TENSOR, parts=row.mesh[2]),
         "parameter_bytes": _bytes(state.params, where.params),
         "optimizer_bytes": _bytes(state.optimizer, where.optimizer),
         "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
@@ -230,7 +230,7 @@ def page(rows: list[dict[str, Any]]) -> list[str]:
     head = ["model; data x fsdp x tensor; parts", "chip", "exchange hidden ms", "not hidden ms"]
     cells = []
     for r in rows:
-        for chip in CHIPS if " 8 x" in r["name"] or "x 8 x" in r["name"] else CHIPS[:1]:
+        for chip in CHIPS if r["devices"] == 8 else CHIPS[:1]:
             best, worst, share = predicted(r, chip)
             cells.append([r["name"], chip.name, f"{1e3 * best:.0f}", f"{1e3 * worst:.0f}"])
             cells[-1].append(f"{share:.0%}")

@@ -47,7 +47,12 @@ def test_loops_count_as_often_as_they_run():
 def test_products_of_loops_count_as_often_as_they_run():
     w = jnp.ones((8, 8))
     function = lambda x: jax.lax.scan(lambda x, _: (jnp.tanh(x @ w), None), x, length=5)[0]
-    assert product_flops(function, jnp.ones((4, 8))) == 5 * 2 * 4 * 8 * 8
+    x, flops = jnp.ones((4, 8)), 5 * 2 * 4 * 8 * 8
+    assert product_flops(function, x) == flops
+    assert product_flops(function, x, axis="data", parts=2) == flops / 2
+    rows = {"mesh": mesh_of(data=2), "in_specs": P("data"), "out_specs": P("data")}
+    own = jax.shard_map(function, **rows)
+    assert product_flops(own, x, axis="data", parts=2) == flops / 2, "as written there"
 
 
 @pytest.mark.parametrize("axis", ["data", "fsdp"])
