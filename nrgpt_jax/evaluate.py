@@ -25,6 +25,7 @@ from nrgpt_jax.runs.pretrained import read_params
 from nrgpt_jax.training import evaluation
 
 FILE_NAME = "evaluation.json"
+TOKENS_AT_ONCE = 2**14  # of a device
 
 
 def evaluate(workdir: Path | str, checkpoint: str = "best", prompts: int = 0) -> dict[str, float]:
@@ -46,9 +47,14 @@ def evaluate(workdir: Path | str, checkpoint: str = "best", prompts: int = 0) ->
     step, params = read_params(workdir, checkpoint, model)
     devices = jax.device_count()
     size = -(-config.data.batch_size // devices) * devices  # a multiple, also on other machines
-    windows = validation_batches(dataset.validation, config.model.context_length, size)
+    length = config.model.context_length
+    parts = -(-size // devices * length // TOKENS_AT_ONCE)
+    eval_step = evaluation.make_eval_step(
+        model, mesh, max(parts, config.optimizer.accumulation_steps)
+    )
+    windows = validation_batches(dataset.validation, length, size)
     found: dict[str, float] = {"step": step}
-    found |= evaluation.evaluate_loss(evaluation.make_eval_step(model, mesh), params, windows, mesh)
+    found |= evaluation.evaluate_loss(eval_step, params, windows, mesh)
     drawn = Settings(Sampling(temperature=1.0))
     for name, settings in (("accuracy", Settings()), ("accuracy_sampled", drawn)):
         scores = evaluation.evaluate_prompts(

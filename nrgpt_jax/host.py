@@ -35,6 +35,8 @@ def join(address: str | None, num_processes: int | None, process_id: int | None)
     given = [address, num_processes, process_id]
     if given.count(None) not in (0, len(given)):
         raise UserError("give all of --coordinator_address, --num_processes and --process_id")
+    if num_processes is not None and process_id is not None and process_id >= num_processes:
+        raise UserError(f"--process_id={process_id} must be below --num_processes={num_processes}")
     counts = [os.environ.get(name, "") for name in COUNTS_OF_PROCESSES]
     count = num_processes or max(int(count) if count.isdigit() else 1 for count in counts)
     if count == 1 and address is None and not _has_tpu():

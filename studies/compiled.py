@@ -20,7 +20,7 @@ SENT: Mapping[str, Callable[[float, int], float]] = {
     "all-to-all": lambda made, n: made * (n - 1) / n,
     "collective-permute": lambda made, n: made,
 }
-_COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(SENT)})(?:-start)?\(")
+_COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(SENT)})(-start)?\(")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _SHAPE = re.compile(r"\b(\w+)\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:calls|to_apply|body|branch_computations)=\{?%?([\w.\-]+)")
@@ -68,13 +68,14 @@ def _walk(name: str, times: int, computations: dict[str, list[str]]) -> Iterator
             yield from _walk(called, inner, computations)
 
 
-def _made(shapes: str, kind: str) -> float:
-    """Bytes of the result; that of an asynchronous start stands last, behind its argument."""
-    sizes = [
-        BYTES[t] * math.prod(map(int, filter(None, d.split(","))))
-        for t, d in _SHAPE.findall(re.sub(r"\{[^}]*\}", "", shapes))
-        if t in BYTES
-    ]
+def _made(shapes: str, kind: str, start: str | None) -> float:
+    """Bytes of the result; where an asynchronous one starts, its arguments stand before it."""
+    arrays = _SHAPE.findall(re.sub(r"\{[^}]*\}", "", shapes))
+    sizes = [BYTES[t] * math.prod(map(int, filter(None, d.split(",")))) for t, d in arrays]
+    if start and kind == "all-gather":
+        sizes = sizes[len(sizes) // 2 :]
+    if start and kind == "collective-permute":
+        sizes = sizes[1:2]
     return float(sum(sizes))
 
 

@@ -192,7 +192,8 @@ COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce")
 
 def parameter_ratio(found: dict[str, Any]) -> float:
     """Bytes of parameters that the program sends, over those of theory."""
-    return sum(found["sent"].get(kind, 0.0) for kind in COLLECTIVES) / sum(found["theory"].values())
+    sent = sum(sent for kind, sent in found["sent"].items() if kind != "tensor")
+    return sent / sum(found["theory"].values())
 
 
 def predicted(found: dict[str, Any], chip: Chip) -> tuple[float, float, float]:

@@ -179,6 +179,15 @@ def test_processes_that_differ_end_in_one_line_each(corpus, tmp_path):
             assert message in errors[0]
 
 
+@pytest.mark.slow
+def test_processes_with_folders_of_their_own_end_in_one_line_each(corpus, tmp_path):
+    both = start_two(*(arguments(corpus, tmp_path / name) for name in "ab"))
+    for process in both:
+        done = process.end()
+        assert done.returncode == 2, done.stderr
+        assert "is not one folder that all hosts share" in done.stderr
+
+
 def test_one_process_agrees_with_itself():
     assert hosts.gather_texts("héllo") == ["héllo"]
     assert hosts.agreed(lambda: 3) == 3

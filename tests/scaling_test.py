@@ -26,6 +26,19 @@ def test_groups_in_every_notation(groups, count):
     assert _group_size(line) == count
 
 
+@pytest.mark.parametrize(
+    ("line", "sent"),
+    [
+        ("(f32[10]{0}, f32[80]{0}) all-gather-start(%a), replica_groups=[1,8]<=[8]", 280),
+        ("(f32[10]{0}, f32[10]{0}, u32[], u32[]) collective-permute-start(%a)", 40),
+        ("(f32[8]{0}, bf16[8]{0}) all-reduce-start(%a, %b), replica_groups={{0,1}}", 48),
+    ],
+)
+def test_asynchronous_ones_count_what_they_make(line, sent):
+    (found,) = exchanges(f"ENTRY %main (x: f32[]) -> f32[] {{\n  %c = {line}\n}}")
+    assert found.sent == sent
+
+
 def test_loops_count_as_often_as_they_run():
     mesh = mesh_of(data=2)
 

@@ -147,7 +147,10 @@ def only(partition: PartitionSpec, *axes: str) -> PartitionSpec:
 
 
 def on_one_device(tree: Any) -> Any:
-    """The same arrays, whole, on one device of this process. All processes call it together."""
+    """The same arrays, whole, of one device of this process; every device has room for them.
+
+    All processes call it together.
+    """
     mesh = jax.tree.leaves(tree)[0].sharding.mesh
     whole = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), whole)

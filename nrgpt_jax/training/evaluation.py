@@ -26,14 +26,15 @@ def make_eval_step(
     Args:
       model: as of `create_model`.
       mesh: where parameters and batches lie.
-      parts: every device works through its rows in so many parts, or in one where these do not
+      parts: every device works through its rows in so many parts; in more where these do not
         divide its rows.
     """
     partitions = sharding.parameter_partitions(parameter_specs(model))
 
     def of_device(params, batch: Batch):
         params = exchange.gather(params, partitions, mesh)
-        count = parts if len(batch.inputs) % parts == 0 else 1
+        rows = len(batch.inputs)
+        count = next((n for n in range(parts, rows) if rows % n == 0), rows)
         split = jax.tree.map(lambda x: x.reshape(count, -1, x.shape[-1]), batch)
         found = jax.lax.map(lambda part: losses.batch_sums(params, model, part), split)
         total = jax.tree.map(lambda sums: jnp.sum(sums, axis=0), found)

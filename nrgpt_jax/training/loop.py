@@ -3,6 +3,7 @@
 import contextlib
 import json
 import sys
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ def train(config: ConfigDict, workdir: Path | str) -> dict[str, float]:
     changes = agreed(lambda: check_run(workdir, config, dataset.tokenizer))
     with contextlib.ExitStack() as held:
         by_first(lambda: held.enter_context(locked(workdir)))
+        check_shared(workdir)
         checkpoints = held.enter_context(Checkpoints(workdir, writable=True))
         trainer = Trainer(config, workdir, dataset, checkpoints)
         by_first(lambda: record_run(workdir, config, dataset.tokenizer))
@@ -57,6 +59,21 @@ def train(config: ConfigDict, workdir: Path | str) -> dict[str, float]:
     if trainer.terminated:
         raise SystemExit(STOPPED)
     return found
+
+
+def check_shared(workdir: Path) -> None:
+    """Raises UserError, on all processes, where they do not see the same run directory."""
+    if jax.process_count() == 1:
+        return
+    mark, token = workdir / "mark", gather_texts(uuid.uuid4().hex)[0]
+    by_first(lambda: mark.write_text(token))
+
+    def check() -> None:
+        if not mark.exists() or mark.read_text() != token:
+            raise UserError(f"{workdir} is not one folder that all hosts share; name another one")
+
+    agreed(check)
+    by_first(mark.unlink)
 
 
 def _resolve(config: ConfigDict) -> Dataset:
@@ -114,8 +131,11 @@ class Trainer:
             self.model, optimizer, config.seed, parts, self.mesh
         )
         self.eval_step = evaluation.make_eval_step(self.model, self.mesh, parts)
-        self.state = steps.create_state(self.model, optimizer, config.seed, self.mesh)
-        self.start, place = self._restore()
+        create = lambda: steps.create_state(self.model, optimizer, config.seed, self.mesh)
+        found = self._restored(jax.eval_shape(create))
+        self.state: Any = create() if found is None else found[0]
+        place = {} if found is None else found[1]
+        self.start = int(self.state.step)
         self.evaluation_due = place.get("evaluation_due", False)
         next_sample = place.get("next_sample", self.start * config.data.batch_size)
         self.rows = sharding.local_rows(config.data.batch_size, self.mesh)
@@ -137,9 +157,13 @@ class Trainer:
             say(f"{self.workdir} is at step {start} already; to go on, raise --config.train_steps")
             return {}
         say(self._summary())
-        writer: MetricWriter | SilentWriter = SilentWriter()
-        if is_first():
-            writer = MetricWriter(self.workdir, start, config.to_dict(), config.wandb)
+        writer: MetricWriter | SilentWriter = agreed(
+            lambda: (
+                MetricWriter(self.workdir, start, config.to_dict(), config.wandb)
+                if is_first()
+                else SilentWriter()
+            )
+        )
         silent = None if is_first() else True
         bar = tqdm(
             total=config.train_steps, initial=start, unit="step", disable=silent, dynamic_ncols=True
@@ -166,8 +190,7 @@ class Trainer:
             self._evaluate(self.start, writer, bar, stop)
             if stop.happened:
                 return
-            if self.start >= config.train_steps:
-                self._save(self.start)
+            self._save(self.start)
         for step in range(self.start + 1, config.train_steps + 1):
             with log.waiting_for_input():
                 batch = sharding.put_batch(next(self.batches), self.mesh)
@@ -222,19 +245,16 @@ class Trainer:
             step, self.state, {**place, "evaluation_due": self.evaluation_due}
         )
 
-    def _restore(self) -> tuple[int, Mapping[str, Any]]:
-        """The steps done, and the place in the course of the run."""
-        shapes = sharding.abstract(self.state, jax.tree.map(lambda leaf: leaf.sharding, self.state))
-        found = self.checkpoints.restore_latest(shapes)
-        if found is None:
-            if self.checkpoints.has("best") and not read_metrics(self.workdir):
-                raise UserError(
-                    f"{self.workdir} holds parameters only (a converted checkpoint?), nothing to "
-                    "go on from; name another --workdir"
-                )
-            return 0, {}
-        self.state, place = found
-        return int(self.state.step), place
+    def _restored(self, shapes: steps.TrainState) -> tuple[Any, Mapping[str, Any]] | None:
+        """The latest state and the place in the course of the run, if there is one."""
+        where = steps.state_shardings(self.model, shapes, self.mesh)
+        found = self.checkpoints.restore_latest(sharding.abstract(shapes, where))
+        if found is None and self.checkpoints.has("best") and not read_metrics(self.workdir):
+            raise UserError(
+                f"{self.workdir} holds parameters only (a converted checkpoint?), nothing to "
+                "go on from; name another --workdir"
+            )
+        return found
 
     def _summary(self) -> str:
         config, count = self.config, sum(p.size for p in jax.tree.leaves(self.state.params))
