@@ -104,6 +104,8 @@ class RecordStream(Stream):
         return self._ends[-1] if self._ends else 0
 
     def read(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray | None]:
+        if not count:
+            return np.zeros(0, np.uint8), None
         start, parts = int(start), []
         which = bisect.bisect_right(self._ends, start)
         start -= self._ends[which - 1] if which else 0
