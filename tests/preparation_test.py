@@ -20,7 +20,7 @@ from nrgpt_jax.configs import default_config
 from nrgpt_jax.datasets import corpora, load_dataset, parts, pieces, preparation, records, shards
 from nrgpt_jax.datasets.files import list_files
 from nrgpt_jax.datasets.pieces import Text
-from nrgpt_jax.datasets.pipeline import train_batches, validation_batches
+from nrgpt_jax.datasets.pipeline import check_length, train_batches, validation_batches
 from nrgpt_jax.datasets.preparation import Engine
 from nrgpt_jax.errors import UserError
 
@@ -324,3 +324,47 @@ def test_a_place_that_is_not_there_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(UserError, match=r"pip install 'nrgpt-jax\[s3\]'"):
         load_dataset(data_of("s3://bucket/corpus"))
+
+
+@pytest.mark.parametrize(
+    ("name", "tokenizer", "message"),
+    [
+        ("book.txt.gz", "char", "is packed; unpack it first"),
+        ("book.zip", "byte", "is packed; unpack it first"),
+        ("docs.jsonl.gz", "byte", "is not plain text"),
+        ("docs.jsonl", "char", "is not plain text"),
+        ("docs.json", "byte", "is not plain text"),
+        ("docs.parquet", "char", "is not plain text"),
+        ("book.txt.gz", "gpt2", "is packed; unpack it first"),
+        ("docs.jsonl.bz2", "gpt2", "is packed; unpack it first"),
+        ("owt.tar.xz", "gpt2", "is packed; unpack it first"),
+        ("docs.json", "gpt2", "none of the endings that are read"),
+        ("book", "gpt2", "none of the endings that are read"),
+    ],
+)
+def test_a_file_of_a_kind_that_is_not_read_is_one_line(tmp_path, name, tokenizer, message):
+    (tmp_path / name).write_text("the text " * 100)
+    with pytest.raises(UserError, match=message) as error:
+        load_dataset(data_of(tmp_path / name, name="text", tokenizer=tokenizer))
+    assert name in str(error.value)
+    with pytest.raises(UserError, match=r"unpack it first"):
+        Text([list_files(str(tmp_path / name), ())[0]._replace(name="book.txt.gz")])
+
+
+@pytest.mark.parametrize("name", ["book", "book.md", "book.TXT"])
+def test_plain_text_of_any_ending_is_read_by_characters(tmp_path, name):
+    (tmp_path / name).write_text("the text " * 100)
+    for tokenizer in ("char", "byte"):
+        dataset = load_dataset(data_of(tmp_path / name, name="text", tokenizer=tokenizer))
+        assert len(dataset.train) + len(dataset.validation) == 900
+
+
+def test_an_empty_split_is_one_line_where_it_is_used(tmp_path):
+    write_lines(tmp_path / "a.jsonl", TEXTS[:3])
+    dataset = load_dataset(data_of(tmp_path, validation_fraction=1e-9))
+    assert len(dataset.train)
+    assert len(dataset.validation) == len(dataset.validation.tokens) == 0
+    with pytest.raises(UserError, match="validation split has 0 tokens"):
+        check_length(dataset.validation, 8, "validation")
+    with pytest.raises(UserError, match="nothing to predict"):
+        next(validation_batches(dataset.validation, 8, 1))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from nrgpt_jax.datasets import documents, parts, shards
 from nrgpt_jax.datasets.documents import JSON_LINES, PARQUET, PLAIN, Reader
 from nrgpt_jax.datasets.download import fetch
-from nrgpt_jax.datasets.files import File, is_remote, list_files
+from nrgpt_jax.datasets.files import File, is_packed, is_remote, list_files
 from nrgpt_jax.datasets.pieces import Text
 from nrgpt_jax.datasets.preparation import LOCAL, Engine, Plan, prepare
 from nrgpt_jax.datasets.records import cache_root, digest
@@ -83,7 +83,7 @@ def prepare_corpus(data: Mapping[str, Any], engine: Engine) -> Path:
         if shards.is_complete(given):
             return given
     place = _place(data)
-    files = [] if is_remote(place) else list_files(place, _endings(data))
+    files = [] if is_remote(place) else _files(data, place)
     settings = {
         "generator": GENERATOR,
         "part_bytes": parts.PART_BYTES,
@@ -96,7 +96,7 @@ def prepare_corpus(data: Mapping[str, Any], engine: Engine) -> Path:
     folder = cache_root() / data["name"] / digest(settings) / shards.VERSION
 
     def plan() -> Plan:
-        return _plan(data, files or list_files(place, _endings(data)))
+        return _plan(data, files or _files(data, place))
 
     prepare(folder, data["name"], plan, engine)
     return folder
@@ -111,8 +111,25 @@ def _place(data: Mapping[str, Any]) -> str:
     return place
 
 
-def _endings(data: Mapping[str, Any]) -> tuple[str, ...]:
-    return (".txt",) if _is_one_text(data) else ANY
+def _files(data: Mapping[str, Any], place: str) -> list[File]:
+    """The files of a corpus. Raises UserError where one that was named is not of a kind read."""
+    one_text = _is_one_text(data)
+    files = list_files(place, (".txt",) if one_text else ANY)
+    for file in files:
+        is_data = file.name.lower().endswith((*JSON_LINES, ".json", *PARQUET))
+        if one_text and is_data:
+            raise UserError(
+                f"{file.path} is not plain text, which --config.data.tokenizer={data['tokenizer']} "
+                "needs; take gpt2 for documents, or write them into a .txt file"
+            )
+        if is_packed(file.name) and (one_text or not file.name.endswith(ANY)):
+            raise UserError(f"{file.path} is packed; unpack it first")
+        if not one_text and not file.name.endswith(ANY):
+            raise UserError(
+                f"{file.path} has none of the endings that are read ({', '.join(ANY)}); rename "
+                "it, or convert it"
+            )
+    return files
 
 
 def _is_one_text(data: Mapping[str, Any]) -> bool:

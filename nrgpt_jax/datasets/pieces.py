@@ -10,7 +10,7 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from nrgpt_jax.datasets.files import File, opened
+from nrgpt_jax.datasets.files import File, is_packed, opened
 from nrgpt_jax.errors import UserError
 
 BLOCK = 2**20  # bytes read at once
@@ -23,9 +23,16 @@ _CUT = re.compile(rb"[!-~\x80-\xbf]" + _NOT_AFTER + rb"(?=[ \n])")
 
 
 class Text:
-    """One text of one or more UTF-8 files, with a line end between them; places are bytes."""
+    """One text of one or more UTF-8 files, with a line end between them; places are bytes.
+
+    Raises:
+      UserError: a file is packed, so that its size is not that of its text.
+    """
 
     def __init__(self, files: Sequence[File]):
+        for file in files:
+            if is_packed(file.name):
+                raise UserError(f"{file.path} is packed; unpack it first")
         self.files = list(files)
         ends = itertools.accumulate(file.size + 1 for file in self.files)
         self._starts = [0, *ends]
