@@ -121,7 +121,7 @@ def test_names_change_with_settings_and_generator(folder, monkeypatch):
     names = {corpora.prepare_corpus(data_of(folder), preparation.LOCAL).parent.name}
     other = data_of(folder, validation_fraction=0.2)
     names.add(corpora.prepare_corpus(other, preparation.LOCAL).parent.name)
-    monkeypatch.setattr(corpora, "GENERATOR", 2)
+    monkeypatch.setattr(corpora, "GENERATOR", corpora.GENERATOR + 1)
     names.add(corpora.prepare_corpus(data_of(folder), preparation.LOCAL).parent.name)
     assert len(names) == 3
 
@@ -135,6 +135,34 @@ def test_files_that_name_their_split_keep_it(tmp_path):
     (tmp_path / "c4-train.00000-of-00001.json.gz").unlink()
     with pytest.raises(UserError, match="none for training"):
         load_dataset(data_of(tmp_path, name="c4"))
+
+
+def test_folders_name_splits_too(tmp_path, capsys):
+    for split, texts in (("train", TEXTS[:50]), ("validation", TEXTS[50:60])):
+        (tmp_path / split).mkdir()
+        write_lines(tmp_path / split / "00000.jsonl", texts)
+    dataset = load_dataset(data_of(tmp_path))
+    assert len(documents_of(dataset.train.tokens)) == 50
+    assert len(documents_of(dataset.validation.tokens)) == 10
+    assert "drawn" not in capsys.readouterr().err
+    assert parts.own_split("train/part/test-1.jsonl") == "test", "the file's own name goes first"
+
+
+def test_a_file_named_test_is_never_drawn_for_training(tmp_path, capsys):
+    write_lines(tmp_path / "test.jsonl", ["never " * 5] * 40)
+    with pytest.raises(UserError, match="none for training"):
+        load_dataset(data_of(tmp_path))
+    for name, because in (
+        ("train", "no file is named for validation"),
+        ("more", "more.jsonl names no split"),
+    ):
+        write_lines(tmp_path / f"{name}.jsonl", TEXTS[:100])
+        dataset = load_dataset(data_of(tmp_path))
+        tokens = np.concatenate([dataset.train.tokens, dataset.validation.tokens])
+        assert b"never" not in bytes(tokens.astype(np.uint8))
+        told = capsys.readouterr().err
+        assert f"{because}: each document is drawn" in told
+        assert "but for files named test" in told
 
 
 ARTICLES = [

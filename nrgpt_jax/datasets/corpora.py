@@ -17,7 +17,7 @@ from nrgpt_jax.datasets.streams import RecordStream, Stream
 from nrgpt_jax.datasets.tokenizers import FIXED, CharTokenizer, Tokenizer, from_record
 from nrgpt_jax.errors import UserError
 
-GENERATOR = 1  # changes with what the code below makes of the same files
+GENERATOR = 2  # changes with what the code below makes of the same files
 WHOLE = 2**24  # a split of up to so many tokens is read into memory
 ANY = (*JSON_LINES, *PARQUET, *PLAIN)
 
