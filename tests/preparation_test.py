@@ -248,6 +248,33 @@ def test_what_is_written_is_kept_and_what_is_missing_is_made(folder, monkeypatch
     np.testing.assert_array_equal(load_dataset(data).train.tokens, expected)
 
 
+def test_a_part_is_made_anew_when_what_lies_at_the_address_has_changed(folder, monkeypatch):
+    """An address keeps its name; a resumed preparation must not mix what was there and what is."""
+    place = f"file://{folder}"
+    prepared = corpora.prepare_corpus(data_of(place), preparation.LOCAL)
+    (prepared / "dataset_info.json").unlink()
+    changed = [text.upper() for text in TEXTS[:99]] + [TEXTS[99] + "x"]
+    write_lines(folder / "a.jsonl", changed)
+    after = load_dataset(data_of(place))
+    monkeypatch.setenv("NRGPT_CACHE_DIR", str(folder / "another"))
+    expected = load_dataset(data_of(place))
+    np.testing.assert_array_equal(after.train.tokens, expected.train.tokens)
+
+
+def test_partial_files_of_two_workers_have_different_names(tmp_path):
+    assert shards._partial(tmp_path / "a") != shards._partial(tmp_path / "a")
+
+
+def test_the_identity_of_a_text_part_names_the_files_it_holds(tmp_path):
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text("text ")
+    one = Text(list_files(str(tmp_path), (".txt",)))  # six bytes each with the line end between
+    held = lambda start, stop: [file.name for file in one.files_of(start, stop)[0]]
+    assert (held(0, 5), held(0, 6), held(0, 7)) == (["a.txt"], ["a.txt"], ["a.txt", "b.txt"])
+    assert held(6, 17) == ["b.txt", "c.txt"]
+    assert one.files_of(12, 13)[1] == 12
+
+
 @pytest.mark.parametrize("damage", ["missing", "short"])
 def test_a_damaged_shard_is_one_line(folder, damage):
     data = data_of(folder, validation_fraction=0.3)

@@ -5,7 +5,7 @@ import hashlib
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from nrgpt_jax.datasets.documents import (
     JSON_LINES,
@@ -41,6 +41,12 @@ class DocumentsPart(NamedTuple):
         """The splits that it feeds."""
         return BOTH if self.split is None else (self.split,)
 
+    @property
+    def identity(self) -> list[Any]:
+        """What its tokens depend on, but for the tokenizer."""
+        names = [file[1:] for file in self.files]
+        return [names, self.within, self.split, self.field, self.validation_fraction]
+
     def documents(self) -> Iterator[tuple[str, Document]]:
         """The documents in order, each with its split."""
         for file in self.files:
@@ -66,6 +72,12 @@ class TextPart(NamedTuple):
     def splits(self) -> tuple[str, ...]:
         """The split that it feeds."""
         return (self.split,)
+
+    @property
+    def identity(self) -> list[Any]:
+        """What its tokens depend on, but for the tokenizer."""
+        files, begin = self.text.files_of(self.start, self.stop)
+        return [[file[1:] for file in files], begin, self.start, self.stop, self.split, self.ends]
 
     def documents(self) -> Iterator[tuple[str, Document]]:
         """The text in pieces."""

@@ -38,6 +38,12 @@ class Text:
         self._starts = [0, *ends]
         self.size = max(0, self._starts[-1] - 1)
 
+    def files_of(self, start: int, stop: int) -> tuple[list[File], int]:
+        """The files that hold the bytes from `start` to `stop`, and the place of the first."""
+        first = bisect.bisect_right(self._starts, start) - 1
+        last = bisect.bisect_left(self._starts, stop)
+        return self.files[first:last], self._starts[first]
+
     def blocks(self, start: int, stop: int) -> Iterator[bytes]:
         """The bytes from `start` to `stop`, in blocks; a block ends where its file does."""
         which = bisect.bisect_right(self._starts, start) - 1

@@ -64,6 +64,12 @@ class Task(NamedTuple):
         """Of the tokens."""
         return np.min_scalar_type(from_record(self.tokenizer).size - 1)
 
+    @property
+    def key(self) -> str:
+        """Changes with all that its shards depend on, such as files at an address by now."""
+        settings = {"part": self.part.identity, "shards": self.shards, "tokenizer": self.tokenizer}
+        return digest(settings)
+
 
 def prepare(folder: Path, name: str, make_plan: Callable[[], Plan], engine: Engine) -> None:
     """Writes a data set, or what is missing of it.
@@ -120,7 +126,7 @@ def _tasks(plan: Plan, folder: Path, name: str) -> list[Task]:
 
 
 def _result(task: Task) -> list[Written] | None:
-    return shards.finished(task.layout, task.number, task.shards)
+    return shards.finished(task.layout, task.number, task.key, task.shards)
 
 
 def _finish(plan: Plan, tasks: list[Task]) -> None:
@@ -155,7 +161,8 @@ def write_part(task: Task) -> None:
             stack.callback(writer.abandon)
         _tokenize(task.part, tokenizer, writers)
         written = [writers[split].close() for split, _ in task.shards]
-    shards.write_text(task.layout.progress(task.number), json.dumps(written))
+    record = {"key": task.key, "shards": written}
+    shards.write_text(task.layout.progress(task.number), json.dumps(record))
 
 
 def _tokenize(part: Part, tokenizer: Tokenizer, writers: Mapping[str, ShardWriter]) -> None:

@@ -9,6 +9,7 @@ written last: without it a data set is not complete, and preparing it goes on wh
 import contextlib
 import json
 import os
+import uuid
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -60,6 +61,11 @@ def features_of(dtype: np.dtype):
     return tfds.features.FeaturesDict({"tokens": tokens})
 
 
+def _partial(path: Path) -> Path:
+    """Where a file is until it is whole; workers on several machines may have the same number."""
+    return path.with_name(f"{path.name}.partial-{uuid.uuid4().hex}")
+
+
 class ShardWriter:
     """Writes one shard; it appears under its name when it is whole."""
 
@@ -67,7 +73,7 @@ class ShardWriter:
         from array_record.python import array_record_module
         from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-        self._path, self._partial = path, path.with_name(f"{path.name}.partial-{os.getpid()}")
+        self._path, self._partial = path, _partial(path)
         self._dtype, self._features = dtype, features_of(dtype)
         self._serializer = ExampleSerializer(self._features.get_serialized_info())
         options = "group_size:1,uncompressed"
@@ -108,12 +114,24 @@ class ShardWriter:
         self._partial.unlink(missing_ok=True)
 
 
-def finished(layout: Layout, part: int, shards: Iterable[tuple[str, int]]) -> list[Written] | None:
-    """What the shards of a part hold, if all of them are there and whole."""
+def finished(
+    layout: Layout, part: int, key: str, shards: Iterable[tuple[str, int]]
+) -> list[Written] | None:
+    """What the shards of a part hold, if all of them are there, whole, and of the part as it is.
+
+    Args:
+      layout: where the shards are.
+      part: its number.
+      key: a digest of the part; shards that were made of another are none of it.
+      shards: split and place in the split of each.
+    """
     try:
-        found = [Written(*values) for values in json.loads(layout.progress(part).read_text())]
+        record = json.loads(layout.progress(part).read_text())
+        if record["key"] != key:
+            return None
+        found = [Written(*values) for values in record["shards"]]
         sizes = [layout.shard(*shard).stat().st_size for shard in shards]
-    except (OSError, ValueError, TypeError):
+    except (OSError, LookupError, ValueError, TypeError):
         return None
     return found if sizes == [written.bytes for written in found] else None
 
@@ -121,7 +139,7 @@ def finished(layout: Layout, part: int, shards: Iterable[tuple[str, int]]) -> li
 def write_text(path: Path, text: str) -> None:
     """Writes a file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    partial = _partial(path)
     partial.write_text(text)
     os.replace(partial, path)
 
