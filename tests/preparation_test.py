@@ -1,5 +1,6 @@
 """Preparation: every token once, in order, whatever the parts; killed and damaged, it goes on."""
 
+import fcntl
 import gzip
 import json
 import os
@@ -14,10 +15,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tensorflow_datasets as tfds
+from array_record.python import array_record_module
 from tokens_helpers import needs_gpt2, tiny_gpt2
 
 from nrgpt_jax.configs import default_config
-from nrgpt_jax.datasets import corpora, load_dataset, parts, pieces, preparation, records, shards
+from nrgpt_jax.datasets import (
+    corpora,
+    documents,
+    load_dataset,
+    parts,
+    pieces,
+    preparation,
+    records,
+    shards,
+)
 from nrgpt_jax.datasets.files import list_files
 from nrgpt_jax.datasets.pieces import Text
 from nrgpt_jax.datasets.pipeline import check_length, train_batches, validation_batches
@@ -362,6 +373,59 @@ def test_a_bad_file_is_one_line(tmp_path, name, content, message):
     with pytest.raises(UserError, match=message) as error:
         load_dataset(data_of(tmp_path))
     assert "\n" not in str(error.value)
+
+
+def test_half_a_surrogate_pair_becomes_a_mark(tmp_path):
+    """Escaped or as bytes, and in a text that is cut: the rest of the corpus is kept."""
+    lines = [
+        rb'{"text": "a\ud800b"}',
+        b'{"text": "a\xed\xa0\x80b"}',
+        rb'{"text": "\ud83d\ude00"}',
+    ]
+    lines.append(b'{"text": "\xed\xa0\x80' + b"and on " * pieces.BLOCK + b'"}')
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    file = list_files(str(tmp_path), (".jsonl",))[0]
+    found = ["".join(document.pieces) for document in documents.read_documents(file, "text")]
+    assert found[:3] == ["a\ufffdb", "a\ufffdb", "😀"]
+    assert found[3].startswith("\ufffdand on ")
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
+    write_lines(tmp_path / "a.jsonl", TEXTS[:9])
+    (tmp_path / "cache").touch()
+    monkeypatch.setenv("NRGPT_CACHE_DIR", str(tmp_path / "cache"))
+    for data in (data_of(tmp_path), data_of("", name="listops")):
+        with pytest.raises(UserError, match=r"cannot be written .*NRGPT_CACHE_DIR") as error:
+            load_dataset(data)
+        assert str(tmp_path / "cache") in str(error.value)
+
+
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+    write_lines(tmp_path / "a.jsonl", TEXTS[:9])
+
+    def write(self, record):
+        raise RuntimeError("write() failed: No space left on device;\nat byte 0")
+
+    monkeypatch.setattr(array_record_module.ArrayRecordWriter, "write", write)
+    with pytest.raises(UserError, match=r"No space left on device; at .*NRGPT_CACHE_DIR"):
+        load_dataset(data_of(tmp_path))
+
+
+def test_waiting_for_another_process_is_told(tmp_path, capsys, monkeypatch):
+    first = preparation._alone(tmp_path)
+    first.__enter__()
+    flock = fcntl.flock
+
+    def let_go(file, how):
+        if not how & fcntl.LOCK_NB:
+            first.__exit__(None, None, None)
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", let_go)
+    with preparation._alone(tmp_path):
+        assert f"waiting for another process that prepares {tmp_path}" in capsys.readouterr().err
+    with preparation._alone(tmp_path):
+        assert "waiting" not in capsys.readouterr().err
 
 
 def test_a_column_that_is_not_there_names_those_that_are(tmp_path):

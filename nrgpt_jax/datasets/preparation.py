@@ -19,14 +19,14 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from nrgpt_jax.datasets import shards
 from nrgpt_jax.datasets.parts import PART_BYTES, Part
-from nrgpt_jax.datasets.records import digest
+from nrgpt_jax.datasets.records import digest, unwritable
 from nrgpt_jax.datasets.shards import Layout, ShardWriter, Written
 from nrgpt_jax.datasets.tokenizers import Tokenizer, as_record, from_record
 from nrgpt_jax.errors import UserError
@@ -100,17 +100,22 @@ def prepare(folder: Path, name: str, make_plan: Callable[[], Plan], engine: Engi
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Waits for another process that prepares the same."""
+    """Waits for another process that prepares the same. What cannot be written is one line."""
     try:
         (folder / "progress").mkdir(parents=True, exist_ok=True)
         with (folder / "progress" / "lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            _lock(file, folder)
             yield
-    except PermissionError as error:
-        raise UserError(
-            f"{error.filename} cannot be written; name another folder for prepared data: "
-            "NRGPT_CACHE_DIR=..."
-        ) from None
+    except OSError as error:
+        raise unwritable(error, folder) from None
+
+
+def _lock(file: IO[str], folder: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"waiting for another process that prepares {folder}", file=sys.stderr)
+        fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def _tasks(plan: Plan, folder: Path, name: str) -> list[Task]:

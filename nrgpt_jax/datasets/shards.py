@@ -11,12 +11,13 @@ import json
 import os
 import uuid
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from nrgpt_jax.datasets.records import unwritable
 from nrgpt_jax.datasets.streams import Shard
 from nrgpt_jax.errors import UserError
 
@@ -66,8 +67,21 @@ def _partial(path: Path) -> Path:
     return path.with_name(f"{path.name}.partial-{uuid.uuid4().hex}")
 
 
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turns what array_record says of a full disk into one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise unwritable(error, path) from None
+
+
 class ShardWriter:
-    """Writes one shard; it appears under its name when it is whole."""
+    """Writes one shard; it appears under its name when it is whole.
+
+    Raises:
+      UserError: it cannot be written, such as on a full disk.
+    """
 
     def __init__(self, path: Path, dtype: np.dtype):
         from array_record.python import array_record_module
@@ -77,7 +91,8 @@ class ShardWriter:
         self._dtype, self._features = dtype, features_of(dtype)
         self._serializer = ExampleSerializer(self._features.get_serialized_info())
         options = "group_size:1,uncompressed"
-        self._writer = array_record_module.ArrayRecordWriter(str(self._partial), options)
+        with _writing(path):
+            self._writer = array_record_module.ArrayRecordWriter(str(self._partial), options)
         self._kept: list[np.ndarray] = []
         self._waiting = self.tokens = self.records = self.checksum = self.documents = 0
 
@@ -93,7 +108,8 @@ class ShardWriter:
         while len(waiting) >= least:
             record, waiting = waiting[:RECORD_TOKENS], waiting[RECORD_TOKENS:]
             example = self._features.encode_example({"tokens": record})
-            self._writer.write(self._serializer.serialize_example(example))
+            with _writing(self._path):
+                self._writer.write(self._serializer.serialize_example(example))
             self.checksum = zlib.crc32(record.tobytes(), self.checksum)
             self.tokens, self.records = self.tokens + len(record), self.records + 1
         self._kept, self._waiting = [waiting.copy()], len(waiting)
@@ -102,7 +118,8 @@ class ShardWriter:
         """Ends the shard, and puts it in its place."""
         if self._waiting:
             self._write_records(1)
-        self._writer.close()
+        with _writing(self._path):
+            self._writer.close()
         os.replace(self._partial, self._path)
         size = self._path.stat().st_size
         return Written(self.tokens, self.records, size, self.checksum, self.documents)
