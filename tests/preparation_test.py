@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,6 @@ from nrgpt_jax.datasets import (
     parts,
     pieces,
     preparation,
-    records,
     shards,
 )
 from nrgpt_jax.datasets.files import list_files
@@ -90,10 +90,11 @@ def test_every_document_once_and_in_order_from_every_format(folder):
 
 def test_the_split_does_not_depend_on_the_parts(folder, monkeypatch):
     cut = load_dataset(data_of(folder))
-    prepared = list(records.cache_root().glob("openwebtext/*/2.0.0/*-train*"))
+    prepared = list(corpora.prepare_corpus(data_of(folder), preparation.LOCAL).glob("*-train*"))
     assert len(prepared) > 5
     monkeypatch.setattr(parts, "PART_BYTES", 2**26)
     whole = load_dataset(data_of(folder))
+    assert corpora.prepare_corpus(data_of(folder), preparation.LOCAL) != prepared[0].parent
     np.testing.assert_array_equal(cut.train.tokens, whole.train.tokens)
     np.testing.assert_array_equal(cut.validation.tokens, whole.validation.tokens)
 
@@ -304,6 +305,24 @@ def test_a_damaged_shard_is_one_line(folder, damage):
     shard.write_bytes(b"\0" * len(whole))
     with pytest.raises(UserError, match=shard.name):
         stream.read(0, len(stream))
+
+
+def test_a_damaged_copy_is_to_be_copied_again(folder, tmp_path_factory):
+    """A prepared folder that is named itself may be far from the corpus that it was made of."""
+    made = corpora.prepare_corpus(data_of(folder, validation_fraction=0.4), preparation.LOCAL)
+    copy = shutil.copytree(made, tmp_path_factory.mktemp("copy") / "prepared")
+    shard = sorted(copy.glob("*-train.array_record-*"))[0]
+    whole = shard.read_bytes()
+    messages = []
+    for damage in (b"\0" * len(whole), whole[:-1]):
+        shard.write_bytes(damage)
+        with pytest.raises(UserError, match="copy that folder again") as error:
+            load_dataset(data_of(copy)).train.read(0, 60)
+        messages.append(str(error.value))
+    (copy / "metadata.json").write_text("{")
+    with pytest.raises(UserError, match="copy that folder again") as error:
+        load_dataset(data_of(copy))
+    assert not any("remove" in message for message in [*messages, str(error.value)])
 
 
 KILLED = """

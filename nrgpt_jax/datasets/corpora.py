@@ -19,6 +19,7 @@ from nrgpt_jax.errors import UserError
 
 GENERATOR = 2  # changes with what the code below makes of the same files
 WHOLE = 2**24  # a split of up to so many tokens is read into memory
+COPY = "copy that folder again from where it was prepared"
 ANY = (*JSON_LINES, *PARQUET, *PLAIN)
 
 SHAKESPEARE_URL = (
@@ -56,12 +57,15 @@ class Prepared(NamedTuple):
 def load(data: Mapping[str, Any]) -> Prepared:
     """Opens the tokens of the corpus that `config.data` describes, prepared before if need be."""
     folder = prepare_corpus(data, LOCAL)
-    metadata = shards.read_metadata(folder)
+    # What was named itself is a copy, perhaps without its corpus: it cannot be made here again.
+    copied = bool(data["path"]) and folder == Path(data["path"]).expanduser()
+    metadata = shards.read_metadata(folder, COPY) if copied else shards.read_metadata(folder)
     features = shards.features_of(metadata["dtype"])
 
     def stream(split: str) -> Stream:
         found = shards.shards_of(metadata, split)
-        records = RecordStream(found, metadata["record_tokens"], features)
+        cure = COPY if copied else None
+        records = RecordStream(found, metadata["record_tokens"], features, cure)
         return Stream.of(records.read(0, len(records))[0]) if len(records) <= WHOLE else records
 
     tokenizer = from_record(metadata["tokenizer"])

@@ -11,8 +11,10 @@ import fsspec
 from nrgpt_jax.errors import UserError
 
 # Only .gz is read packed, and only JSON lines of it: the size of a text is that of its file.
-PACKED = (".gz", ".bz2", ".xz", ".zip", ".zst", ".lzma", ".lz4", ".z", ".7z", ".rar")
-PACKED += (".tar", ".tgz", ".tbz2", ".txz", ".snappy")
+PACKED = (
+    *(".gz", ".bz2", ".xz", ".zip", ".zst", ".lzma", ".lz4", ".z", ".snappy", ".7z", ".rar"),
+    *(".tar", ".tgz", ".tbz2", ".txz"),
+)
 
 EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "hf": "hf", "http": "http", "https": "http"}
 

@@ -24,6 +24,7 @@ from nrgpt_jax.errors import UserError
 VERSION = "2.0.0"
 RECORD_TOKENS = 4096  # a window of 1,025 touches one record, sometimes two
 INFO, METADATA = "dataset_info.json", "metadata.json"
+REMAKE = f"remove {INFO} there and prepare the data again: only what is not whole is made anew"
 
 
 class Written(NamedTuple):
@@ -220,34 +221,36 @@ def is_complete(folder: Path) -> bool:
     return (folder / INFO).is_file() and (folder / METADATA).is_file()
 
 
-def read_metadata(folder: Path) -> dict[str, Any]:
-    """What `write_metadata` kept. Raises UserError when it is damaged, or a shard is not whole."""
+def read_metadata(folder: Path, cure: str = REMAKE) -> dict[str, Any]:
+    """What `write_metadata` kept.
+
+    Args:
+      folder: of the data set.
+      cure: what to do when it is damaged.
+
+    Raises:
+      UserError: it is damaged, or a shard is not whole.
+    """
     try:
         found = json.loads((folder / METADATA).read_text())
         counts = {split: len(written) for split, written in found["shards"].items()}
         layout = Layout(folder, json.loads((folder / INFO).read_text())["name"], counts)
         found["paths"] = {
-            split: [_whole(layout.shard(split, i), w["bytes"]) for i, w in enumerate(written)]
+            split: [_whole(layout.shard(split, i), w["bytes"], cure) for i, w in enumerate(written)]
             for split, written in found["shards"].items()
         }
         return found
     except UserError:
         raise
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"the metadata of {folder} is damaged ({error}); remove {INFO} there and prepare the "
-            "data again: what is whole is kept"
-        ) from None
+        raise UserError(f"the metadata of {folder} is damaged ({error}); {cure}") from None
 
 
-def _whole(path: Path, size: int) -> Path:
+def _whole(path: Path, size: int, cure: str) -> Path:
     found = path.stat().st_size if path.is_file() else None
     if found != size:
         what = "is missing" if found is None else f"has {found:,} bytes, not {size:,}"
-        raise UserError(
-            f"the shard {path} {what}; remove {INFO} beside it and prepare the data again: only "
-            "what is not whole is made anew"
-        )
+        raise UserError(f"the shard {path} {what}; {cure}")
     return path
 
 
