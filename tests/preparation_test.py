@@ -460,7 +460,7 @@ def test_a_place_that_is_not_there_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="does not exist or cannot be reached"):
         load_dataset(data_of("memory://no-such-bucket/corpus"))
     monkeypatch.setitem(sys.modules, "s3fs", None)
-    with pytest.raises(UserError, match=r"pip install 'nrgpt-jax\[s3\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[s3\]'"):
         load_dataset(data_of("s3://bucket/corpus"))
 
 

@@ -121,7 +121,7 @@ def _explained(place: str) -> Iterator[None]:
         raise UserError(f"{named} {why}") from None
     except ImportError as error:
         extra = EXTRAS.get(place.partition("://")[0])
-        cure = f"pip install 'nrgpt-jax[{extra}]'" if extra else "install it"
+        cure = f".venv/bin/python -m pip install -e '.[{extra}]'" if extra else "install it"
         missing = f"{place} needs a package that is missing ({_line(error)})"
         raise UserError(f"{missing}; {cure}") from None
     except EOFError:

@@ -257,6 +257,6 @@ def _run_on_beam(tasks: list[Task], options: str) -> None:
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError:
-        raise UserError("Apache Beam is missing: pip install 'nrgpt-jax[beam]'") from None
+        raise UserError("Apache Beam is missing: python -m pip install -e '.[beam]'") from None
     with beam.Pipeline(options=PipelineOptions(shlex.split(options))) as pipeline:
         _ = pipeline | beam.Create(tasks) | beam.Reshuffle() | beam.Map(write_part)
