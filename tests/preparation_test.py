@@ -489,6 +489,13 @@ def test_a_file_of_a_kind_that_is_not_read_is_one_line(tmp_path, name, tokenizer
         Text([list_files(str(tmp_path / name), ())[0]._replace(name="book.txt.gz")])
 
 
+def test_articles_are_not_read_from_json_lines(tmp_path):
+    write_lines(tmp_path / "wiki.train.jsonl", TEXTS[:9])
+    for place in (tmp_path / "wiki.train.jsonl", tmp_path):
+        with pytest.raises(UserError, match=r"\.parquet(,| or) \.txt"):
+            load_dataset(data_of(place, name="wikitext"))
+
+
 @pytest.mark.parametrize("name", ["book", "book.md", "book.TXT"])
 def test_plain_text_of_any_ending_is_read_by_characters(tmp_path, name):
     (tmp_path / name).write_text("the text " * 100)

@@ -21,6 +21,7 @@ GENERATOR = 2  # changes with what the code below makes of the same files
 WHOLE = 2**24  # a split of up to so many tokens is read into memory
 COPY = "copy that folder again from where it was prepared"
 ANY = (*JSON_LINES, *PARQUET, *PLAIN)
+ARTICLES = (*PARQUET, *PLAIN)  # of WikiText, line by line
 
 SHAKESPEARE_URL = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -118,7 +119,8 @@ def _place(data: Mapping[str, Any]) -> str:
 def _files(data: Mapping[str, Any], place: str) -> list[File]:
     """The files of a corpus. Raises UserError where one that was named is not of a kind read."""
     one_text = _is_one_text(data)
-    files = list_files(place, (".txt",) if one_text else ANY)
+    known = ARTICLES if data["name"] == "wikitext" else ANY
+    files = list_files(place, (".txt",) if one_text else known)
     for file in files:
         is_data = file.name.lower().endswith((*JSON_LINES, ".json", *PARQUET))
         if one_text and is_data:
@@ -126,11 +128,11 @@ def _files(data: Mapping[str, Any], place: str) -> list[File]:
                 f"{file.path} is not plain text, which --config.data.tokenizer={data['tokenizer']} "
                 "needs; take gpt2 for documents, or write them into a .txt file"
             )
-        if is_packed(file.name) and (one_text or not file.name.endswith(ANY)):
+        if is_packed(file.name) and (one_text or not file.name.endswith(known)):
             raise UserError(f"{file.path} is packed; unpack it first")
-        if not one_text and not file.name.endswith(ANY):
+        if not one_text and not file.name.endswith(known):
             raise UserError(
-                f"{file.path} has none of the endings that are read ({', '.join(ANY)}); rename "
+                f"{file.path} has none of the endings that are read ({', '.join(known)}); rename "
                 "it, or convert it"
             )
     return files
