@@ -26,8 +26,8 @@ import numpy as np
 from absl import flags
 
 from nrgpt_jax import cli, load_pretrained
+from nrgpt_jax.datasets.corpora import SHAKESPEARE_SHA256, SHAKESPEARE_URL
 from nrgpt_jax.datasets.download import fetch
-from nrgpt_jax.datasets.text import SHAKESPEARE_SHA256, SHAKESPEARE_URL
 from studies.tables import table
 
 ROOT = Path(__file__).resolve().parent.parent

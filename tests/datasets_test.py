@@ -155,6 +155,15 @@ def test_text_file_and_folder(tmp_path):
     assert len(as_bytes.train) > 900
 
 
+def test_a_folder_is_one_text_in_the_order_of_its_paths(tmp_path):
+    """Folder by folder, as runs made before have read it: `part/` before `part.txt`."""
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part.txt").write_text("two")
+    (tmp_path / "part" / "one.txt").write_text("one")
+    dataset = load_dataset(text_data(tmp_path))
+    assert dataset.tokenizer.decode(joined(dataset)) == "one\ntwo"
+
+
 def test_long_texts_survive_being_cut_into_pieces(tmp_path, monkeypatch):
     monkeypatch.setattr(pieces, "BLOCK", 7)
     monkeypatch.setattr(pieces, "LONGEST", 8)

@@ -11,7 +11,7 @@ from tokens_helpers import needs_gpt2, tiny_gpt2
 from nrgpt_jax.analysis.examination import examine, symbols_of
 from nrgpt_jax.analysis.figures import show
 from nrgpt_jax.configs import default_config
-from nrgpt_jax.datasets import tokenizers
+from nrgpt_jax.datasets import load_dataset, parts, tokenizers
 from nrgpt_jax.datasets.tokenizers import Gpt2Tokenizer, load_tokenizer, save_tokenizer
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.generation.engine import Continuation
@@ -46,6 +46,17 @@ def test_tokens_have_names_and_halves_of_characters_too(tiny):
     symbols = symbols_of(tiny)
     assert symbols[0xC3] == "<c3>"
     assert symbols[257] == "the"
+
+
+def test_one_text_ends_once_however_many_parts_it_has(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "PART_BYTES", 50)
+    text = "the end of the line\n" * 40
+    (tmp_path / "book.txt").write_text(text)
+    data = default_config().data
+    data.update({"name": "text", "tokenizer": "gpt2", "path": str(tmp_path / "book.txt")})
+    dataset = load_dataset(data)
+    found = [*dataset.train.tokens, *dataset.validation.tokens]
+    assert found == [*tiny.encode(text), tiny.end]
 
 
 def test_a_symbol_is_shown_whole():

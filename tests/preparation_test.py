@@ -1,9 +1,11 @@
 """Preparation: every token once, in order, whatever the parts; killed and damaged, it goes on."""
 
+import fcntl
 import gzip
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,13 +16,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tensorflow_datasets as tfds
+from array_record.python import array_record_module
 from tokens_helpers import needs_gpt2, tiny_gpt2
 
 from nrgpt_jax.configs import default_config
-from nrgpt_jax.datasets import corpora, load_dataset, parts, pieces, preparation, records, shards
+from nrgpt_jax.datasets import (
+    corpora,
+    documents,
+    load_dataset,
+    parts,
+    pieces,
+    preparation,
+    shards,
+)
 from nrgpt_jax.datasets.files import list_files
 from nrgpt_jax.datasets.pieces import Text
-from nrgpt_jax.datasets.pipeline import train_batches, validation_batches
+from nrgpt_jax.datasets.pipeline import check_length, train_batches, validation_batches
 from nrgpt_jax.datasets.preparation import Engine
 from nrgpt_jax.errors import UserError
 
@@ -79,10 +90,11 @@ def test_every_document_once_and_in_order_from_every_format(folder):
 
 def test_the_split_does_not_depend_on_the_parts(folder, monkeypatch):
     cut = load_dataset(data_of(folder))
-    prepared = list(records.cache_root().glob("openwebtext/*/2.0.0/*-train*"))
+    prepared = list(corpora.prepare_corpus(data_of(folder), preparation.LOCAL).glob("*-train*"))
     assert len(prepared) > 5
     monkeypatch.setattr(parts, "PART_BYTES", 2**26)
     whole = load_dataset(data_of(folder))
+    assert corpora.prepare_corpus(data_of(folder), preparation.LOCAL) != prepared[0].parent
     np.testing.assert_array_equal(cut.train.tokens, whole.train.tokens)
     np.testing.assert_array_equal(cut.validation.tokens, whole.validation.tokens)
 
@@ -121,7 +133,7 @@ def test_names_change_with_settings_and_generator(folder, monkeypatch):
     names = {corpora.prepare_corpus(data_of(folder), preparation.LOCAL).parent.name}
     other = data_of(folder, validation_fraction=0.2)
     names.add(corpora.prepare_corpus(other, preparation.LOCAL).parent.name)
-    monkeypatch.setattr(corpora, "GENERATOR", 2)
+    monkeypatch.setattr(corpora, "GENERATOR", corpora.GENERATOR + 1)
     names.add(corpora.prepare_corpus(data_of(folder), preparation.LOCAL).parent.name)
     assert len(names) == 3
 
@@ -135,6 +147,34 @@ def test_files_that_name_their_split_keep_it(tmp_path):
     (tmp_path / "c4-train.00000-of-00001.json.gz").unlink()
     with pytest.raises(UserError, match="none for training"):
         load_dataset(data_of(tmp_path, name="c4"))
+
+
+def test_folders_name_splits_too(tmp_path, capsys):
+    for split, texts in (("train", TEXTS[:50]), ("validation", TEXTS[50:60])):
+        (tmp_path / split).mkdir()
+        write_lines(tmp_path / split / "00000.jsonl", texts)
+    dataset = load_dataset(data_of(tmp_path))
+    assert len(documents_of(dataset.train.tokens)) == 50
+    assert len(documents_of(dataset.validation.tokens)) == 10
+    assert "drawn" not in capsys.readouterr().err
+    assert parts.own_split("train/part/test-1.jsonl") == "test", "the file's own name goes first"
+
+
+def test_a_file_named_test_is_never_drawn_for_training(tmp_path, capsys):
+    write_lines(tmp_path / "test.jsonl", ["never " * 5] * 40)
+    with pytest.raises(UserError, match="none for training"):
+        load_dataset(data_of(tmp_path))
+    for name, because in (
+        ("train", "no file is named for validation"),
+        ("more", "more.jsonl names no split"),
+    ):
+        write_lines(tmp_path / f"{name}.jsonl", TEXTS[:100])
+        dataset = load_dataset(data_of(tmp_path))
+        tokens = np.concatenate([dataset.train.tokens, dataset.validation.tokens])
+        assert b"never" not in bytes(tokens.astype(np.uint8))
+        told = capsys.readouterr().err
+        assert f"{because}: each document is drawn" in told
+        assert "but for files named test" in told
 
 
 ARTICLES = [
@@ -220,6 +260,33 @@ def test_what_is_written_is_kept_and_what_is_missing_is_made(folder, monkeypatch
     np.testing.assert_array_equal(load_dataset(data).train.tokens, expected)
 
 
+def test_a_part_is_made_anew_when_what_lies_at_the_address_has_changed(folder, monkeypatch):
+    """An address keeps its name; a resumed preparation must not mix what was there and what is."""
+    place = f"file://{folder}"
+    prepared = corpora.prepare_corpus(data_of(place), preparation.LOCAL)
+    (prepared / "dataset_info.json").unlink()
+    changed = [text.upper() for text in TEXTS[:99]] + [TEXTS[99] + "x"]
+    write_lines(folder / "a.jsonl", changed)
+    after = load_dataset(data_of(place))
+    monkeypatch.setenv("NRGPT_CACHE_DIR", str(folder / "another"))
+    expected = load_dataset(data_of(place))
+    np.testing.assert_array_equal(after.train.tokens, expected.train.tokens)
+
+
+def test_partial_files_of_two_workers_have_different_names(tmp_path):
+    assert shards._partial(tmp_path / "a") != shards._partial(tmp_path / "a")
+
+
+def test_the_identity_of_a_text_part_names_the_files_it_holds(tmp_path):
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text("text ")
+    one = Text(list_files(str(tmp_path), (".txt",)))  # six bytes each with the line end between
+    held = lambda start, stop: [file.name for file in one.files_of(start, stop)[0]]
+    assert (held(0, 5), held(0, 6), held(0, 7)) == (["a.txt"], ["a.txt"], ["a.txt", "b.txt"])
+    assert held(6, 17) == ["b.txt", "c.txt"]
+    assert one.files_of(12, 13)[1] == 12
+
+
 @pytest.mark.parametrize("damage", ["missing", "short"])
 def test_a_damaged_shard_is_one_line(folder, damage):
     data = data_of(folder, validation_fraction=0.3)
@@ -238,6 +305,24 @@ def test_a_damaged_shard_is_one_line(folder, damage):
     shard.write_bytes(b"\0" * len(whole))
     with pytest.raises(UserError, match=shard.name):
         stream.read(0, len(stream))
+
+
+def test_a_damaged_copy_is_to_be_copied_again(folder, tmp_path_factory):
+    """A prepared folder that is named itself may be far from the corpus that it was made of."""
+    made = corpora.prepare_corpus(data_of(folder, validation_fraction=0.4), preparation.LOCAL)
+    copy = shutil.copytree(made, tmp_path_factory.mktemp("copy") / "prepared")
+    shard = sorted(copy.glob("*-train.array_record-*"))[0]
+    whole = shard.read_bytes()
+    messages = []
+    for damage in (b"\0" * len(whole), whole[:-1]):
+        shard.write_bytes(damage)
+        with pytest.raises(UserError, match="copy that folder again") as error:
+            load_dataset(data_of(copy)).train.read(0, 60)
+        messages.append(str(error.value))
+    (copy / "metadata.json").write_text("{")
+    with pytest.raises(UserError, match="copy that folder again") as error:
+        load_dataset(data_of(copy))
+    assert not any("remove" in message for message in [*messages, str(error.value)])
 
 
 KILLED = """
@@ -309,6 +394,59 @@ def test_a_bad_file_is_one_line(tmp_path, name, content, message):
     assert "\n" not in str(error.value)
 
 
+def test_half_a_surrogate_pair_becomes_a_mark(tmp_path):
+    """Escaped or as bytes, and in a text that is cut: the rest of the corpus is kept."""
+    lines = [
+        rb'{"text": "a\ud800b"}',
+        b'{"text": "a\xed\xa0\x80b"}',
+        rb'{"text": "\ud83d\ude00"}',
+    ]
+    lines.append(b'{"text": "\xed\xa0\x80' + b"and on " * pieces.BLOCK + b'"}')
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    file = list_files(str(tmp_path), (".jsonl",))[0]
+    found = ["".join(document.pieces) for document in documents.read_documents(file, "text")]
+    assert found[:3] == ["a\ufffdb", "a\ufffdb", "😀"]
+    assert found[3].startswith("\ufffdand on ")
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
+    write_lines(tmp_path / "a.jsonl", TEXTS[:9])
+    (tmp_path / "cache").touch()
+    monkeypatch.setenv("NRGPT_CACHE_DIR", str(tmp_path / "cache"))
+    for data in (data_of(tmp_path), data_of("", name="listops")):
+        with pytest.raises(UserError, match=r"cannot be written .*NRGPT_CACHE_DIR") as error:
+            load_dataset(data)
+        assert str(tmp_path / "cache") in str(error.value)
+
+
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+    write_lines(tmp_path / "a.jsonl", TEXTS[:9])
+
+    def write(self, record):
+        raise RuntimeError("write() failed: No space left on device;\nat byte 0")
+
+    monkeypatch.setattr(array_record_module.ArrayRecordWriter, "write", write)
+    with pytest.raises(UserError, match=r"No space left on device; at .*NRGPT_CACHE_DIR"):
+        load_dataset(data_of(tmp_path))
+
+
+def test_waiting_for_another_process_is_told(tmp_path, capsys, monkeypatch):
+    first = preparation._alone(tmp_path)
+    first.__enter__()
+    flock = fcntl.flock
+
+    def let_go(file, how):
+        if not how & fcntl.LOCK_NB:
+            first.__exit__(None, None, None)
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", let_go)
+    with preparation._alone(tmp_path):
+        assert f"waiting for another process that prepares {tmp_path}" in capsys.readouterr().err
+    with preparation._alone(tmp_path):
+        assert "waiting" not in capsys.readouterr().err
+
+
 def test_a_column_that_is_not_there_names_those_that_are(tmp_path):
     write_parquet(tmp_path / "a.parquet", TEXTS, field="content")
     with pytest.raises(UserError, match="no column 'text' but content, id"):
@@ -322,5 +460,56 @@ def test_a_place_that_is_not_there_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="does not exist or cannot be reached"):
         load_dataset(data_of("memory://no-such-bucket/corpus"))
     monkeypatch.setitem(sys.modules, "s3fs", None)
-    with pytest.raises(UserError, match=r"pip install 'nrgpt-jax\[s3\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[s3\]'"):
         load_dataset(data_of("s3://bucket/corpus"))
+
+
+@pytest.mark.parametrize(
+    ("name", "tokenizer", "message"),
+    [
+        ("book.txt.gz", "char", "is packed; unpack it first"),
+        ("book.zip", "byte", "is packed; unpack it first"),
+        ("docs.jsonl.gz", "byte", "is not plain text"),
+        ("docs.jsonl", "char", "is not plain text"),
+        ("docs.json", "byte", "is not plain text"),
+        ("docs.parquet", "char", "is not plain text"),
+        ("book.txt.gz", "gpt2", "is packed; unpack it first"),
+        ("docs.jsonl.bz2", "gpt2", "is packed; unpack it first"),
+        ("owt.tar.xz", "gpt2", "is packed; unpack it first"),
+        ("docs.json", "gpt2", "none of the endings that are read"),
+        ("book", "gpt2", "none of the endings that are read"),
+    ],
+)
+def test_a_file_of_a_kind_that_is_not_read_is_one_line(tmp_path, name, tokenizer, message):
+    (tmp_path / name).write_text("the text " * 100)
+    with pytest.raises(UserError, match=message) as error:
+        load_dataset(data_of(tmp_path / name, name="text", tokenizer=tokenizer))
+    assert name in str(error.value)
+    with pytest.raises(UserError, match=r"unpack it first"):
+        Text([list_files(str(tmp_path / name), ())[0]._replace(name="book.txt.gz")])
+
+
+def test_articles_are_not_read_from_json_lines(tmp_path):
+    write_lines(tmp_path / "wiki.train.jsonl", TEXTS[:9])
+    for place in (tmp_path / "wiki.train.jsonl", tmp_path):
+        with pytest.raises(UserError, match=r"\.parquet(,| or) \.txt"):
+            load_dataset(data_of(place, name="wikitext"))
+
+
+@pytest.mark.parametrize("name", ["book", "book.md", "book.TXT"])
+def test_plain_text_of_any_ending_is_read_by_characters(tmp_path, name):
+    (tmp_path / name).write_text("the text " * 100)
+    for tokenizer in ("char", "byte"):
+        dataset = load_dataset(data_of(tmp_path / name, name="text", tokenizer=tokenizer))
+        assert len(dataset.train) + len(dataset.validation) == 900
+
+
+def test_an_empty_split_is_one_line_where_it_is_used(tmp_path):
+    write_lines(tmp_path / "a.jsonl", TEXTS[:3])
+    dataset = load_dataset(data_of(tmp_path, validation_fraction=1e-9))
+    assert len(dataset.train)
+    assert len(dataset.validation) == len(dataset.validation.tokens) == 0
+    with pytest.raises(UserError, match="validation split has 0 tokens"):
+        check_length(dataset.validation, 8, "validation")
+    with pytest.raises(UserError, match="nothing to predict"):
+        next(validation_batches(dataset.validation, 8, 1))

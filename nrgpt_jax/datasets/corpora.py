@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from nrgpt_jax.datasets import documents, parts, shards
 from nrgpt_jax.datasets.documents import JSON_LINES, PARQUET, PLAIN, Reader
 from nrgpt_jax.datasets.download import fetch
-from nrgpt_jax.datasets.files import File, is_remote, list_files
+from nrgpt_jax.datasets.files import File, is_packed, is_remote, list_files
 from nrgpt_jax.datasets.pieces import Text
 from nrgpt_jax.datasets.preparation import LOCAL, Engine, Plan, prepare
 from nrgpt_jax.datasets.records import cache_root, digest
@@ -17,9 +17,11 @@ from nrgpt_jax.datasets.streams import RecordStream, Stream
 from nrgpt_jax.datasets.tokenizers import FIXED, CharTokenizer, Tokenizer, from_record
 from nrgpt_jax.errors import UserError
 
-GENERATOR = 1  # changes with what the code below makes of the same files
+GENERATOR = 2  # changes with what the code below makes of the same files
 WHOLE = 2**24  # a split of up to so many tokens is read into memory
+COPY = "copy that folder again from where it was prepared"
 ANY = (*JSON_LINES, *PARQUET, *PLAIN)
+ARTICLES = (*PARQUET, *PLAIN)  # of WikiText, line by line
 
 SHAKESPEARE_URL = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -56,12 +58,15 @@ class Prepared(NamedTuple):
 def load(data: Mapping[str, Any]) -> Prepared:
     """Opens the tokens of the corpus that `config.data` describes, prepared before if need be."""
     folder = prepare_corpus(data, LOCAL)
-    metadata = shards.read_metadata(folder)
+    # What was named itself is a copy, perhaps without its corpus: it cannot be made here again.
+    copied = bool(data["path"]) and folder == Path(data["path"]).expanduser()
+    metadata = shards.read_metadata(folder, COPY) if copied else shards.read_metadata(folder)
     features = shards.features_of(metadata["dtype"])
 
     def stream(split: str) -> Stream:
         found = shards.shards_of(metadata, split)
-        records = RecordStream(found, metadata["record_tokens"], features)
+        cure = COPY if copied else None
+        records = RecordStream(found, metadata["record_tokens"], features, cure)
         return Stream.of(records.read(0, len(records))[0]) if len(records) <= WHOLE else records
 
     tokenizer = from_record(metadata["tokenizer"])
@@ -83,7 +88,7 @@ def prepare_corpus(data: Mapping[str, Any], engine: Engine) -> Path:
         if shards.is_complete(given):
             return given
     place = _place(data)
-    files = [] if is_remote(place) else list_files(place, _endings(data))
+    files = [] if is_remote(place) else _files(data, place)
     settings = {
         "generator": GENERATOR,
         "part_bytes": parts.PART_BYTES,
@@ -96,7 +101,7 @@ def prepare_corpus(data: Mapping[str, Any], engine: Engine) -> Path:
     folder = cache_root() / data["name"] / digest(settings) / shards.VERSION
 
     def plan() -> Plan:
-        return _plan(data, files or list_files(place, _endings(data)))
+        return _plan(data, files or _files(data, place))
 
     prepare(folder, data["name"], plan, engine)
     return folder
@@ -111,8 +116,26 @@ def _place(data: Mapping[str, Any]) -> str:
     return place
 
 
-def _endings(data: Mapping[str, Any]) -> tuple[str, ...]:
-    return (".txt",) if _is_one_text(data) else ANY
+def _files(data: Mapping[str, Any], place: str) -> list[File]:
+    """The files of a corpus. Raises UserError where one that was named is not of a kind read."""
+    one_text = _is_one_text(data)
+    known = ARTICLES if data["name"] == "wikitext" else ANY
+    files = list_files(place, (".txt",) if one_text else known)
+    for file in files:
+        is_data = file.name.lower().endswith((*JSON_LINES, ".json", *PARQUET))
+        if one_text and is_data:
+            raise UserError(
+                f"{file.path} is not plain text, which --config.data.tokenizer={data['tokenizer']} "
+                "needs; take gpt2 for documents, or write them into a .txt file"
+            )
+        if is_packed(file.name) and (one_text or not file.name.endswith(known)):
+            raise UserError(f"{file.path} is packed; unpack it first")
+        if not one_text and not file.name.endswith(known):
+            raise UserError(
+                f"{file.path} has none of the endings that are read ({', '.join(known)}); rename "
+                "it, or convert it"
+            )
+    return files
 
 
 def _is_one_text(data: Mapping[str, Any]) -> bool:

@@ -114,9 +114,15 @@ def _text_of_line(line: bytes, field: str, where: str) -> str:
     except ValueError as error:
         raise UserError(f"{where}: the line is not JSON ({error})") from None
     text = document.get(field) if isinstance(document, Mapping) else None
-    text = _checked(text, field, where)
-    if b"\\u" in line:  # half a surrogate pair is no character
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return _repaired(_checked(text, field, where))
+
+
+def _repaired(text: str) -> str:
+    """The text, with a mark for each half of a surrogate pair: that is no character."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
 
 
@@ -146,7 +152,7 @@ def _rows(file: File, field: str, within: Range) -> Iterator[tuple[int, str]]:
 
 @contextlib.contextmanager
 def opened_parquet(file: File) -> Iterator["pyarrow.parquet.ParquetFile"]:
-    """A Parquet file. Raises UserError when it is none, or is damaged."""
+    """A Parquet file. Raises UserError when it is none, is damaged, or holds bytes for text."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -156,6 +162,8 @@ def opened_parquet(file: File) -> Iterator["pyarrow.parquet.ParquetFile"]:
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{file.path} is no whole Parquet file ({reason})") from None
+        except UnicodeDecodeError as error:
+            raise UserError(f"{file.path} is not UTF-8 ({error})") from None
         except OSError as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{file.path} is damaged ({reason}); fetch it again") from None

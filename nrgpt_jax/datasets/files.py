@@ -10,6 +10,12 @@ import fsspec
 
 from nrgpt_jax.errors import UserError
 
+# Only .gz is read packed, and only JSON lines of it: the size of a text is that of its file.
+PACKED = (
+    *(".gz", ".bz2", ".xz", ".zip", ".zst", ".lzma", ".lz4", ".z", ".snappy", ".7z", ".rar"),
+    *(".tar", ".tgz", ".tbz2", ".txz"),
+)
+
 EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "hf": "hf", "http": "http", "https": "http"}
 
 
@@ -32,8 +38,15 @@ def absolute(place: str) -> str:
     return place if is_remote(place) else str(Path(place).expanduser().resolve())
 
 
+def is_packed(name: str) -> bool:
+    """Whether the ending of a name says that the file is compressed or an archive."""
+    return name.lower().endswith(PACKED)
+
+
 def list_files(place: str, endings: tuple[str, ...]) -> list[File]:
-    """The file of this path or address, or all below it with one of the endings, by name.
+    """The file of this path or address, or all below it with one of the endings.
+
+    They are in the order of their names, folder by folder: `part/one.txt` before `part.txt`.
 
     Raises:
       UserError: the place does not exist, holds none, or cannot be listed; the message says what
@@ -43,7 +56,7 @@ def list_files(place: str, endings: tuple[str, ...]) -> list[File]:
     if not files:
         kinds = " or ".join(endings)
         raise UserError(f"data.path={place} has no {kinds} files below it")
-    return sorted(files, key=lambda file: file.name)
+    return sorted(files, key=lambda file: file.name.split("/"))
 
 
 def _local_files(place: str, endings: tuple[str, ...]) -> list[File]:
@@ -90,7 +103,8 @@ def opened(path: str) -> Iterator[IO[bytes]]:
     Raises:
       UserError: it is not there, or breaks off while it is read.
     """
-    with _explained(path), fsspec.open(path, "rb", compression="infer") as file:
+    compression = "gzip" if path.endswith(".gz") else None
+    with _explained(path), fsspec.open(path, "rb", compression=compression) as file:
         yield file
 
 
@@ -107,7 +121,7 @@ def _explained(place: str) -> Iterator[None]:
         raise UserError(f"{named} {why}") from None
     except ImportError as error:
         extra = EXTRAS.get(place.partition("://")[0])
-        cure = f"pip install 'nrgpt-jax[{extra}]'" if extra else "install it"
+        cure = f".venv/bin/python -m pip install -e '.[{extra}]'" if extra else "install it"
         missing = f"{place} needs a package that is missing ({_line(error)})"
         raise UserError(f"{missing}; {cure}") from None
     except EOFError:

@@ -3,8 +3,9 @@
 import functools
 import hashlib
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from nrgpt_jax.datasets.documents import (
     JSON_LINES,
@@ -40,6 +41,12 @@ class DocumentsPart(NamedTuple):
         """The splits that it feeds."""
         return BOTH if self.split is None else (self.split,)
 
+    @property
+    def identity(self) -> list[Any]:
+        """What its tokens depend on, but for the tokenizer."""
+        names = [file[1:] for file in self.files]
+        return [names, self.within, self.split, self.field, self.validation_fraction]
+
     def documents(self) -> Iterator[tuple[str, Document]]:
         """The documents in order, each with its split."""
         for file in self.files:
@@ -65,6 +72,12 @@ class TextPart(NamedTuple):
     def splits(self) -> tuple[str, ...]:
         """The split that it feeds."""
         return (self.split,)
+
+    @property
+    def identity(self) -> list[Any]:
+        """What its tokens depend on, but for the tokenizer."""
+        files, begin = self.text.files_of(self.start, self.stop)
+        return [[file[1:] for file in files], begin, self.start, self.stop, self.split, self.ends]
 
     def documents(self) -> Iterator[tuple[str, Document]]:
         """The text in pieces."""
@@ -102,23 +115,14 @@ def document_parts(
 ) -> list[Part]:
     """Files of documents, in order.
 
-    Files that are named by their split (`train`, `valid` or `validation`, `test`) keep it; where
-    not all are, or none is for validation, each document is drawn.
-
     Raises:
-      UserError: all files are named by a split, but none for training.
+      UserError: no file is for training.
     """
-    named = [own_split(file.name) for file in files]
-    own = None not in named and "validation" in named
-    if own and "train" not in named:
-        raise UserError(
-            "the corpus has files for validation and none for training; name one train, such as "
-            "train.txt"
-        )
-    order = [split for split in dict.fromkeys(SPLITS.values()) if split in named] if own else [None]
+    splits = _splits_of(files)
+    order = [split for split in (None, *dict.fromkeys(SPLITS.values())) if split in splits]
     parts: list[Part] = []
     for split in order:
-        chosen = [f for f, s in zip(files, named, strict=True) if split is None or s == split]
+        chosen = [f for f, s in zip(files, splits, strict=True) if s == split]
         more = functools.partial(
             DocumentsPart,
             split=split,
@@ -130,9 +134,36 @@ def document_parts(
     return parts
 
 
+def _splits_of(files: Sequence[File]) -> list[str | None]:
+    """The split of each file; None: its documents are drawn for training or validation.
+
+    Files that are named by their split keep it; where not all are, or none is for validation, they
+    are drawn, and the user is told why. A file that is named for testing never is.
+    """
+    named = [own_split(file.name) for file in files]
+    own = None not in named and "validation" in named
+    splits = named if own else [split if split == "test" else None for split in named]
+    if not {None, "train"} & set(splits):
+        raise UserError(
+            "the corpus has files for validation or testing and none for training; name one "
+            "train, such as train.txt"
+        )
+    if not own and any(named):
+        nameless = next((f.name for f, s in zip(files, named, strict=True) if s is None), "")
+        because = f"{nameless} names no split" if nameless else "no file is named for validation"
+        but = ", but for files named test, which are left out" if "test" in splits else ""
+        print(f"{because}: each document is drawn for training or validation{but}", file=sys.stderr)
+    return splits
+
+
 def own_split(name: str) -> str | None:
-    """The split that a file's name names: train.txt, wiki.valid.raw, c4-train.00000.json.gz."""
-    words = re.split(r"[^a-z]+", name.rpartition("/")[2].lower())
+    """The split that a file's name names, or else the nearest folder that names one.
+
+    Such as train.txt, wiki.valid.raw, c4-train.00000.json.gz, test/00000.jsonl.
+    """
+    words = (
+        word for part in reversed(name.lower().split("/")) for word in re.split(r"[^a-z]+", part)
+    )
     return next((SPLITS[word] for word in words if word in SPLITS), None)
 
 

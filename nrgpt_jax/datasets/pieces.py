@@ -10,7 +10,7 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from nrgpt_jax.datasets.files import File, opened
+from nrgpt_jax.datasets.files import File, is_packed, opened
 from nrgpt_jax.errors import UserError
 
 BLOCK = 2**20  # bytes read at once
@@ -23,13 +23,26 @@ _CUT = re.compile(rb"[!-~\x80-\xbf]" + _NOT_AFTER + rb"(?=[ \n])")
 
 
 class Text:
-    """One text of one or more UTF-8 files, with a line end between them; places are bytes."""
+    """One text of one or more UTF-8 files, with a line end between them; places are bytes.
+
+    Raises:
+      UserError: a file is packed, so that its size is not that of its text.
+    """
 
     def __init__(self, files: Sequence[File]):
+        for file in files:
+            if is_packed(file.name):
+                raise UserError(f"{file.path} is packed; unpack it first")
         self.files = list(files)
         ends = itertools.accumulate(file.size + 1 for file in self.files)
         self._starts = [0, *ends]
         self.size = max(0, self._starts[-1] - 1)
+
+    def files_of(self, start: int, stop: int) -> tuple[list[File], int]:
+        """The files that hold the bytes from `start` to `stop`, and the place of the first."""
+        first = bisect.bisect_right(self._starts, start) - 1
+        last = bisect.bisect_left(self._starts, stop)
+        return self.files[first:last], self._starts[first]
 
     def blocks(self, start: int, stop: int) -> Iterator[bytes]:
         """The bytes from `start` to `stop`, in blocks; a block ends where its file does."""

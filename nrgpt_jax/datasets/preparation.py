@@ -19,14 +19,14 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from nrgpt_jax.datasets import shards
 from nrgpt_jax.datasets.parts import PART_BYTES, Part
-from nrgpt_jax.datasets.records import digest
+from nrgpt_jax.datasets.records import digest, unwritable
 from nrgpt_jax.datasets.shards import Layout, ShardWriter, Written
 from nrgpt_jax.datasets.tokenizers import Tokenizer, as_record, from_record
 from nrgpt_jax.errors import UserError
@@ -64,6 +64,12 @@ class Task(NamedTuple):
         """Of the tokens."""
         return np.min_scalar_type(from_record(self.tokenizer).size - 1)
 
+    @property
+    def key(self) -> str:
+        """Changes with all that its shards depend on, such as files at an address by now."""
+        settings = {"part": self.part.identity, "shards": self.shards, "tokenizer": self.tokenizer}
+        return digest(settings)
+
 
 def prepare(folder: Path, name: str, make_plan: Callable[[], Plan], engine: Engine) -> None:
     """Writes a data set, or what is missing of it.
@@ -94,17 +100,22 @@ def prepare(folder: Path, name: str, make_plan: Callable[[], Plan], engine: Engi
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Waits for another process that prepares the same."""
+    """Waits for another process that prepares the same. What cannot be written is one line."""
     try:
         (folder / "progress").mkdir(parents=True, exist_ok=True)
         with (folder / "progress" / "lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            _lock(file, folder)
             yield
-    except PermissionError as error:
-        raise UserError(
-            f"{error.filename} cannot be written; name another folder for prepared data: "
-            "NRGPT_CACHE_DIR=..."
-        ) from None
+    except OSError as error:
+        raise unwritable(error, folder) from None
+
+
+def _lock(file: IO[str], folder: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"waiting for another process that prepares {folder}", file=sys.stderr)
+        fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def _tasks(plan: Plan, folder: Path, name: str) -> list[Task]:
@@ -120,7 +131,7 @@ def _tasks(plan: Plan, folder: Path, name: str) -> list[Task]:
 
 
 def _result(task: Task) -> list[Written] | None:
-    return shards.finished(task.layout, task.number, task.shards)
+    return shards.finished(task.layout, task.number, task.key, task.shards)
 
 
 def _finish(plan: Plan, tasks: list[Task]) -> None:
@@ -155,7 +166,8 @@ def write_part(task: Task) -> None:
             stack.callback(writer.abandon)
         _tokenize(task.part, tokenizer, writers)
         written = [writers[split].close() for split, _ in task.shards]
-    shards.write_text(task.layout.progress(task.number), json.dumps(written))
+    record = {"key": task.key, "shards": written}
+    shards.write_text(task.layout.progress(task.number), json.dumps(record))
 
 
 def _tokenize(part: Part, tokenizer: Tokenizer, writers: Mapping[str, ShardWriter]) -> None:
@@ -245,6 +257,6 @@ def _run_on_beam(tasks: list[Task], options: str) -> None:
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError:
-        raise UserError("Apache Beam is missing: pip install 'nrgpt-jax[beam]'") from None
+        raise UserError("Apache Beam is missing: python -m pip install -e '.[beam]'") from None
     with beam.Pipeline(options=PipelineOptions(shlex.split(options))) as pipeline:
         _ = pipeline | beam.Create(tasks) | beam.Reshuffle() | beam.Map(write_part)

@@ -20,6 +20,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
+from nrgpt_jax.errors import UserError
+
 
 def _data_home(repository: Path) -> Path:
     if (repository / "setup.cfg").is_file():
@@ -39,6 +41,16 @@ def data_roots() -> list[Path]:
 def cache_root() -> Path:
     """The folder of prepared data sets."""
     return Path(os.environ.get("NRGPT_CACHE_DIR") or DATA_HOME / "prepared")
+
+
+def unwritable(error: Exception, place: Path) -> UserError:
+    """What to say when prepared data cannot be written: a full disk, a folder of another user."""
+    reason = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())[:200]
+    named = getattr(error, "filename", None) or place
+    return UserError(
+        f"{named} cannot be written ({reason}); make room there, or name another folder for "
+        "prepared data: NRGPT_CACHE_DIR=..."
+    )
 
 
 def digest(settings: Mapping[str, Any]) -> str:
@@ -90,9 +102,9 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
             try:
                 with _quiet():
                     self.download_and_prepare()
-            except OSError:  # another process was faster; its data set is the same
+            except OSError as error:  # another process was faster; its data set is the same
                 if not self.is_prepared():
-                    raise
+                    raise unwritable(error, Path(self.data_dir)) from None
             self.info.read_from_directory(self.data_dir)
         return self
 

@@ -9,19 +9,22 @@ written last: without it a data set is not complete, and preparing it goes on wh
 import contextlib
 import json
 import os
+import uuid
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from nrgpt_jax.datasets.records import unwritable
 from nrgpt_jax.datasets.streams import Shard
 from nrgpt_jax.errors import UserError
 
 VERSION = "2.0.0"
 RECORD_TOKENS = 4096  # a window of 1,025 touches one record, sometimes two
 INFO, METADATA = "dataset_info.json", "metadata.json"
+REMAKE = f"remove {INFO} there and prepare the data again: only what is not whole is made anew"
 
 
 class Written(NamedTuple):
@@ -60,18 +63,37 @@ def features_of(dtype: np.dtype):
     return tfds.features.FeaturesDict({"tokens": tokens})
 
 
+def _partial(path: Path) -> Path:
+    """Where a file is until it is whole; workers on several machines may have the same number."""
+    return path.with_name(f"{path.name}.partial-{uuid.uuid4().hex}")
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turns what array_record says of a full disk into one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise unwritable(error, path) from None
+
+
 class ShardWriter:
-    """Writes one shard; it appears under its name when it is whole."""
+    """Writes one shard; it appears under its name when it is whole.
+
+    Raises:
+      UserError: it cannot be written, such as on a full disk.
+    """
 
     def __init__(self, path: Path, dtype: np.dtype):
         from array_record.python import array_record_module
         from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-        self._path, self._partial = path, path.with_name(f"{path.name}.partial-{os.getpid()}")
+        self._path, self._partial = path, _partial(path)
         self._dtype, self._features = dtype, features_of(dtype)
         self._serializer = ExampleSerializer(self._features.get_serialized_info())
         options = "group_size:1,uncompressed"
-        self._writer = array_record_module.ArrayRecordWriter(str(self._partial), options)
+        with _writing(path):
+            self._writer = array_record_module.ArrayRecordWriter(str(self._partial), options)
         self._kept: list[np.ndarray] = []
         self._waiting = self.tokens = self.records = self.checksum = self.documents = 0
 
@@ -87,7 +109,8 @@ class ShardWriter:
         while len(waiting) >= least:
             record, waiting = waiting[:RECORD_TOKENS], waiting[RECORD_TOKENS:]
             example = self._features.encode_example({"tokens": record})
-            self._writer.write(self._serializer.serialize_example(example))
+            with _writing(self._path):
+                self._writer.write(self._serializer.serialize_example(example))
             self.checksum = zlib.crc32(record.tobytes(), self.checksum)
             self.tokens, self.records = self.tokens + len(record), self.records + 1
         self._kept, self._waiting = [waiting.copy()], len(waiting)
@@ -96,7 +119,8 @@ class ShardWriter:
         """Ends the shard, and puts it in its place."""
         if self._waiting:
             self._write_records(1)
-        self._writer.close()
+        with _writing(self._path):
+            self._writer.close()
         os.replace(self._partial, self._path)
         size = self._path.stat().st_size
         return Written(self.tokens, self.records, size, self.checksum, self.documents)
@@ -108,12 +132,24 @@ class ShardWriter:
         self._partial.unlink(missing_ok=True)
 
 
-def finished(layout: Layout, part: int, shards: Iterable[tuple[str, int]]) -> list[Written] | None:
-    """What the shards of a part hold, if all of them are there and whole."""
+def finished(
+    layout: Layout, part: int, key: str, shards: Iterable[tuple[str, int]]
+) -> list[Written] | None:
+    """What the shards of a part hold, if all of them are there, whole, and of the part as it is.
+
+    Args:
+      layout: where the shards are.
+      part: its number.
+      key: a digest of the part; shards that were made of another are none of it.
+      shards: split and place in the split of each.
+    """
     try:
-        found = [Written(*values) for values in json.loads(layout.progress(part).read_text())]
+        record = json.loads(layout.progress(part).read_text())
+        if record["key"] != key:
+            return None
+        found = [Written(*values) for values in record["shards"]]
         sizes = [layout.shard(*shard).stat().st_size for shard in shards]
-    except (OSError, ValueError, TypeError):
+    except (OSError, LookupError, ValueError, TypeError):
         return None
     return found if sizes == [written.bytes for written in found] else None
 
@@ -121,7 +157,7 @@ def finished(layout: Layout, part: int, shards: Iterable[tuple[str, int]]) -> li
 def write_text(path: Path, text: str) -> None:
     """Writes a file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    partial = _partial(path)
     partial.write_text(text)
     os.replace(partial, path)
 
@@ -185,34 +221,36 @@ def is_complete(folder: Path) -> bool:
     return (folder / INFO).is_file() and (folder / METADATA).is_file()
 
 
-def read_metadata(folder: Path) -> dict[str, Any]:
-    """What `write_metadata` kept. Raises UserError when it is damaged, or a shard is not whole."""
+def read_metadata(folder: Path, cure: str = REMAKE) -> dict[str, Any]:
+    """What `write_metadata` kept.
+
+    Args:
+      folder: of the data set.
+      cure: what to do when it is damaged.
+
+    Raises:
+      UserError: it is damaged, or a shard is not whole.
+    """
     try:
         found = json.loads((folder / METADATA).read_text())
         counts = {split: len(written) for split, written in found["shards"].items()}
         layout = Layout(folder, json.loads((folder / INFO).read_text())["name"], counts)
         found["paths"] = {
-            split: [_whole(layout.shard(split, i), w["bytes"]) for i, w in enumerate(written)]
+            split: [_whole(layout.shard(split, i), w["bytes"], cure) for i, w in enumerate(written)]
             for split, written in found["shards"].items()
         }
         return found
     except UserError:
         raise
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"the metadata of {folder} is damaged ({error}); remove {INFO} there and prepare the "
-            "data again: what is whole is kept"
-        ) from None
+        raise UserError(f"the metadata of {folder} is damaged ({error}); {cure}") from None
 
 
-def _whole(path: Path, size: int) -> Path:
+def _whole(path: Path, size: int, cure: str) -> Path:
     found = path.stat().st_size if path.is_file() else None
     if found != size:
         what = "is missing" if found is None else f"has {found:,} bytes, not {size:,}"
-        raise UserError(
-            f"the shard {path} {what}; remove {INFO} beside it and prepare the data again: only "
-            "what is not whole is made anew"
-        )
+        raise UserError(f"the shard {path} {what}; {cure}")
     return path
 
 

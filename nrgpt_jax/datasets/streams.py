@@ -82,9 +82,14 @@ class RecordStream(Stream):
     tokens). Threads may read together; a copy in another process opens the files anew.
     """
 
-    def __init__(self, shards: Sequence[Shard], record_tokens: int, features: Any):
+    def __init__(
+        self, shards: Sequence[Shard], record_tokens: int, features: Any, cure: str | None = None
+    ):
         self._shards = [shard for shard in shards if shard.num_tokens]
         self._record_tokens, self._features = record_tokens, features
+        self._cure = cure or (  # what to do about a shard that is damaged
+            "remove it and dataset_info.json beside it, and prepare the data again"
+        )
         self._ends = list(itertools.accumulate(shard.num_tokens for shard in self._shards))
         self._open()
 
@@ -104,6 +109,8 @@ class RecordStream(Stream):
         return self._ends[-1] if self._ends else 0
 
     def read(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray | None]:
+        if not count:
+            return np.zeros(0, np.uint8), None
         start, parts = int(start), []
         which = bisect.bisect_right(self._ends, start)
         start -= self._ends[which - 1] if which else 0
@@ -128,8 +135,7 @@ class RecordStream(Stream):
         except Exception as error:  # array_record raises many kinds
             reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"{self._shards[which].path} is damaged or gone ({reason}); remove it and "
-                "dataset_info.json beside it, and prepare the data again"
+                f"{self._shards[which].path} is damaged or gone ({reason}); {self._cure}"
             ) from None
 
     def _reader(self, which: int) -> Any:
