@@ -74,7 +74,7 @@ def test_tpu_copies_installs_and_starts_on_all_workers(desk):
         assert call[-1].startswith("--command=")
     packed = desk.call("tar", "-tzf", "launched/big-1.tar.gz").stdout
     assert "experiments" in packed.split()
-    assert "--editable '.[tpu]'" in install[-1]
+    assert "--editable '.[tpu,hf]'" in install[-1]
     assert "nohup env 'A=1 $X' .venv/bin/python -m" in start[-1]
     python = desk.home / "nrgpt/.venv/bin/python"
     write_program(python)
@@ -98,7 +98,7 @@ def test_tpu_installs_into_a_folder_that_keeps_its_runs(desk):
     assert done.returncode == 0, done.stderr
     make, fill = desk.calls()
     assert make == ["uv", "venv", "--quiet", "--python", "3.11", ".venv"]
-    pinned = ["--constraint", "constraints.txt", "--editable", ".[tpu]"]
+    pinned = ["--constraint", "constraints.txt", "--editable", ".[tpu,hf]"]
     assert fill == ["uv", "pip", "install", "--quiet", "--python", ".venv/bin/python", *pinned]
     assert (home / "runs").is_dir()
     assert (home / "experiments").exists()
