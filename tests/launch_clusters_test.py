@@ -62,7 +62,7 @@ def manifest(desk, *arguments):
     desk.has("kubectl")
     done = desk.launch(*arguments)
     assert done.returncode == 0, done.stderr
-    ((*call, file),) = desk.calls()
+    _, (*call, file) = desk.calls()
     assert call == ["kubectl", "--namespace=default", "apply"]
     found = yaml.safe_load((desk.folder / file.removeprefix("--filename=")).read_text())
     (jobs,) = found["spec"]["replicatedJobs"]
@@ -117,12 +117,25 @@ def test_gke_manifest_of_nodes_with_gpus(desk):
     ]
 
 
+@pytest.mark.parametrize("state", ["", "Completed", "Failed"])
+def test_gke_takes_away_what_has_ended_and_nothing_else(desk, state):
+    desk.has("kubectl")
+    desk.environment["FAKE_OUTPUT"] = state
+    assert desk.launch(*GKE_TPU, FOLDER).returncode == 0
+    ask, *delete, apply = desk.calls()
+    assert ask[2:5] == ["get", "jobset", "big-1"]
+    assert ask[-1] == "--output=jsonpath={.status.terminalState}"
+    ended = ["delete", "jobset", "big-1", "--cascade=foreground"]
+    assert [call[2:] for call in delete] == ([ended] if state else [])
+    assert apply[2] == "apply"
+
+
 def test_gke_is_looked_after(desk):
     desk.has("kubectl")
     kubectl = ["kubectl", "--namespace=n"]
     given = (*GKE_TPU, FOLDER, "--namespace=n")
     assert desk.launch(*given, "--action=stop").returncode == 0
-    assert desk.calls() == [[*kubectl, "delete", "jobset", "big-1"]]
+    assert desk.calls() == [[*kubectl, "delete", "jobset", "big-1", "--cascade=foreground"]]
     assert desk.launch(*given, "--action=status").returncode == 0
     assert [call[:4] for call in desk.calls()] == [[*kubectl, "get", w] for w in ("jobset", "pods")]
     assert desk.launch(*given, "--action=logs").returncode == 0
@@ -140,6 +153,7 @@ def test_xpk_creates_a_workload(desk):
         *("xpk", "workload", "create", "--workload=big-1"),
         *("--cluster=c", "--zone=z", "--project=p"),
         *("--tpu-type=v5litepod-256", "--docker-image=r/i:1", "--max-restarts=100"),
+        "--restart-on-exit-codes=1",
         *("--termination-grace-period-seconds=120", "--env=A=1 $X"),
     ]
     words = shlex.split(command.removeprefix("--command="))

@@ -26,6 +26,7 @@ RECORDER = f"""#!{sys.executable}
 import json, os, sys
 with open(os.environ["RECORD"], "a") as file:
     file.write(json.dumps([os.path.basename(sys.argv[0]), *sys.argv[1:]]) + "\\n")
+print(os.environ.get("FAKE_OUTPUT", ""))
 sys.exit(int(os.environ.get("FAKE_EXIT", "0")))
 """
 

@@ -6,6 +6,7 @@ manifest names the first of them.
 
 import math
 import re
+import shlex
 from typing import Any, NamedTuple
 
 import yaml
@@ -36,7 +37,7 @@ class Cluster(NamedTuple):
 
 
 def plan(job: Job, action: str, where: Cluster, workdir: str) -> Plan:
-    """Applies a manifest, or another action.
+    """Applies a manifest, after what is left of a job that has ended, or another action.
 
     Raises:
       UserError: the nodes or the image are not named, or the run directory would be lost.
@@ -45,7 +46,7 @@ def plan(job: Job, action: str, where: Cluster, workdir: str) -> Plan:
     labels = f"jobset.sigs.k8s.io/jobset-name={job.name}"
     first = f"{labels},batch.kubernetes.io/job-completion-index=0"
     if action == "stop":
-        return Plan([[*kubectl, "delete", "jobset", job.name]])
+        return Plan([[*kubectl, *_delete(job)]])
     if action == "status":
         wide = ["--output=wide", f"--selector={labels}"]
         return Plan([[*kubectl, "get", "jobset", job.name], [*kubectl, "get", "pods", *wide]])
@@ -54,7 +55,23 @@ def plan(job: Job, action: str, where: Cluster, workdir: str) -> Plan:
     _check_workdir(workdir, where.claim)
     path = f"{RECORDS}/{job.name}.yaml"
     content = yaml.safe_dump(manifest(job, where), sort_keys=False)
-    return Plan([[*kubectl, "apply", f"--filename={path}"]], {path: content})
+    clear = ["bash", "-c", _clear(job, kubectl)]
+    return Plan([clear, [*kubectl, "apply", f"--filename={path}"]], {path: content})
+
+
+def _delete(job: Job) -> list[str]:
+    # in the foreground: its pods have ended, and saved, when this returns
+    return ["delete", "jobset", job.name, "--cascade=foreground"]
+
+
+def _clear(job: Job, kubectl: list[str]) -> str:
+    """A script: a JobSet cannot be changed, and one that has ended does not start again."""
+    state = ["get", "jobset", job.name, "--ignore-not-found"]
+    state += ["--output=jsonpath={.status.terminalState}"]
+    return (
+        f"state=$({shlex.join([*kubectl, *state])}) || exit\n"
+        f'if [ -n "$state" ]; then {shlex.join([*kubectl, *_delete(job)])}; fi'
+    )
 
 
 def _check_workdir(workdir: str, claim: str) -> None:

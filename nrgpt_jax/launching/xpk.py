@@ -50,6 +50,7 @@ def plan(job: Job, action: str, where: Cluster, workdir: str) -> Plan:
                 f"--tpu-type={where.tpu_type}",
                 f"--docker-image={where.image}",
                 f"--max-restarts={RESTARTS}",
+                "--restart-on-exit-codes=1",  # a crash; besides those of signals
                 f"--termination-grace-period-seconds={GRACE}",
                 *(f"--env={name}={value}" for name, value in job.environment.items()),
                 # exec: the signal that XPK sends reaches the program itself
