@@ -23,7 +23,13 @@ def test_slurm_runs_one_task_a_node_with_all_its_gpus(desk):
     batch = (desk.folder / "launched/a-b.sbatch").read_text()
     options = [line[8:] for line in batch.splitlines() if line.startswith("#SBATCH ")]
     assert options == [
-        *("--job-name=a-b", "--nodes=4", "--ntasks-per-node=1", "--gpus-per-node=2"),
+        *(
+            "--job-name=a-b",
+            "--dependency=singleton",
+            "--nodes=4",
+            "--ntasks-per-node=1",
+            "--gpus-per-node=2",
+        ),
         *("--cpus-per-task=8", "--time=24:00:00", f"--chdir={desk.folder}"),
         *("--output=launched/a-b.log", "--open-mode=append", "--requeue", "--signal=TERM@120"),
         "--partition=gpu",
@@ -36,12 +42,32 @@ def test_slurm_runs_one_task_a_node_with_all_its_gpus(desk):
     assert call == ["srun", "--cpus-per-task=8", *train]
 
 
-@pytest.mark.parametrize(("code", "again"), [("0", False), ("143", True), ("2", False)])
-def test_slurm_queues_again_what_was_stopped(desk, code, again):
+def test_slurm_options_with_spaces_are_one_word(desk):
+    desk.has("sbatch")
+    given = ["--comment=a b", '--comment=a "b" #', "-p gpu"]
+    assert desk.launch(*SLURM, "--workdir=a", *(f"--sbatch={x}" for x in given)).returncode == 0
+    lines = (desk.folder / "launched/a.sbatch").read_text().splitlines()
+    options = [shlex.split(line[8:], comments=True) for line in lines if "#SBATCH" in line]
+    assert options[-3:] == [given[:1], given[1:2], ["-p", "gpu"]]
+
+
+@pytest.mark.parametrize(
+    ("code", "before", "again"),
+    [
+        ("0", "", False),
+        ("143", "", True),
+        ("143", "99", True),
+        ("143", "100", False),
+        ("2", "", False),
+    ],
+)
+def test_slurm_queues_again_what_was_stopped(desk, code, before, again):
     desk.has("sbatch", "srun", "scontrol")
     desk.launch(*SLURM, "--workdir=runs/a")
     desk.calls()
-    done = desk.call("bash", "launched/a.sbatch", FAKE_EXIT=code, SLURM_JOB_ID="17")
+    done = desk.call(
+        "bash", "launched/a.sbatch", FAKE_EXIT=code, SLURM_JOB_ID="17", SLURM_RESTART_COUNT=before
+    )
     assert done.returncode == int(code)
     assert (["scontrol", "requeue", "17"] in desk.calls()) == again
 

@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 import yaml
 
 from nrgpt_jax.errors import MISTAKE, UserError, require
-from nrgpt_jax.launching.plan import GRACE, RECORDS, Job, Plan
+from nrgpt_jax.launching.plan import GRACE, RECORDS, RESTARTS, Job, Plan
 
-RESTARTS = 100
 SHARED = "/shared"  # where the claim is mounted
 _PORT = 8476
 _WORKERS = "train"  # the name of the only job of the set, and of its container

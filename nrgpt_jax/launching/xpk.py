@@ -4,8 +4,7 @@ import shlex
 from typing import NamedTuple
 
 from nrgpt_jax.errors import UserError
-from nrgpt_jax.launching.gke import RESTARTS
-from nrgpt_jax.launching.plan import GRACE, Job, Plan
+from nrgpt_jax.launching.plan import GRACE, RESTARTS, Job, Plan
 
 
 class Cluster(NamedTuple):
