@@ -150,6 +150,13 @@ def test_in_the_background_it_is_started_once_and_saves_when_stopped(desk):
             os.kill(int(log.with_suffix(".pid").read_text()), signal.SIGKILL)
 
 
+@pytest.mark.parametrize("action", ["status", "logs", "stop"])
+def test_what_never_ran_is_told_in_one_line(desk, action):
+    done = desk.launch("--workdir=runs/a", f"--action={action}")
+    assert (done.returncode, done.stdout) == (0, "a was never started here\n")
+    assert not done.stderr
+
+
 def test_here_it_runs_with_this_python(desk):
     shown = desk.launch("--workdir=runs/a", "--dry_run").stdout
     bash, option, script = shlex.split(shown)
@@ -187,7 +194,12 @@ def wait_for(found, seconds=30.0):
         ([*GKE_TPU, "--topology=16", FOLDER], "--topology='16' is none"),
         (["--target=xpk", FOLDER], "XPK needs --cluster"),
         ([*XPK, "--workdir=runs/a"], "would be lost with its container"),
-        (["--workdir=/shared/123"], "--name='123' is not possible"),
+        (
+            ["--workdir=/shared/2024-07-01"],
+            "--workdir=/shared/2024-07-01 gives the job no name; give",
+        ),
+        (["--name=7", FOLDER], "--name='7' is not possible"),
+        ([*GKE_TPU, "--topology=", FOLDER], "is of TPUs: give --topology"),
         (["--env=A", FOLDER], "--env='A' is not possible"),
         (["--config.seed", "3", FOLDER], "--config.seed has no value"),
         (["stray", FOLDER], "unexpected argument"),

@@ -85,6 +85,10 @@ def manifest(job: Job, where: Cluster) -> dict[str, Any]:
     """The JobSet: all pods start anew when one fails, but not after a mistake of the user."""
     if not where.image or not where.accelerator:
         raise UserError("GKE needs --image=... and --accelerator=...; docs/launch.md has examples")
+    if where.accelerator.startswith("tpu") and not where.topology:
+        raise UserError(
+            f"--accelerator={where.accelerator} is of TPUs: give --topology=16x16 or another"
+        )
     nodes = _tpu_nodes(where) if where.topology else where.nodes
     require(nodes > 0, "--nodes", nodes, "at least 1, or give --topology of a TPU slice")
     mistakes = {"containerName": _WORKERS, "operator": "In", "values": [MISTAKE]}

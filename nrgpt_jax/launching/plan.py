@@ -52,7 +52,10 @@ def job_name(workdir: str) -> str:
     """
     last = workdir.rstrip("/").rpartition("/")[2].lower()
     name = re.sub(r"[^a-z0-9]+", "-", last).strip("-")[:40].rstrip("-")
-    return checked_name(re.sub(r"^[0-9-]+", "", name) or last)
+    name = re.sub(r"^[0-9-]+", "", name)
+    if not name:
+        raise UserError(f"--workdir={workdir} gives the job no name; give --name=...")
+    return name
 
 
 def checked_name(name: str) -> str:

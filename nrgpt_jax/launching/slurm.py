@@ -3,8 +3,8 @@
 Two things are not as one would expect. JAX gives a process under SLURM one GPU, the one with the
 number of its task on the node; JAX_LOCAL_DEVICE_IDS gives it all of them. And SLURM takes a program
 that SIGTERM has stopped and that ends well for a finished one; the exit code says that it is not.
-Where a cluster ends all tasks by SIGTERM when one has crashed, the exit code is the same; so a job is
-queued again a limited number of times.
+Where a cluster ends all tasks by SIGTERM when one has crashed, the exit code is the same; so a job
+is queued again a limited number of times.
 """
 
 import re
