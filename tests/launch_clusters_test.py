@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import yaml
-from launch_helpers import FOLDER, GKE_GPU, GKE_TPU, SLURM, TRAIN, VALUE, XPK, Desk, expanded
+from launch_helpers import FOLDER, GKE_GPU, GKE_TPU, SLURM, SPLIT, TRAIN, VALUE, XPK, Desk, expanded
 
 
 @pytest.fixture
@@ -51,25 +51,16 @@ def test_slurm_options_with_spaces_are_one_word(desk):
     assert options[-3:] == [given[:1], given[1:2], ["-p", "gpu"]]
 
 
-@pytest.mark.parametrize(
-    ("code", "before", "again"),
-    [
-        ("0", "", False),
-        ("143", "", True),
-        ("143", "99", True),
-        ("143", "100", False),
-        ("2", "", False),
-    ],
-)
-def test_slurm_queues_again_what_was_stopped(desk, code, before, again):
+def test_slurm_queues_again_what_was_stopped(desk):
     desk.has("sbatch", "srun", "scontrol")
     desk.launch(*SLURM, "--workdir=runs/a")
     desk.calls()
-    done = desk.call(
-        "bash", "launched/a.sbatch", FAKE_EXIT=code, SLURM_JOB_ID="17", SLURM_RESTART_COUNT=before
-    )
-    assert done.returncode == int(code)
-    assert (["scontrol", "requeue", "17"] in desk.calls()) == again
+    cases = [("0", "", 0), ("143", "", 1), ("143", "99", 1), ("143", "100", 0), ("2", "", 0)]
+    for code, before, again in cases:
+        given = {"FAKE_EXIT": code, "SLURM_JOB_ID": "17", "SLURM_RESTART_COUNT": before}
+        done = desk.call("bash", "launched/a.sbatch", **given)
+        assert done.returncode == int(code)
+        assert desk.calls().count(["scontrol", "requeue", "17"]) == again
 
 
 def test_slurm_is_looked_after(desk):
@@ -118,7 +109,7 @@ def test_gke_manifest_of_a_tpu_slice(desk):
     }
     assert container["resources"] == {"limits": {"google.com/tpu": 4}}
     words = [expanded(word, {"B": "no", "id": "no"}) for word in container["command"]]
-    assert words == ["python", *TRAIN, VALUE, "--workdir=/shared/runs/Big_1"]
+    assert words == ["python", *TRAIN, *SPLIT, VALUE, "--workdir=/shared/runs/Big_1"]
     (variable,) = container["env"]
     assert (variable["name"], expanded(variable["value"], {"B": "no"})) == ("A", "$(B)")
 
@@ -143,17 +134,17 @@ def test_gke_manifest_of_nodes_with_gpus(desk):
     ]
 
 
-@pytest.mark.parametrize("state", ["", "Completed", "Failed"])
-def test_gke_takes_away_what_has_ended_and_nothing_else(desk, state):
+def test_gke_takes_away_what_has_ended_and_nothing_else(desk):
     desk.has("kubectl")
-    desk.environment["FAKE_OUTPUT"] = state
-    assert desk.launch(*GKE_TPU, FOLDER).returncode == 0
-    ask, *delete, apply = desk.calls()
-    assert ask[2:5] == ["get", "jobset", "big-1"]
-    assert ask[-1] == "--output=jsonpath={.status.terminalState}"
-    ended = ["delete", "jobset", "big-1", "--cascade=foreground"]
-    assert [call[2:] for call in delete] == ([ended] if state else [])
-    assert apply[2] == "apply"
+    shown = desk.launch(*GKE_TPU, FOLDER, "--dry_run").stdout
+    for state in ("", "Completed", "Failed"):
+        assert desk.call("bash", "-ec", shown, FAKE_OUTPUT=state).returncode == 0
+        ask, *delete, apply = desk.calls()
+        assert ask[2:5] == ["get", "jobset", "big-1"]
+        assert ask[-1] == "--output=jsonpath={.status.terminalState}"
+        ended = ["delete", "jobset", "big-1", "--cascade=foreground"]
+        assert [call[2:] for call in delete] == ([ended] if state else [])
+        assert apply[2] == "apply"
 
 
 def test_gke_is_looked_after(desk):
@@ -183,4 +174,4 @@ def test_xpk_creates_a_workload(desk):
         *("--termination-grace-period-seconds=120", "--env=A=1 $X"),
     ]
     words = shlex.split(command.removeprefix("--command="))
-    assert words == ["exec", "python", *TRAIN, VALUE, "--workdir=/shared/runs/Big_1"]
+    assert words == ["exec", "python", *TRAIN, *SPLIT, VALUE, "--workdir=/shared/runs/Big_1"]

@@ -55,7 +55,15 @@ def plan(job: Job, action: str, where: Cluster, workdir: str) -> Plan:
     path = f"{RECORDS}/{job.name}.yaml"
     content = yaml.safe_dump(manifest(job, where), sort_keys=False)
     clear = ["bash", "-c", _clear(job, kubectl)]
-    return Plan([clear, [*kubectl, "apply", f"--filename={path}"]], {path: content})
+    apply = [*kubectl, "apply", f"--filename={path}"]
+    return Plan([clear, apply], {path: content}, _num_devices(where))
+
+
+def _num_devices(where: Cluster) -> int | None:
+    if not where.topology:
+        return where.nodes * where.gpus
+    one_a_chip = where.accelerator.startswith(("tpu-v4", "tpu-v5", "tpu-v6"))
+    return _chips(where.topology) if one_a_chip else None
 
 
 def _delete(job: Job) -> list[str]:
@@ -120,7 +128,7 @@ def manifest(job: Job, where: Cluster) -> dict[str, Any]:
 def _tpu_nodes(where: Cluster) -> int:
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", where.topology):
         raise UserError(f"--topology={where.topology!r} is none, such as 4x4 or 4x4x8")
-    chips = math.prod(map(int, where.topology.split("x")))
+    chips = _chips(where.topology)
     require(
         where.chips > 0 and chips % where.chips == 0,
         "--chips",
@@ -128,6 +136,10 @@ def _tpu_nodes(where: Cluster) -> int:
         f"the {chips} chips of {where.topology} must be whole nodes",
     )
     return chips // where.chips
+
+
+def _chips(topology: str) -> int:
+    return math.prod(map(int, topology.split("x")))
 
 
 def _pod(job: Job, where: Cluster, nodes: int) -> dict[str, Any]:

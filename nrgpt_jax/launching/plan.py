@@ -42,6 +42,7 @@ class Plan(NamedTuple):
 
     commands: Sequence[Sequence[str]]
     files: Mapping[str, str] = {}  # content by path
+    num_devices: int | None = None  # that a training so started has; None: not known
 
 
 def job_name(workdir: str) -> str:

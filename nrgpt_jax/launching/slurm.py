@@ -41,7 +41,7 @@ def plan(job: Job, action: str, where: Nodes) -> Plan:
     if action == "logs":
         return Plan([["tail", "-n", "100", "-F", _log(job)]])
     path = f"{RECORDS}/{job.name}.sbatch"
-    return Plan([["sbatch", path]], {path: _script(job, where)})
+    return Plan([["sbatch", path]], {path: _script(job, where)}, where.nodes * where.gpus)
 
 
 def _log(job: Job) -> str:

@@ -1,5 +1,6 @@
 """GKE by XPK, Google's tool for TPU clusters: it writes the manifest and queues the workload."""
 
+import re
 import shlex
 from typing import NamedTuple
 
@@ -55,5 +56,12 @@ def plan(job: Job, action: str, where: Cluster, workdir: str) -> Plan:
                 # exec: the signal that XPK sends reaches the program itself
                 f"--command=exec {shlex.join(job.command('python'))}",
             ]
-        ]
+        ],
+        num_devices=_num_devices(where.tpu_type),
     )
+
+
+def _num_devices(tpu_type: str) -> int | None:
+    # these are named by their chips, others by their cores
+    chips = re.fullmatch(r"(?:v5litepod|v6e)-(\d+)", tpu_type)
+    return int(chips[1]) if chips else None
