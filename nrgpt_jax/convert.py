@@ -64,9 +64,9 @@ def convert(
         raise UserError(f"{workdir} holds a run already; name another --workdir")
     checkpoint = _load(Path(release))
     described, arguments = _table(checkpoint, "config"), _table(checkpoint, "model_args")
-    name = model or described.get("model_path", "").rpartition(".")[2]
+    name = model or _text(described, "model_path").rpartition(".")[2]
     steps = num_steps or arguments.get("n_layer", 0)
-    corpus = data or _DATA_OF_RELEASE.get(described.get("dataset", ""), "")
+    corpus = data or _DATA_OF_RELEASE.get(_text(described, "dataset"), "")
     for flag, value in (("model", name), ("num_steps", steps), ("data", corpus)):
         if not value:
             raise UserError(f"{release} does not say its {flag}; give --{flag}=...")
@@ -108,6 +108,12 @@ def _table(checkpoint: Mapping[str, Any], name: str) -> Mapping[str, Any]:
             f"the checkpoint's {name} is a {type(table).__name__}; is it of the release?"
         )
     return table
+
+
+def _text(table: Mapping[str, Any], name: str) -> str:
+    """An entry that is a text; "" where it is missing, or None."""
+    value = table.get(name)
+    return value if isinstance(value, str) else ""
 
 
 def _parameters(tensors: Mapping[str, Any], release: Path | str) -> dict[str, np.ndarray]:

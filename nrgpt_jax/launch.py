@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from nrgpt_jax import cli
 from nrgpt_jax.errors import UserError
@@ -95,9 +96,20 @@ def _say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
+def _check(config: ConfigDict, num_devices: int) -> None:
+    """Refuses a configuration that those devices cannot train, before they are asked for."""
+    from nrgpt_jax.training.config_checks import check_config  # brings JAX, which takes a second
+
+    config = config.copy_and_resolve_references()
+    config.wandb = False  # it is not here that wandb must be installed
+    check_config(config, num_devices)
+
+
 def main(f: flags.FlagValues) -> None:
     """Shows the plan or carries it out."""
     plan = TARGETS[f.target](f, job(f, sys.argv[1:]))
+    if plan.num_devices is not None:
+        _check(f.config, plan.num_devices)
     if f.dry_run:
         print(script(plan), end="")
     else:

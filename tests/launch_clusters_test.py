@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import yaml
-from launch_helpers import FOLDER, GKE_GPU, GKE_TPU, SLURM, TRAIN, VALUE, XPK, Desk, expanded
+from launch_helpers import FOLDER, GKE_GPU, GKE_TPU, SLURM, SPLIT, TRAIN, VALUE, XPK, Desk, expanded
 
 
 @pytest.fixture
@@ -23,7 +23,13 @@ def test_slurm_runs_one_task_a_node_with_all_its_gpus(desk):
     batch = (desk.folder / "launched/a-b.sbatch").read_text()
     options = [line[8:] for line in batch.splitlines() if line.startswith("#SBATCH ")]
     assert options == [
-        *("--job-name=a-b", "--nodes=4", "--ntasks-per-node=1", "--gpus-per-node=2"),
+        *(
+            "--job-name=a-b",
+            "--dependency=singleton",
+            "--nodes=4",
+            "--ntasks-per-node=1",
+            "--gpus-per-node=2",
+        ),
         *("--cpus-per-task=8", "--time=24:00:00", f"--chdir={desk.folder}"),
         *("--output=launched/a-b.log", "--open-mode=append", "--requeue", "--signal=TERM@120"),
         "--partition=gpu",
@@ -36,14 +42,25 @@ def test_slurm_runs_one_task_a_node_with_all_its_gpus(desk):
     assert call == ["srun", "--cpus-per-task=8", *train]
 
 
-@pytest.mark.parametrize(("code", "again"), [("0", False), ("143", True), ("2", False)])
-def test_slurm_queues_again_what_was_stopped(desk, code, again):
+def test_slurm_options_with_spaces_are_one_word(desk):
+    desk.has("sbatch")
+    given = ["--comment=a b", '--comment=a "b" #', "-p gpu"]
+    assert desk.launch(*SLURM, "--workdir=a", *(f"--sbatch={x}" for x in given)).returncode == 0
+    lines = (desk.folder / "launched/a.sbatch").read_text().splitlines()
+    options = [shlex.split(line[8:], comments=True) for line in lines if "#SBATCH" in line]
+    assert options[-3:] == [given[:1], given[1:2], ["-p", "gpu"]]
+
+
+def test_slurm_queues_again_what_was_stopped(desk):
     desk.has("sbatch", "srun", "scontrol")
     desk.launch(*SLURM, "--workdir=runs/a")
     desk.calls()
-    done = desk.call("bash", "launched/a.sbatch", FAKE_EXIT=code, SLURM_JOB_ID="17")
-    assert done.returncode == int(code)
-    assert (["scontrol", "requeue", "17"] in desk.calls()) == again
+    cases = [("0", "", 0), ("143", "", 1), ("143", "99", 1), ("143", "100", 0), ("2", "", 0)]
+    for code, before, again in cases:
+        given = {"FAKE_EXIT": code, "SLURM_JOB_ID": "17", "SLURM_RESTART_COUNT": before}
+        done = desk.call("bash", "launched/a.sbatch", **given)
+        assert done.returncode == int(code)
+        assert desk.calls().count(["scontrol", "requeue", "17"]) == again
 
 
 def test_slurm_is_looked_after(desk):
@@ -62,7 +79,7 @@ def manifest(desk, *arguments):
     desk.has("kubectl")
     done = desk.launch(*arguments)
     assert done.returncode == 0, done.stderr
-    ((*call, file),) = desk.calls()
+    _, (*call, file) = desk.calls()
     assert call == ["kubectl", "--namespace=default", "apply"]
     found = yaml.safe_load((desk.folder / file.removeprefix("--filename=")).read_text())
     (jobs,) = found["spec"]["replicatedJobs"]
@@ -92,7 +109,7 @@ def test_gke_manifest_of_a_tpu_slice(desk):
     }
     assert container["resources"] == {"limits": {"google.com/tpu": 4}}
     words = [expanded(word, {"B": "no", "id": "no"}) for word in container["command"]]
-    assert words == ["python", *TRAIN, VALUE, "--workdir=/shared/runs/Big_1"]
+    assert words == ["python", *TRAIN, *SPLIT, VALUE, "--workdir=/shared/runs/Big_1"]
     (variable,) = container["env"]
     assert (variable["name"], expanded(variable["value"], {"B": "no"})) == ("A", "$(B)")
 
@@ -117,12 +134,25 @@ def test_gke_manifest_of_nodes_with_gpus(desk):
     ]
 
 
+def test_gke_takes_away_what_has_ended_and_nothing_else(desk):
+    desk.has("kubectl")
+    shown = desk.launch(*GKE_TPU, FOLDER, "--dry_run").stdout
+    for state in ("", "Completed", "Failed"):
+        assert desk.call("bash", "-ec", shown, FAKE_OUTPUT=state).returncode == 0
+        ask, *delete, apply = desk.calls()
+        assert ask[2:5] == ["get", "jobset", "big-1"]
+        assert ask[-1] == "--output=jsonpath={.status.terminalState}"
+        ended = ["delete", "jobset", "big-1", "--cascade=foreground"]
+        assert [call[2:] for call in delete] == ([ended] if state else [])
+        assert apply[2] == "apply"
+
+
 def test_gke_is_looked_after(desk):
     desk.has("kubectl")
     kubectl = ["kubectl", "--namespace=n"]
     given = (*GKE_TPU, FOLDER, "--namespace=n")
     assert desk.launch(*given, "--action=stop").returncode == 0
-    assert desk.calls() == [[*kubectl, "delete", "jobset", "big-1"]]
+    assert desk.calls() == [[*kubectl, "delete", "jobset", "big-1", "--cascade=foreground"]]
     assert desk.launch(*given, "--action=status").returncode == 0
     assert [call[:4] for call in desk.calls()] == [[*kubectl, "get", w] for w in ("jobset", "pods")]
     assert desk.launch(*given, "--action=logs").returncode == 0
@@ -140,7 +170,8 @@ def test_xpk_creates_a_workload(desk):
         *("xpk", "workload", "create", "--workload=big-1"),
         *("--cluster=c", "--zone=z", "--project=p"),
         *("--tpu-type=v5litepod-256", "--docker-image=r/i:1", "--max-restarts=100"),
+        "--restart-on-exit-codes=1",
         *("--termination-grace-period-seconds=120", "--env=A=1 $X"),
     ]
     words = shlex.split(command.removeprefix("--command="))
-    assert words == ["exec", "python", *TRAIN, VALUE, "--workdir=/shared/runs/Big_1"]
+    assert words == ["exec", "python", *TRAIN, *SPLIT, VALUE, "--workdir=/shared/runs/Big_1"]

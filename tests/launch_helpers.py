@@ -13,9 +13,12 @@ CONFIG = "--config=experiments/listops.py"
 TPU = ("--target=tpu", "--tpu=my-tpu", "--zone=us-x1-a")
 SLURM = ("--target=slurm", "--nodes=4", "--gpus=2", "--sbatch=--partition=gpu")
 GKE = ("--target=gke", "--claim=nfs")
-GKE_TPU = (*GKE, "--image=r/i:1", "--accelerator=tpu-v5-lite-podslice", "--topology=16x16")
+SPLIT = ("--config.mesh.tensor=8", "--config.optimizer.accumulation_steps=1")  # of 256 devices
+V5E = ("--accelerator=tpu-v5-lite-podslice", "--topology=16x16")
+GKE_TPU = (*GKE, "--image=r/i:1", *V5E, *SPLIT)
 GKE_GPU = (*GKE, "--image=r/i:1", "--accelerator=nvidia-h100-80gb", "--nodes=2")
-XPK = ("--target=xpk", "--cluster=c", "--zone=z", "--tpu_type=v5litepod-256", "--image=r/i:1")
+XPK_V5E = ("--cluster=c", "--zone=z", "--tpu_type=v5litepod-256", "--image=r/i:1")
+XPK = ("--target=xpk", *XPK_V5E, *SPLIT)
 FOLDER = "--workdir=/shared/runs/Big_1"
 TRAIN = ["-m", "nrgpt_jax.train", CONFIG]
 GCLOUD = ["gcloud", "compute", "tpus", "tpu-vm"]
@@ -26,6 +29,7 @@ RECORDER = f"""#!{sys.executable}
 import json, os, sys
 with open(os.environ["RECORD"], "a") as file:
     file.write(json.dumps([os.path.basename(sys.argv[0]), *sys.argv[1:]]) + "\\n")
+print(os.environ.get("FAKE_OUTPUT", ""))
 sys.exit(int(os.environ.get("FAKE_EXIT", "0")))
 """
 

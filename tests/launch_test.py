@@ -74,7 +74,7 @@ def test_tpu_copies_installs_and_starts_on_all_workers(desk):
         assert call[-1].startswith("--command=")
     packed = desk.call("tar", "-tzf", "launched/big-1.tar.gz").stdout
     assert "experiments" in packed.split()
-    assert "--editable '.[tpu]'" in install[-1]
+    assert "--editable '.[tpu,hf]'" in install[-1]
     assert "nohup env 'A=1 $X' .venv/bin/python -m" in start[-1]
     python = desk.home / "nrgpt/.venv/bin/python"
     write_program(python)
@@ -98,7 +98,7 @@ def test_tpu_installs_into_a_folder_that_keeps_its_runs(desk):
     assert done.returncode == 0, done.stderr
     make, fill = desk.calls()
     assert make == ["uv", "venv", "--quiet", "--python", "3.11", ".venv"]
-    pinned = ["--constraint", "constraints.txt", "--editable", ".[tpu]"]
+    pinned = ["--constraint", "constraints.txt", "--editable", ".[tpu,hf]"]
     assert fill == ["uv", "pip", "install", "--quiet", "--python", ".venv/bin/python", *pinned]
     assert (home / "runs").is_dir()
     assert (home / "experiments").exists()
@@ -150,6 +150,13 @@ def test_in_the_background_it_is_started_once_and_saves_when_stopped(desk):
             os.kill(int(log.with_suffix(".pid").read_text()), signal.SIGKILL)
 
 
+@pytest.mark.parametrize("action", ["status", "logs", "stop"])
+def test_what_never_ran_is_told_in_one_line(desk, action):
+    done = desk.launch("--workdir=runs/a", f"--action={action}")
+    assert (done.returncode, done.stdout) == (0, "a was never started here\n")
+    assert not done.stderr
+
+
 def test_here_it_runs_with_this_python(desk):
     shown = desk.launch("--workdir=runs/a", "--dry_run").stdout
     bash, option, script = shlex.split(shown)
@@ -187,7 +194,15 @@ def wait_for(found, seconds=30.0):
         ([*GKE_TPU, "--topology=16", FOLDER], "--topology='16' is none"),
         (["--target=xpk", FOLDER], "XPK needs --cluster"),
         ([*XPK, "--workdir=runs/a"], "would be lost with its container"),
-        (["--workdir=/shared/123"], "--name='123' is not possible"),
+        (
+            ["--workdir=/shared/2024-07-01"],
+            "--workdir=/shared/2024-07-01 gives the job no name; give",
+        ),
+        (["--name=7", FOLDER], "--name='7' is not possible"),
+        ([*SLURM, "--nodes=5", FOLDER], "must be a multiple of 10 devices"),
+        ([*GKE_TPU, "--config.mesh.tensor=1", FOLDER], "must be a multiple of 256 devices"),
+        ([*XPK, "--config.mesh.tensor=1", FOLDER], "must be a multiple of 256 devices"),
+        ([*GKE_TPU, "--topology=", FOLDER], "is of TPUs: give --topology"),
         (["--env=A", FOLDER], "--env='A' is not possible"),
         (["--config.seed", "3", FOLDER], "--config.seed has no value"),
         (["stray", FOLDER], "unexpected argument"),

@@ -119,7 +119,7 @@ def _mistake_of_pip(arguments: list[str]) -> str | None:
     setup = (ROOT / "setup.cfg").read_text()
     declared = setup.partition("[options.extras_require]")[2].partition("\n[")[0]
     extras = set(re.findall(r"^(\w+) =", declared, re.MULTILINE))
-    wanted = set(re.findall(r"\.\[(\w+)\]", " ".join(arguments)))
+    wanted = set(",".join(re.findall(r"\.\[([\w,]+)\]", " ".join(arguments))).split(",")) - {""}
     return f"there is no extra {wanted - extras}" if wanted - extras else None
 
 

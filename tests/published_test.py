@@ -110,7 +110,7 @@ def test_it_makes_text_and_energies_but_has_nothing_to_be_evaluated_on(tmp_path,
 
 
 def test_with_its_corpus_it_keeps_its_fingerprint(tmp_path, monkeypatch):
-    """The split is that of the release: one document in two thousand."""
+    """One document in two thousand is for validation: as many as in the release, but others."""
     asked = {}
 
     def load(data):
@@ -138,7 +138,9 @@ def test_with_its_corpus_it_keeps_its_fingerprint(tmp_path, monkeypatch):
         ({"model": {"wte.weight": [1.0]}}, "holds a list as parameter wte.weight"),
         ({"model": 3}, "the checkpoint's model is a int"),
         ({"config": {}}, "does not say its model; give --model"),
+        ({"config": {"model_path": None}}, "does not say its model; give --model"),
         ({"config": {"model_path": "models.GPT"}}, "does not say its data; give --data"),
+        ({"config": {"model_path": "models.GPT", "dataset": None}}, "give --data"),
     ],
 )
 def test_other_files_are_refused(tmp_path, changes, message):

@@ -19,7 +19,13 @@ def background(job: Job, action: str, folder: str, python: str) -> str:
       python: the interpreter, seen from there.
     """
     body = {"start": _start(job, python), "stop": _stop(job), "logs": _logs(job)}
-    return "\n".join([f"cd {folder}", _running(job), body.get(action, _status(job))])
+    enter = f"cd {folder}" if action == "start" else _enter_if_started(job, folder)
+    return "\n".join([enter, _running(job), body.get(action, _status(job))])
+
+
+def _enter_if_started(job: Job, folder: str) -> str:
+    never = f"echo {job.name} was never started here; exit 0"
+    return f"cd {folder} 2>/dev/null && test -e {_path(job, 'log')} || {{ {never}; }}"
 
 
 def refuse_if_running(job: Job) -> str:

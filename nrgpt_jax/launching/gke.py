@@ -6,14 +6,14 @@ manifest names the first of them.
 
 import math
 import re
+import shlex
 from typing import Any, NamedTuple
 
 import yaml
 
 from nrgpt_jax.errors import MISTAKE, UserError, require
-from nrgpt_jax.launching.plan import GRACE, RECORDS, Job, Plan
+from nrgpt_jax.launching.plan import GRACE, RECORDS, RESTARTS, Job, Plan
 
-RESTARTS = 100
 SHARED = "/shared"  # where the claim is mounted
 _PORT = 8476
 _WORKERS = "train"  # the name of the only job of the set, and of its container
@@ -36,7 +36,7 @@ class Cluster(NamedTuple):
 
 
 def plan(job: Job, action: str, where: Cluster, workdir: str) -> Plan:
-    """Applies a manifest, or another action.
+    """Applies a manifest, after what is left of a job that has ended, or another action.
 
     Raises:
       UserError: the nodes or the image are not named, or the run directory would be lost.
@@ -45,7 +45,7 @@ def plan(job: Job, action: str, where: Cluster, workdir: str) -> Plan:
     labels = f"jobset.sigs.k8s.io/jobset-name={job.name}"
     first = f"{labels},batch.kubernetes.io/job-completion-index=0"
     if action == "stop":
-        return Plan([[*kubectl, "delete", "jobset", job.name]])
+        return Plan([[*kubectl, *_delete(job)]])
     if action == "status":
         wide = ["--output=wide", f"--selector={labels}"]
         return Plan([[*kubectl, "get", "jobset", job.name], [*kubectl, "get", "pods", *wide]])
@@ -54,7 +54,31 @@ def plan(job: Job, action: str, where: Cluster, workdir: str) -> Plan:
     _check_workdir(workdir, where.claim)
     path = f"{RECORDS}/{job.name}.yaml"
     content = yaml.safe_dump(manifest(job, where), sort_keys=False)
-    return Plan([[*kubectl, "apply", f"--filename={path}"]], {path: content})
+    clear = ["bash", "-c", _clear(job, kubectl)]
+    apply = [*kubectl, "apply", f"--filename={path}"]
+    return Plan([clear, apply], {path: content}, _num_devices(where))
+
+
+def _num_devices(where: Cluster) -> int | None:
+    if not where.topology:
+        return where.nodes * where.gpus
+    one_a_chip = where.accelerator.startswith(("tpu-v4", "tpu-v5", "tpu-v6"))
+    return _chips(where.topology) if one_a_chip else None
+
+
+def _delete(job: Job) -> list[str]:
+    # in the foreground: its pods have ended, and saved, when this returns
+    return ["delete", "jobset", job.name, "--cascade=foreground"]
+
+
+def _clear(job: Job, kubectl: list[str]) -> str:
+    """A script: a JobSet cannot be changed, and one that has ended does not start again."""
+    state = ["get", "jobset", job.name, "--ignore-not-found"]
+    state += ["--output=jsonpath={.status.terminalState}"]
+    return (
+        f"state=$({shlex.join([*kubectl, *state])}) || exit\n"
+        f'if [ -n "$state" ]; then {shlex.join([*kubectl, *_delete(job)])}; fi'
+    )
 
 
 def _check_workdir(workdir: str, claim: str) -> None:
@@ -69,6 +93,10 @@ def manifest(job: Job, where: Cluster) -> dict[str, Any]:
     """The JobSet: all pods start anew when one fails, but not after a mistake of the user."""
     if not where.image or not where.accelerator:
         raise UserError("GKE needs --image=... and --accelerator=...; docs/launch.md has examples")
+    if where.accelerator.startswith("tpu") and not where.topology:
+        raise UserError(
+            f"--accelerator={where.accelerator} is of TPUs: give --topology=16x16 or another"
+        )
     nodes = _tpu_nodes(where) if where.topology else where.nodes
     require(nodes > 0, "--nodes", nodes, "at least 1, or give --topology of a TPU slice")
     mistakes = {"containerName": _WORKERS, "operator": "In", "values": [MISTAKE]}
@@ -100,7 +128,7 @@ def manifest(job: Job, where: Cluster) -> dict[str, Any]:
 def _tpu_nodes(where: Cluster) -> int:
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", where.topology):
         raise UserError(f"--topology={where.topology!r} is none, such as 4x4 or 4x4x8")
-    chips = math.prod(map(int, where.topology.split("x")))
+    chips = _chips(where.topology)
     require(
         where.chips > 0 and chips % where.chips == 0,
         "--chips",
@@ -108,6 +136,10 @@ def _tpu_nodes(where: Cluster) -> int:
         f"the {chips} chips of {where.topology} must be whole nodes",
     )
     return chips // where.chips
+
+
+def _chips(topology: str) -> int:
+    return math.prod(map(int, topology.split("x")))
 
 
 def _pod(job: Job, where: Cluster, nodes: int) -> dict[str, Any]:

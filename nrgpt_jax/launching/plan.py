@@ -15,6 +15,7 @@ from nrgpt_jax.errors import UserError
 
 RECORDS = "launched"  # folder of scripts, manifests, logs and process numbers
 GRACE = 120  # seconds to save in, from SIGTERM to SIGKILL
+RESTARTS = 100  # how often a cluster starts a job anew by itself
 ACTIONS = ("start", "stop", "logs", "status")
 _END = "END_OF_FILE"
 
@@ -41,6 +42,7 @@ class Plan(NamedTuple):
 
     commands: Sequence[Sequence[str]]
     files: Mapping[str, str] = {}  # content by path
+    num_devices: int | None = None  # that a training so started has; None: not known
 
 
 def job_name(workdir: str) -> str:
@@ -51,7 +53,10 @@ def job_name(workdir: str) -> str:
     """
     last = workdir.rstrip("/").rpartition("/")[2].lower()
     name = re.sub(r"[^a-z0-9]+", "-", last).strip("-")[:40].rstrip("-")
-    return checked_name(re.sub(r"^[0-9-]+", "", name) or last)
+    name = re.sub(r"^[0-9-]+", "", name)
+    if not name:
+        raise UserError(f"--workdir={workdir} gives the job no name; give --name=...")
+    return name
 
 
 def checked_name(name: str) -> str:

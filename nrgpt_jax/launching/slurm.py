@@ -3,6 +3,8 @@
 Two things are not as one would expect. JAX gives a process under SLURM one GPU, the one with the
 number of its task on the node; JAX_LOCAL_DEVICE_IDS gives it all of them. And SLURM takes a program
 that SIGTERM has stopped and that ends well for a finished one; the exit code says that it is not.
+Where a cluster ends all tasks by SIGTERM when one has crashed, the exit code is the same; so a job
+is queued again a limited number of times.
 """
 
 import re
@@ -13,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nrgpt_jax.errors import STOPPED, UserError, require
-from nrgpt_jax.launching.plan import GRACE, RECORDS, Job, Plan
+from nrgpt_jax.launching.plan import GRACE, RECORDS, RESTARTS, Job, Plan
 
 
 class Nodes(NamedTuple):
@@ -39,7 +41,7 @@ def plan(job: Job, action: str, where: Nodes) -> Plan:
     if action == "logs":
         return Plan([["tail", "-n", "100", "-F", _log(job)]])
     path = f"{RECORDS}/{job.name}.sbatch"
-    return Plan([["sbatch", path]], {path: _script(job, where)})
+    return Plan([["sbatch", path]], {path: _script(job, where)}, where.nodes * where.gpus)
 
 
 def _log(job: Job) -> str:
@@ -62,8 +64,8 @@ def _script(job: Job, where: Nodes) -> str:
             "",
             call,
             "code=$?",
-            f"if [ $code = {STOPPED} ]; then # stopped and saved before its end: go on later",
-            '    scontrol requeue "$SLURM_JOB_ID"',
+            f"if [ $code = {STOPPED} ] && [ ${{SLURM_RESTART_COUNT:-0}} -lt {RESTARTS} ]; then",
+            '    scontrol requeue "$SLURM_JOB_ID" # stopped and saved before its end: go on later',
             "fi",
             "exit $code",
         ]
@@ -80,6 +82,7 @@ def _options(job: Job, where: Nodes, cpus: int) -> list[str]:
             raise UserError(f"--sbatch={option!r} is no option of sbatch, such as --partition=gpu")
     return [
         f"--job-name={job.name}",
+        "--dependency=singleton",  # started twice, it waits: one job of a name at a time
         f"--nodes={where.nodes}",
         "--ntasks-per-node=1",
         f"--gpus-per-node={where.gpus}",
@@ -90,10 +93,17 @@ def _options(job: Job, where: Nodes, cpus: int) -> list[str]:
         "--open-mode=append",
         "--requeue",
         f"--signal=TERM@{GRACE}",
-        *where.options,
+        *map(_option, where.options),
     ]
 
 
-def _quoted(path: str) -> str:
-    """As #SBATCH lines want it: quoted where it holds spaces."""
-    return f'"{path}"' if " " in path else path
+def _option(option: str) -> str:
+    name, equals, value = option.partition("=")
+    return f"{name}{equals}{_quoted(value)}"
+
+
+def _quoted(value: str) -> str:
+    """As #SBATCH lines want it: quoted where it holds what would end it."""
+    if not re.search(r"[\s#'\"\\]", value):
+        return value
+    return '"' + re.sub(r'(["\\])', r"\\\1", value) + '"'

@@ -71,7 +71,7 @@ def _install(job: Job) -> str:
             "test -x .uv/bin/uv || python3 -m pip install --quiet --target=.uv uv",
             "test -x .venv/bin/python || .uv/bin/uv venv --quiet --python 3.11 .venv",
             ".uv/bin/uv pip install --quiet --python .venv/bin/python "
-            "--constraint constraints.txt --editable '.[tpu]'",
+            "--constraint constraints.txt --editable '.[tpu,hf]'",
         ]
     )
 

@@ -1,11 +1,11 @@
 """GKE by XPK, Google's tool for TPU clusters: it writes the manifest and queues the workload."""
 
+import re
 import shlex
 from typing import NamedTuple
 
 from nrgpt_jax.errors import UserError
-from nrgpt_jax.launching.gke import RESTARTS
-from nrgpt_jax.launching.plan import GRACE, Job, Plan
+from nrgpt_jax.launching.plan import GRACE, RESTARTS, Job, Plan
 
 
 class Cluster(NamedTuple):
@@ -50,10 +50,18 @@ def plan(job: Job, action: str, where: Cluster, workdir: str) -> Plan:
                 f"--tpu-type={where.tpu_type}",
                 f"--docker-image={where.image}",
                 f"--max-restarts={RESTARTS}",
+                "--restart-on-exit-codes=1",  # a crash; besides those of signals
                 f"--termination-grace-period-seconds={GRACE}",
                 *(f"--env={name}={value}" for name, value in job.environment.items()),
                 # exec: the signal that XPK sends reaches the program itself
                 f"--command=exec {shlex.join(job.command('python'))}",
             ]
-        ]
+        ],
+        num_devices=_num_devices(where.tpu_type),
     )
+
+
+def _num_devices(tpu_type: str) -> int | None:
+    # these are named by their chips, others by their cores
+    chips = re.fullmatch(r"(?:v5litepod|v6e)-(\d+)", tpu_type)
+    return int(chips[1]) if chips else None
