@@ -8,7 +8,7 @@ import pytest
 NOTEBOOK = Path(__file__).resolve().parents[1] / "docs/landscape.ipynb"
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_it_runs():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Jupyter's own parts
