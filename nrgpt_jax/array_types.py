@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
@@ -25,6 +26,12 @@ Variables: TypeAlias = Mapping[str, Any]
 
 Key: TypeAlias = jax.Array
 """A `jax.random.key`."""
+
+RowKeys: TypeAlias = jaxtyping.Key[Array, "B"]
+"""A `jax.random.key` for every sequence, of dropout."""
+
+StepKeys: TypeAlias = jaxtyping.Key[Array, "T B"]
+"""The same, for every step."""
 
 BatchStates: TypeAlias = Float[Array, "B N D"]
 BatchEnergies: TypeAlias = Float[Array, "B N"]

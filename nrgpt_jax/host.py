@@ -76,7 +76,7 @@ def use_all_cores(windows_at_once: int) -> None:
     waits = _WAIT.format("warn_stuck", 3600), _WAIT.format("terminate", 10**6)
     os.environ["XLA_FLAGS"] = " ".join([*flags.split(), *waits])
     with contextlib.suppress(RuntimeError):  # JAX has started
-        jax.config.update("jax_num_cpu_devices", _cpu_devices(windows_at_once, _cores()))
+        jax.config.update("jax_num_cpu_devices", _cpu_devices(windows_at_once, cores()))
 
 
 def cache_compilations(workdir: Path | str) -> None:
@@ -102,7 +102,8 @@ def _cpu_devices(windows_at_once: int, cores: int) -> int:
     return max(n for n in range(1, most + 1) if windows_at_once % n == 0)
 
 
-def _cores() -> int:
+def cores() -> int:
+    """The cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -20,7 +20,7 @@ def test_devices_divide_the_windows(windows, cores, devices):
 PROGRAM = """
 import json, os, jax
 from nrgpt_jax import host
-host._cores = lambda: 4
+host.cores = lambda: 4
 host.use_all_cores(8)
 print(json.dumps([jax.device_count(), os.environ.get("XLA_FLAGS", "")]))
 """

@@ -1,8 +1,5 @@
 """Preparation: every token once, in order, whatever the parts; killed and damaged, it goes on."""
 
-import fcntl
-import gzip
-import json
 import os
 import pickle
 import shutil
@@ -12,17 +9,13 @@ import sys
 import time
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import tensorflow_datasets as tfds
-from array_record.python import array_record_module
+from preparation_helpers import TEXTS, data_of, write_lines, write_parquet
 from tokens_helpers import needs_gpt2, tiny_gpt2
 
-from nrgpt_jax.configs import default_config
 from nrgpt_jax.datasets import (
     corpora,
-    documents,
     load_dataset,
     parts,
     pieces,
@@ -31,27 +24,9 @@ from nrgpt_jax.datasets import (
 )
 from nrgpt_jax.datasets.files import list_files
 from nrgpt_jax.datasets.pieces import Text
-from nrgpt_jax.datasets.pipeline import check_length, train_batches, validation_batches
+from nrgpt_jax.datasets.pipeline import train_batches, validation_batches
 from nrgpt_jax.datasets.preparation import Engine
 from nrgpt_jax.errors import UserError
-
-TEXTS = [f"document {i} é " + "on and on " * (i % 7) + "\n" for i in range(400)]
-
-
-def data_of(path, **fields):
-    data = default_config().data
-    data.update({"name": "openwebtext", "tokenizer": "byte", "path": str(path), **fields})
-    return data
-
-
-def write_lines(path, texts, field="text"):
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "wt", encoding="utf-8") as file:
-        file.writelines(json.dumps({field: text}) + "\n" for text in texts)
-
-
-def write_parquet(path, texts, field="text", group=50):
-    pq.write_table(pa.table({field: texts, "id": list(range(len(texts)))}), path, group)
 
 
 @pytest.fixture
@@ -367,149 +342,3 @@ def test_beam_makes_the_same(folder, monkeypatch, tmp_path_factory):
     options = "--runner=DirectRunner --direct_running_mode=in_memory"
     corpora.prepare_corpus(data_of(folder), Engine(beam_options=options))
     assert load_dataset(data_of(folder)).fingerprint == expected.fingerprint
-
-
-# Mistakes ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.jsonl", b'{"text": 7}\n', "byte 0: the document has no text 'text'"),
-        ("a.jsonl", b'{"text": "a"}\n{"body": "b"}\n', "byte 14: the document has no text 'text'"),
-        ("a.jsonl", b'{"text": "a"}\n{"te', "byte 14: the line is not JSON"),
-        ("a.jsonl", b'{"text": "\xff"}\n', "byte 0: the line is not JSON"),
-        ("a.json.gz", gzip.compress(b'{"text": "a"}\n')[:-9], "is cut short"),
-        ("a.json.gz", b"not packed", "cannot be read"),
-        ("a.parquet", b"PAR1 is not all", "is no whole Parquet file"),
-        ("a.txt", b"\xff", "is not UTF-8"),
-        ("a.txt", b"", "the corpus is empty"),
-        ("a.pdf", b"%PDF", "has no .jsonl or"),
-    ],
-)
-def test_a_bad_file_is_one_line(tmp_path, name, content, message):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=message) as error:
-        load_dataset(data_of(tmp_path))
-    assert "\n" not in str(error.value)
-
-
-def test_half_a_surrogate_pair_becomes_a_mark(tmp_path):
-    """Escaped or as bytes, and in a text that is cut: the rest of the corpus is kept."""
-    lines = [
-        rb'{"text": "a\ud800b"}',
-        b'{"text": "a\xed\xa0\x80b"}',
-        rb'{"text": "\ud83d\ude00"}',
-    ]
-    lines.append(b'{"text": "\xed\xa0\x80' + b"and on " * pieces.BLOCK + b'"}')
-    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
-    file = list_files(str(tmp_path), (".jsonl",))[0]
-    found = ["".join(document.pieces) for document in documents.read_documents(file, "text")]
-    assert found[:3] == ["a\ufffdb", "a\ufffdb", "😀"]
-    assert found[3].startswith("\ufffdand on ")
-
-
-def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
-    write_lines(tmp_path / "a.jsonl", TEXTS[:9])
-    (tmp_path / "cache").touch()
-    monkeypatch.setenv("NRGPT_CACHE_DIR", str(tmp_path / "cache"))
-    for data in (data_of(tmp_path), data_of("", name="listops")):
-        with pytest.raises(UserError, match=r"cannot be written .*NRGPT_CACHE_DIR") as error:
-            load_dataset(data)
-        assert str(tmp_path / "cache") in str(error.value)
-
-
-def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
-    write_lines(tmp_path / "a.jsonl", TEXTS[:9])
-
-    def write(self, record):
-        raise RuntimeError("write() failed: No space left on device;\nat byte 0")
-
-    monkeypatch.setattr(array_record_module.ArrayRecordWriter, "write", write)
-    with pytest.raises(UserError, match=r"No space left on device; at .*NRGPT_CACHE_DIR"):
-        load_dataset(data_of(tmp_path))
-
-
-def test_waiting_for_another_process_is_told(tmp_path, capsys, monkeypatch):
-    first = preparation._alone(tmp_path)
-    first.__enter__()
-    flock = fcntl.flock
-
-    def let_go(file, how):
-        if not how & fcntl.LOCK_NB:
-            first.__exit__(None, None, None)
-        flock(file, how)
-
-    monkeypatch.setattr(fcntl, "flock", let_go)
-    with preparation._alone(tmp_path):
-        assert f"waiting for another process that prepares {tmp_path}" in capsys.readouterr().err
-    with preparation._alone(tmp_path):
-        assert "waiting" not in capsys.readouterr().err
-
-
-def test_a_column_that_is_not_there_names_those_that_are(tmp_path):
-    write_parquet(tmp_path / "a.parquet", TEXTS, field="content")
-    with pytest.raises(UserError, match="no column 'text' but content, id"):
-        load_dataset(data_of(tmp_path))
-    assert len(load_dataset(data_of(tmp_path, field="content")).train)
-
-
-def test_a_place_that_is_not_there_is_one_line(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="does not exist"):
-        load_dataset(data_of(tmp_path / "none"))
-    with pytest.raises(UserError, match="does not exist or cannot be reached"):
-        load_dataset(data_of("memory://no-such-bucket/corpus"))
-    monkeypatch.setitem(sys.modules, "s3fs", None)
-    with pytest.raises(UserError, match=r"pip install -e '\.\[s3\]'"):
-        load_dataset(data_of("s3://bucket/corpus"))
-
-
-@pytest.mark.parametrize(
-    ("name", "tokenizer", "message"),
-    [
-        ("book.txt.gz", "char", "is packed; unpack it first"),
-        ("book.zip", "byte", "is packed; unpack it first"),
-        ("docs.jsonl.gz", "byte", "is not plain text"),
-        ("docs.jsonl", "char", "is not plain text"),
-        ("docs.json", "byte", "is not plain text"),
-        ("docs.parquet", "char", "is not plain text"),
-        ("book.txt.gz", "gpt2", "is packed; unpack it first"),
-        ("docs.jsonl.bz2", "gpt2", "is packed; unpack it first"),
-        ("owt.tar.xz", "gpt2", "is packed; unpack it first"),
-        ("docs.json", "gpt2", "none of the endings that are read"),
-        ("book", "gpt2", "none of the endings that are read"),
-    ],
-)
-def test_a_file_of_a_kind_that_is_not_read_is_one_line(tmp_path, name, tokenizer, message):
-    (tmp_path / name).write_text("the text " * 100)
-    with pytest.raises(UserError, match=message) as error:
-        load_dataset(data_of(tmp_path / name, name="text", tokenizer=tokenizer))
-    assert name in str(error.value)
-    with pytest.raises(UserError, match=r"unpack it first"):
-        Text([list_files(str(tmp_path / name), ())[0]._replace(name="book.txt.gz")])
-
-
-def test_articles_are_not_read_from_json_lines(tmp_path):
-    write_lines(tmp_path / "wiki.train.jsonl", TEXTS[:9])
-    for place in (tmp_path / "wiki.train.jsonl", tmp_path):
-        with pytest.raises(UserError, match=r"\.parquet(,| or) \.txt"):
-            load_dataset(data_of(place, name="wikitext"))
-
-
-@pytest.mark.parametrize("name", ["book", "book.md", "book.TXT"])
-def test_plain_text_of_any_ending_is_read_by_characters(tmp_path, name):
-    (tmp_path / name).write_text("the text " * 100)
-    for tokenizer in ("char", "byte"):
-        dataset = load_dataset(data_of(tmp_path / name, name="text", tokenizer=tokenizer))
-        assert len(dataset.train) + len(dataset.validation) == 900
-
-
-def test_an_empty_split_is_one_line_where_it_is_used(tmp_path):
-    write_lines(tmp_path / "a.jsonl", TEXTS[:3])
-    dataset = load_dataset(data_of(tmp_path, validation_fraction=1e-9))
-    assert len(dataset.train)
-    assert len(dataset.validation) == len(dataset.validation.tokens) == 0
-    with pytest.raises(UserError, match="validation split has 0 tokens"):
-        check_length(dataset.validation, 8, "validation")
-    with pytest.raises(UserError, match="nothing to predict"):
-        next(validation_batches(dataset.validation, 8, 1))

@@ -4,9 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
-from sharding_test import batch_of, mesh_of, prepared, settings
+from sharding_test import compiled, mesh_of
 
-from nrgpt_jax.models import sharding
 from studies import scaling
 from studies.compiled import _group_size, exchanges, product_flops
 
@@ -71,9 +70,8 @@ def test_products_of_loops_count_as_often_as_they_run():
 @pytest.mark.parametrize("axis", ["data", "fsdp"])
 def test_parameters_and_gradients_are_exchanged_as_theory_says(axis, standard_promotion):
     del standard_promotion
-    model, step, state = prepared(settings(embed_dim=32), mesh_of(**{axis: 2}))
-    batch = sharding.put_batch(batch_of(0), mesh_of(**{axis: 2}))
-    sent = scaling.sent_by(exchanges(step.lower(state, batch).compile().as_text()), 1)
+    model, text = compiled(axis)
+    sent = scaling.sent_by(exchanges(text), 1)
     expected = scaling.theory(model, (2, 1, 1) if axis == "data" else (1, 2, 1))
     assert parameter_ratio(sent, expected) == pytest.approx(1.0, abs=0.1)
     assert ("all-gather" in sent) == ("reduce-scatter" in sent) == (axis == "fsdp"), sent

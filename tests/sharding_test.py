@@ -1,5 +1,6 @@
 """Meshes: where parameters lie, what devices exchange, and that no loss depends on them."""
 
+import functools
 import re
 from collections import Counter
 
@@ -116,13 +117,20 @@ def collectives(text):
     return found
 
 
+@functools.cache
+def compiled(axis):
+    """A model, and the text of its training step where two devices split one mesh axis."""
+    mesh = mesh_of(**{axis: 2})
+    model, step, state = prepared(settings(), mesh)
+    batch = sharding.put_batch(batch_of(0), mesh)
+    return model, step.lower(state, batch).compile().as_text()  # type: ignore[attr-defined]
+
+
 def test_a_weight_is_gathered_once_and_its_gradient_scattered_once(standard_promotion):
     """Not once in each of three steps, nor in each of two parts of the batch."""
     del standard_promotion
-    mesh = mesh_of(fsdp=2)
-    model, step, state = prepared(settings(), mesh)
-    batch = sharding.put_batch(batch_of(0), mesh)
-    found = collectives(step.lower(state, batch).compile().as_text())  # type: ignore[attr-defined]
+    model, text = compiled("fsdp")
+    found = collectives(text)
     partitions = sharding.parameter_partitions(parameter_specs(model))
     is_partition = lambda leaf: isinstance(leaf, P)
     split = [p for p in jax.tree.leaves(partitions, is_leaf=is_partition) if "fsdp" in p]

@@ -189,16 +189,14 @@ def _run(tasks: list[Task], engine: Engine) -> None:
     if engine.beam_options is not None:
         _run_on_beam(tasks, engine.beam_options)
         return
+    from nrgpt_jax.host import cores  # brings JAX, which no worker needs
+
     total = sum(task.part.size for task in tasks)
     # Starting processes for a small corpus takes longer than preparing it.
-    count = min(engine.workers or _cores(), len(tasks)) if total > PART_BYTES else 1
+    count = min(engine.workers or cores(), len(tasks)) if total > PART_BYTES else 1
     with tqdm(total=total, unit="B", unit_scale=True, disable=None, dynamic_ncols=True) as bar:
         for task in _in_turn(tasks) if count < 2 else _in_processes(tasks, count):
             bar.update(task.part.size)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _in_turn(tasks: list[Task]) -> Iterator[Task]:

@@ -38,7 +38,7 @@ def split_heads(function: Callable, groups: int, heads: int) -> Callable:
     """
     axes = axes_left()
     parts = math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in axes)
-    if not axes or groups * heads % parts != 0 or (groups > 1 and groups % parts != 0):
+    if not axes or (groups if groups > 1 else heads) % parts != 0:
         return function
     if groups > 1:
         query, of_heads, local = P(axes), P(axes), function

@@ -9,9 +9,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, Key
+from jaxtyping import Array, Bool, Int
 
-from nrgpt_jax.array_types import BatchStates, Params, PerSequence, at_least_float32
+from nrgpt_jax.array_types import (
+    BatchStates,
+    Params,
+    PerSequence,
+    RowKeys,
+    StepKeys,
+    at_least_float32,
+)
 from nrgpt_jax.core import caches
 from nrgpt_jax.core.contexts import Places
 from nrgpt_jax.core.dynamics import rollout
@@ -19,7 +26,7 @@ from nrgpt_jax.core.parameters import Table, constant, matrix, vector
 from nrgpt_jax.core.step import State
 from nrgpt_jax.kernels.layer_norm import layer_norm
 from nrgpt_jax.models.decoding import Decoding
-from nrgpt_jax.models.language_model import Cache, LanguageModel, RowKeys
+from nrgpt_jax.models.language_model import Cache, LanguageModel
 
 ATTENTION: Table = {
     "query": matrix("D H Y", uses=1),
@@ -69,7 +76,7 @@ def mlp(params: Params, x: BatchStates, drop: "Drop") -> BatchStates:
 class Drop:
     """Dropout at one rate, each call with keys of its own; without keys the identity."""
 
-    def __init__(self, keys: Key[Array, "B"] | None, rate: float):
+    def __init__(self, keys: RowKeys | None, rate: float):
         self.keys, self.rate, self.calls = keys, rate, 0
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -105,7 +112,7 @@ class GPT(LanguageModel):
         x: BatchStates,
         rows: Cache | None,
         places: Places,
-        keys: Key[Array, "B"] | None,
+        keys: RowKeys | None,
     ) -> tuple[BatchStates, Cache | None]:
         """One transformer block: the states after it, and its rows of the cache."""
         drop = Drop(keys, self.dropout)
@@ -133,7 +140,7 @@ class GPT(LanguageModel):
         state, cache = rollout(step, state, inputs, unroll=self.scan_unroll, remat=remat)
         return state.x, cache
 
-    def states(self, x: BatchStates, keys: RowKeys | None = None) -> BatchStates:
+    def states(self, x: BatchStates, keys: StepKeys | None = None) -> BatchStates:
         inputs: dict[str, Any] = {"step": jnp.arange(self.num_steps)}
         if keys is not None:
             inputs["keys"] = keys

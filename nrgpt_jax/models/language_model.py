@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
-from nrgpt_jax.array_types import BatchStates, Logits, PerSequence, Tokens, Variables
+from nrgpt_jax.array_types import BatchStates, Logits, PerSequence, StepKeys, Tokens, Variables
 from nrgpt_jax.core import parameters
 from nrgpt_jax.core.parameters import Sizes, Table, constant, matrix, vector
 from nrgpt_jax.errors import UserError, require
@@ -20,9 +20,6 @@ from nrgpt_jax.models.decoding import Decoding
 
 Cache = dict[str, jax.Array]
 """What is kept of past tokens, (T,B,S,...) by name; see `core.caches`."""
-
-RowKeys = Key[Array, "T B"]
-"""A key of dropout for every step and sequence."""
 
 FINAL_NORM = {"gain": constant(1.0, "D"), "bias": vector("D")}
 
@@ -177,7 +174,7 @@ class LanguageModel(nn.Module):
     def _embedded(self, tokens: Int[Array | np.ndarray, "*B"]) -> Float[Array, "*B D"]:
         return jnp.take(self._embedding("token_embedding"), tokens, axis=0)
 
-    def states(self, x: BatchStates, keys: RowKeys | None = None) -> BatchStates:
+    def states(self, x: BatchStates, keys: StepKeys | None = None) -> BatchStates:
         """The states after the last step, with dropout where there are keys."""
         raise TypeError(f"{type(self).__name__} does not define states")
 

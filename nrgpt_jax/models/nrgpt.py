@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
-from nrgpt_jax.array_types import BatchStates, PerSequence, Tokens
+from nrgpt_jax.array_types import BatchStates, PerSequence, RowKeys, StepKeys, Tokens
 from nrgpt_jax.core import dynamics as core
 from nrgpt_jax.core.contexts import Places
 from nrgpt_jax.core.energies import COMBINATIONS, ENERGIES, Energy
@@ -21,7 +21,7 @@ from nrgpt_jax.core.step import step as one_step
 from nrgpt_jax.core.terms import bind
 from nrgpt_jax.kernels import kernel_of, norm_kernel
 from nrgpt_jax.models.decoding import Decoding
-from nrgpt_jax.models.language_model import Cache, LanguageModel, RowKeys
+from nrgpt_jax.models.language_model import Cache, LanguageModel
 
 
 class NRGPT(LanguageModel):
@@ -162,7 +162,7 @@ class NRGPT(LanguageModel):
         """
         return self._bind(x, Places(self.strict))
 
-    def states(self, x: BatchStates, keys: RowKeys | None = None) -> BatchStates:
+    def states(self, x: BatchStates, keys: StepKeys | None = None) -> BatchStates:
         inputs, dynamics_at = self.dynamics(x)
         if keys is not None:
             inputs["keys"] = keys
@@ -175,7 +175,7 @@ class NRGPT(LanguageModel):
         unroll, remat = self.scan_unroll, self.remat
         return core.rollout(step, state, inputs, unroll=unroll, remat=remat)[0].x
 
-    def _dropped(self, keys: Key[Array, "B"], count: int) -> Dropout:
+    def _dropped(self, keys: RowKeys, count: int) -> Dropout:
         keep = 1.0 - self.dropout
         mask = lambda key, *shape: jax.random.bernoulli(key, keep, shape).astype(jnp.float32) / keep
 

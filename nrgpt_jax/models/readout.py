@@ -32,7 +32,7 @@ def map_logits(
         return function(model.apply({"params": params}, x, method="readout"), *others)
 
     arrays = (x, *of_tokens)
-    if _count(model, x) == 1:
+    if _count(model, x) <= 1:
         return of_part(arrays)
     shape = x.shape[:2]
     joined = lambda leaf: leaf.reshape(-1)[: math.prod(shape)].reshape(shape)
@@ -63,19 +63,21 @@ def weighted_sum(
         return jnp.sum(weights * function(logits, *others))
 
     arrays = (x, weights, *of_tokens)
-    if _count(model, x) == 1:
+    if _count(model, x) <= 1:
         return of_part(params, *arrays)
-    return _sum_of_parts(of_part, model.readout_groups(), params, _in_parts(model, arrays))
+    read = {name: params[name] for name in model.readout_groups()}
+    x, *rest = _in_parts(model, arrays)
+    return _sum_of_parts(of_part, read, x, params, rest)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _sum_of_parts(of_part: Callable, groups: tuple[str, ...], params, parts) -> Float[Array, ""]:
-    add = lambda total, part: (total + of_part(params, *part), None)
-    return jax.lax.scan(add, jnp.zeros((), jnp.float32), parts)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _sum_of_parts(of_part: Callable, read, x, params, rest) -> Float[Array, ""]:
+    """The sum over parts; only `read`, of the parameters, and `x` have gradients."""
+    add = lambda total, part: (total + of_part({**params, **read}, *part), None)
+    return jax.lax.scan(add, jnp.zeros((), jnp.float32), (x, *rest))[0]
 
 
-def _sum_of_parts_fwd(of_part, groups, params, parts):
-    read = {name: params[name] for name in groups}  # no other has a gradient
+def _sum_of_parts_fwd(of_part, read, x, params, rest):
     of_read = lambda read, *part: of_part({**params, **read}, *part)
 
     def add(total, part):
@@ -83,14 +85,13 @@ def _sum_of_parts_fwd(of_part, groups, params, parts):
         return jax.tree.map(jnp.add, total, (value, in_read)), in_x
 
     zeros = jax.tree.map(jnp.zeros_like, (jnp.zeros((), jnp.float32), read))
-    (total, in_read), in_x = jax.lax.scan(add, zeros, parts)
-    return total, ({**jax.tree.map(jnp.zeros_like, params), **in_read}, in_x, len(parts))
+    (total, in_read), in_x = jax.lax.scan(add, zeros, (x, *rest))
+    return total, (in_read, in_x)
 
 
-def _sum_of_parts_bwd(of_part, groups, residuals, cotangent):
-    in_params, in_x, count = residuals
-    scaled = jax.tree.map(lambda leaf: cotangent * leaf, (in_params, in_x))
-    return scaled[0], (scaled[1], *[None] * (count - 1))
+def _sum_of_parts_bwd(of_part, residuals, cotangent):
+    scaled = jax.tree.map(lambda leaf: cotangent * leaf, residuals)
+    return (*scaled, None, None)
 
 
 _sum_of_parts.defvjp(_sum_of_parts_fwd, _sum_of_parts_bwd)

@@ -5,6 +5,7 @@ by the axes that they carry: widths over `fsdp`, heads, hidden widths and the vo
 `tensor`; along `data` everything is repeated.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -97,18 +98,24 @@ def local_rows(batch_size: int, mesh: jax.sharding.Mesh) -> np.ndarray:
 
 def put_batch(batch: Any, mesh: jax.sharding.Mesh) -> Any:
     """Global arrays from the `local_rows` of a batch (a tree of numpy arrays)."""
-    where = batch_sharding(mesh)
 
-    def put(x):
-        x = np.asarray(x)
-        local_parts = len({str(i) for i in where.addressable_devices_indices_map(parts).values()})
-        size = len(x) * parts[0] // local_parts
-        rows = local_rows(size, mesh)
-        part = lambda index: x[np.searchsorted(rows, np.arange(size)[index[0]])]
-        return jax.make_array_from_callback((size, *x.shape[1:]), where, part)
+    def put(x: np.ndarray) -> jax.Array:
+        size, places = _placed(len(x), mesh)
+        part = lambda index: x[places[index[0].start or 0]]
+        return jax.make_array_from_callback((size, *x.shape[1:]), batch_sharding(mesh), part)
 
-    parts = (mesh.shape[DATA] * mesh.shape[FSDP],)
     return jax.tree.map(put, batch)
+
+
+@functools.cache
+def _placed(count: int, mesh: jax.sharding.Mesh) -> tuple[int, dict[int, np.ndarray]]:
+    """Of `count` local rows: those of the whole batch, and which belong to the devices whose part
+    begins at a row of it."""
+    parts = mesh.shape[DATA] * mesh.shape[FSDP]
+    size = count * parts // len(local_rows(parts, mesh))
+    rows, each = local_rows(size, mesh), size // parts
+    starts = range(0, size, each)
+    return size, {at: np.flatnonzero((rows >= at) & (rows < at + each)) for at in starts}
 
 
 def parameter_partition(spec: Any) -> PartitionSpec:
@@ -151,9 +158,15 @@ def on_one_device(tree: Any) -> Any:
 
     All processes call it together.
     """
-    mesh = jax.tree.leaves(tree)[0].sharding.mesh
-    whole = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
-    return jax.tree.map(lambda leaf: leaf.addressable_data(0), whole)
+    leaves = jax.tree.leaves(tree)
+    if not all(leaf.is_fully_replicated for leaf in leaves):
+        tree = _repeated(leaves[0].sharding.mesh)(tree)
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
+
+
+@functools.cache
+def _repeated(mesh: jax.sharding.Mesh):
+    return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
 
 
 def abstract(tree: Any, shardings: Any) -> Any:

@@ -4,10 +4,13 @@ All processes run the same program on their own devices. The first one writes wh
 (but for checkpoints, which all write together).
 """
 
+import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -15,6 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from nrgpt_jax.errors import UserError
+from nrgpt_jax.runs.directory import differences
 
 Result = TypeVar("Result")
 Item = TypeVar("Item")
@@ -58,6 +62,16 @@ def by_first(function: Callable[[], Any]) -> None:
     agreed(function if is_first() else lambda: None)
 
 
+def one_ahead(function: Callable[[], Result]) -> Result:
+    """Calls a function on the first process, then on the others, which find what it has made.
+
+    Raises what `agreed` does.
+    """
+    ahead = agreed(function if is_first() else lambda: None)
+    after = agreed((lambda: None) if is_first() else function)
+    return ahead if is_first() else after  # type: ignore[return-value]
+
+
 def gather_texts(text: str) -> list[str]:
     """The texts of all processes, in their order."""
     if jax.process_count() == 1:
@@ -69,6 +83,33 @@ def gather_texts(text: str) -> list[str]:
     return [
         bytes(row[:length]).decode() for row, length in zip(every, lengths.tolist(), strict=True)
     ]
+
+
+def check_same(config: Mapping[str, Any]) -> None:
+    """Raises UserError, on all processes, where one has another configuration or other data."""
+    texts = gather_texts(json.dumps(config))
+    for index, text in enumerate(texts):
+        if text != texts[0]:
+            first, *_ = differences(json.loads(texts[0]), json.loads(text))
+            raise UserError(
+                f"processes 0 and {index} were not started alike: {first}; start all of them with "
+                "the same command and the same data"
+            )
+
+
+def check_shared(workdir: Path) -> None:
+    """Raises UserError, on all processes, where they do not see the same run directory."""
+    if jax.process_count() == 1:
+        return
+    mark, token = workdir / "mark", gather_texts(uuid.uuid4().hex)[0]
+    by_first(lambda: mark.write_text(token))
+
+    def check() -> None:
+        if not mark.exists() or mark.read_text() != token:
+            raise UserError(f"{workdir} is not one folder that all hosts share; name another one")
+
+    agreed(check)
+    by_first(mark.unlink)
 
 
 class Stop:
@@ -94,15 +135,14 @@ class Stop:
             self._previous[number] = signal.signal(number, self._note)
         return self
 
-    def after(self, step: int) -> bool:
-        """Whether it has happened, asked by every process after every step.
+    def after(self, step: int) -> None:
+        """Looks whether it has happened; called by every process after every step.
 
         Orbax asks the same service when it saves, with the number of the step: so does this.
         """
         if self._joined and multihost_utils.reached_preemption_sync_point(step):
             self.happened = self.by_terminate = True
             say("\nstopping after this step on all processes, and saving")
-        return self.happened
 
     def cuts_short(self, items: Iterable[Item]) -> Iterator[Item]:
         """The items, but none after a single process was told to stop."""

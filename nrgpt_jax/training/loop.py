@@ -1,9 +1,7 @@
 """The loop of training: steps, evaluations, checkpoints, a stop between two steps."""
 
 import contextlib
-import json
 import sys
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,12 +16,21 @@ from nrgpt_jax.datasets.pipeline import check_length, train_batches, validation_
 from nrgpt_jax.errors import STOPPED, UserError
 from nrgpt_jax.models import create_model, parameter_specs, sharding
 from nrgpt_jax.runs.checkpoints import Checkpoints
-from nrgpt_jax.runs.directory import check_run, differences, locked, record_run
+from nrgpt_jax.runs.directory import check_run, locked, record_run
 from nrgpt_jax.runs.metrics import MetricWriter, SilentWriter, read_metrics
 from nrgpt_jax.training import evaluation, optimizers
 from nrgpt_jax.training import step as steps
 from nrgpt_jax.training.config_checks import check_config, check_mesh
-from nrgpt_jax.training.hosts import Stop, agreed, by_first, gather_texts, is_first, say
+from nrgpt_jax.training.hosts import (
+    Stop,
+    agreed,
+    by_first,
+    check_same,
+    check_shared,
+    is_first,
+    one_ahead,
+    say,
+)
 from nrgpt_jax.training.step_log import StepLog, diverged
 
 
@@ -43,8 +50,7 @@ def train(config: ConfigDict, workdir: Path | str) -> dict[str, float]:
     workdir = Path(workdir)
     config = config.copy_and_resolve_references()
     agreed(lambda: check_config(config, jax.device_count()))
-    by_first(lambda: load_dataset(config.data))  # what it prepares, the others find
-    dataset = agreed(lambda: _resolve(config))
+    dataset = one_ahead(lambda: _resolve(config))  # what it prepares, the others find
     check_same(config.to_dict())
     changes = agreed(lambda: check_run(workdir, config, dataset.tokenizer))
     with contextlib.ExitStack() as held:
@@ -61,21 +67,6 @@ def train(config: ConfigDict, workdir: Path | str) -> dict[str, float]:
     return found
 
 
-def check_shared(workdir: Path) -> None:
-    """Raises UserError, on all processes, where they do not see the same run directory."""
-    if jax.process_count() == 1:
-        return
-    mark, token = workdir / "mark", gather_texts(uuid.uuid4().hex)[0]
-    by_first(lambda: mark.write_text(token))
-
-    def check() -> None:
-        if not mark.exists() or mark.read_text() != token:
-            raise UserError(f"{workdir} is not one folder that all hosts share; name another one")
-
-    agreed(check)
-    by_first(mark.unlink)
-
-
 def _resolve(config: ConfigDict) -> Dataset:
     """The data set, with what depends on it set in the configuration and checked."""
     dataset = load_dataset(config.data)
@@ -87,18 +78,6 @@ def _resolve(config: ConfigDict) -> Dataset:
     if config.data.path:  # the run can be evaluated from anywhere
         config.data.path = absolute(config.data.path)
     return dataset
-
-
-def check_same(config: Mapping[str, Any]) -> None:
-    """Raises UserError, on all processes, where one has another configuration or other data."""
-    texts = gather_texts(json.dumps(config))
-    for index, text in enumerate(texts):
-        if text != texts[0]:
-            first, *_ = differences(json.loads(texts[0]), json.loads(text))
-            raise UserError(
-                f"processes 0 and {index} were not started alike: {first}; start all of them with "
-                "the same command and the same data"
-            )
 
 
 def set_vocabulary_size(config: ConfigDict, dataset: Dataset) -> None:
@@ -131,10 +110,12 @@ class Trainer:
             self.model, optimizer, config.seed, parts, self.mesh
         )
         self.eval_step = evaluation.make_eval_step(self.model, self.mesh, parts)
-        create = lambda: steps.create_state(self.model, optimizer, config.seed, self.mesh)
-        found = self._restored(jax.eval_shape(create))
-        self.state: Any = create() if found is None else found[0]
-        place = {} if found is None else found[1]
+        found = self._restored(steps.abstract_state(self.model, optimizer, self.mesh))
+        place: Mapping[str, Any] = {}
+        if found is None:
+            self.state = steps.create_state(self.model, optimizer, config.seed, self.mesh)
+        else:
+            self.state, place = found
         self.start = int(self.state.step)
         self.evaluation_due = place.get("evaluation_due", False)
         next_sample = place.get("next_sample", self.start * config.data.batch_size)
@@ -247,8 +228,7 @@ class Trainer:
 
     def _restored(self, shapes: steps.TrainState) -> tuple[Any, Mapping[str, Any]] | None:
         """The latest state and the place in the course of the run, if there is one."""
-        where = steps.state_shardings(self.model, shapes, self.mesh)
-        found = self.checkpoints.restore_latest(sharding.abstract(shapes, where))
+        found = self.checkpoints.restore_latest(shapes)
         if found is None and self.checkpoints.has("best") and not read_metrics(self.workdir):
             raise UserError(
                 f"{self.workdir} holds parameters only (a converted checkpoint?), nothing to "

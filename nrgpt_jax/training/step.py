@@ -10,7 +10,7 @@ import optax
 from jax.sharding import PartitionSpec as P
 
 from nrgpt_jax.datasets.pipeline import Batch
-from nrgpt_jax.models import LanguageModel, parameter_specs, sharding
+from nrgpt_jax.models import LanguageModel, abstract_params, parameter_specs, sharding
 from nrgpt_jax.training import exchange, losses
 
 
@@ -39,8 +39,21 @@ def create_state(
         params = model.init(jax.random.key(seed), tokens)["params"]
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
-    shapes = jax.eval_shape(init)
-    return jax.jit(init, out_shardings=state_shardings(model, shapes, mesh))()
+    return jax.jit(init, out_shardings=_places(abstract_state(model, optimizer, mesh)))()
+
+
+def abstract_state(
+    model: LanguageModel, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
+) -> TrainState:
+    """The state as `jax.ShapeDtypeStruct`, each with its sharding; nothing is computed."""
+    params = abstract_params(model)
+    step: Any = jax.ShapeDtypeStruct((), jnp.int32)
+    state = TrainState(step, params, jax.eval_shape(optimizer.init, params))
+    return sharding.abstract(state, state_shardings(model, state, mesh))
+
+
+def _places(state: TrainState) -> TrainState:
+    return jax.tree.map(lambda leaf: leaf.sharding, state)
 
 
 def state_shardings(model: LanguageModel, state: TrainState, mesh: jax.sharding.Mesh) -> TrainState:
@@ -123,8 +136,7 @@ def make_train_step(
         metrics = {"train/loss": loss, "train/grad_norm": optax.global_norm(grads)}
         return TrainState(state.step + 1, params, optimizer_state), metrics
 
-    shapes = jax.eval_shape(lambda: create_state(model, optimizer, seed, mesh))
-    where = state_shardings(model, shapes, mesh)
+    where = _places(abstract_state(model, optimizer, mesh))
     return jax.jit(
         train_step,
         donate_argnums=0,
