@@ -42,21 +42,31 @@ def plan(job: Job, action: str, where: Cluster, workdir: str) -> Plan:
       UserError: the nodes or the image are not named, or the run directory would be lost.
     """
     kubectl = ["kubectl", f"--namespace={where.namespace}"]
-    labels = f"jobset.sigs.k8s.io/jobset-name={job.name}"
-    first = f"{labels},batch.kubernetes.io/job-completion-index=0"
     if action == "stop":
         return Plan([[*kubectl, *_delete(job)]])
     if action == "status":
-        wide = ["--output=wide", f"--selector={labels}"]
+        wide = ["--output=wide", f"--selector={pods_of(job)}"]
         return Plan([[*kubectl, "get", "jobset", job.name], [*kubectl, "get", "pods", *wide]])
     if action == "logs":
-        return Plan([[*kubectl, "logs", "--follow", "--tail=100", f"--selector={first}"]])
+        return Plan(
+            [[*kubectl, "logs", "--follow", "--tail=100", f"--selector={first_pod_of(job)}"]]
+        )
     _check_workdir(workdir, where.claim)
     path = f"{RECORDS}/{job.name}.yaml"
     content = yaml.safe_dump(manifest(job, where), sort_keys=False)
     clear = ["bash", "-c", _clear(job, kubectl)]
     apply = [*kubectl, "apply", f"--filename={path}"]
     return Plan([clear, apply], {path: content}, _num_devices(where))
+
+
+def pods_of(job: Job) -> str:
+    """The selector of all pods of a JobSet."""
+    return f"jobset.sigs.k8s.io/jobset-name={job.name}"
+
+
+def first_pod_of(job: Job) -> str:
+    """The selector of the pod that speaks."""
+    return f"{pods_of(job)},batch.kubernetes.io/job-completion-index=0"
 
 
 def _num_devices(where: Cluster) -> int | None:

@@ -5,6 +5,7 @@ import shlex
 from typing import NamedTuple
 
 from nrgpt_jax.errors import UserError
+from nrgpt_jax.launching.gke import first_pod_of
 from nrgpt_jax.launching.plan import GRACE, RESTARTS, Job, Plan
 
 
@@ -33,9 +34,8 @@ def plan(job: Job, action: str, where: Cluster, workdir: str) -> Plan:
     if action == "status":
         return Plan([["xpk", "workload", "list", f"--filter-by-job={job.name}", *at]])
     if action == "logs":
-        first = f"jobset.sigs.k8s.io/jobset-name={job.name}"
-        first += ",batch.kubernetes.io/job-completion-index=0"
-        return Plan([["kubectl", "logs", "--follow", "--tail=100", f"--selector={first}"]])
+        pod = f"--selector={first_pod_of(job)}"
+        return Plan([["kubectl", "logs", "--follow", "--tail=100", pod]])
     if not where.tpu_type or not where.image:
         raise UserError("XPK needs --tpu_type=v5litepod-256 or another, and --image=...")
     if not workdir.startswith("/"):
