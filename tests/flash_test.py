@@ -41,8 +41,15 @@ def value_and_gradients(function, arguments, cotangent):
     return jax.jit(lambda *args: (function(*args), jax.grad(loss, (0, 1, 2))(*args)))(*arguments)
 
 
-@pytest.mark.parametrize("strict", [True, False])
-@pytest.mark.parametrize(("groups", "heads"), [(3, 1), (1, 2)])
+@pytest.mark.parametrize(
+    ("groups", "heads", "strict"),
+    [
+        (3, 1, True),
+        (1, 2, False),
+        pytest.param(3, 1, False, marks=pytest.mark.slow),
+        pytest.param(1, 2, True, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("name", KERNELS)
 def test_equals_the_blocked_rule(name, groups, heads, strict, standard_promotion):
     del standard_promotion
@@ -99,7 +106,7 @@ def test_on_several_tpus_the_kernel_is_inside_shard_map_only(monkeypatch, standa
         assert ("tpu_custom_call" in exported.mlir_module()) == expected
 
 
-MESHES = [(2, 1, 1), (1, 2, 1), (1, 1, 2)]
+MESHES = [(2, 1, 1), pytest.param((1, 2, 1), marks=pytest.mark.slow), (1, 1, 2)]
 
 
 @pytest.mark.parametrize("lengths", MESHES)
@@ -122,7 +129,9 @@ def test_training_and_evaluation_on_several_tpus_use_it_with_a_batch_in_one_part
         assert "tpu_custom_call" in exported.mlir_module()
 
 
-@pytest.mark.parametrize("attention", ["low_rank", "full_rank"])
+@pytest.mark.parametrize(
+    "attention", [pytest.param("low_rank", marks=pytest.mark.slow), "full_rank"]
+)
 def test_heads_split_over_devices_give_the_same_loss_and_gradients(
     attention, monkeypatch, standard_promotion
 ):

@@ -110,7 +110,7 @@ def stop_at(monkeypatch, step, number=signal.SIGINT):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("step", [3, 5, 6])
+@pytest.mark.parametrize("step", [3, pytest.param(5, marks=pytest.mark.slow), 6])
 def test_stopped_and_continued_equals_left_alone(config, whole, tmp_path, monkeypatch, capfd, step):
     with monkeypatch.context() as patch:
         stop_at(patch, step)
