@@ -1,7 +1,5 @@
 """Training end to end: it learns, it stops and goes on exactly, it survives damage."""
 
-import json
-import os
 import shutil
 import signal
 from pathlib import Path
@@ -11,25 +9,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from train_helpers import TEXT, config_of, stop_at, values
 
 from nrgpt_jax import evaluate, sample
-from nrgpt_jax.configs import default_config
 from nrgpt_jax.datasets.pipeline import Batch
 from nrgpt_jax.errors import STOPPED, UserError
 from nrgpt_jax.generation.engine import Settings
 from nrgpt_jax.generation.sampling import Sampling
 from nrgpt_jax.models import create_model, parameter_specs, sharding
 from nrgpt_jax.runs import directory as runs
-from nrgpt_jax.runs.checkpoints import Checkpoints, all_finite
+from nrgpt_jax.runs.checkpoints import Checkpoints
 from nrgpt_jax.runs.metrics import read_metrics
 from nrgpt_jax.runs.pretrained import read_params
 from nrgpt_jax.training import loop, optimizers
 from nrgpt_jax.training import step as training
-from nrgpt_jax.training.step_log import StepLog
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
-
-TEXT = "the tokens roll down the hill, and the hill rolls down the tokens. " * 40
 
 
 @pytest.fixture(scope="module")
@@ -59,24 +54,6 @@ def parts(whole, tmp_path):
     return shutil.copytree(whole, tmp_path / "parts")
 
 
-def config_of(corpus):
-    c = default_config()
-    c.update({"train_steps": 12, "log_every": 3, "eval_every": 6, "eval_windows": 4})
-    c.update({"checkpoint_every": 4})
-    c.model.update({"context_length": 16, "embed_dim": 16, "num_steps": 2, "dropout": 0.1})
-    c.data.update({"name": "text", "path": str(corpus), "batch_size": 8})
-    c.optimizer.update({"learning_rate": 1e-2, "warmup_steps": 2})
-    return c
-
-
-def values(workdir):
-    """metrics.jsonl without what a clock decides."""
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
-    clock = ("tokens_per_second", "mfu", "input_wait")
-    return [{k: v for k, v in r.items() if k not in clock} for r in records]
-
-
 def test_learns_and_leaves_a_complete_run_directory(config, tmp_path):
     config.train_steps = 60
     workdir = tmp_path / "run"
@@ -95,18 +72,6 @@ def test_learns_and_leaves_a_complete_run_directory(config, tmp_path):
     texts = sample.sample(workdir, "the ", drawn, max_new_tokens=20, num_samples=2, seed=1)
     assert [len(t) for t in texts] == [24, 24]
     assert all(t.startswith("the ") for t in texts)
-
-
-def stop_at(monkeypatch, step, number=signal.SIGINT):
-    """Sends a signal, as Ctrl-C does, to this process when a step's metrics are taken."""
-    after = StepLog.after
-
-    def after_and_stop(log, at, metrics):
-        after(log, at, metrics)
-        if at == step:
-            os.kill(os.getpid(), number)
-
-    monkeypatch.setattr(StepLog, "after", after_and_stop)
 
 
 @pytest.mark.long

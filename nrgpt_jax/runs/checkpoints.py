@@ -244,9 +244,7 @@ class Checkpoints:
             try:
                 loss = msgspec.json.decode(file.read_bytes(), type=dict[str, float])["val/loss"]
             except (OSError, KeyError, ValueError):
-                logging.warning(
-                    "%s cannot be read: the loss of this checkpoint counts as none", file
-                )
+                logging.warning("%s cannot be read: its loss is not known", file)
                 loss = math.nan
         return float(loss)
 

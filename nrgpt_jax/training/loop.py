@@ -217,7 +217,7 @@ class Trainer:
                     self._evaluate(step, bar)
             if step % config.checkpoint_every == 0 or last or stop.happened:
                 with log.pause():
-                    self._save(step, last=last or stop.happened)
+                    self._save(step)
             if stop.happened:
                 return
 
@@ -261,16 +261,12 @@ class Trainer:
             )
         return found
 
-    def _save(self, step: int, last: bool = False) -> None:
-        """Saves the state; among skipped steps only the `last` one of a course, and then beside
-        what was kept, of which some may be better."""
+    def _save(self, step: int) -> None:
+        """Saves the state; after a skipped step beside all that was kept, since it may be bad."""
         with self.stop.saving:
             in_a_row = int(self.state.skipped_in_a_row)
             if not all_finite(self.state.replace(skipped=None, skipped_in_a_row=None)):
                 raise Diverged(f"state after step {step} is not finite", step, step)
-            if in_a_row and not last:
-                say(f"\nnot saved at step {step}: the last {in_a_row} updates were left out")
-                return
             place = {
                 "next_sample": (step + self.ahead) * self.config.data.batch_size,
                 "evaluation_due": self.evaluation_due,

@@ -39,7 +39,8 @@ class Stop:
         self._previous: dict[int, Any] = {}
         self._asked = 0
         self._begun = False
-        self._noted = threading.Event()
+        self._free = threading.Event()  # the main thread is not in what could take long
+        self._free.set()
         self._rescue: Callable[[], None] | None = None
         self.saving = threading.RLock()  # held by whoever saves
 
@@ -89,19 +90,21 @@ class Stop:
     def rescuing(self, save: Callable[[], None]) -> Iterator[None]:
         """`save` is called by another thread if a signal finds the main one unable to answer."""
         self._rescue = save
+        self._free.clear()
         try:
             yield
         finally:
             with self.saving:
                 self._rescue = None
+            self._free.set()
 
     def _note(self, number: int, frame) -> None:
         del frame
         self.happened, self.exit_code = True, stopped_by(number)
-        self._noted.set()
         for each in SIGNALS:
             signal.signal(each, signal.SIG_DFL)
-        say("\nstopping after this step and saving; once more to stop at once")
+        if self._begun:
+            say("\nstopping after this step and saving; once more to stop at once")
 
     def _watch(self) -> None:
         """Python calls `_note` only between two of its own instructions; this thread is told by
@@ -113,16 +116,15 @@ class Stop:
         os.close(self._read)
 
     def _answer(self, number: int) -> None:
-        if self._noted.wait(PATIENCE if self._begun else 0.2):
-            if self._begun:
-                return
-        elif self._begun and self._rescue is None:
-            return  # in a step: it will be over
+        if self._begun and self._free.wait(PATIENCE):
+            return  # the main thread does it
         with self.saving:
-            if self._begun and self._rescue is None:
-                return  # the main thread has come back
-            if self._rescue is not None:
+            text = "stopped before the first step: nothing is lost"
+            if self._begun:
+                if self._rescue is None:
+                    return  # it has just come back
                 self._rescue()
-            sys.stderr.write("\nstopped; the same command goes on from there\n")
+                text = "stopped and saved; the same command goes on from there"
+            sys.stderr.write(f"\n{text}\n")
             sys.stderr.flush()
             os._exit(stopped_by(number))

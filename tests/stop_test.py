@@ -1,0 +1,72 @@
+"""Signals are answered at once wherever they come, and what was done is saved."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nrgpt_jax.training.stop import Stop
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# A program whose main thread is in a function of C that no signal ends, as in a compilation.
+BUSY = """
+import hashlib, sys
+from nrgpt_jax.training.stop import Stop
+with Stop() as stop:
+    {begin}
+    with stop.rescuing(lambda: print("saved", flush=True)):
+        print("ready", flush=True)
+        hashlib.pbkdf2_hmac("sha256", b"x", b"y", 10**9)
+print("went on")
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_busy_main_thread_is_no_reason_to_wait(number, begun):
+    code = BUSY.format(begin="stop.begin()" if begun else "")
+    program = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert program.stdout is not None
+    assert program.stdout.readline() == "ready\n"
+    program.send_signal(number)
+    out, err = program.communicate()
+    assert program.returncode == 128 + number
+    assert out == ("saved\n" if begun else "")
+    assert ("stopped and saved" if begun else "nothing is lost") in err
+
+
+def test_the_first_signal_is_noted_and_handlers_come_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with Stop() as stop:
+        stop.begin()
+        assert not stop.asked()
+        seen = []
+        for number in stop.cuts_short(range(5)):
+            seen.append(number)
+            if number == 1:
+                signal.raise_signal(signal.SIGTERM)
+        assert seen == [0, 1], "nothing after the one in which it came"
+        assert stop.asked()
+        assert stop.exit_code == 143
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "a second one ends the process"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_main_thread_that_answers_is_left_to_save():
+    saved: list[str] = []
+    with Stop() as stop:
+        stop.begin()
+        with stop.rescuing(lambda: saved.append("by the other thread")):
+            signal.raise_signal(signal.SIGINT)
+        assert stop.happened
+    assert saved == []
