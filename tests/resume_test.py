@@ -1,0 +1,52 @@
+"""A run that was stopped and gone on with ends as one that was left alone, in every mode."""
+
+import pytest
+from train_helpers import TEXT, config_of, stop_at
+
+from nrgpt_jax.training import loop
+from studies.reliability import judge
+
+pytestmark = [pytest.mark.usefixtures("standard_promotion"), pytest.mark.long]
+
+MODES = {
+    "muon, in parts, of two blocks": {
+        "model.blocks": 2,
+        "optimizer.name": "muon",
+        "optimizer.accumulation_steps": 2,
+    },
+    "momentum, sizes of steps": {"model.rule": "momentum", "model.per_step_scale": True},
+    "projected psd": {"model.rule": "projected", "model.rate": "psd"},
+    "mixture of RoPE, injection and leak": {
+        "model.attention": "low_rank_rope",
+        "model.energies": ("injection", "leak"),
+        "model.combination": "mixture",
+    },
+    "fsdp": {"mesh.fsdp": 2, "mesh.data": 1},
+    "bfloat16, computed again": {"model.dtype": "bfloat16", "model.remat": "step"},
+    "GPT": {"model.name": "GPT", "optimizer.schedule": "exponential"},
+    "GPT_Rec_parallel, a spike watched for": {
+        "model.name": "GPT_Rec_parallel",
+        "spike_factor": 3.0,
+        "checkpoint_keep_every": 4,
+    },
+}
+QUICK = "muon, in parts, of two blocks"
+
+
+@pytest.mark.parametrize(
+    "mode", [m if m == QUICK else pytest.param(m, marks=pytest.mark.slow) for m in MODES]
+)
+def test_goes_on_exactly(tmp_path, monkeypatch, mode):
+    corpus = tmp_path / "text.txt"
+    corpus.write_text(TEXT)
+    config = config_of(corpus)
+    config.update_from_flattened_dict(MODES[mode])
+    loop.train(config, tmp_path / "whole")
+    for step in (5, 6):
+        with monkeypatch.context() as patch:
+            stop_at(patch, step)
+            with pytest.raises(SystemExit, match="130"):
+                loop.train(config, tmp_path / "parts")
+    loop.train(config, tmp_path / "parts")
+    both = (judge.read(tmp_path / name) for name in ("whole", "parts"))
+    assert judge.differences(*both, all_steps=False) == []
