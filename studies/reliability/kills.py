@@ -14,18 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from studies.reliability import judge, moments
-from studies.reliability.tiny import (
-    CHECKPOINT_EVERY,
-    EVAL_EVERY,
-    TRAIN_STEPS,
-    Whole,
-    undisturbed,
-)
+from studies.reliability import endings, judge, moments
+from studies.reliability.tiny import Whole, undisturbed
 from studies.tables import table
 
 TITLE, CASES = "Killed and started again", 100
-COLD, AIMED = 0.2, 0.5  # shares: of runs that compile anew, of kills aimed at saves and evaluations
+COLD = 0.2  # share of runs that compile anew
 MOST_KILLS = 3
 
 
@@ -56,20 +50,12 @@ def kill(whole: Whole, folder: Path, case: int, seed: int) -> Killed:
         whole.lend_cache(workdir)
     wall = whole.cold if cold else whole.warm
     stages = [
-        _killed(whole, workdir, _moment(random, wall))
+        _killed(whole, workdir, moments.drawn(random, wall))
         for _ in range(random.integers(1, MOST_KILLS + 1))
     ]
-    done = [process.end() for process in whole.start(workdir)]
+    done = [endings.end(process) for process in whole.start(workdir)]
     errors = [d.stderr for d in done if d.returncode != 0]
     return Killed(workdir, stages, errors, judge.unfinished(workdir))
-
-
-def _moment(random: np.random.Generator, wall: float) -> moments.Moment:
-    if random.random() >= AIMED:
-        return moments.any_moment(random, wall)
-    saves = TRAIN_STEPS // CHECKPOINT_EVERY + TRAIN_STEPS // EVAL_EVERY
-    evaluations = range(EVAL_EVERY, TRAIN_STEPS + 1, EVAL_EVERY)
-    return moments.aimed(random, saves, list(evaluations))
 
 
 def _killed(whole: Whole, workdir: Path, moment: moments.Moment) -> str:
@@ -78,7 +64,7 @@ def _killed(whole: Whole, workdir: Path, moment: moments.Moment) -> str:
     process.send(signal.SIGKILL)
     if process.end().returncode != -signal.SIGKILL:
         return moments.ENDED
-    return moments.stage(workdir, EVAL_EVERY)
+    return moments.stage(workdir)
 
 
 def judged(wanted: judge.Run, killed: Killed) -> list[str]:

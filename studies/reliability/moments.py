@@ -13,9 +13,11 @@ import numpy as np
 
 from studies.programs import Running
 from studies.reliability.judge import KINDS, unfinished
+from studies.reliability.tiny import CHECKPOINT_EVERY, EVAL_EVERY, TRAIN_STEPS
 
 GLANCE = 0.001  # seconds between looks at a run directory
 SAVE, EVALUATION = 0.15, 0.05  # seconds that one takes, about
+AIMED = 0.5  # share of moments that are aimed at saves and evaluations
 Moment = Callable[[Running, Path], None]
 
 BEFORE = "before config.json"
@@ -68,20 +70,19 @@ def in_evaluation(step: int, seconds: float) -> Moment:
     return wait
 
 
-def any_moment(random: np.random.Generator, wall: float) -> Moment:
-    """Uniform over the time that a whole run takes."""
-    return at(random.uniform(0.0, wall))
-
-
-def aimed(random: np.random.Generator, saves: int, evaluations: list[int]) -> Moment:
-    """In one of so many saves, or in one of the evaluations after these steps."""
+def drawn(random: np.random.Generator, wall: float) -> Moment:
+    """Uniform over the time that a whole run takes, or in one of its saves or evaluations."""
+    if random.random() >= AIMED:
+        return at(random.uniform(0.0, wall))
     if random.random() < 0.6:
+        saves = TRAIN_STEPS // CHECKPOINT_EVERY + TRAIN_STEPS // EVAL_EVERY
         return in_save(int(random.integers(1, saves + 1)), random.uniform(0.0, SAVE))
-    return in_evaluation(int(random.choice(evaluations)), random.uniform(0.0, EVALUATION))
+    step = random.choice(range(EVAL_EVERY, TRAIN_STEPS + 1, EVAL_EVERY))
+    return in_evaluation(int(step), random.uniform(0.0, EVALUATION))
 
 
-def stage(workdir: Path, eval_every: int) -> str:
-    """Where a run was when it was killed."""
+def stage(workdir: Path) -> str:
+    """Where a run is or was, by what lies in its directory."""
     if not (workdir / "config.json").exists():
         return BEFORE
     if _unfinished(workdir):
@@ -89,7 +90,7 @@ def stage(workdir: Path, eval_every: int) -> str:
     last = _last(workdir)
     if last is None:
         return STARTING
-    due = last["step"] % eval_every == 0 and "val/loss" not in last
+    due = last["step"] % EVAL_EVERY == 0 and "val/loss" not in last
     return EVALUATING if due else BETWEEN
 
 

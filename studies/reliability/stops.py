@@ -15,16 +15,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from studies.programs import Done, Running
-from studies.reliability import judge, moments
-from studies.reliability.tiny import EVAL_EVERY, Whole, undisturbed
+from studies.programs import Done
+from studies.reliability import endings, judge, moments
+from studies.reliability.tiny import Whole, undisturbed
 from studies.tables import table
 
 TITLE, CASES = "Told to stop", 20
 GROUPS = tuple((n, number) for n in (1, 2) for number in (signal.SIGTERM, signal.SIGINT))
 COLD = 0.5  # share of runs that compile anew
-PATIENCE = 400.0  # seconds until a run that does not end is called hung
-TRACEBACK = "Traceback (most recent call last)"
 
 
 class Stopped(NamedTuple):
@@ -34,10 +32,9 @@ class Stopped(NamedTuple):
     number: int
     after: float  # seconds from its beginning to the signal
     stage: str  # where it was then
-    codes: list[int]  # exit codes as a shell sees them; of a hung process, 0 - 1
     seconds: float  # from the signal to the end of all processes
-    told: list[str]  # stderr
-    errors: list[str]  # of the start after it
+    ends: list[Done]
+    again: list[Done]  # of the start after it
 
 
 def run(cases: int = CASES, seed: int = 0, jobs: int = 2) -> dict[str, Any]:
@@ -66,49 +63,33 @@ def stop(whole: Whole, folder: Path, number: int, case: int, seed: int) -> Stopp
     cold = random.random() < COLD
     if not cold:
         whole.lend_cache(workdir)
-    after = random.uniform(0.0, whole.cold if cold else whole.warm)
+    moment = moments.drawn(random, whole.cold if cold else whole.warm)
     running = whole.start(workdir)
-    for process in running:
-        process.wait_until_it_begins()
+    begun = max(process.wait_until_it_begins() for process in running)
     chosen = running[int(random.integers(len(running)))]
-    moments.at(after)(chosen, workdir)
-    at = moments.stage(workdir, EVAL_EVERY) if chosen.is_running() else moments.ENDED
+    moment(chosen, workdir)
+    after = time.monotonic() - begun
+    at = moments.stage(workdir) if chosen.is_running() else moments.ENDED
     begin = time.monotonic()
     chosen.send(number)
-    done = [_end(process, begin) for process in running]
+    done = [endings.end(process) for process in running]
     seconds = time.monotonic() - begin
-    again = [process.end() for process in whole.start(workdir)]
-    errors = [d.stderr for d in again if d.returncode != 0]
-    codes = [_as_a_shell_sees_it(d.returncode) for d in done]
-    return Stopped(workdir, number, after, at, codes, seconds, [d.stderr for d in done], errors)
-
-
-def _end(process: Running, begin: float) -> Done:
-    try:
-        return process.end(PATIENCE + begin - time.monotonic())
-    except TimeoutError:
-        process.send(signal.SIGKILL)
-        return process.end()
-
-
-def _as_a_shell_sees_it(code: int | None) -> int:
-    assert code is not None
-    return 128 - code if code < 0 else code
+    again = [endings.end(process) for process in whole.start(workdir)]
+    return Stopped(workdir, number, after, at, seconds, done, again)
 
 
 def judged(wanted: judge.Run, stopped: Stopped) -> list[str]:
     """What is wrong with a run; then it is removed."""
-    told = []
-    ended = stopped.stage == moments.ENDED
-    expected = 0 if ended or all(code == 0 for code in stopped.codes) else 128 + stopped.number
-    if set(stopped.codes) != {expected}:
-        told.append(f"exit codes {stopped.codes}, not {expected}")
-    if expected == 0 and not all("done; the run is in" in text for text in stopped.told[:1]):
+    codes = {endings.as_a_shell_sees_it(end) for end in stopped.ends}
+    done = stopped.stage == moments.ENDED or codes == {0}
+    told = [
+        w for end in stopped.ends for w in endings.wrong(end, {0 if done else 128 + stopped.number})
+    ]
+    if done and "done; the run is in" not in stopped.ends[0].stderr:
         told.append("exit code 0, and it is not done")
-    if any(TRACEBACK in text for text in stopped.told):
-        told.append(f"a traceback: {stopped.told[0][-judge.SHORT :]}")
-    told += [f"it does not go on: {error[-judge.SHORT :]}" for error in stopped.errors]
-    if not stopped.errors:
+    failed = [end for end in stopped.again if end.returncode != 0]
+    told += [f"it does not go on: {endings.last_words(end)}" for end in failed]
+    if not failed:
         found = judge.read(stopped.workdir)
         told += judge.differences(wanted, found, all_steps=False)
     shutil.rmtree(stopped.workdir)
@@ -127,7 +108,7 @@ def counted(results: list[tuple[Stopped, list[str]]]) -> dict[str, Any]:
         "median_seconds": statistics.median(seconds) if seconds else None,
         "largest_seconds": max(seconds) if seconds else None,
         "wrong": [
-            {"case": n, "stage": o.stage, "codes": o.codes, "after": o.after, "what": wrong[:5]}
+            {"case": n, "stage": o.stage, "after": o.after, "what": wrong[:5]}
             for n, (o, wrong) in enumerate(results)
             if wrong
         ],

@@ -3,6 +3,7 @@
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,9 +42,12 @@ class Whole(NamedTuple):
     cold: float  # seconds that it took, compiling everything
     warm: float  # and another one, with its cache
 
-    def start(self, workdir: Path, **changes: object) -> list[Running]:
-        """Its processes, in another run directory."""
-        return start(self.corpus, workdir, self.processes, **changes)
+    def start(
+        self, workdir: Path, before: Callable[[], object] | None = None, **changes: object
+    ) -> list[Running]:
+        """Its processes, in another run directory; `before` is of `Running`."""
+        given = arguments(self.corpus, workdir, **changes)
+        return start(given, self.processes, before)
 
     def lend_cache(self, workdir: Path) -> None:
         """Gives compiled programs to a run before it is started."""
@@ -62,11 +66,12 @@ def environment() -> dict[str, str]:
     return {"JAX_PLATFORMS": "cpu", **devices(1, compiled_fast())}
 
 
-def start(corpus: Path, workdir: Path, processes: int, **changes: object) -> list[Running]:
+def start(
+    given: list[str], processes: int, before: Callable[[], object] | None = None
+) -> list[Running]:
     """Starts a run of one process, or of several that are joined."""
-    given = arguments(corpus, workdir, **changes)
     if processes == 1:
-        return [Running("train", *given, environment=environment())]
+        return [Running("train", *given, environment=environment(), before=before)]
     return start_together([given] * processes, environment())
 
 
@@ -82,7 +87,7 @@ def undisturbed(folder: Path, processes: int = 1) -> Whole:
 
 
 def _seconds(corpus: Path, workdir: Path, processes: int) -> float:
-    running = start(corpus, workdir, processes)
+    running = start(arguments(corpus, workdir), processes)
     begin = max(process.wait_until_it_begins() for process in running)
     for process in running:
         done = process.end()
