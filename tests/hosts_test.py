@@ -12,8 +12,8 @@ import pytest
 from programs_helpers import Running, program
 from train_test import TEXT
 
+from nrgpt_jax import processes
 from nrgpt_jax.errors import STOPPED, UserError
-from nrgpt_jax.training import hosts
 from studies.programs import arguments_of, devices, start_together
 
 FIELDS = {
@@ -179,9 +179,9 @@ def test_processes_with_folders_of_their_own_end_in_one_line_each(corpus, tmp_pa
 
 
 def test_one_process_agrees_with_itself():
-    assert hosts.gather_texts("héllo") == ["héllo"]
-    assert hosts.agreed(lambda: 3) == 3
+    assert processes.gather_texts("héllo") == ["héllo"]
+    assert processes.agreed(lambda: 3) == 3
     with pytest.raises(UserError, match=r"^no$"):
-        hosts.agreed(lambda: (_ for _ in ()).throw(UserError("no")))
+        processes.agreed(lambda: (_ for _ in ()).throw(UserError("no")))
     assert jax.process_count() == 1
-    assert hosts.is_first()
+    assert processes.is_first()

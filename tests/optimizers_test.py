@@ -135,7 +135,8 @@ def test_what_an_optimizer_keeps_lies_where_its_parameter_lies(name):
 
     def init():
         params = model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+        zero = jnp.zeros((), jnp.int32)
+        return TrainState(zero, params, optimizer.init(params), zero, zero)
 
     state = jax.eval_shape(init)
     where = state_shardings(model, state, mesh)

@@ -20,7 +20,7 @@ from nrgpt_jax.generation.engine import Settings
 from nrgpt_jax.generation.sampling import Sampling
 from nrgpt_jax.models import create_model, parameter_specs, sharding
 from nrgpt_jax.runs import directory as runs
-from nrgpt_jax.runs.checkpoints import Checkpoints
+from nrgpt_jax.runs.checkpoints import Checkpoints, all_finite
 from nrgpt_jax.runs.metrics import read_metrics
 from nrgpt_jax.runs.pretrained import read_params
 from nrgpt_jax.training import loop, optimizers
@@ -114,7 +114,8 @@ def stop_at(monkeypatch, step, number=signal.SIGINT):
 def test_stopped_and_continued_equals_left_alone(config, whole, tmp_path, monkeypatch, capfd, step):
     with monkeypatch.context() as patch:
         stop_at(patch, step)
-        loop.train(config, tmp_path / "parts")
+        with pytest.raises(SystemExit, match="130"):
+            loop.train(config, tmp_path / "parts")
     assert f"stopped at step {step} and saved" in capfd.readouterr().err
     assert max(r["step"] for r in values(tmp_path / "parts")) <= step
     loop.train(config, tmp_path / "parts")
@@ -192,16 +193,6 @@ def test_another_model_is_refused_by_name(config, parts):
     config.train_steps = 13
     loop.train(config, parts)  # the rest may change
     assert runs.load_config(parts).optimizer.learning_rate == 1e-3
-
-
-@pytest.mark.parametrize("log_every", [1, 100])
-def test_divergence_ends_in_one_line_before_it_is_saved(config, parts, log_every):
-    config.update({"checkpoint_every": 1, "log_every": log_every, "eval_every": 100})
-    config.update({"train_steps": 20})
-    config.optimizer.update({"learning_rate": 1e38, "clip_norm": 0.0, "warmup_steps": 0})
-    with pytest.raises(UserError, match=r"at step \d+; lower --config.optimizer.learning_rate"):
-        loop.train(config, parts)
-    assert training.all_finite(saved(parts, "latest")[1])
 
 
 def test_two_processes_do_not_share_a_run(config, tmp_path):

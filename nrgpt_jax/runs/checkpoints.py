@@ -1,108 +1,192 @@
 """The only place that knows how a run is saved.
 
-`checkpoints/latest` keeps the last two complete states, with the place in the data, to resume
-from; `checkpoints/best` the parameters with the lowest validation loss. A save that was
-killed leaves a temporary folder that is ignored; a damaged checkpoint is skipped with a warning.
+`checkpoints/latest` keeps the last complete states, with the place in the data, to resume from;
+`checkpoints/best` the parameters with the lowest validation loss. A checkpoint is a folder of
+orbax, named by its step, with a `checksums.json` of all its files: it is made under another name,
+so that a save that was killed leaves nothing that could be taken for one. What is read was
+verified before; a damaged checkpoint is skipped with a warning.
 """
 
+import functools
 import math
+import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import msgspec
 from absl import logging
 from orbax.checkpoint import v1 as ocp
 
+from nrgpt_jax import disk
 from nrgpt_jax.errors import UserError
+from nrgpt_jax.processes import agreed, by_first
+from nrgpt_jax.runs import checksums
 
-_policies = ocp.training.preservation_policies
-_KEPT = {"latest": 2, "best": 1}
-KINDS = tuple(_KEPT)
+KINDS = ("latest", "best")
 
 
 class Checkpoints:
     """Saves and restores one run. Use as a context manager.
 
     Only the process that trains opens it `writable`: that clears away what a killed save left.
+
+    Args:
+      workdir: the run directory.
+      writable: whether it will be written.
+      keep: how many of the last states are kept.
+      keep_every: states of steps that this divides are kept for good; 0: none.
     """
 
-    def __init__(self, workdir: Path, *, writable: bool = False):
-        self._writable = writable
+    def __init__(
+        self, workdir: Path, *, writable: bool = False, keep: int = 2, keep_every: int = 0
+    ):
         self._root = workdir.absolute() / "checkpoints"
-        self._of = {kind: self._open(kind, count) for kind, count in _KEPT.items()}
-
-    def _open(self, kind: str, count: int) -> ocp.training.Checkpointer:
-        return ocp.training.Checkpointer(
-            self._root / kind,
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=_policies.LatestN(count),
-            cleanup_tmp_directories=self._writable,
-        )
+        self._keep, self._keep_every = keep, keep_every
+        self._verified: dict[tuple[str, int], str] = {}  # what is wrong with them
+        self._believed = False
+        if writable:
+            by_first(self._clear)
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *exception) -> None:
-        for checkpointer in self._of.values():
-            checkpointer.close()
+        """Nothing is open: a save is over when it returns."""
 
-    def save_latest(self, step: int, state: Any, place: Mapping[str, Any]) -> None:
+    def _clear(self) -> None:
+        for kind in KINDS:
+            folder = self._root / kind
+            for entry in folder.iterdir() if folder.is_dir() else ():
+                if not entry.name.isdigit() and entry.is_dir():
+                    shutil.rmtree(entry, ignore_errors=True)
+
+    # Saving -------------------------------------------------------------------------------------
+
+    def save_latest(
+        self, step: int, state: Any, place: Mapping[str, Any], *, prune: bool = True
+    ) -> None:
         """Saves everything a run needs to go on after `step` steps: its whole state, and where in
         its course it is (numbers by name).
 
-        The parameters stand apart, so that they can be read alone.
+        The parameters stand apart, so that they can be read alone. With `prune`, states that are
+        no longer to be kept are removed.
+
+        Raises:
+          OSError: it could not be saved; what was saved before is still there.
         """
-        content = {"params": state.params, "rest": state.replace(params=None)}
-        # Overwrites a damaged checkpoint of this step, from before the run fell back.
-        self._of["latest"].save_checkpointables(
-            step,
-            content,
-            force=True,
-            overwrite=True,
-            custom_metadata=dict(place),
-        )
+        self._save("latest", step, _parts_of(state), place)
+        if prune:
+            by_first(self._prune)
 
     def save_best(self, step: int, params: Any, val_loss: float) -> None:
-        """Saves parameters better than all before."""
-        self._of["best"].save_checkpointables(
-            step, {"params": params}, force=True, overwrite=True, metrics={"val/loss": val_loss}
-        )
+        """Saves parameters better than all before. Raises what `save_latest` does."""
+        self._save("best", step, {"params": params}, {"val_loss": val_loss})
+        by_first(self._prune)
 
-    def best_loss(self) -> float:
-        """The validation loss of the best checkpoint, infinity when there is none."""
-        best = self._of["best"].latest
-        loss = best.metrics["val/loss"] if best and best.metrics else math.inf
-        return math.inf if math.isnan(loss) else loss
+    def _save(self, kind: str, step: int, content: dict, metadata: Mapping[str, Any]) -> None:
+        folder = self._root / kind
+        final, partial = folder / str(step), folder / f"{step}.partial"
+        try:
+            ocp.save_checkpointables(
+                partial, content, overwrite=True, custom_metadata=dict(metadata)
+            )
+            checksums.write(partial)
+            by_first(lambda: _move(partial, final))
+        except Exception as error:  # orbax and tensorstore raise many kinds
+            shutil.rmtree(partial, ignore_errors=True)
+            raise OSError(
+                f"the {kind} checkpoint of step {step} cannot be saved in {folder} "
+                f"({_reason(error)}); the ones before it are whole"
+            ) from None
+        self._verified[kind, step] = ""
+
+    def _prune(self) -> None:
+        """Removes states that are not to be kept, and what was best before them."""
+        latest, best = self.steps("latest"), self.steps("best")
+        forever = {s for s in latest if self._keep_every and s % self._keep_every == 0}
+        kept = {*latest[-self._keep :], *forever}
+        # Whichever state the run may go back to, the best parameters up to it are still there.
+        needed = {max((b for b in best if b <= s), default=None) for s in kept}
+        for kind, steps in (("latest", kept), ("best", {*best[-1:], *needed})):
+            for step in self.steps(kind):
+                if step not in steps:
+                    shutil.rmtree(self._root / kind / str(step), ignore_errors=True)
+
+    def drop_best_after(self, step: int) -> None:
+        """Removes what was best in a course that the run has left by going back to `step`."""
+
+        def drop() -> None:
+            for later in self.steps("best"):
+                if later > step:
+                    shutil.rmtree(self._root / "best" / str(later))
+
+        by_first(drop)
+
+    def set_aside(self, first: int, folder: Path) -> list[Path]:
+        """Moves the states of step `first` and later to a folder; returns where they are."""
+        moved = [(s, folder / f"checkpoint_{s}") for s in self.steps("latest") if s >= first]
+
+        def move() -> None:
+            for step, target in moved:
+                shutil.rmtree(target, ignore_errors=True)
+                folder.mkdir(parents=True, exist_ok=True)
+                shutil.move(self._root / "latest" / str(step), target)
+
+        by_first(move)
+        return [target for _, target in moved]
+
+    # Reading ------------------------------------------------------------------------------------
+
+    def steps(self, kind: str) -> list[int]:
+        """The steps of the checkpoints that are there, from the first to the last."""
+        folder = self._root / kind
+        names = [e.name for e in folder.iterdir() if e.is_dir()] if folder.is_dir() else []
+        return sorted(int(name) for name in names if name.isdigit() and name.isascii())
 
     def has(self, kind: str) -> bool:
         """Whether there is a `best` or `latest` checkpoint."""
-        return bool(self._steps(kind))
+        return bool(self.steps(kind))
+
+    def best_loss(self) -> float:
+        """The validation loss of the best checkpoint that is whole, infinity without one."""
+        for step in reversed(self.steps("best")):
+            if not self._damage("best", step):
+                loss = self._loss(step)
+                return math.inf if math.isnan(loss) else loss
+        return math.inf
 
     def restore_latest(self, state: Any) -> tuple[Any, Mapping[str, Any]] | None:
-        """The newest readable state and its place (empty in older checkpoints), or None.
+        """The newest whole state and its place (empty in older checkpoints), or None.
 
         `state` is the tree of expected shapes and shardings.
         """
-        wanted = {"params": state.params, "rest": state.replace(params=None)}
-        found = self._newest_readable("latest", wanted)
+        found = self._newest_whole("latest", _parts_of(state))
         if found is None:
             return None
         step, content = found
-        place = self._of["latest"].checkpointables_metadata(step).custom_metadata or {}
-        return content["rest"].replace(params=content["params"]), place
+        rest = content["rest"]
+        state = state.replace(
+            params=content["params"], step=rest["step"], optimizer=rest["optimizer"]
+        )
+        return state, self._metadata("latest", step)
 
     def restore_params(self, kind: str, params: Any) -> tuple[int, Any]:
         """(step, parameters) of the `best` or `latest` checkpoint. Raises UserError without.
 
         `params` is the tree of expected shapes and shardings.
         """
-        found = self._newest_readable(kind, {"params": params})
+        found = self._newest_whole(kind, {"params": params})
         if found is None:
-            others = [f"--checkpoint={other}" for other in KINDS if self.has(other)]
-            cure = f"use {others[0]}" if others else "train first"
-            raise UserError(f"no {kind} checkpoint in {self._root / kind}; {cure}")
+            raise UserError(f"no {kind} checkpoint in {self._root / kind}; {self._others(kind)}")
         return found[0], found[1]["params"]
+
+    def _others(self, kind: str) -> str:
+        others = [f"--checkpoint={other}" for other in KINDS if other != kind and self.has(other)]
+        return f"use {others[0]}" if others else "train first"
 
     def restore_as_saved(self) -> tuple[int, Any, float]:
         """(step, parameters, validation loss) of the best checkpoint, or else of the latest.
@@ -114,20 +198,85 @@ class Checkpoints:
             warnings.simplefilter("ignore")  # of orbax: it is read onto the devices it came from
             return *self.restore_params(kind, None), self.best_loss()
 
-    def _steps(self, kind: str) -> list[int]:
-        return [checkpoint.step for checkpoint in self._of[kind].checkpoints]
-
-    def _newest_readable(self, kind: str, wanted: dict[str, Any]):
-        steps = sorted(self._steps(kind), reverse=True)
-        for step in steps:
-            try:
-                return step, self._of[kind].load_checkpointables(step, wanted)
-            except Exception as error:  # orbax, tensorstore and grain each raise their own
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                logging.warning("checkpoint %s/%d cannot be read: %.200s", kind, step, reason)
+    def _newest_whole(self, kind: str, wanted: dict[str, Any]):
+        steps = self.steps(kind)
+        for step in reversed(steps):
+            damage = self._damage(kind, step)
+            if not damage:
+                try:
+                    return step, agreed(functools.partial(self._load, kind, step, wanted))
+                except Exception as error:  # orbax, tensorstore and grain each raise their own
+                    damage = _reason(error)
+            logging.warning("checkpoint %s/%d is not used: %s", kind, step, damage)
         if steps:
             raise UserError(
                 f"no readable {kind} checkpoint in {self._root / kind} (tried steps {steps}); "
-                "restore one from a copy, or train again in an empty folder"
+                f"restore one from a copy, or {self._others(kind)}"
             )
         return None
+
+    def _load(self, kind: str, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
+        content = ocp.load_checkpointables(self._root / kind / str(step), wanted)
+        if not all_finite(content):
+            raise ValueError("it holds numbers that are not finite")
+        return content
+
+    def _damage(self, kind: str, step: int) -> str:
+        """What is wrong with a checkpoint's files; "" where nothing is."""
+        if (kind, step) not in self._verified:
+            folder = self._root / kind / str(step)
+            if not self._believed and not checksums.exist(folder):
+                text = "%s has no checksums, as checkpoints of older versions: it is not verified"
+                logging.warning(text, folder)
+                self._believed = True  # says it once
+            self._verified[kind, step] = checksums.damage(folder)
+        return self._verified[kind, step]
+
+    def _metadata(self, kind: str, step: int) -> Mapping[str, Any]:
+        found = ocp.checkpointables_metadata(self._root / kind / str(step)).custom_metadata
+        return found if isinstance(found, Mapping) else {}
+
+    def _loss(self, step: int) -> float:
+        """The validation loss of a best checkpoint; not a number where it is not known."""
+        loss = self._metadata("best", step).get("val_loss")
+        if loss is None:  # of an older version
+            file = self._root / "best" / str(step) / "metrics" / "metrics"
+            try:
+                loss = msgspec.json.decode(file.read_bytes(), type=dict[str, float])["val/loss"]
+            except (OSError, KeyError, ValueError):
+                logging.warning(
+                    "%s cannot be read: the loss of this checkpoint counts as none", file
+                )
+                loss = math.nan
+        return float(loss)
+
+
+def _parts_of(state: Any) -> dict[str, Any]:
+    """A state as it is saved."""
+    rest = {"step": state.step, "params": None, "optimizer": state.optimizer}
+    return {"params": state.params, "rest": rest}
+
+
+def _move(partial: Path, final: Path) -> None:
+    """Gives a checkpoint its name; a damaged one that has it gives way."""
+    replaced = final.with_name(f"{final.name}.replaced")
+    if final.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        final.rename(replaced)
+    partial.rename(final)
+    disk.flush_folder(final.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    for known in ("No space left on device", "Read-only file system", "Permission denied"):
+        if known.lower() in text.lower():
+            return known
+    return text[:200]
+
+
+@jax.jit
+def all_finite(tree: Any) -> jax.Array:
+    """Whether every entry of every array is finite, () bool."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))

@@ -6,20 +6,23 @@ else, and `evaluate` only the data set that it names.
 
 import contextlib
 import fcntl
-import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from nrgpt_jax import disk
 from nrgpt_jax.configs import default_config
 from nrgpt_jax.datasets.tokenizers import Tokenizer, as_record, load_tokenizer, save_tokenizer
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.models import create_model, parameter_shapes
 
 CONFIG_FILE, TOKENIZER_FILE = "config.json", "tokenizer.json"
+RECORD, FORMAT = "record", 2  # what config.json says of itself; of the layout of a run directory
+RECORDED_VERSIONS = ("nrgpt-jax", "jax", "flax", "optax", "orbax-checkpoint")
 FIXED = ("model", "data", "seed")  # what a run cannot change half-way, but for
 FREE = ("model.scan_unroll", "model.remat", "model.kernels", "data.path")  # how, and from where
 
@@ -35,19 +38,26 @@ def load_config(workdir: Path, *, from_version_1: bool = False) -> ConfigDict:
     Raises:
       UserError: there is none, it is damaged, or (unless that is wanted) of version 0.1.
     """
-    path = workdir / CONFIG_FILE
+    path, cure = workdir / CONFIG_FILE, "restore it or train again"
     try:
-        recorded = json.loads(path.read_text(), object_hook=_lists_to_tuples)
-        config = default_config()
-        config.update(recorded)
-        old = "rule" not in recorded["model"] and not from_version_1
+        recorded, _ = disk.read_json(path, dict[str, Any], cure)
     except FileNotFoundError:
         raise UserError(
             f"{workdir} is not a run directory (it has no {CONFIG_FILE}); train first, or name "
             "another --workdir"
         ) from None
+    found = recorded.pop(RECORD, {}).get("format", 1)
+    if found > FORMAT:
+        raise UserError(
+            f"{workdir} was made by a newer version (format {found}, here {FORMAT}); update "
+            "nrgpt-jax"
+        )
+    try:
+        config = default_config()
+        config.update(_lists_to_tuples(recorded))
+        old = "rule" not in recorded["model"] and not from_version_1
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); restore it or train again") from None
+        raise UserError(f"{path} cannot be read ({error}); {cure}") from None
     if old:
         raise UserError(
             f"{workdir} was made by version 0.1, which named parameters otherwise; convert it: "
@@ -56,8 +66,10 @@ def load_config(workdir: Path, *, from_version_1: bool = False) -> ConfigDict:
     return config
 
 
-def _lists_to_tuples(mapping: dict[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in mapping.items()}
+def _lists_to_tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _lists_to_tuples(v) for k, v in value.items()}
+    return tuple(value) if isinstance(value, list) else value
 
 
 def check_run(workdir: Path, config: ConfigDict, tokenizer: Tokenizer) -> list[str]:
@@ -86,25 +98,72 @@ def check_run(workdir: Path, config: ConfigDict, tokenizer: Tokenizer) -> list[s
     return changed
 
 
-def record_run(workdir: Path, config: ConfigDict, tokenizer: Tokenizer) -> None:
-    """Writes the configuration and the tokenizer of a run, each whole or not at all."""
+def record_run(
+    workdir: Path,
+    config: ConfigDict,
+    tokenizer: Tokenizer,
+    since_step: int = 0,
+    changes: Sequence[str] = (),
+) -> None:
+    """Writes the configuration and the tokenizer of a run, each whole or not at all.
+
+    Args:
+      workdir: the run directory; made if needed.
+      config, tokenizer: what to write.
+      since_step: the step of the state from which on the run goes by this configuration.
+      changes: the fields that are other than before it.
+
+    Raises:
+      OSError: they cannot be written.
+    """
     workdir.mkdir(parents=True, exist_ok=True)
     save_tokenizer(tokenizer, workdir / TOKENIZER_FILE)
-    partial = workdir / f"{CONFIG_FILE}.partial"
-    partial.write_text(config.to_json(indent=1))
-    os.replace(partial, workdir / CONFIG_FILE)
+    before = _record_of(workdir)
+    versions = {name: metadata.version(name) for name in RECORDED_VERSIONS}
+    changed = [*changes, *differences(before.get("versions", versions), versions)]
+    history = [*before.get("history", [])]
+    if changed or not before:
+        history.append({"since_step": since_step, "changes": changed})
+    record = {**before, "format": FORMAT, "versions": versions, "history": history}
+    disk.write_json(workdir / CONFIG_FILE, {RECORD: record, **config.to_dict()})
+
+
+def _record_of(workdir: Path) -> dict[str, Any]:
+    """What config.json says of itself; nothing where it cannot be read."""
+    with contextlib.suppress(FileNotFoundError, UserError):
+        return disk.read_json(workdir / CONFIG_FILE, dict[str, Any], "")[0].get(RECORD, {})
+    return {}
+
+
+class Lock(NamedTuple):
+    """Held by the one process that trains in a run directory."""
+
+    workdir: Path
+    number: int  # of the open file
+
+    def check(self) -> None:
+        """Raises UserError when the directory is no longer the one that was locked."""
+        try:
+            same = os.path.samestat(os.stat(self.workdir / "lock"), os.fstat(self.number))
+        except FileNotFoundError:
+            same = False
+        if not same:
+            raise UserError(
+                f"{self.workdir} was removed or replaced while the run was training: what it had "
+                "done since is lost; start it again, and leave the folder where it is"
+            )
 
 
 @contextlib.contextmanager
-def locked(workdir: Path) -> Iterator[None]:
+def locked(workdir: Path) -> Iterator[Lock]:
     """Keeps a second training process out of a run. Raises UserError when one is there."""
     workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / "lock").open("w") as file:
+    with (workdir / "lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(f"another process is training in {workdir}; wait or stop it") from None
-        yield
+        yield Lock(workdir, file.fileno())
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

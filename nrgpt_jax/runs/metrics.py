@@ -1,58 +1,151 @@
 """What a run writes while it trains: metrics.jsonl, TensorBoard, optionally Weights & Biases."""
 
 import json
-import os
+import math
+import socket
+import struct
+import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from tensorboardX import SummaryWriter
+import msgspec
+import xxhash
+from absl import logging
+
+from nrgpt_jax import disk
 
 FILE_NAME = "metrics.jsonl"
+DAMAGED = "metrics.damaged.jsonl"
+
+_LINE = msgspec.json.Decoder(dict[str, float | int | str | None])
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a line cut short by a kill is left out."""
+    """The lines of metrics.jsonl. One that was cut short by a kill is left out; others that cannot
+    be read are too, with a warning."""
     path = workdir / FILE_NAME
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        logging.warning("%s cannot be read (%s); it counts as empty", path, error.strerror)
+        return []
+    return [record for _, record in _lines(path, content)]
+
+
+def _lines(path: Path, content: bytes) -> list[tuple[bytes, dict[str, Any]]]:
+    """The lines that can be read, as they are and as records."""
+    found, bad = [], []
+    lines = content.splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return records
+            record = _LINE.decode(line)
+            if not isinstance(record["step"], int):
+                raise ValueError("its step is not a number")
+            found.append((line, record))
+        except (KeyError, ValueError, RecursionError):  # msgspec's errors are ValueErrors
+            if number < len(lines) or line.endswith(b"\n"):
+                bad.append(number)
+    if bad:
+        text = "%s: %d lines cannot be read and are left out (the first is line %d)"
+        logging.warning(text, path, len(bad), bad[0])
+    return found
+
+
+class Mark(NamedTuple):
+    """How far metrics.jsonl was written when a checkpoint was saved."""
+
+    bytes: int
+    checksum: str
 
 
 class MetricWriter:
-    """Appends scalars by step. Lines past `start_step` (of a run that was killed) are dropped."""
+    """Appends scalars by step; nothing is touched before the first line.
 
-    def __init__(self, workdir: Path, start_step: int, config: Mapping[str, Any], wandb: bool):
-        kept = [record for record in read_metrics(workdir) if record["step"] <= start_step]
-        path = workdir / FILE_NAME
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        os.replace(partial, path)
-        self._file = path.open("a", buffering=1)
-        self._tensorboard = SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=start_step + 1, flush_secs=10
-        )
-        self._wandb = _start_wandb(workdir, config) if wandb else None
+    Lines past what the checkpoint at `start_step` knew of (of a run that was killed) are dropped:
+    by its `mark`, or where the file is not the one it was, by their steps.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        start_step: int,
+        config: Mapping[str, Any],
+        wandb: bool,
+        mark: Mapping[str, Any] | None = None,
+    ):
+        self._workdir, self._start, self._config = workdir, start_step, config
+        self._path = workdir / FILE_NAME
+        self._with_wandb, self._wandb = wandb, None
+        self._tensorboard: _TensorBoard | None = None
+        self._mark = mark
+        self._waiting = b""  # lines that a full disk has not taken
+        self._length, self._digest = -1, xxhash.xxh3_128()
+
+    def _open(self) -> None:
+        kept = self._kept()
+        disk.write_whole(self._path, kept)
+        self._length = len(kept)
+        self._digest.update(kept)
+        self._tensorboard = _TensorBoard(self._workdir / "tensorboard", self._start + 1)
+        if self._with_wandb:
+            self._wandb = _start_wandb(self._workdir, self._config)
+
+    def _kept(self) -> bytes:
+        """The lines to go on after."""
+        content = self._path.read_bytes() if self._path.exists() else b""
+        if self._mark:
+            known = content[: self._mark["bytes"]]
+            if xxhash.xxh3_128_hexdigest(known) == self._mark["checksum"]:
+                return known
+            text = "%s is not the file that the checkpoint at step %d knew; lines up to it are kept"
+            logging.warning(text, self._path, self._start)
+            disk.write_whole(self._workdir / DAMAGED, content)
+        lines = _lines(self._path, content)
+        kept = [line for line, record in lines if record["step"] <= self._start]
+        return b"".join(line if line.endswith(b"\n") else line + b"\n" for line in kept)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Writes named scalars of one step."""
-        self._file.write(json.dumps({"step": step, **scalars}) + "\n")
-        for name, value in scalars.items():
-            self._tensorboard.add_scalar(name, value, step)
+        """Writes named scalars of one step; what is not finite is written as null."""
+        if self._length < 0:
+            self._open()
+        finite = {name: v if math.isfinite(v) else None for name, v in scalars.items()}
+        self._waiting += (json.dumps({"step": step, **finite}) + "\n").encode()
+        try:
+            self._flush()
+        except OSError as error:
+            logging.warning("%s cannot be written now (%s)", self._path, error.strerror)
+        if self._tensorboard is not None:
+            self._tensorboard.write(step, scalars)
         if self._wandb is not None:
             self._wandb.log(dict(scalars), step=step)
 
+    def _flush(self) -> None:
+        if self._waiting:
+            with self._path.open("r+b", buffering=0) as file:
+                file.truncate(self._length)  # of a line that was written in part
+                file.seek(self._length)
+                if file.write(self._waiting) != len(self._waiting):
+                    raise OSError(28, "No space left on device", str(self._path))
+            self._length += len(self._waiting)
+            self._digest.update(self._waiting)
+            self._waiting = b""
+
+    def mark(self) -> dict[str, Any]:
+        """What a checkpoint that is saved now knows of the file. Raises OSError."""
+        if self._length < 0:
+            self._open()
+        self._flush()
+        return Mark(self._length, self._digest.hexdigest())._asdict()
+
     def close(self) -> None:
-        """Flushes and closes everything."""
-        self._file.close()
-        self._tensorboard.close()
+        """Flushes and closes everything. Raises OSError."""
         if self._wandb is not None:
             self._wandb.finish()
+        self._flush()
 
 
 class SilentWriter:
@@ -61,8 +154,54 @@ class SilentWriter:
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Nothing."""
 
+    def mark(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
     def close(self) -> None:
         """Nothing."""
+
+
+class _TensorBoard:
+    """An event file; where it cannot be written the run goes on without.
+
+    The records are those of tensorboardX, without the thread that writes them there: on a full
+    disk that thread ends, and its queue then blocks the run.
+    """
+
+    def __init__(self, folder: Path, purge_step: int):
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        self._event = Event
+        self._path = folder / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
+        self._works = True
+        self._add(file_version="brain.Event:2")
+        start = SessionLog(status=SessionLog.START)  # what is at later steps counts no more
+        self._add(step=purge_step, session_log=start)
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Writes named scalars of one step."""
+        from tensorboardX.summary import scalar
+
+        for name, value in scalars.items():
+            if math.isfinite(value):
+                self._add(step=step, summary=scalar(name, value))
+
+    def _add(self, **fields) -> None:
+        from tensorboardX.record_writer import masked_crc32c
+
+        if not self._works:
+            return
+        data = self._event(wall_time=time.time(), **fields).SerializeToString()
+        header = struct.pack("<Q", len(data))
+        sums = [struct.pack("<I", masked_crc32c(part)) for part in (header, data)]
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("ab", buffering=0) as file:
+                file.write(header + sums[0] + data + sums[1])
+        except OSError as error:
+            logging.warning("%s is no longer written (%s)", self._path, error.strerror)
+            self._works = False
 
 
 def _start_wandb(workdir: Path, config: Mapping[str, Any]):
@@ -70,6 +209,6 @@ def _start_wandb(workdir: Path, config: Mapping[str, Any]):
 
     id_file = workdir / "wandb_id"  # a run that goes on stays one run
     if not id_file.exists():
-        id_file.write_text(uuid.uuid4().hex[:12])
+        disk.write_whole(id_file, uuid.uuid4().hex[:12].encode())
     settings = {"dir": str(workdir), "config": dict(config), "id": id_file.read_text()}
     return wandb.init(project="nrgpt", resume="allow", **settings)

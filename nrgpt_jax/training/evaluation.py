@@ -83,6 +83,7 @@ def continuations(
     limit: int | None = None,
     settings: Settings = Settings(),  # noqa: B008 (immutable)
     seed: int = 0,
+    cut: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> list[Continuation]:
     """What follows the first `limit` prompts (None: all), up to their end tokens.
 
@@ -92,9 +93,10 @@ def continuations(
       limit: so many of them.
       settings: how they are continued; greedily by default.
       seed: of the draws.
+      cut: may end the work between two calls, from what it is given: their first prompts.
     """
     chosen, made = prompts.prompts[:limit], []
-    for start in range(0, len(chosen), PROMPTS_AT_ONCE):
+    for start in cut(range(0, len(chosen), PROMPTS_AT_ONCE)):
         part = chosen[start : start + PROMPTS_AT_ONCE]
         filled = part + [part[-1]] * (PROMPTS_AT_ONCE - len(part))  # one compiled shape
         new = generate(

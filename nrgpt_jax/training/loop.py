@@ -1,37 +1,33 @@
 """The loop of training: steps, evaluations, checkpoints, a stop between two steps."""
 
 import contextlib
+import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from nrgpt_jax.datasets import Dataset, load_dataset
 from nrgpt_jax.datasets.files import absolute
-from nrgpt_jax.datasets.pipeline import check_length, train_batches, validation_batches
-from nrgpt_jax.errors import STOPPED, UserError
+from nrgpt_jax.datasets.pipeline import Batch, Rows, check_length, train_batches, validation_batches
+from nrgpt_jax.errors import UserError
 from nrgpt_jax.models import create_model, parameter_specs, sharding
-from nrgpt_jax.runs.checkpoints import Checkpoints
-from nrgpt_jax.runs.directory import check_run, locked, record_run
-from nrgpt_jax.runs.metrics import MetricWriter, SilentWriter, read_metrics
+from nrgpt_jax.processes import agreed, by_first, is_first, one_ahead, say
+from nrgpt_jax.runs.checkpoints import all_finite
+from nrgpt_jax.runs.directory import Lock, check_run, locked
 from nrgpt_jax.training import evaluation, optimizers
 from nrgpt_jax.training import step as steps
 from nrgpt_jax.training.config_checks import check_config, check_mesh
-from nrgpt_jax.training.hosts import (
-    Stop,
-    agreed,
-    by_first,
-    check_same,
-    check_shared,
-    is_first,
-    one_ahead,
-    say,
-)
-from nrgpt_jax.training.step_log import StepLog, diverged
+from nrgpt_jax.training.divergence import MOST_ROLLBACKS, Diverged, Spike, SpikeWatch
+from nrgpt_jax.training.hosts import check_same, check_shared
+from nrgpt_jax.training.run_directory import RunDirectory
+from nrgpt_jax.training.step_log import StepLog
+from nrgpt_jax.training.stop import Stop
 
 
 def train(config: ConfigDict, workdir: Path | str) -> dict[str, float]:
@@ -43,9 +39,10 @@ def train(config: ConfigDict, workdir: Path | str) -> dict[str, float]:
       The metrics of the last evaluation (empty if none was reached).
 
     Raises:
-      UserError: the configuration, the data or the run directory do not allow it, on any host.
-      SystemExit: SIGTERM has stopped it, after it was saved; whoever sent the signal sees by the
-        exit code that it is to be started again.
+      UserError: the configuration, the data or the run directory do not allow it, on any host;
+        or the run has diverged.
+      OSError: something cannot be written; what was saved before is whole.
+      SystemExit: a signal has stopped it, after it was saved; the code is 128 + the signal.
     """
     workdir = Path(workdir)
     config = config.copy_and_resolve_references()
@@ -54,16 +51,15 @@ def train(config: ConfigDict, workdir: Path | str) -> dict[str, float]:
     check_same(config.to_dict())
     changes = agreed(lambda: check_run(workdir, config, dataset.tokenizer))
     with contextlib.ExitStack() as held:
-        by_first(lambda: held.enter_context(locked(workdir)))
+        locks: list[Lock] = []
+        by_first(lambda: locks.append(held.enter_context(locked(workdir))))
         check_shared(workdir)
-        checkpoints = held.enter_context(Checkpoints(workdir, writable=True))
-        trainer = Trainer(config, workdir, dataset, checkpoints)
-        by_first(lambda: record_run(workdir, config, dataset.tokenizer))
-        for change in changes:
-            say(f"changed since this run was started: {change}")
+        stop = held.enter_context(Stop())
+        run = RunDirectory(workdir, config, dataset.tokenizer, changes, locks)
+        trainer = Trainer(config, run, dataset, stop)
         found = trainer.run()
-    if trainer.terminated:
-        raise SystemExit(STOPPED)
+    if not trainer.done():
+        raise SystemExit(stop.exit_code)
     return found
 
 
@@ -94,11 +90,8 @@ def set_vocabulary_size(config: ConfigDict, dataset: Dataset) -> None:
 class Trainer:
     """One run: its state, its data, and the loop over steps."""
 
-    def __init__(
-        self, config: ConfigDict, workdir: Path, dataset: Dataset, checkpoints: Checkpoints
-    ):
-        self.config, self.workdir, self.dataset = config, workdir, dataset
-        self.checkpoints = checkpoints
+    def __init__(self, config: ConfigDict, run: RunDirectory, dataset: Dataset, stop: Stop):
+        self.config, self.run_directory, self.dataset, self.stop = config, run, dataset, stop
         self.mesh = sharding.make_mesh(config.mesh)
         self.model = create_model(config)
         self.schedule = optimizers.learning_rate_schedule(config.optimizer, config.train_steps)
@@ -110,65 +103,103 @@ class Trainer:
             self.model, optimizer, config.seed, parts, self.mesh
         )
         self.eval_step = evaluation.make_eval_step(self.model, self.mesh, parts)
-        found = self._restored(steps.abstract_state(self.model, optimizer, self.mesh))
-        place: Mapping[str, Any] = {}
-        if found is None:
-            self.state = steps.create_state(self.model, optimizer, config.seed, self.mesh)
-        else:
-            self.state, place = found
-        self.start = int(self.state.step)
-        self.evaluation_due = place.get("evaluation_due", False)
-        next_sample = place.get("next_sample", self.start * config.data.batch_size)
         self.rows = sharding.local_rows(config.data.batch_size, self.mesh)
-        self.batches = train_batches(
-            dataset.train,
+        self.shapes = steps.abstract_state(self.model, optimizer, self.mesh)
+        found = run.restored(self.shapes)
+        if found is None:
+            found = steps.create_state(self.model, optimizer, config.seed, self.mesh), {}
+        self._go_on_from(*found)
+        self.spikes = SpikeWatch(config.spike_factor, found[1].get("spikes"))
+        self.last_evaluation: dict[str, float] = {}
+
+    def _go_on_from(self, state: Any, place: Mapping[str, Any]) -> None:
+        """Takes a state, and the place in the course of the run that was saved with it."""
+        where = jax.tree.map(lambda leaf: leaf.sharding, self.shapes.skipped)
+        counts = (place.get(name, 0) for name in ("skipped_steps", steps.IN_A_ROW))
+        total, in_a_row = (jax.device_put(np.int32(count), where) for count in counts)
+        self.state = state.replace(skipped=total, skipped_in_a_row=in_a_row)
+        self.start = int(state.step)
+        self.evaluation_due = place.get("evaluation_due", False)
+        size = self.config.data.batch_size
+        next_batch = place.get("next_sample", self.start * size) // size
+        self.ahead = next_batch - self.start  # batches that were passed over
+        self.mark = place.get("metrics")
+        self.batches = self._batches(next_batch, self.rows)
+
+    def _batches(self, first: int, rows: Rows | None) -> Iterator[Batch]:
+        config = self.config
+        return train_batches(
+            self.dataset.train,
             config.model.context_length,
             config.data.batch_size,
             config.seed,
-            self.rows,
-            first=next_sample // config.data.batch_size,
+            rows,
+            first,
         )
-        self.last_evaluation: dict[str, float] = {}
-        self.terminated = False
 
     def run(self) -> dict[str, float]:
         """Runs the remaining steps."""
         config, start = self.config, self.start
-        if start >= config.train_steps and not self.evaluation_due:
-            say(f"{self.workdir} is at step {start} already; to go on, raise --config.train_steps")
+        if self.done():
+            workdir = self.run_directory.path
+            say(f"{workdir} is at step {start} already; to go on, raise --config.train_steps")
             return {}
         say(self._summary())
-        writer: MetricWriter | SilentWriter = agreed(
-            lambda: (
-                MetricWriter(self.workdir, start, config.to_dict(), config.wandb)
-                if is_first()
-                else SilentWriter()
-            )
-        )
         silent = None if is_first() else True
         bar = tqdm(
             total=config.train_steps, initial=start, unit="step", disable=silent, dynamic_ncols=True
         )
-        with Stop() as stop, bar:
-            try:
-                self._loop(writer, bar, stop)
-            finally:
-                writer.close()
-        step = int(self.state.step)
-        if step < config.train_steps or self.evaluation_due:
-            self.terminated = stop.by_terminate
-            say(
-                f"stopped at step {step} and saved in {self.workdir}; the same command goes on "
-                "from there"
-            )
+        with bar:
+            while not self._course(bar):
+                bar.reset(config.train_steps)
+                bar.update(self.start)
+        self.run_directory.check()
+        where = self.run_directory.path
+        if self.done():
+            say(f"done; the run is in {where}")
         else:
-            say(f"done; the run is in {self.workdir}")
+            step = int(self.state.step)
+            say(f"stopped at step {step} and saved in {where}; the same command goes on from there")
         return self.last_evaluation
 
-    def _loop(self, writer: MetricWriter | SilentWriter, bar: tqdm, stop: Stop) -> None:
-        config, log = self.config, StepLog(self.config, self.model, self.schedule, writer, bar)
+    def done(self) -> bool:
+        """Whether all steps were made, and the evaluation after them."""
+        return int(self.state.step) >= self.config.train_steps and not self.evaluation_due
+
+    def _course(self, bar: tqdm) -> bool:
+        """The steps from `start` on, to the end or a stop (True), or until the loss leaps and the
+        run goes back to its last checkpoint (False)."""
+        with self.run_directory.writer(self.start, self.mark) as self.writer:
+            try:
+                self._loop(bar)
+            except Diverged as error:
+                batches = self._batches(error.first - 1 + self.ahead, None)
+                raise self.run_directory.ended(error, next(batches)) from None
+            except Spike as error:
+                self._roll_back(error)
+                return False
+        return True
+
+    def _roll_back(self, spike: Spike) -> None:
+        """To the last checkpoint; the data go on from where they are."""
+        found = self.run_directory.restored(self.shapes)
+        if found is None or self.spikes.rollbacks >= MOST_ROLLBACKS:
+            raise UserError(
+                f"{spike}, after {self.spikes.rollbacks} returns to a checkpoint; lower "
+                "--config.optimizer.learning_rate and run the command again"
+            )
+        state, place = found
+        self.spikes = self.spikes.went_back(place.get("spikes") or SpikeWatch(0.0).record())
+        next_batch = spike.step + self.ahead
+        self._go_on_from(state, {**place, "next_sample": next_batch * self.config.data.batch_size})
+        say(f"\n{spike}: back to step {self.start}, and on with other data")
+
+    def _loop(self, bar: tqdm) -> None:
+        config, stop = self.config, self.stop
+        log = StepLog(config, self.model, self.schedule, self.writer, bar, self.spikes)
         if self.evaluation_due:  # it was cut short by a stop
-            self._evaluate(self.start, writer, bar, stop)
+            stop.begin()
+            self._evaluate(self.start, bar)
             if stop.happened:
                 return
             self._save(self.start)
@@ -176,72 +207,86 @@ class Trainer:
             with log.waiting_for_input():
                 batch = sharding.put_batch(next(self.batches), self.mesh)
             self.state, metrics = self.train_step(self.state, batch)
+            if step == self.start + 1:
+                stop.begin()
+                self.run_directory.begin(self.start)
             log.after(step, metrics)
-            stop.after(step)
+            last = stop.asked() or step == config.train_steps
             if step % config.eval_every == 0 or step == config.train_steps:
                 with log.pause():
-                    self._evaluate(step, writer, bar, stop)
-            if step % config.checkpoint_every == 0 or step == config.train_steps or stop.happened:
+                    self._evaluate(step, bar)
+            if step % config.checkpoint_every == 0 or last or stop.happened:
                 with log.pause():
-                    self._save(step)
+                    self._save(step, last=last or stop.happened)
             if stop.happened:
                 return
 
-    def _evaluate(
-        self, step: int, writer: MetricWriter | SilentWriter, bar: tqdm, stop: Stop
-    ) -> None:
+    def _evaluate(self, step: int, bar: tqdm) -> None:
         """Evaluates and writes what is found; where a stop cuts it short, it is due again."""
         self.evaluation_due = True
-        if stop.happened:
+        with self.stop.rescuing(lambda: self._save(step)):
+            found = {} if self.stop.happened else self._found(step)
+        if self.stop.happened:  # what was seen may not be the whole
             return
+        self.writer.write(step, found)
+        if not math.isfinite(found["val/loss"]):
+            bad_from = step - int(self.state.skipped_in_a_row)
+            what = f"validation loss at step {step} is {found['val/loss']}"
+            raise Diverged(what, bad_from + 1, bad_from)
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in found.items())
+        if is_first():
+            bar.write(f"step {step:>6}  {shown}", file=sys.stderr)
+        self.last_evaluation = found
+        if found["val/loss"] < self.run_directory.checkpoints.best_loss():
+            self.run_directory.save_best(step, self.state.params, found["val/loss"])
+        self.evaluation_due = False
+
+    def _found(self, step: int) -> dict[str, float]:
+        """Losses, and answers to prompts."""
         config, params = self.config, self.state.params
         n, size = config.model.context_length, config.data.batch_size
         windows = validation_batches(
             self.dataset.validation, n, size, config.eval_windows, self.rows
         )
-        found = evaluation.evaluate_loss(
-            self.eval_step, params, stop.cuts_short(windows), self.mesh
-        )
-        if stop.happened:  # what was seen may not be the whole
-            return
-        if self.dataset.prompts and config.eval_prompts:
+        windows = self.stop.cuts_short(windows)
+        found = evaluation.evaluate_loss(self.eval_step, params, windows, self.mesh)
+        if self.dataset.prompts and config.eval_prompts and not self.stop.happened:
             prompts = next(iter(self.dataset.prompts.values()))  # the set of all operations
             found["val/accuracy"] = evaluation.prompt_accuracy(
-                self.model, sharding.on_one_device(params), prompts, limit=config.eval_prompts
-            )
-        writer.write(step, found)
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in found.items())
-        if is_first():
-            bar.write(f"step {step:>6}  {shown}", file=sys.stderr)
-        self.last_evaluation = found
-        if found["val/loss"] < self.checkpoints.best_loss():
-            self.checkpoints.save_best(step, params, found["val/loss"])
-        self.evaluation_due = False
-
-    def _save(self, step: int) -> None:
-        if not steps.all_finite(self.state.params):
-            raise diverged("parameters are not finite", step)
-        place = {"next_sample": step * self.config.data.batch_size}
-        self.checkpoints.save_latest(
-            step, self.state, {**place, "evaluation_due": self.evaluation_due}
-        )
-
-    def _restored(self, shapes: steps.TrainState) -> tuple[Any, Mapping[str, Any]] | None:
-        """The latest state and the place in the course of the run, if there is one."""
-        found = self.checkpoints.restore_latest(shapes)
-        if found is None and self.checkpoints.has("best") and not read_metrics(self.workdir):
-            raise UserError(
-                f"{self.workdir} holds parameters only (a converted checkpoint?), nothing to "
-                "go on from; name another --workdir"
+                self.model,
+                sharding.on_one_device(params),
+                prompts,
+                limit=config.eval_prompts,
+                cut=self.stop.cuts_short,
             )
         return found
+
+    def _save(self, step: int, last: bool = False) -> None:
+        """Saves the state; among skipped steps only the `last` one of a course, and then beside
+        what was kept, of which some may be better."""
+        with self.stop.saving:
+            in_a_row = int(self.state.skipped_in_a_row)
+            if not all_finite(self.state.replace(skipped=None, skipped_in_a_row=None)):
+                raise Diverged(f"state after step {step} is not finite", step, step)
+            if in_a_row and not last:
+                say(f"\nnot saved at step {step}: the last {in_a_row} updates were left out")
+                return
+            place = {
+                "next_sample": (step + self.ahead) * self.config.data.batch_size,
+                "evaluation_due": self.evaluation_due,
+                "skipped_steps": int(self.state.skipped),
+                steps.IN_A_ROW: in_a_row,
+                "metrics": self.writer.mark(),
+                "spikes": self.spikes.record(),
+            }
+            self.run_directory.save_latest(step, self.state, place, prune=not in_a_row)
 
     def _summary(self) -> str:
         config, count = self.config, sum(p.size for p in jax.tree.leaves(self.state.params))
         begin = f"going on from step {self.start}" if self.start else "training"
         return (
             f"{begin}: {config.model.name}, {count:,} parameters, to step {config.train_steps} "
-            f"on {self._devices()}, in {self.workdir}"
+            f"on {self._devices()}, in {self.run_directory.path}"
         )
 
     def _devices(self) -> str:

@@ -1,5 +1,6 @@
 """The training state and the compiled training step."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -18,12 +19,15 @@ from nrgpt_jax.training import exchange, losses
 class TrainState:
     """Everything that changes from step to step."""
 
-    step: jax.Array  # () int32, steps done
+    step: jax.Array  # () int32, steps done, skipped ones too
     params: Any
     optimizer: Any  # the optax state
+    skipped: Any  # () int32, steps whose update was not finite and left out
+    skipped_in_a_row: Any  # () int32, the last ones of them
 
 
 Metrics = dict[str, jax.Array]
+IN_A_ROW = "skipped_in_a_row"  # a metric that is looked at and not written
 
 
 def create_state(
@@ -37,7 +41,8 @@ def create_state(
     def init():
         tokens = jnp.zeros((1, model.context_length), jnp.int32)
         params = model.init(jax.random.key(seed), tokens)["params"]
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+        zero = jnp.zeros((), jnp.int32)
+        return TrainState(zero, params, optimizer.init(params), zero, zero)
 
     return jax.jit(init, out_shardings=_places(abstract_state(model, optimizer, mesh)))()
 
@@ -47,8 +52,8 @@ def abstract_state(
 ) -> TrainState:
     """The state as `jax.ShapeDtypeStruct`, each with its sharding; nothing is computed."""
     params = abstract_params(model)
-    step: Any = jax.ShapeDtypeStruct((), jnp.int32)
-    state = TrainState(step, params, jax.eval_shape(optimizer.init, params))
+    count: Any = jax.ShapeDtypeStruct((), jnp.int32)
+    state = TrainState(count, params, jax.eval_shape(optimizer.init, params), count, count)
     return sharding.abstract(state, state_shardings(model, state, mesh))
 
 
@@ -71,13 +76,7 @@ def state_shardings(model: LanguageModel, state: TrainState, mesh: jax.sharding.
         return next(filter(None, found), whole)
 
     optimizer = jax.tree_util.tree_map_with_path(of_optimizer, state.optimizer)
-    return TrainState(cast(Any, whole), params, optimizer)
-
-
-@jax.jit
-def all_finite(tree: Any) -> jax.Array:
-    """Whether every entry of every array is finite, () bool."""
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+    return TrainState(cast(Any, whole), params, optimizer, whole, whole)
 
 
 def make_loss_and_grads(model: LanguageModel, accumulation_steps: int, mesh: jax.sharding.Mesh):
@@ -121,6 +120,9 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """A compiled step `(state, batch) -> (state, metrics)`; it consumes its state.
 
+    Where the loss or the gradient is not finite, parameters and optimizer stay as they are, and
+    the step is counted as skipped.
+
     Random numbers are a function of seed, step and row of the batch, so that a resumed run
     repeats them on any devices.
     """
@@ -131,10 +133,21 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         scale = 1.0 / jnp.maximum(jnp.sum(batch.weights), 1.0)
         loss, grads = loss_and_grads(state.params, batch, key, scale)
+        norm = optax.global_norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
-        metrics = {"train/loss": loss, "train/grad_norm": optax.global_norm(grads)}
-        return TrainState(state.step + 1, params, optimizer_state), metrics
+        moved = optax.apply_updates(state.params, updates), optimizer_state
+        stay = state.params, state.optimizer
+        params, optimizer_state = jax.tree.map(functools.partial(jnp.where, finite), moved, stay)
+        skipped = state.skipped + ~finite
+        in_a_row = jnp.where(finite, 0, state.skipped_in_a_row + 1)
+        metrics = {
+            "train/loss": loss,
+            "train/grad_norm": norm,
+            "train/skipped_steps": skipped,
+            IN_A_ROW: in_a_row,
+        }
+        return TrainState(state.step + 1, params, optimizer_state, skipped, in_a_row), metrics
 
     where = _places(abstract_state(model, optimizer, mesh))
     return jax.jit(

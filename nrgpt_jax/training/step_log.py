@@ -1,7 +1,6 @@
 """What is written while a run trains: metrics, and a bar of progress."""
 
 import contextlib
-import math
 import time
 from collections.abc import Iterator, Mapping
 
@@ -10,9 +9,10 @@ import optax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from nrgpt_jax.errors import UserError
 from nrgpt_jax.models import LanguageModel, flops
 from nrgpt_jax.runs.metrics import MetricWriter, SilentWriter
+from nrgpt_jax.training.divergence import Diverged, SpikeWatch
+from nrgpt_jax.training.step import IN_A_ROW
 
 
 class StepLog:
@@ -31,8 +31,10 @@ class StepLog:
         schedule: optax.Schedule,
         writer: MetricWriter | SilentWriter,
         bar: tqdm,
+        spikes: SpikeWatch,
     ):
         self.config, self.schedule, self.writer, self.bar = config, schedule, writer, bar
+        self.spikes = spikes
         self.pending: tuple[int, Mapping[str, jax.Array]] | None = None
         self.tokens_per_step = config.data.batch_size * config.model.context_length
         self.flops_per_token = flops.train_flops_per_token(model)
@@ -63,21 +65,31 @@ class StepLog:
         self.flush()
         self.steps += 1
         self.bar.update()
-        config = self.config
-        if step % config.log_every == 0 or step in (1, config.train_steps):
+        if self._is_line(step) or step % max(1, self.config.max_skipped_steps) == 0:
             self.pending = step, metrics
 
+    def _is_line(self, step: int) -> bool:
+        return step % self.config.log_every == 0 or step in (1, self.config.train_steps)
+
     def flush(self) -> None:
-        """Writes what is pending."""
+        """Writes what is pending. Raises Diverged or Spike."""
         if self.pending is None:
             return
         step, metrics = self.pending
         self.pending = None
         scalars = {name: float(value) for name, value in metrics.items()}
-        if not math.isfinite(scalars["train/loss"]):
-            raise diverged(f"training loss is {scalars['train/loss']}", step)
-        scalars["train/learning_rate"] = float(self.schedule(step - 1))
+        skipped, in_a_row = int(scalars["train/skipped_steps"]), int(scalars.pop(IN_A_ROW))
+        if in_a_row >= self.config.max_skipped_steps:
+            what = f"loss or gradient was not finite in {in_a_row} steps in a row, to step {step}"
+            first = step - in_a_row + 1
+            raise Diverged(what, first, first - 1)
+        if not self._is_line(step):
+            return
+        scalars["train/skipped_steps"] = skipped
+        scalars["train/learning_rate"] = float(self.schedule(step - 1 - skipped))
         shown = f"loss {scalars['train/loss']:.3f}"
+        if skipped:
+            shown += f", {skipped} skipped"
         compiled_before, self.compiled = self.compiled, True
         if compiled_before and self.steps >= self.config.log_every - 1:
             scalars |= self._speed()
@@ -85,6 +97,7 @@ class StepLog:
         self._begin_interval()
         self.writer.write(step, scalars)
         self.bar.set_postfix_str(shown, refresh=False)
+        self.spikes.see(step, scalars["train/loss"])
 
     def _speed(self) -> dict[str, float]:
         seconds = time.perf_counter() - self.begin
@@ -93,11 +106,3 @@ class StepLog:
         if self.flops_per_token and self.peak:
             found["mfu"] = speed * self.flops_per_token / self.peak
         return found
-
-
-def diverged(what: str, step: int) -> UserError:
-    """The error of a run whose numbers are no longer finite."""
-    return UserError(
-        f"the {what} at step {step}; lower --config.optimizer.learning_rate and run the command "
-        "again to go on from the last checkpoint"
-    )

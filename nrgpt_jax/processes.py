@@ -1,0 +1,78 @@
+"""What the processes of a run agree on; with a single process all of it is trivial.
+
+All processes run the same program on their own devices. The first one writes what a run writes
+(but for checkpoints, which all write together).
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from nrgpt_jax.errors import UserError
+
+Result = TypeVar("Result")
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes and speaks."""
+    return jax.process_index() == 0
+
+
+def say(message: str) -> None:
+    """A line for the person who watches, once for all processes."""
+    if is_first():
+        print(message, file=sys.stderr, flush=True)
+
+
+def agreed(function: Callable[[], Result]) -> Result:
+    """Calls a function on every process; where it fails on any, it fails on all.
+
+    Raises:
+      UserError: of this process, or the first of the others.
+      Exception: another one of this process, of which the others have been told.
+    """
+    result, error = None, None
+    try:
+        result = function()
+    except Exception as failure:
+        error = failure
+    told = "" if error is None else f"{error}" or type(error).__name__
+    messages = gather_texts(told)
+    if error is not None:
+        raise error
+    for index, message in enumerate(messages):
+        if message:
+            raise UserError(f"process {index} stopped: {message}")
+    return result  # type: ignore[return-value]
+
+
+def by_first(function: Callable[[], Any]) -> None:
+    """Calls a function on the first process, while the others wait. Raises what `agreed` does."""
+    agreed(function if is_first() else lambda: None)
+
+
+def one_ahead(function: Callable[[], Result]) -> Result:
+    """Calls a function on the first process, then on the others, which find what it has made.
+
+    Raises what `agreed` does.
+    """
+    ahead = agreed(function if is_first() else lambda: None)
+    after = agreed((lambda: None) if is_first() else function)
+    return ahead if is_first() else after  # type: ignore[return-value]
+
+
+def gather_texts(text: str) -> list[str]:
+    """The texts of all processes, in their order."""
+    if jax.process_count() == 1:
+        return [text]
+    encoded = np.frombuffer(text.encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.array(len(encoded)))
+    padded = np.pad(encoded, (0, int(lengths.max()) + 1 - len(encoded)))
+    every = multihost_utils.process_allgather(padded)
+    return [
+        bytes(row[:length]).decode() for row, length in zip(every, lengths.tolist(), strict=True)
+    ]

@@ -1,0 +1,76 @@
+"""Checksums of the files of a folder, kept beside them in `checksums.json`.
+
+XXH3 finds damage at the speed of memory; it is no protection against those who want to deceive.
+"""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+
+from nrgpt_jax import disk, host
+from nrgpt_jax.errors import UserError
+from nrgpt_jax.processes import agreed, by_first, gather_texts, is_first
+
+FILE_NAME = "checksums.json"
+_KIND = "xxh3_128"
+_CURE = "restore it from a copy"
+
+
+def write(folder: Path) -> None:
+    """Writes the checksums of all files in a folder, as they are now. Raises OSError.
+
+    The processes of a run share the work.
+    """
+    sums = _sums(folder, _files(folder))
+    by_first(lambda: disk.write_json(folder / FILE_NAME, {_KIND: sums}))
+
+
+def damage(folder: Path) -> str:
+    """What does not match its checksum in a folder; "" where nothing does, or there are none."""
+    told = json.dumps(_expected(folder)) if is_first() else ""
+    wanted, problem = json.loads(gather_texts(told)[0])  # all processes say the same
+    if problem or not wanted:
+        return problem
+    try:
+        sums = _sums(folder, sorted(wanted))
+    except (OSError, UserError) as error:
+        return f"{error}"
+    wrong = [name for name in sorted(wanted) if sums[name] != wanted[name]]
+    return f"its file {wrong[0]} does not match its checksum" if wrong else ""
+
+
+def exist(folder: Path) -> bool:
+    """Whether a folder has checksums; those of older versions have none."""
+    return (folder / FILE_NAME).exists()
+
+
+def _expected(folder: Path) -> tuple[dict[str, str], str]:
+    """The checksums by file, and what is wrong even so."""
+    try:
+        found, _ = disk.read_json(folder / FILE_NAME, dict[str, dict[str, str]], _CURE)
+        wanted = found[_KIND]
+    except FileNotFoundError:
+        return {}, ""
+    except (UserError, KeyError) as error:
+        return {}, f"{error}"
+    missing = sorted(set(wanted) - set(_files(folder)))  # a name cannot lead out of the folder
+    return wanted, f"its file {missing[0]} is missing" if missing else ""
+
+
+def _files(folder: Path) -> list[str]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(str(path.relative_to(folder)) for path in files if path.name != FILE_NAME)
+
+
+def _sums(folder: Path, names: list[str]) -> dict[str, str]:
+    """The checksums of files: every process reads its share of them."""
+    mine = names[jax.process_index() :: jax.process_count()]
+
+    def of_mine() -> list[str]:
+        with ThreadPoolExecutor(min(4, host.cores())) as pool:
+            return list(pool.map(lambda name: disk.file_checksum(folder / name), mine))
+
+    texts = gather_texts(json.dumps(dict(zip(mine, agreed(of_mine), strict=True))))
+    return {name: value for text in texts for name, value in json.loads(text).items()}

@@ -1,0 +1,108 @@
+"""What a run does when its numbers are no longer numbers, or its loss leaps.
+
+An update that is not finite is left out (`step`). Too many of them in a row end the run: the batch
+of the first one is saved, and states that led to it are set aside, so that the same command, with
+a smaller learning rate, goes on from one that is good.
+"""
+
+import io
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nrgpt_jax import disk
+from nrgpt_jax.datasets.pipeline import Batch
+from nrgpt_jax.errors import UserError
+from nrgpt_jax.processes import by_first
+from nrgpt_jax.runs.checkpoints import Checkpoints
+
+FOLDER = "diverged"
+_KEPT = 0.9  # of the mean of the losses, from one that is looked at to the next
+_BEFORE = 5  # losses that the mean is made of, before one can be a spike
+MOST_ROLLBACKS = 10
+
+
+class Diverged(Exception):
+    """Numbers are not finite.
+
+    Args:
+      what: the message.
+      first: the first step where they are not.
+      bad_from: the states after so many steps, and after more, are bad.
+    """
+
+    def __init__(self, what: str, first: int, bad_from: int):
+        super().__init__(what)
+        self.first, self.bad_from = first, bad_from
+
+
+class Spike(Exception):
+    """The loss has leapt."""
+
+    def __init__(self, step: int, loss: float):
+        super().__init__(f"the training loss leapt to {loss:.4g} at step {step}")
+        self.step, self.loss = step, loss
+
+
+class SpikeWatch:
+    """Compares losses with their running mean.
+
+    Args:
+      factor: a loss above this times the mean is a spike; 0: none is.
+      record: `record()` of the watch of a run that is gone on with.
+    """
+
+    def __init__(self, factor: float, record: Mapping[str, Any] | None = None):
+        self.factor = factor
+        self.mean, self.count, self.rollbacks = 0.0, 0, 0
+        if record:
+            self.mean, self.count = record["mean"], record["count"]
+            self.rollbacks = record["rollbacks"]
+
+    def record(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
+        return {"mean": self.mean, "count": self.count, "rollbacks": self.rollbacks}
+
+    def went_back(self, record: Mapping[str, Any]) -> "SpikeWatch":
+        """The watch of a run that has gone back to a checkpoint with this record."""
+        return SpikeWatch(self.factor, {**record, "rollbacks": self.rollbacks + 1})
+
+    def see(self, step: int, loss: float) -> None:
+        """Takes a loss. Raises Spike where it is one."""
+        if not self.factor or not math.isfinite(loss):
+            return
+        if self.count >= _BEFORE and loss > self.factor * self.mean:
+            raise Spike(step, loss)
+        kept = _KEPT if self.count else 0.0
+        self.mean, self.count = kept * self.mean + (1 - kept) * loss, self.count + 1
+
+
+def save_batch(workdir: Path, step: int, batch: Batch) -> Path:
+    """Writes the batch of a step as `diverged/step_N.npz`: inputs, targets, weights (B,N)."""
+    path = workdir / FOLDER / f"step_{step}.npz"
+    content = io.BytesIO()
+    arrays = {name: np.asarray(value) for name, value in batch._asdict().items()}
+    np.savez_compressed(content, allow_pickle=False, step=np.array(step), **arrays)
+
+    def write() -> None:
+        path.parent.mkdir(exist_ok=True)
+        disk.write_whole(path, content.getvalue())
+
+    by_first(write)
+    return path
+
+
+def ended(error: Diverged, workdir: Path, batch: Batch, checkpoints: Checkpoints) -> UserError:
+    """Keeps what is needed to look into it; returns the error that says how to go on."""
+    saved = save_batch(workdir, error.first, batch)
+    aside = checkpoints.set_aside(error.bad_from, workdir / FOLDER)
+    left = checkpoints.steps("latest")
+    begin = f"from the checkpoint of step {left[-1]}" if left else "from the beginning"
+    kept = f"; states that led to it are in {aside[0].parent}" if aside else ""
+    return UserError(
+        f"the {error} (its batch is {saved}{kept}); lower "
+        f"--config.optimizer.learning_rate and run the command again: it goes on {begin}"
+    )
