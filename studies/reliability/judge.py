@@ -13,6 +13,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 CLOCK = ("tokens_per_second", "mfu", "input_wait")  # what a clock decides
+OF_CLOCK = ("metrics",)  # of a checkpoint's place: the checksum of metrics.jsonl with its times
 KINDS = ("latest", "best")
 SHORT = 200  # characters of a difference that are told
 
@@ -78,7 +79,7 @@ def read_checkpoint(workdir: Path, kind: str, step: int) -> Checkpoint:
     metrics = folder / "metrics" / "metrics"
     return Checkpoint(
         arrays,
-        dict(about.custom_metadata or {}),
+        {k: v for k, v in (about.custom_metadata or {}).items() if k not in OF_CLOCK},
         json.loads(metrics.read_text()) if metrics.exists() else {},
     )
 

@@ -20,8 +20,8 @@ SAVE, EVALUATION = 0.15, 0.05  # seconds that one takes, about
 AIMED = 0.5  # share of moments that are aimed at saves and evaluations
 Moment = Callable[[Running, Path], None]
 
-BEFORE = "before config.json"
-STARTING = "before the first step was done"
+BEFORE = "before config.json"  # starting, compiling the step
+STARTING = "before the first metrics"
 SAVING = "in a save"
 EVALUATING = "in an evaluation"
 BETWEEN = "in between"

@@ -78,13 +78,18 @@ def stop(whole: Whole, folder: Path, number: int, case: int, seed: int) -> Stopp
     return Stopped(workdir, number, after, at, seconds, done, again)
 
 
+def codes_of(number: int, processes: int) -> set[int]:
+    """The exit codes that say that a signal stopped a run. Joined processes tell each other by
+    SIGTERM, whichever signal one of them was sent."""
+    return {128 + number} if processes == 1 else {128 + number, 128 + signal.SIGTERM}
+
+
 def judged(wanted: judge.Run, stopped: Stopped) -> list[str]:
     """What is wrong with a run; then it is removed."""
     codes = {endings.as_a_shell_sees_it(end) for end in stopped.ends}
     done = stopped.stage == moments.ENDED or codes == {0}
-    told = [
-        w for end in stopped.ends for w in endings.wrong(end, {0 if done else 128 + stopped.number})
-    ]
+    expected = {0} if done else codes_of(stopped.number, len(stopped.ends))
+    told = [wrong for end in stopped.ends for wrong in endings.wrong(end, expected)]
     if done and "done; the run is in" not in stopped.ends[0].stderr:
         told.append("exit code 0, and it is not done")
     failed = [end for end in stopped.again if end.returncode != 0]
@@ -136,7 +141,8 @@ def lines(found: dict[str, Any]) -> list[str]:
     return [
         "Exit codes 143 (SIGTERM) and 130 (SIGINT), of all processes; no traceback; started "
         "again, the run ends bit by bit as one that was left alone. Of two processes one is "
-        "sent the signal. Times are of a run whose steps take milliseconds.",
+        "sent the signal, and both may end with 143. Times are of a run whose steps take "
+        "milliseconds.",
         "",
         *table(head, rows),
     ]

@@ -9,12 +9,14 @@ from studies.reliability import endings, judge, moments
 from studies.reliability.endings import MACHINE, Result
 from studies.reliability.tiny import CHECKPOINT_EVERY, EVAL_EVERY, Whole
 
+SOON = 3.0  # seconds
+
 
 def tried(whole: Whole, wanted: judge.Run, folder: Path) -> Iterator[Result]:
     """All of it."""
     for step in (1, 2 * CHECKPOINT_EVERY + 1, 3 * EVAL_EVERY):
         yield _deleted(whole, folder / "deleted", step)
-    for change in (backwards, jumping):
+    for change in (backwards, set_back, set_forward):
         yield _with_clock(whole, wanted, folder / "clock", change)
 
 
@@ -42,7 +44,7 @@ def _with_clock(
     if done.returncode == 0:
         wrong += judge.differences(wanted, judge.read(workdir))
     shutil.rmtree(workdir)
-    return Result(f"clock {change.__name__}", "", wrong)
+    return Result("clock " + change.__name__.replace("_", " "), "", wrong)
 
 
 def backwards() -> None:
@@ -51,10 +53,16 @@ def backwards() -> None:
     _clock(lambda now: begin - 2.0 * (now - begin))
 
 
-def jumping() -> None:
-    """The clock of this process jumps back by an hour every second time it is asked."""
-    asked = iter(range(2**62))
-    _clock(lambda now: now - 3600.0 * (next(asked) % 2))
+def set_back() -> None:
+    """The clock of this process is set back by an hour, soon after it begins."""
+    begin = time.monotonic()
+    _clock(lambda now: now - 3600.0 * (time.monotonic() > begin + SOON))
+
+
+def set_forward() -> None:
+    """The clock of this process is set forward by an hour, soon after it begins."""
+    begin = time.monotonic()
+    _clock(lambda now: now + 3600.0 * (time.monotonic() > begin + SOON))
 
 
 def _clock(wrong: Callable[[float], float]) -> None:
