@@ -1,15 +1,13 @@
 """Strict numerics, two fake CPU devices, and a data cache that no test shares with the user."""
 
 import os
-from importlib import metadata
+
+from studies.programs import compiled_fast
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # JAX_PLATFORMS=cuda runs them on a GPU
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 if os.environ["JAX_PLATFORMS"] == "cpu":
-    # Most programs here run once, for milliseconds: they are compiled fast, not well.
-    os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
-    if metadata.version("jaxlib").startswith("0.10."):  # XLA aborts on flags it does not know
-        os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+    os.environ["XLA_FLAGS"] += f" {compiled_fast()}"
 
 import jax
 import pytest

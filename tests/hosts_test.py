@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import time
 
 import jax
@@ -15,6 +14,7 @@ from train_test import TEXT
 
 from nrgpt_jax import processes
 from nrgpt_jax.errors import STOPPED, UserError
+from studies.programs import arguments_of, devices, start_together
 
 FIELDS = {
     "train_steps": 12,
@@ -44,32 +44,19 @@ def corpus(tmp_path_factory):
 
 def arguments(corpus, workdir, **fields):
     given = {**FIELDS, "data.path": corpus, **fields}
-    settings = [f"--config.{name}={value}" for name, value in given.items()]
-    return ["--config=experiments/text.py", f"--workdir={workdir}", *settings]
-
-
-def devices(count):
-    flags = [f for f in os.environ["XLA_FLAGS"].split() if "device_count" not in f]
-    count = f"--xla_force_host_platform_device_count={count}"
-    return {"XLA_FLAGS": " ".join([*flags, count])}
+    return ["--config=experiments/text.py", f"--workdir={workdir}", *arguments_of(given)]
 
 
 def alone(corpus, workdir, count, **fields):
     """Trains in one process with so many devices."""
-    done = program("train", *arguments(corpus, workdir, **fields), **devices(count))
+    flags = devices(count, os.environ["XLA_FLAGS"])
+    done = program("train", *arguments(corpus, workdir, **fields), environment=flags)
     assert done.returncode == 0, done.stderr
 
 
 def start_two(*of_each, count=2):
     """Two processes with so many devices each, and these arguments."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    joined = [f"--coordinator_address={address}", "--num_processes=2"]
-    return [
-        Running("train", *given, *joined, f"--process_id={index}", **devices(count))
-        for index, given in enumerate(of_each)
-    ]
+    return start_together(of_each, devices(count, os.environ["XLA_FLAGS"]))
 
 
 def wait_for(workdir, step, running):
@@ -146,7 +133,8 @@ def test_killed_and_gone_on_with_other_devices_is_the_same(corpus, whole, tmp_pa
 @pytest.mark.slow
 def test_a_run_of_one_goes_on_as_two(corpus, whole, tmp_path):
     workdir = tmp_path / "run"
-    one = Running("train", *arguments(corpus, workdir, train_steps=FOREVER), **devices(4))
+    given = arguments(corpus, workdir, train_steps=FOREVER)
+    one = Running("train", *given, environment=devices(4, os.environ["XLA_FLAGS"]))
     wait_for(workdir, 13, [one])
     one.send(signal.SIGKILL)
     one.end()

@@ -1,0 +1,159 @@
+"""Runs `python -m nrgpt_jax.NAME ...` in processes of their own that need not import JAX again.
+
+They are watched, sent signals, and asked how they ended; tests and studies share them.
+"""
+
+import multiprocessing
+import os
+import runpy
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = ("cli", "training.loop", "generation.exported", "analysis.report")  # all but programs
+POLL = 0.005  # seconds
+
+# Its server imports the parts once, and is forked for every program before JAX has started.
+_processes = multiprocessing.get_context("forkserver")
+_processes.set_forkserver_preload([f"nrgpt_jax.{part}" for part in PARTS])
+_lock = threading.Lock()  # multiprocessing asks after all processes whenever it starts one
+
+
+class Done(NamedTuple):
+    """What is left of a program."""
+
+    returncode: int | None
+    stdout: str
+    stderr: str
+
+
+class Running:
+    """A program that has been started in the root of the repository.
+
+    Args:
+      name: of the program, `train` or another.
+      arguments: of its command line.
+      environment: more variables.
+      before: called in the program's process before it begins, to change what it runs on.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *arguments: object,
+        environment: Mapping[str, str] | None = None,
+        before: Callable[[], object] | None = None,
+    ):
+        self._folder = tempfile.TemporaryDirectory()
+        folder = Path(self._folder.name)
+        self._streams, self._mark = [folder / "stdout", folder / "stderr"], folder / "begun"
+        command = (
+            name,
+            [*map(str, arguments)],
+            self._streams,
+            self._mark,
+            before,
+            dict(environment or {}),
+        )
+        self._process = _processes.Process(target=_run, args=command)
+        with _lock:
+            self._process.start()
+
+    def wait_until_it_begins(self) -> float:
+        """Waits for its first line to be run; the time then, by `time.monotonic`."""
+        while not self._mark.exists() and self.is_running():
+            time.sleep(POLL / 5)
+        return time.monotonic()
+
+    def send(self, number: int) -> None:
+        """Sends a signal; to a process that has ended, nothing happens."""
+        with _lock:  # as long as nobody has asked how it ended, nobody else has its number
+            if self._process.exitcode is None:
+                assert self._process.pid is not None
+                os.kill(self._process.pid, number)
+
+    def is_running(self) -> bool:
+        """Whether it has not ended."""
+        with _lock:
+            return self._process.exitcode is None
+
+    def stderr(self) -> str:
+        """What it has written so far."""
+        stream = self._streams[1]
+        return stream.read_text(errors="replace") if stream.exists() else ""
+
+    def end(self, seconds: float | None = None) -> Done:
+        """Waits for its end. Raises TimeoutError if it does not come in time."""
+        begin = time.monotonic()
+        while self.is_running():
+            if seconds is not None and time.monotonic() - begin > seconds:
+                raise TimeoutError(f"not ended after {seconds} s: {self.stderr()[-2000:]}")
+            time.sleep(POLL)
+        texts = [s.read_text(errors="replace") if s.exists() else "" for s in self._streams]
+        self._folder.cleanup()
+        return Done(self._process.exitcode, *texts)
+
+
+def program(name: str, *arguments: object, environment: Mapping[str, str] | None = None) -> Done:
+    """Runs a program to its end."""
+    return Running(name, *arguments, environment=environment).end()
+
+
+def _run(
+    name: str,
+    arguments: list[str],
+    streams: list[Path],
+    mark: Path,
+    before: Callable[[], object] | None,
+    environment: dict,
+) -> None:
+    for number, stream in enumerate(streams, start=1):
+        os.dup2(os.open(stream, os.O_WRONLY | os.O_CREAT), number)
+    os.chdir(ROOT)
+    os.environ.update(environment)
+    sys.argv = [name, *arguments]
+    if before is not None:
+        before()
+    mark.touch()
+    runpy.run_module(f"nrgpt_jax.{name}", run_name="__main__", alter_sys=True)
+
+
+def start_together(
+    of_each: Sequence[Sequence[object]], environment: Mapping[str, str]
+) -> list[Running]:
+    """Trains in several joined processes, each with its arguments, on this machine."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    joined = [f"--coordinator_address={address}", f"--num_processes={len(of_each)}"]
+    return [
+        Running("train", *given, *joined, f"--process_id={index}", environment=environment)
+        for index, given in enumerate(of_each)
+    ]
+
+
+def devices(count: int, flags: str = "") -> dict[str, str]:
+    """The environment of a process with so many CPU devices, and other flags of XLA."""
+    others = [flag for flag in flags.split() if "device_count" not in flag]
+    wanted = f"--xla_force_host_platform_device_count={count}"
+    return {"XLA_FLAGS": " ".join([*others, wanted])}
+
+
+def compiled_fast() -> str:
+    """Flags of XLA for programs that run for milliseconds: they are compiled fast, not well."""
+    flags = "--xla_backend_optimization_level=0"
+    if metadata.version("jaxlib").startswith("0.10."):  # XLA aborts on flags it does not know
+        flags += " --xla_cpu_use_fusion_emitters=false"
+    return flags
+
+
+def arguments_of(fields: Mapping[str, object]) -> list[str]:
+    """Fields of a configuration as flags."""
+    return [f"--config.{name}={value}" for name, value in fields.items()]
