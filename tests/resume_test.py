@@ -6,7 +6,7 @@ from train_helpers import TEXT, config_of, stop_at
 from nrgpt_jax.training import loop
 from studies.reliability import judge
 
-pytestmark = [pytest.mark.usefixtures("standard_promotion"), pytest.mark.long]
+pytestmark = [pytest.mark.usefixtures("standard_promotion"), pytest.mark.slow]
 
 MODES = {
     "muon, in parts, of two blocks": {
@@ -30,12 +30,9 @@ MODES = {
         "checkpoint_keep_every": 4,
     },
 }
-QUICK = "muon, in parts, of two blocks"
 
 
-@pytest.mark.parametrize(
-    "mode", [m if m == QUICK else pytest.param(m, marks=pytest.mark.slow) for m in MODES]
-)
+@pytest.mark.parametrize("mode", MODES)
 def test_goes_on_exactly(tmp_path, monkeypatch, mode):
     corpus = tmp_path / "text.txt"
     corpus.write_text(TEXT)
