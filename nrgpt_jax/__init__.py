@@ -2,7 +2,12 @@
 
 import importlib
 
+from nrgpt_jax import interrupts
+
 __version__ = "0.2.0"
+
+if interrupts.is_program():  # Ctrl-C while its imports take their seconds
+    interrupts.end_at_once()
 
 _HOMES = {
     "create_model": "models",

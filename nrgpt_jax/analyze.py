@@ -11,23 +11,17 @@ from pathlib import Path
 from absl import flags
 
 from nrgpt_jax import cli, host
-from nrgpt_jax.analysis.report import analyze, report
+from nrgpt_jax.analysis.report import look, report, title, write
 from nrgpt_jax.runs.checkpoints import KINDS
 
 
 def main(f: flags.FlagValues) -> None:
     """Analyses, prints, and names what was written."""
     host.cache_compilations(f.workdir)
-    found = analyze(
-        f.workdir,
-        f.prompt or None,
-        num_steps=f.num_steps,
-        tolerance=f.tolerance,
-        checkpoint=f.checkpoint,
-        out=f.out,
-    )
-    print(report(found))
+    trained, found = look(f.workdir, f.prompt or None, f.num_steps, f.tolerance, f.checkpoint)
+    print(report(found), flush=True)  # before the disk can be full
     folder = Path(f.out or Path(f.workdir) / "analysis")
+    write(folder, found, title(trained))
     print(f"written to {folder}: {', '.join(sorted(p.name for p in folder.iterdir()))}")
 
 

@@ -2,18 +2,23 @@
 non-zero exit code."""
 
 import difflib
+import os
+import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
-from nrgpt_jax.configs import default_config
-from nrgpt_jax.errors import MISTAKE, UserError
+from nrgpt_jax import interrupts
+from nrgpt_jax.configs import check_complete, default_config, field_names
+from nrgpt_jax.credentials import masked
+from nrgpt_jax.errors import FAILED, MISTAKE, UserError
 
-_FLAG_ERRORS = (flags.Error, AttributeError, FileNotFoundError, KeyError, TypeError, ValueError)
+_UNREAD = 128 + signal.SIGPIPE  # whoever reads what is printed has gone, as `head` does
 
 
 def percent(share: float, digits: int = 1) -> str:
@@ -32,40 +37,142 @@ def run(main: Callable[[], object]) -> None:
             _fail(f"unexpected argument {argv[1]!r}; settings are given as --config.field=value")
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)
-        try:
-            main()
-        except UserError as error:
-            _fail(str(error))
-        except KeyboardInterrupt:
-            sys.stderr.write("interrupted\n")
-            sys.exit(130)
+        call(main)
 
-    app.run(guarded, flags_parser=_parse)
+    interrupts.end_at_once()
+    app.run(guarded, flags_parser=parse)
 
 
-def _parse(argv: Sequence[str]) -> list[str]:
-    _check_experiment(argv)
+def call(main: Callable[[], object]) -> None:
+    """Calls `main`; what the user or the machine is to blame for ends in one line.
+
+    Raises:
+      SystemExit: MISTAKE after a UserError, FAILED where a disk or memory is short or not to be
+        used, 130 after Ctrl-C. Anything else is a mistake of the program, and keeps its traceback.
+    """
+    try:
+        interrupts.raise_exception()
+        main()
+        sys.stdout.flush()  # a full disk shows here at the latest
+    except UserError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.exit(interrupts.INTERRUPTED)
+    except BrokenPipeError:
+        _end_output()
+        sys.exit(_UNREAD)
+    except OSError as error:
+        _end_output()
+        _fail(_where(error), FAILED)
+    except Exception as error:
+        reason = _memory_is_short(error)
+        if reason is None:
+            raise
+        _fail(reason, FAILED)
+    finally:
+        interrupts.end_at_once()
+
+
+def _where(error: OSError) -> str:
+    """The path that an error is about, and what is wrong with it."""
+    reason = error.strerror or str(error) or type(error).__name__
+    return reason if error.filename is None else f"{os.fsdecode(error.filename)}: {reason}"
+
+
+def _memory_is_short(error: Exception) -> str | None:
+    """What to say of memory that could not be had; None: it is another error."""
+    if isinstance(error, MemoryError) or (
+        type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
+        and str(error).startswith("RESOURCE_EXHAUSTED")
+    ):
+        reason = " ".join(str(error).split())[:200] or "the memory is full"
+        return f"out of memory ({reason}); use a smaller batch, context or model"
+    return None
+
+
+def _end_output() -> None:
+    """Prints what waits to be printed, or discards it where that fails: Python would try again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def parse(argv: Sequence[str]) -> list[str]:
+    """Parses the flags; returns the other arguments. A mistake ends in one line."""
+    _check_text(argv)
+    experiments = _experiments(argv)
+    for path in experiments:
+        _check_experiment(path)
     _check_fields(argv)
     try:
-        return flags.FLAGS(argv)
-    except _FLAG_ERRORS as error:
-        _fail(" ".join(str(error.args[0] if error.args else error).split()))
+        rest = flags.FLAGS(argv)
+        if experiments and "config" in flags.FLAGS:
+            check_complete(flags.FLAGS["config"].value)
+        return rest
+    except BrokenPipeError:  # of --help
+        _end_output()
+        sys.exit(_UNREAD)
+    except Exception as error:  # of a flag, of its value, or anything in an experiment's file
+        _fail(_reason(error, experiments))
 
 
-def _check_experiment(argv: Sequence[str]) -> None:
-    """A wrong experiment name lists the experiments."""
+def _reason(error: BaseException, experiments: Sequence[Path]) -> str:
+    """What went wrong while flags were parsed; in an experiment's own lines, where."""
+    cause: BaseException | None = error
+    while cause is not None:  # what wraps it holds its traceback as a text
+        frames = traceback.extract_tb(cause.__traceback__)
+        own = [frame for frame in frames if Path(frame.filename) in experiments]
+        if own and isinstance(cause, UserError):
+            return str(cause)
+        if own:
+            kind = type(cause).__name__
+            return f"{own[-1].filename}, line {own[-1].lineno}: {kind}: {_said(cause)}"
+        cause = cause.__context__
+    return _said(error)
+
+
+def _said(error: BaseException) -> str:
+    whole = isinstance(error, (OSError, SyntaxError))
+    said = str(error) if whole or not error.args else str(error.args[0])
+    return said or type(error).__name__
+
+
+def _check_text(argv: Sequence[str]) -> None:
+    """Arguments are UTF-8: names of files that are not are none for the libraries that save."""
     for argument in argv:
-        name, _, value = argument.partition("=")
-        path = Path(value.split(":")[0])
-        if name.lstrip("-") == "config" and value and not path.exists():
-            folder = path.parent if path.parent.is_dir() else Path("experiments")
-            known = ", ".join(sorted(p.stem for p in folder.glob("[!_]*.py")))
-            _fail(f"there is no experiment {path}; {folder}/ has {known or 'none'}")
+        try:
+            argument.encode("utf-8")
+        except UnicodeEncodeError:
+            _fail(f"the argument {argument[:80]!a} is not UTF-8")
+
+
+def _experiments(argv: Sequence[str]) -> list[Path]:
+    """The files that --config=FILE:variant names."""
+    words = zip(argv, [*argv[1:], ""], strict=True)
+    pairs = [(*word.partition("=")[::2], "=" in word, after) for word, after in words]
+    values = [
+        value if has_value else after
+        for name, value, has_value, after in pairs
+        if name in ("-config", "--config")
+    ]
+    return [Path(value.split(":")[0]) for value in values if value]
+
+
+def _check_experiment(path: Path) -> None:
+    """A wrong experiment name lists the experiments."""
+    if not os.path.isfile(path):
+        folder = path.parent if os.path.isdir(path.parent) else Path("experiments")
+        known = ", ".join(sorted(p.stem for p in folder.glob("[!_]*.py")))
+        _fail(f"there is no experiment {path}; {folder}/ has {known or 'none'}")
 
 
 def _check_fields(argv: Sequence[str]) -> None:
     """A field that no configuration has names the nearest ones."""
-    fields = _field_names(default_config())
+    fields = field_names(default_config())
     for argument in argv:
         name = argument.partition("=")[0].lstrip("-")
         field = name.removeprefix("config.")
@@ -79,17 +186,10 @@ def _check_fields(argv: Sequence[str]) -> None:
             _fail(f"unknown field --config.{field}; {hint}")
 
 
-def _field_names(config: ConfigDict, prefix: str = "") -> list[str]:
-    names: list[str] = []
-    for name, value in config.items():
-        inner = isinstance(value, ConfigDict)
-        names += _field_names(value, f"{prefix}{name}.") if inner else [prefix + name]
-    return names
-
-
-def _fail(message: str) -> NoReturn:
-    sys.stderr.write(f"error: {message}\n")
-    sys.exit(MISTAKE)
+def _fail(message: str, code: int = MISTAKE) -> NoReturn:
+    line = " ".join(masked(message).split())
+    sys.stderr.write(f"error: {line}\n")
+    sys.exit(code)
 
 
 def define_config_flag() -> flags.FlagHolder:
@@ -100,6 +200,12 @@ def define_config_flag() -> flags.FlagHolder:
 def define_workdir_flag() -> flags.FlagHolder:
     """--workdir=DIR, the run directory."""
     holder = flags.DEFINE_string("workdir", None, "Run directory.", required=True)
-    message = "a run directory is a folder; mount a bucket to have it in one (docs/launch.md)"
-    flags.register_validator("workdir", lambda value: "://" not in (value or ""), message)
+    flags.register_validator("workdir", _is_folder, "a run directory is a folder with a name")
     return holder
+
+
+def _is_folder(workdir: str | None) -> bool:
+    if workdir is not None and "://" in workdir:
+        cure = "a run directory is a folder; mount a bucket to have it in one (docs/launch.md)"
+        raise flags.ValidationError(cure)
+    return workdir is None or (bool(workdir.strip()) and "\0" not in workdir)

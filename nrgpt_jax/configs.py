@@ -5,11 +5,19 @@ An experiment file starts from `default_config()`, changes what it needs and ret
 here is an error. `training.config_checks` checks the values before anything runs.
 """
 
+import functools
+import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import msgspec
 from ml_collections import ConfigDict
 
-from nrgpt_jax.errors import UserError
+from nrgpt_jax import disk
+from nrgpt_jax.errors import UserError, require
+
+RECORD = "record"  # beside the fields: what else a run keeps in the file
 
 
 def _model() -> ConfigDict:
@@ -132,3 +140,106 @@ def apply_variant(
         raise UserError(f"there is no variant {variant!r} of {config.experiment}; it has {known}")
     variants[variant](config)
     return config
+
+
+# As a record in a file --------------------------------------------------------------------------
+
+
+class Recorded(NamedTuple):
+    """A configuration that was read from a file."""
+
+    config: ConfigDict  # all fields, locked; those that the file lacks have their defaults
+    given: Mapping[str, Any]  # the fields that are in the file
+    record: Mapping[str, Any]  # of any content; empty where the file has none
+    checked: bool  # whether the file had a checksum, which it matched
+
+
+def read_record(path: Path, cure: str) -> Recorded:
+    """Reads the record of a configuration; values are of the right types, and not yet checked.
+
+    Args:
+      path: the JSON file.
+      cure: what to do about a file that cannot be read; ends the message.
+
+    Raises:
+      FileNotFoundError: there is none.
+      UserError: it is damaged, or a field is unknown or of another type; the message names it.
+    """
+    content, checked = disk.read_json(path, schema(), cure)
+    given = _given(content)
+    record = given.pop(RECORD, {})
+    config = default_config()
+    config.update(given)
+    return Recorded(config, given, record, checked)
+
+
+@functools.cache
+def schema() -> type[msgspec.Struct]:
+    """The type of a record: that of each field is that of its default; older ones lack some."""
+    return _struct("config", default_config(), [(RECORD, dict[str, Any])])
+
+
+def _struct(
+    name: str, config: ConfigDict, more: list[tuple[str, Any]] | None = None
+) -> type[msgspec.Struct]:
+    fields = [(field, _type(field, value)) for field, value in config.items()] + (more or [])
+    return msgspec.defstruct(
+        name,
+        [(field, kind | msgspec.UnsetType, msgspec.UNSET) for field, kind in fields],
+        forbid_unknown_fields=True,
+        kw_only=True,
+    )
+
+
+def _type(name: str, value: Any) -> Any:
+    if isinstance(value, ConfigDict):
+        return _struct(name, value)
+    return tuple[str, ...] if isinstance(value, tuple) else type(value)
+
+
+def _given(content: msgspec.Struct) -> dict[str, Any]:
+    fields = msgspec.structs.asdict(content).items()
+    return {
+        name: _given(value) if isinstance(value, msgspec.Struct) else value
+        for name, value in fields
+        if value is not msgspec.UNSET
+    }
+
+
+def check_complete(config: Any) -> None:
+    """Raises UserError where an experiment's configuration has not the fields that there are."""
+    if not isinstance(config, ConfigDict):
+        raise UserError("an experiment's get_config() returns what default_config() returned")
+    try:
+        whole = config.copy_and_resolve_references().to_dict()
+        given = _given(msgspec.convert(whole, schema(), strict=True))
+    except (msgspec.ValidationError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"the experiment's configuration is not possible: {reason}") from None
+    missing = sorted(set(field_names(default_config())) - set(field_names(given)))
+    if missing:
+        raise UserError(f"the experiment's configuration has no field {', '.join(missing[:5])}")
+
+
+def field_names(config: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """All fields, `model.embed_dim` and so on."""
+    names: list[str] = []
+    for name, value in config.items():
+        inner = isinstance(value, (Mapping, ConfigDict))
+        names += field_names(value, f"{prefix}{name}.") if inner else [prefix + name]
+    return names
+
+
+def check_finite(config: Mapping[str, Any], prefix: str = "") -> None:
+    """Raises UserError where a field is NaN or infinite, which makes sense nowhere."""
+    for name, value in config.items():
+        if isinstance(value, (Mapping, ConfigDict)):
+            check_finite(value, f"{prefix}{name}.")
+        elif isinstance(value, float):
+            require(math.isfinite(value), prefix + name, value, "a finite number")
+
+
+def check_at_most(config: Mapping[str, Any], prefix: str, limits: Mapping[str, float]) -> None:
+    """Raises UserError where a field is larger than its limit."""
+    for name, limit in limits.items():
+        require(config[name] <= limit, prefix + name, config[name], f"at most {limit:,}")

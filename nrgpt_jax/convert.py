@@ -11,6 +11,7 @@ converted without the corpus, unless --path names it: then `evaluate` accepts th
 Needs PyTorch for --release: pip install 'nrgpt-jax[torch]'.
 """
 
+import math
 import re
 import sys
 import zipfile
@@ -23,10 +24,13 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from nrgpt_jax import cli
+from nrgpt_jax.credentials import check_no_credentials
 from nrgpt_jax.datasets import DATASETS, load_dataset
+from nrgpt_jax.datasets.data_checks import check_data
 from nrgpt_jax.datasets.files import absolute
 from nrgpt_jax.datasets.tokenizers import FIXED, Tokenizer
 from nrgpt_jax.errors import UserError
+from nrgpt_jax.models.model_checks import check_model
 from nrgpt_jax.runs import release as interop
 from nrgpt_jax.runs.checkpoints import Checkpoints
 from nrgpt_jax.runs.directory import CONFIG_FILE, record_run
@@ -65,21 +69,22 @@ def convert(
     checkpoint = _load(Path(release))
     described, arguments = _table(checkpoint, "config"), _table(checkpoint, "model_args")
     name = model or _text(described, "model_path").rpartition(".")[2]
-    steps = num_steps or arguments.get("n_layer", 0)
+    steps = num_steps or _count(arguments, "n_layer")
     corpus = data or _DATA_OF_RELEASE.get(_text(described, "dataset"), "")
     for flag, value in (("model", name), ("num_steps", steps), ("data", corpus)):
         if not value:
             raise UserError(f"{release} does not say its {flag}; give --{flag}=...")
     state_dict = _parameters(_table(checkpoint, "model") or checkpoint, release)
+    step, loss = _count(checkpoint, "iter_num"), _loss(checkpoint)
     meta = describe(state_dict, name, steps)
-    _, variables = interop.from_release(state_dict, meta)
     config = interop.release_config(meta)
     config.experiment = "release"
+    check_model(config.model.to_dict())
+    _, variables = interop.from_release(state_dict, meta)
     tokenizer = _set_data(config, corpus, path)
     record_run(workdir, config, tokenizer)
     with Checkpoints(workdir, writable=True) as checkpoints:
-        loss = float(checkpoint.get("best_val_loss", float("nan")))
-        checkpoints.save_best(int(checkpoint.get("iter_num", 0)), variables["params"], loss)
+        checkpoints.save_best(step, variables["params"], loss)
 
 
 def _set_data(config: ConfigDict, corpus: str, path: str | None) -> Tokenizer:
@@ -87,6 +92,8 @@ def _set_data(config: ConfigDict, corpus: str, path: str | None) -> Tokenizer:
     config.data.name, config.data.path = corpus, absolute(path) if path else ""
     if corpus == "openwebtext":
         config.data.update({"tokenizer": "gpt2", "validation_fraction": 0.0005})
+    check_no_credentials(config)
+    check_data(config.data.to_dict())
     if corpus == "openwebtext" and not path:
         tokenizer: Tokenizer = FIXED["gpt2"]()
     else:
@@ -116,43 +123,78 @@ def _text(table: Mapping[str, Any], name: str) -> str:
     return value if isinstance(value, str) else ""
 
 
+def _count(table: Mapping[str, Any], name: str) -> int:
+    """An entry that is a count, of steps; 0 where it is missing, or None."""
+    value = table.get(name)
+    if value is None:
+        return 0
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**31:
+        raise UserError(f"the checkpoint's {name} is {_shown(value)}; is it of the release?")
+    return value
+
+
+def _loss(checkpoint: Mapping[str, Any]) -> float:
+    """The validation loss; NaN where the checkpoint has none."""
+    value = checkpoint.get("best_val_loss")
+    try:
+        loss = math.nan if value is None else float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        loss = -1.0
+    if loss < 0 or isinstance(value, (bool, str, bytes)):
+        raise UserError(f"the checkpoint's best_val_loss is {_shown(value)}; is it of the release?")
+    return loss
+
+
+def _shown(value: Any) -> str:
+    return " ".join(repr(value).split())[:60]
+
+
 def _parameters(tensors: Mapping[str, Any], release: Path | str) -> dict[str, np.ndarray]:
     """The parameters by the names that they have in the model."""
     import torch
 
     found = {}
     for name, tensor in tensors.items():
-        if not isinstance(tensor, torch.Tensor):
+        known = isinstance(tensor, torch.Tensor) and not (tensor.is_sparse or tensor.is_complex())
+        if not known or not isinstance(name, str):
             kind = type(tensor).__name__
-            raise UserError(f"{release} holds a {kind} as parameter {name}; is it of the release?")
-        found[_PREFIXES.sub("", name)] = tensor.float().numpy()
+            raise UserError(
+                f"{release} holds a {kind} as parameter {_shown(name)}; is it of the release?"
+            )
+        found[_PREFIXES.sub("", name)] = array = tensor.float().numpy()
+        if not np.isfinite(array).all():
+            raise UserError(f"{release}: parameter {name} is not finite; take another checkpoint")
     return found
 
 
 def describe(state_dict: interop.StateDict, name: str, num_steps: int) -> dict[str, Any]:
     """The `meta` of `interop.from_release`, read off the parameters."""
 
-    def shape(parameter: str) -> tuple[int, ...]:
+    def shape(parameter: str, rank: int) -> tuple[int, ...]:
         if parameter not in state_dict:
             raise UserError(f"the checkpoint has no parameter {parameter}; is it of the release?")
-        return state_dict[parameter].shape
+        found = state_dict[parameter].shape
+        if len(found) != rank or 0 in found:
+            raise UserError(f"parameter {parameter} has shape {found}; is it of the release?")
+        return found
 
-    vocab_size, width = shape("token_embedding_table.weight")
+    vocab_size, width = shape("token_embedding_table.weight", 2)
     heads = {m[1] for k in state_dict if (m := re.search(r"\.heads\.(\d+)\.", k))}
     if not heads:
         raise UserError("the checkpoint has no attention heads; is it of the release?")
-    hidden = max(
-        w.shape[0] for k, w in state_dict.items() if re.search(r"ffwd\.net\.\d\.weight", k)
-    )
+    layers = [k for k in state_dict if re.search(r"ffwd\.net\.\d\.weight", k)]
+    if not layers:
+        raise UserError("the checkpoint has no feed-forward layer; is it of the release?")
+    hidden = max(shape(layer, 2)[0] for layer in layers)
     masks = [w for k, w in state_dict.items() if k.startswith("blocks.attn") and k.endswith("tril")]
     return {
         "model": name,
         "n_embed": width,
         "n_head": len(heads),
         "n_layer": num_steps,
-        "block_size": shape("position_embedding_table.weight")[0],
+        "block_size": shape("position_embedding_table.weight", 2)[0],
         "vocab_size": vocab_size,
-        "strictly_causal": bool(masks) and bool(masks[0][0, 0] == 0),
+        "strictly_causal": bool(masks) and bool(masks[0].flat[:1] == 0),
         "ff_hid_factor": hidden // width,
     }
 

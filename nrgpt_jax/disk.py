@@ -42,13 +42,22 @@ def write_whole(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Where to write a file that then takes its place at once; what fails leaves nothing."""
+    """Where to write a file that then takes its place at once; what fails leaves nothing.
+
+    Raises:
+      OSError: of the block, or in the end; it names the file.
+    """
     partial = path.with_name(f"{path.name}.partial-{uuid.uuid4().hex[:8]}")
     try:
         yield partial
         os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        if (
+            isinstance(error, OSError) and error.errno is not None
+        ):  # it may name no file, or partial
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise
     flush_folder(path.parent)
 
@@ -86,12 +95,12 @@ def read_json(path: Path, schema: type[Schema], cure: str) -> tuple[Schema, bool
     """
     content = _decoded(path, cure)
     given = content.pop(CHECKSUM, None) if isinstance(content, dict) else None
-    if given is not None and given != checksum_of(content):
-        raise UserError(
-            f"{path} does not match its checksum: it was damaged or edited; {cure} (if you edited "
-            f'it, remove its line "{CHECKSUM}")'
-        )
     try:
+        if given is not None and given != checksum_of(content):
+            raise UserError(
+                f"{path} does not match its checksum: it was damaged or edited; {cure} (if you "
+                f'edited it, remove its line "{CHECKSUM}")'
+            )
         return msgspec.convert(content, schema, strict=True), given is not None
     except (msgspec.ValidationError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({_one_line(error)}); {cure}") from None

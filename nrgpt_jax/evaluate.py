@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from nrgpt_jax import cli, host
+from nrgpt_jax import cli, disk, host
 from nrgpt_jax.datasets import load_recorded
 from nrgpt_jax.datasets.pipeline import validation_batches
 from nrgpt_jax.generation.engine import Settings
@@ -22,6 +22,7 @@ from nrgpt_jax.models import create_model, sharding
 from nrgpt_jax.runs.checkpoints import KINDS
 from nrgpt_jax.runs.directory import load_config
 from nrgpt_jax.runs.pretrained import read_params
+from nrgpt_jax.runs.record_checks import check_tokenizer
 from nrgpt_jax.training import evaluation
 
 FILE_NAME = "evaluation.json"
@@ -43,6 +44,7 @@ def evaluate(workdir: Path | str, checkpoint: str = "best", prompts: int = 0) ->
     workdir = Path(workdir)
     config = load_config(workdir)
     dataset = load_recorded(config.data)
+    check_tokenizer(workdir, config, dataset.tokenizer)
     model, mesh = create_model(config), sharding.make_mesh()
     step, params = read_params(workdir, checkpoint, model)
     devices = jax.device_count()
@@ -61,7 +63,6 @@ def evaluate(workdir: Path | str, checkpoint: str = "best", prompts: int = 0) ->
             model, params, dataset.prompts, settings=settings, limit=prompts or None
         )
         found |= {f"{name}/{key}": value for key, value in scores.items()}
-    (workdir / FILE_NAME).write_text(json.dumps(found, indent=1) + "\n")
     return found
 
 
@@ -82,9 +83,11 @@ def report(found: Mapping[str, float]) -> str:
 
 
 def main(workdir: str, checkpoint: str, prompts: int) -> None:
-    """Prints what `evaluate` finds."""
+    """Prints what `evaluate` finds, and writes it."""
     host.cache_compilations(workdir)
-    print(report(evaluate(workdir, checkpoint, prompts)))
+    found = evaluate(workdir, checkpoint, prompts)
+    print(report(found), flush=True)  # before the disk can be full
+    disk.write_whole(Path(workdir) / FILE_NAME, (json.dumps(found, indent=1) + "\n").encode())
     print(f"written to {Path(workdir) / FILE_NAME}", file=sys.stderr)
 
 

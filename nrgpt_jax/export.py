@@ -3,8 +3,9 @@
     python -m nrgpt_jax.export --workdir=DIR --out=FOLDER [--cache=fixed_point] [--num_steps=N]
 
 FOLDER gets `model.safetensors`, `config.json` and `tokenizer.json`, which `load_pretrained` and
-`nrgpt_jax.sample --workdir=FOLDER` open, and two compiled functions, serialized by `jax.export`
-for CPUs, NVIDIA GPUs and TPUs, which need jax and flatbuffers, not this package:
+`nrgpt_jax.sample --workdir=FOLDER` open, `checksums.json` by which they verify all files, and two
+compiled functions, serialized by `jax.export` for CPUs, NVIDIA GPUs and TPUs, which need jax and
+flatbuffers, not this package:
 
     prefill(params, tokens (b,N), lengths (b,)) -> logits (b,V), cache
     decode(params, tokens (b,), positions (b,), cache) -> logits (b,V), cache
@@ -12,7 +13,6 @@ for CPUs, NVIDIA GPUs and TPUs, which need jax and flatbuffers, not this package
 for any batch size b, with N the context length. `usage.py` beside them is a complete program.
 """
 
-import shutil
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,13 +21,14 @@ import jax.numpy as jnp
 from absl import flags
 from flax import traverse_util
 
-from nrgpt_jax import cli
+from nrgpt_jax import cli, disk
 from nrgpt_jax.core.caches import CACHES
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.generation import exported
 from nrgpt_jax.generation.engine import Settings, check_settings
 from nrgpt_jax.models import abstract_params
 from nrgpt_jax.models.decoding import Decoding
+from nrgpt_jax.runs import exported_checksums as checksums
 from nrgpt_jax.runs.checkpoints import KINDS
 from nrgpt_jax.runs.pretrained import Pretrained, load_pretrained, save_pretrained
 
@@ -47,13 +48,17 @@ def export(
 
     Raises:
       UserError: an option is not for this model, or the folder holds a run.
+      OSError: the folder cannot be written.
     """
     check_settings(pretrained.model, Settings(cache=cache, num_steps=num_steps))
     folder = Path(folder)
     save_pretrained(folder, pretrained)
+    more = {"usage.py": Path(exported.__file__).read_bytes()}
     for name, function in compiled_functions(pretrained, cache, num_steps).items():
-        (folder / f"{name}.jax_export").write_bytes(function.serialize())
-    shutil.copy(exported.__file__, folder / "usage.py")
+        more[f"{name}.jax_export"] = bytes(function.serialize())
+    for name, content in more.items():
+        disk.write_whole(folder / name, content)
+    checksums.write(folder, [*checksums.read(folder), *more])
 
 
 def compiled_functions(

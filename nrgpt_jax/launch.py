@@ -20,6 +20,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from nrgpt_jax import cli
+from nrgpt_jax.credentials import check_no_credentials
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.launching import gke, local, slurm, tpu, xpk
 from nrgpt_jax.launching.plan import ACTIONS, Job, Plan, carry_out, checked_name, job_name, script
@@ -107,6 +108,7 @@ def _check(config: ConfigDict, num_devices: int) -> None:
 
 def main(f: flags.FlagValues) -> None:
     """Shows the plan or carries it out."""
+    check_no_credentials(f.config)
     plan = TARGETS[f.target](f, job(f, sys.argv[1:]))
     if plan.num_devices is not None:
         _check(f.config, plan.num_devices)

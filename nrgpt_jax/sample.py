@@ -28,6 +28,8 @@ from nrgpt_jax.runs.checkpoints import KINDS
 from nrgpt_jax.runs.pretrained import Pretrained, load_pretrained
 
 RULE = "\n" + "-" * 40 + "\n"
+MOST_SAMPLES = 2**16  # of a prompt
+MOST_BYTES = 64 * 2**20  # of a file of prompts
 MORE_STEPS = 4  # until converged: at most so many times the steps of training
 
 
@@ -79,7 +81,8 @@ def sample(
 
 
 def _encode(trained: Pretrained, prompts: Sequence[str], num_samples: int) -> list[np.ndarray]:
-    require(num_samples > 0, "num_samples", num_samples, "at least 1")
+    allowed = f"between 1 and {MOST_SAMPLES:,}"
+    require(0 < num_samples <= MOST_SAMPLES, "num_samples", num_samples, allowed)
     starts = [trained.tokenizer.encode(prompt) for prompt in prompts]
     if not all(len(start) for start in starts):
         raise UserError("a prompt is empty; give at least one token: --prompt=...")
@@ -115,22 +118,36 @@ def _prompts(f: flags.FlagValues) -> list[str]:
         raise UserError("give --prompt=TEXT or --prompts_file=FILE (one prompt a line)")
     if f.prompt is not None:
         return [f.prompt]
-    try:
-        lines = Path(f.prompts_file).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{f.prompts_file} cannot be read ({error})") from None
+    lines = _read_prompts(f.prompts_file).splitlines()
     prompts = [line for line in lines if line]
     if not prompts:
         raise UserError(f"{f.prompts_file} holds no prompt; one a line is wanted")
     return prompts
 
 
+def _read_prompts(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise UserError(f"{path} is larger than {MOST_BYTES:,} bytes; give a part at a time")
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 (at byte {error.start:,}); convert it") from None
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} cannot be read ({error}); name a file of prompts") from None
+
+
 def main(f: flags.FlagValues) -> None:
     """Prints samples as they are made; what is about them goes to stderr."""
     host.cache_compilations(f.workdir)
+    prompts = _prompts(f)
     trained = load_pretrained(f.workdir, f.checkpoint)
     settings = _settings(f, trained.model.num_steps)
-    starts = _encode(trained, _prompts(f), f.num_samples)
+    generation.check_settings(trained.model, settings)
+    starts = _encode(trained, prompts, f.num_samples)
     longest, length = max(map(len, starts)), trained.model.context_length
     if longest > length and settings.overflow == "slide":
         _say(f"a prompt has {longest} tokens; its last {length} are read")

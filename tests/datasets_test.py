@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import json
 import os
 from pathlib import Path
 
@@ -264,12 +265,34 @@ def test_unknown_symbols_are_named():
         '{"kind": "symbol", "vocabulary": []}',
         '{"kind": "bpe", "vocabulary": ["a"]}',
         '{"kind": ["char"], "vocabulary": ["a"]}',
+        '{"kind": "char", "vocabulary": ["b", "a"]}',
+        '{"kind": "symbol", "vocabulary": ["a", "b,c"]}',
+        '{"kind": "byte", "vocabulary": ["a", "b"]}',
+        '{"kind": "byte", "size": 3}',
+        pytest.param(json.dumps({"kind": "symbol", "vocabulary": ["a"] * (2**20 + 1)}), id="long"),
     ],
 )
 def test_a_foreign_tokenizer_file_is_one_line(tmp_path, content):
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(UserError, match=r"tokenizer\.json is damaged"):
         tokenizers.load_tokenizer(tmp_path / "tokenizer.json")
+
+
+def test_a_tokenizer_file_knows_its_content(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    tokenizers.save_tokenizer(tokenizers.SymbolTokenizer("cab"), path)
+    written, mark = path.read_bytes(), path.stat().st_mtime_ns
+    tokenizers.save_tokenizer(tokenizers.SymbolTokenizer("cab"), path)
+    assert path.stat().st_mtime_ns == mark, "the same content is not written again"
+    assert tokenizers.read_tokenizer(path)[1]
+    record = json.loads(written)
+    path.write_text(json.dumps({**record, "vocabulary": record["vocabulary"][::-1]}))
+    with pytest.raises(UserError, match="does not match its checksum"):
+        tokenizers.load_tokenizer(path)
+    del record["checksum"]
+    path.write_text(json.dumps(record))
+    again, checked = tokenizers.read_tokenizer(path)
+    assert (again.vocabulary, checked) == (["c", "a", "b"], False)
 
 
 def test_damaged_tokenizer_file(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 
 from nrgpt_jax.configs import default_config
 from nrgpt_jax.errors import UserError
-from nrgpt_jax.training.config_checks import check_config
+from nrgpt_jax.training.config_checks import check_config, check_mesh
 
 
 @pytest.mark.parametrize(
@@ -50,6 +50,27 @@ from nrgpt_jax.training.config_checks import check_config
         ({"optimizer.schedule": "linear"}, "schedule='linear' .* cosine, exponential, constant"),
         ({"optimizer.learning_rate": 0.0}, "learning_rate=0.0"),
         ({"optimizer.beta2": 1.0}, "beta2=1.0"),
+        ({"model.embed_dim": 10**12}, "model.embed_dim=1000000000000 .* at most 262,144"),
+        ({"model.context_length": 10**9}, "model.context_length=1000000000 .* at most"),
+        ({"model.num_steps": 10**9}, "model.num_steps=1000000000 .* at most"),
+        ({"model.beta": float("inf")}, "model.beta=inf .* finite"),
+        ({"model.rate_init": float("nan")}, "model.rate_init=nan"),
+        ({"model.beta": 1e-300}, "model.beta=1e-300 .* between"),
+        ({"optimizer.weight_decay": float("inf")}, "optimizer.weight_decay=inf .* finite"),
+        ({"optimizer.accumulation_steps": 10**12}, "accumulation_steps=1000000000000 .* at most"),
+        ({"optimizer.accumulation_steps": 10**9}, "data.batch_size=64 .*_steps=32 does"),
+        ({"train_steps": 2**31}, "train_steps=2147483648 .* at most"),
+        ({"seed": 2**32}, "seed=4294967296 .* at most"),
+        ({"data.batch_size": 10**12}, "data.batch_size=1000000000000 .* at most"),
+        ({"data.path": "a\0b"}, "data.path=.* without the character 0"),
+        ({"data.path": "s3://me:hidden@b/x"}, r"data.path=s3://me:\*\*\*@b/x holds credentials"),
+        ({"experiment": "https://h/x?sig=hidden"}, r"experiment=https://h/x\?sig=\*\*\* holds"),
+        ({"data.listops.modulus": 10**9}, "modulus=1000000000 .* at most"),
+        ({"data.listops.max_arguments": 20}, "exclusion_rate=0.05 .* it would hold out"),
+        (
+            {"data.listops.depth": 60, "data.listops.function_probability": 1.0},
+            "data.listops.depth=60 .* arguments",
+        ),
     ],
 )
 def test_mistakes(changes, message):
@@ -57,6 +78,15 @@ def test_mistakes(changes, message):
     config.update_from_flattened_dict(changes)
     with pytest.raises(UserError, match=message.replace(".", r"\.").replace(r"\.*", ".*")):
         check_config(config, num_devices=2)
+
+
+def test_a_model_that_no_memory_holds_is_refused_before_it_is_made():
+    config = default_config()
+    config.model.update({"vocab_size": 2**20, "embed_dim": 2**17, "num_heads": 8})
+    with pytest.raises(UserError, match=r"parameters \(one array is .*GB are free; make model"):
+        check_mesh(config, num_devices=1)
+    config.model.update({"vocab_size": 11, "embed_dim": 8})
+    check_mesh(config, num_devices=1)
 
 
 def test_defaults_are_valid_and_locked():

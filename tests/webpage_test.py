@@ -28,6 +28,7 @@ VISIBLE = """
 const probe = document.createElement("div");
 probe.innerHTML = arguments[0];
 return probe.textContent;"""
+HOSTILE = "</script></title><img/src=x/onerror=window.reached=1>"
 OPTIONS = (
     "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run "
     "--disable-background-networking --disable-component-update --disable-sync --disable-quic "
@@ -37,11 +38,12 @@ OPTIONS = (
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    odd = ["<eos>", "<i>", "&amp;", "<", *"efghijk"]
+    odd = ["<eos>", "<i>", "&amp;", "<", HOSTILE, *"fghijk"]
     trained = pretrained(odd, mask="strict", norm="layer_norm", rate="gamma")
     found = examine(trained, TOKENS, num_steps=6)
     path = tmp_path_factory.mktemp("page") / "analysis.html"
-    path.write_text(webpage(found, "a <small> model", report(found)), encoding="utf-8")
+    page = webpage(found, f"a <small> model{HOSTILE}", report(found) + HOSTILE)
+    path.write_text(page, encoding="utf-8")
     return found, path
 
 
@@ -67,6 +69,14 @@ def test_it_is_self_contained_and_small(page):
     text = path.read_text(encoding="utf-8")
     assert path.stat().st_size < 5e6
     assert not re.search(r"<(?:script|link)[^>]+(?:src|href)=", text)
+
+
+def test_what_it_shows_is_text(page):
+    _, path = page
+    text = path.read_text(encoding="utf-8")
+    assert "<img/src=x" not in text
+    assert "</script></title>" not in text
+    assert "img/src=x/onerror" in text
 
 
 def wait_for(read, condition, seconds=20.0):
@@ -112,6 +122,7 @@ def test_the_slider_and_the_choice_of_a_token(page, browser):
         best = found.vocabulary[found.predictions.tokens[step, 6, 0]]
         assert f"token 6 {found.symbols[6]}: " in shown
         assert f"next {best} (" in shown
-    assert browser.execute_script(FIND, "h2").text == "a <small> model"
+    assert browser.execute_script(FIND, "h2").text == f"a <small> model{HOSTILE}"
+    assert browser.execute_script("return window.reached") is None
     errors = [e for e in browser.get_log("browser") if e["level"] == "SEVERE"]
     assert not errors

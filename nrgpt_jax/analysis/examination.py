@@ -23,6 +23,7 @@ from nrgpt_jax.runs.pretrained import Pretrained
 
 LARGEST = 1e6  # energies beyond this times the first have diverged
 TOP = 5  # so many of the most probable next tokens are kept
+MOST_STEPS = 2**12  # all states are kept
 GRID_VALUES = 90_000  # of all landscapes together, at most about
 
 
@@ -146,8 +147,9 @@ def _prepared(trained: Pretrained, tokens: np.ndarray, num_steps: int | None, to
     """The model as it is looked at, and its text; mistakes are raised."""
     if not trained.model.has_energy:
         raise UserError(f"{trained.config.model.name} has no energy to look at; use an NRGPT run")
-    require(tolerance > 0, "tolerance", tolerance, "positive")
+    require(0 < tolerance < math.inf, "tolerance", tolerance, "positive, and finite")
     steps = 4 * trained.model.num_steps if num_steps is None else num_steps
+    require(steps <= MOST_STEPS, "num_steps", steps, f"at most {MOST_STEPS:,}")
     model, variables = trained.model.with_num_steps(trained.variables, steps)
     model = model.clone(dtype="float32")  # small changes of energies drown in bfloat16
     tokens = as_tokens(tokens, trained.tokenizer.size)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nrgpt_jax import disk
 from nrgpt_jax.analysis.examination import Analysis, as_numbers, examine
 from nrgpt_jax.analysis.figures import FIGURES
 from nrgpt_jax.analysis.webpage import webpage
@@ -40,24 +41,35 @@ def analyze(
 
     Raises:
       UserError: there is no such run, it has no energy, or the text does not fit.
+      OSError: the folder cannot be written.
     """
-    trained = load_pretrained(workdir, checkpoint)
-    tokens = trained.tokenizer.encode(prompt) if prompt is not None else _validation_text(trained)
-    found = examine(trained, tokens, num_steps=num_steps, tolerance=tolerance)
-    folder = Path(workdir) / "analysis" if out is None else Path(out)
-    try:
-        _write(folder, found, title(trained))
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error}); name another --out") from None
+    trained, found = look(workdir, prompt, num_steps, tolerance, checkpoint)
+    write(Path(workdir) / "analysis" if out is None else Path(out), found, title(trained))
     return found
 
 
-def _write(folder: Path, found: Analysis, heading: str) -> None:
+def look(
+    workdir: Path | str,
+    prompt: str | None,
+    num_steps: int | None,
+    tolerance: float,
+    checkpoint: str,
+) -> tuple[Pretrained, Analysis]:
+    """The model and its analysis; nothing is written. Arguments and errors as of `analyze`."""
+    trained = load_pretrained(workdir, checkpoint)
+    tokens = trained.tokenizer.encode(prompt) if prompt is not None else _validation_text(trained)
+    return trained, examine(trained, tokens, num_steps=num_steps, tolerance=tolerance)
+
+
+def write(folder: Path, found: Analysis, heading: str) -> None:
+    """Writes figures, numbers and a page, each whole or not at all. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, draw in FIGURES.items():
-        draw(found).savefig(folder / f"{name}.png")
-    (folder / "analysis.json").write_text(json.dumps(as_numbers(found)))
-    (folder / "analysis.html").write_text(webpage(found, heading, report(found)), encoding="utf-8")
+        with disk.replacing(folder / f"{name}.png") as partial:
+            draw(found).savefig(partial, format="png")
+    disk.write_whole(folder / "analysis.json", json.dumps(as_numbers(found)).encode())
+    page = webpage(found, heading, report(found))
+    disk.write_whole(folder / "analysis.html", page.encode("utf-8", "replace"))
 
 
 def _validation_text(trained: Pretrained) -> np.ndarray:

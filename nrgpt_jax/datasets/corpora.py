@@ -69,7 +69,11 @@ def load(data: Mapping[str, Any]) -> Prepared:
         records = RecordStream(found, metadata["record_tokens"], features, cure)
         return Stream.of(records.read(0, len(records))[0]) if len(records) <= WHOLE else records
 
-    tokenizer = from_record(metadata["tokenizer"])
+    try:
+        tokenizer = from_record(metadata["tokenizer"])
+    except ValueError as error:
+        cure = COPY if copied else shards.REMAKE
+        raise UserError(f"the metadata of {folder} is damaged ({error}); {cure}") from None
     if tokenizer.kind != data["tokenizer"]:
         raise UserError(
             f"{folder} was prepared with --config.data.tokenizer={tokenizer.kind}; give the same"

@@ -111,7 +111,7 @@ def _json_lines(file: File, field: str, within: Range) -> Iterator[tuple[int, st
 def _text_of_line(line: bytes, field: str, where: str) -> str:
     try:
         document = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: the line is not JSON ({error})") from None
     text = document.get(field) if isinstance(document, Mapping) else None
     return _repaired(_checked(text, field, where))

@@ -13,10 +13,12 @@ import uuid
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
+import msgspec
 import numpy as np
 
+from nrgpt_jax.datasets import tokenizers
 from nrgpt_jax.datasets.records import unwritable
 from nrgpt_jax.datasets.streams import Shard
 from nrgpt_jax.errors import UserError
@@ -35,6 +37,34 @@ class Written(NamedTuple):
     bytes: int
     checksum: int
     documents: int
+
+
+Name = Annotated[str, msgspec.Meta(pattern=r"^\w[\w.-]*$")]
+"""Of a data set or a split: part of a file's name, which cannot lead out of its folder."""
+Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class WrittenRecord(msgspec.Struct):
+    """What `metadata.json` keeps of a `Written`."""
+
+    tokens: Count
+    bytes: Count
+
+
+class Metadata(msgspec.Struct):
+    """What is read of `metadata.json`."""
+
+    shards: dict[Name, list[WrittenRecord]]
+    dtype: Literal["uint8", "uint16", "uint32", "uint64", "int32", "int64"]
+    record_tokens: Annotated[int, msgspec.Meta(gt=0)]
+    tokenizer: tokenizers.Record
+    fingerprint: str
+
+
+class Info(msgspec.Struct):
+    """What is read of `dataset_info.json`."""
+
+    name: Name
 
 
 class Layout(NamedTuple):
@@ -233,8 +263,10 @@ def read_metadata(folder: Path, cure: str = REMAKE) -> dict[str, Any]:
     """
     try:
         found = json.loads((folder / METADATA).read_text())
+        msgspec.convert(found, Metadata, strict=True)
         counts = {split: len(written) for split, written in found["shards"].items()}
-        layout = Layout(folder, json.loads((folder / INFO).read_text())["name"], counts)
+        info = msgspec.json.decode((folder / INFO).read_bytes(), type=Info)
+        layout = Layout(folder, info.name, counts)
         found["paths"] = {
             split: [_whole(layout.shard(split, i), w["bytes"], cure) for i, w in enumerate(written)]
             for split, written in found["shards"].items()
@@ -242,7 +274,7 @@ def read_metadata(folder: Path, cure: str = REMAKE) -> dict[str, Any]:
         return found
     except UserError:
         raise
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"the metadata of {folder} is damaged ({error}); {cure}") from None
 
 

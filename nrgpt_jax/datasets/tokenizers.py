@@ -4,16 +4,20 @@ Each run keeps its own as `tokenizer.json`.
 """
 
 import functools
-import json
+import itertools
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
+import msgspec
 import numpy as np
 
+from nrgpt_jax import disk
 from nrgpt_jax.errors import UserError
 
 EOS = "<eos>"
+MOST_SYMBOLS = 2**20  # of a vocabulary; Unicode has about as many characters
+RESTORE = "restore it, or train again"
 
 
 class Tokenizer(Protocol):
@@ -77,7 +81,10 @@ class ByteTokenizer:
     vocabulary = [f"<{b:02x}>" for b in range(256)]
 
     def encode(self, text: str) -> np.ndarray:
-        return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.int32)
+        try:
+            return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.int32)
+        except UnicodeEncodeError as error:  # half of a pair, such as of bytes of a terminal
+            raise UserError(f"the text is not UTF-8: {error.object[error.start]!r}") from None
 
     def decode(self, tokens: Iterable[int]) -> str:
         return bytes(int(t) for t in tokens).decode("utf-8", errors="replace")
@@ -169,35 +176,71 @@ def as_record(tokenizer: Tokenizer) -> dict[str, Any]:
     return record
 
 
+class Record(msgspec.Struct, forbid_unknown_fields=True):
+    """What `tokenizer.json` holds."""
+
+    kind: Literal["char", "symbol", "byte", "gpt2"]
+    vocabulary: Annotated[list[str], msgspec.Meta(min_length=1, max_length=MOST_SYMBOLS)] | None = (
+        None
+    )
+
+
 def from_record(record: Any) -> Tokenizer:
-    """The tokenizer. Raises KeyError, TypeError or ValueError where the record is none."""
-    if record["kind"] in FIXED:
-        return FIXED[record["kind"]]()
-    return CHOSEN[record["kind"]](_checked_vocabulary(record))
+    """The tokenizer. Raises ValueError, of one line, where the record is none."""
+    kind, vocabulary = msgspec.structs.astuple(msgspec.convert(record, Record, strict=True))
+    if kind in FIXED:
+        made = FIXED[kind]()
+        if vocabulary is not None and len(vocabulary) != made.size:  # older ones list it
+            raise ValueError(f"a {kind} tokenizer has {made.size:,} symbols")
+        return made
+    if vocabulary is None:
+        raise ValueError(f"a {kind} tokenizer has no vocabulary")
+    _check_vocabulary(kind, vocabulary)
+    return CHOSEN[kind](vocabulary)
+
+
+def _check_vocabulary(kind: str, vocabulary: list[str]) -> None:
+    if len(set(vocabulary)) < len(vocabulary):
+        raise ValueError("its vocabulary names a symbol twice")
+    if kind == CharTokenizer.kind:
+        long = next((symbol for symbol in vocabulary if len(symbol) != 1), None)
+        if long is not None:
+            raise ValueError(f"{_shown(long)} in its vocabulary is not one character")
+        if any(a > b for a, b in itertools.pairwise(vocabulary)):
+            raise ValueError("its vocabulary is not sorted, so tokens stand for other characters")
+    else:
+        odd = next((s for s in vocabulary if not s.strip() or s != s.strip() or "," in s), None)
+        if odd is not None:
+            raise ValueError(f"{_shown(odd)} in its vocabulary is not one symbol")
+
+
+def _shown(symbol: str) -> str:
+    return repr(symbol if len(symbol) <= 40 else symbol[:40] + "...")
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
-    """Writes `tokenizer.json`."""
-    path.write_text(json.dumps(as_record(tokenizer), ensure_ascii=True, indent=1))
-
-
-def _checked_vocabulary(record: Any) -> list[str]:
-    vocabulary = record["vocabulary"]
-    if not isinstance(vocabulary, list) or not all(isinstance(s, str) for s in vocabulary):
-        raise ValueError("its vocabulary is not a list of texts")
-    if not vocabulary or len(set(vocabulary)) < len(vocabulary):
-        raise ValueError("its vocabulary is empty, or names a symbol twice")
-    long = next((symbol for symbol in vocabulary if len(symbol) != 1), None)
-    if record["kind"] == CharTokenizer.kind and long is not None:
-        raise ValueError(f"{long!r} in its vocabulary is not one character")
-    return vocabulary
+    """Writes `tokenizer.json`, whole or not at all. Raises OSError."""
+    disk.write_json(path, as_record(tokenizer))
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
     """Reads `tokenizer.json`. Raises UserError when it is missing or damaged."""
+    return read_tokenizer(path)[0]
+
+
+def read_tokenizer(path: Path) -> tuple[Tokenizer, bool]:
+    """The tokenizer of `tokenizer.json`, and whether the file has a checksum: older ones do not.
+
+    Raises:
+      UserError: it is missing or damaged.
+    """
     try:
-        return from_record(json.loads(path.read_text()))
+        record, checked = disk.read_json(path, object, RESTORE)
+        return from_record(record), checked
     except FileNotFoundError:
         raise UserError(f"no tokenizer in {path.parent}: is it a run directory?") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}); restore it or train again") from None
+    except UserError:
+        raise
+    except ValueError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} is damaged ({reason}); {RESTORE}") from None

@@ -6,6 +6,7 @@ Source: the descent of one token against the remembered states of those before i
 NRGPT (arXiv 2512.16762), one row at a time.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -23,6 +24,10 @@ from nrgpt_jax.models import LanguageModel
 from nrgpt_jax.models.decoding import Decoding
 
 OVERFLOWS = ("slide", "refuse")
+MOST_STEPS = 2**16
+_MOST_SEQUENCES = 2**20
+_LARGEST_COUNT = 2**31 - 1  # new tokens are counted in 32 bits
+_LARGEST_SEED = 2**32 - 1  # JAX takes larger ones for others
 
 
 class Continuation(NamedTuple):
@@ -111,7 +116,7 @@ def stream(
       For each prompt the part of its continuation that is new, maybe empty.
     """
     check_settings(model, settings)
-    _check_request(prompts, max_new_tokens)
+    _check_request(prompts, max_new_tokens, seed)
     model, variables = model.with_num_steps(variables, settings.num_steps or model.num_steps)
     slots = slots_for(model, prompts, max_new_tokens)
     _check_memory(model, variables, len(prompts), slots, settings.cache)
@@ -145,8 +150,13 @@ def stream(
             window = window_of(texts, ended, drawn)
 
 
-def _check_request(prompts: Sequence[np.ndarray], max_new_tokens: int) -> None:
-    require(max_new_tokens > 0, "max_new_tokens", max_new_tokens, "at least 1")
+def _check_request(prompts: Sequence[np.ndarray], max_new_tokens: int, seed: int) -> None:
+    allowed = f"between 1 and {_LARGEST_COUNT:,}"
+    require(0 < max_new_tokens <= _LARGEST_COUNT, "max_new_tokens", max_new_tokens, allowed)
+    require(0 <= seed <= _LARGEST_SEED, "seed", seed, f"between 0 and {_LARGEST_SEED:,}")
+    require(
+        len(prompts) <= _MOST_SEQUENCES, "prompts", len(prompts), f"at most {_MOST_SEQUENCES:,}"
+    )
     if min(map(len, prompts), default=0) == 0:
         raise UserError("a prompt is empty; it needs at least one token")
 
@@ -173,11 +183,13 @@ def check_settings(model: LanguageModel, settings: Settings) -> None:
     length, stride, steps = model.context_length, settings.stride, settings.num_steps
     fits = stride is None or 0 < stride <= length
     require(fits, "stride", stride, f"between 1 and the context length {length}")
-    require(steps is None or steps > 0, "num_steps", steps, "at least 1")
+    possible = steps is None or 0 < steps <= MOST_STEPS
+    require(possible, "num_steps", steps, f"between 1 and {MOST_STEPS:,}")
     if settings.until is not None:
         require_choice("criterion", settings.until.criterion, CRITERIA)
         tolerance = settings.until.tolerance
-        require(tolerance >= 0, "tolerance", tolerance, "0 or more")
+        sound = 0 <= tolerance < math.inf
+        require(sound, "tolerance", tolerance, "0 or more, and finite")
     model.check_decoding(Decoding(settings.cache, settings.until))
 
 

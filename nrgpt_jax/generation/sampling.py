@@ -10,6 +10,7 @@ from nrgpt_jax.array_types import Key
 from nrgpt_jax.errors import require
 
 Logits = Float[Array, "B V"]
+_MOST = 1e6
 
 
 class Sampling(NamedTuple):
@@ -50,11 +51,15 @@ def switches(sampling: Sampling) -> Switches:
 def check_sampling(sampling: Sampling) -> None:
     """Raises UserError naming the setting that is out of range."""
     for name, good, allowed in (
-        ("temperature", sampling.temperature >= 0, "0 (greedy) or more"),
-        ("top_k", sampling.top_k >= 0, "0 (all tokens) or more"),
+        ("temperature", 0 <= sampling.temperature <= _MOST, f"0 (greedy) to {_MOST:g}"),
+        ("top_k", 0 <= sampling.top_k <= _MOST, f"0 (all tokens) to {_MOST:,.0f}"),
         ("top_p", 0 < sampling.top_p <= 1, "above 0, at most 1"),
         ("min_p", 0 <= sampling.min_p <= 1, "between 0 and 1"),
-        ("repetition_penalty", sampling.repetition_penalty > 0, "above 0; 1 changes nothing"),
+        (
+            "repetition_penalty",
+            1 / _MOST <= sampling.repetition_penalty <= _MOST,
+            f"{1 / _MOST:g} to {_MOST:g}; 1 changes nothing",
+        ),
     ):
         require(good, name, getattr(sampling, name), allowed)
 

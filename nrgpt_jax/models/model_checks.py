@@ -1,14 +1,27 @@
 """Checks of `config.model`: every mistake is one line, raised before anything is compiled."""
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import jax
+
+from nrgpt_jax import host
+from nrgpt_jax.configs import check_at_most, check_finite
+from nrgpt_jax.core import parameters
 from nrgpt_jax.core.dynamics import REMAT
 from nrgpt_jax.core.energies import COMBINATIONS, ENERGIES
 from nrgpt_jax.core.norms import NORMS
+from nrgpt_jax.core.parameters import ParameterSpec
 from nrgpt_jax.core.rates import RATES
 from nrgpt_jax.core.rules import RULES
-from nrgpt_jax.errors import require, require_choice, require_not_negative, require_positive
+from nrgpt_jax.errors import (
+    UserError,
+    require,
+    require_choice,
+    require_not_negative,
+    require_positive,
+)
 from nrgpt_jax.kernels import CHOICES
 from nrgpt_jax.models.names import (
     NRGPT_NAME,
@@ -17,6 +30,9 @@ from nrgpt_jax.models.names import (
     is_nrgpt,
     model_names,
 )
+
+if TYPE_CHECKING:
+    from nrgpt_jax.models.language_model import LanguageModel
 
 _CHOICES = {
     "dtype": ("float32", "bfloat16"),
@@ -28,6 +44,18 @@ _CHOICES = {
     "kernels": CHOICES,
     "remat": REMAT,
 }
+_LARGEST = {
+    "vocab_size": 2**24,
+    "context_length": 2**22,
+    "embed_dim": 2**18,
+    "num_heads": 2**14,
+    "num_steps": 2**16,
+    "mlp_ratio": 2**10,
+    "head_dim": 2**18,
+    "scan_unroll": 2**16,
+}
+_LEAST, _MOST = 1e-12, 1e12  # of factors: what 32 bits can still divide by and square
+_FLOAT32 = 4  # bytes
 
 
 def check_model(model: Mapping[str, Any]) -> None:
@@ -39,6 +67,11 @@ def check_model(model: Mapping[str, Any]) -> None:
     require_positive(model, "model.", "vocab_size", "context_length", "embed_dim", "num_heads")
     require_positive(model, "model.", "num_steps", "mlp_ratio", "scan_unroll", "beta", "rate_init")
     require_not_negative(model, "model.", "head_dim", "blocks")
+    check_finite(model, "model.")
+    check_at_most(model, "model.", _LARGEST)
+    for field in ("beta", "rate_init"):
+        sound = _LEAST <= model[field] <= _MOST
+        require(sound, f"model.{field}", model[field], f"between {_LEAST:g} and {_MOST:g}")
     require(0 <= model["dropout"] < 1, "model.dropout", model["dropout"], "0 <= dropout < 1")
     steps = model["num_steps"]
     require(model["blocks"] <= steps, "model.blocks", model["blocks"], f"at most num_steps={steps}")
@@ -67,3 +100,25 @@ def _check_heads(model: Mapping[str, Any]) -> None:
     width, heads = model["embed_dim"], model["num_heads"]
     cure = f"model.num_heads={heads} must divide it"
     require(width % heads == 0, "model.embed_dim", width, cure)
+
+
+def check_memory(model: "LanguageModel", copies: int = 1, parts: int = 1) -> None:
+    """Raises UserError where the parameters alone do not fit a device.
+
+    Args:
+      model: as `create_model` makes it; nothing is allocated.
+      copies: arrays of the size of the parameters that are kept, at least.
+      parts: devices that the parameters are split over.
+    """
+    tree = parameters.kept(model.tables())
+    specs = jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, ParameterSpec))
+    sizes = model.sizes
+    largest = max((spec.shape(sizes) for spec in specs), key=math.prod)
+    count = sum(math.prod(spec.shape(sizes)) for spec in specs)
+    needed, free = _FLOAT32 * count * copies // parts, host.free_memory()
+    if free is not None and needed > free:
+        raise UserError(
+            f"the model has {count:,} parameters (one array is {' x '.join(map(str, largest))}): "
+            f"they need {needed / 1e9:,.1f} GB on a device and {free / 1e9:.1f} GB are free; make "
+            "model.embed_dim, model.num_heads, model.context_length or model.vocab_size smaller"
+        )

@@ -15,13 +15,20 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from nrgpt_jax import disk
-from nrgpt_jax.configs import default_config
-from nrgpt_jax.datasets.tokenizers import Tokenizer, as_record, load_tokenizer, save_tokenizer
+from nrgpt_jax.configs import RECORD, read_record
+from nrgpt_jax.datasets.tokenizers import (
+    RESTORE,
+    Tokenizer,
+    as_record,
+    load_tokenizer,
+    save_tokenizer,
+)
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.models import create_model, parameter_shapes
+from nrgpt_jax.runs.record_checks import check_recorded
 
 CONFIG_FILE, TOKENIZER_FILE = "config.json", "tokenizer.json"
-RECORD, FORMAT = "record", 2  # what config.json says of itself; of the layout of a run directory
+FORMAT = 2  # of the layout of a run directory
 RECORDED_VERSIONS = ("nrgpt-jax", "jax", "flax", "optax", "orbax-checkpoint")
 FIXED = ("model", "data", "seed")  # what a run cannot change half-way, but for
 FREE = ("model.scan_unroll", "model.remat", "model.kernels", "data.path")  # how, and from where
@@ -38,38 +45,30 @@ def load_config(workdir: Path, *, from_version_1: bool = False) -> ConfigDict:
     Raises:
       UserError: there is none, it is damaged, or (unless that is wanted) of version 0.1.
     """
-    path, cure = workdir / CONFIG_FILE, "restore it or train again"
+    path = workdir / CONFIG_FILE
     try:
-        recorded, _ = disk.read_json(path, dict[str, Any], cure)
+        found = read_record(path, RESTORE)
     except FileNotFoundError:
         raise UserError(
             f"{workdir} is not a run directory (it has no {CONFIG_FILE}); train first, or name "
             "another --workdir"
         ) from None
-    found = recorded.pop(RECORD, {}).get("format", 1)
-    if found > FORMAT:
+    made_by = found.record.get("format", 1)
+    if not isinstance(made_by, int) or made_by > FORMAT:
         raise UserError(
-            f"{workdir} was made by a newer version (format {found}, here {FORMAT}); update "
+            f"{workdir} was made by a newer version (format {made_by}, here {FORMAT}); update "
             "nrgpt-jax"
         )
-    try:
-        config = default_config()
-        config.update(_lists_to_tuples(recorded))
-        old = "rule" not in recorded["model"] and not from_version_1
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); {cure}") from None
-    if old:
+    model = found.given.get("model")
+    if model is None:
+        raise UserError(f"{path} describes no model; {RESTORE}")
+    if "rule" not in model and not from_version_1:
         raise UserError(
             f"{workdir} was made by version 0.1, which named parameters otherwise; convert it: "
             f"python -m nrgpt_jax.convert --run={workdir} --workdir=NEW_FOLDER"
         )
-    return config
-
-
-def _lists_to_tuples(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _lists_to_tuples(v) for k, v in value.items()}
-    return tuple(value) if isinstance(value, list) else value
+    check_recorded(path, found.config, RESTORE)
+    return found.config
 
 
 def check_run(workdir: Path, config: ConfigDict, tokenizer: Tokenizer) -> list[str]:

@@ -1,25 +1,32 @@
-"""Trained models in one folder: model.safetensors, config.json, tokenizer.json.
+"""Trained models in one folder: model.safetensors, config.json, tokenizer.json, checksums.json.
 
 A run directory opens in the same way. `nrgpt_jax.export` writes such folders.
 """
 
+import errno
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
+from nrgpt_jax import disk
 from nrgpt_jax.array_types import Variables
 from nrgpt_jax.datasets.tokenizers import Tokenizer
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.models import LanguageModel, abstract_params, create_model, parameter_specs, sharding
+from nrgpt_jax.models.model_checks import check_memory
+from nrgpt_jax.runs import exported_checksums as checksums
 from nrgpt_jax.runs.checkpoints import Checkpoints
-from nrgpt_jax.runs.directory import open_run, record_run
+from nrgpt_jax.runs.directory import CONFIG_FILE, TOKENIZER_FILE, open_run, record_run
+from nrgpt_jax.runs.record_checks import check_tokenizer
 
 WEIGHTS_FILE = "model.safetensors"
 
@@ -44,10 +51,13 @@ def load_pretrained(folder: Path | str, checkpoint: str = "best") -> Pretrained:
       UserError: something is missing or damaged; the message names it.
     """
     folder = Path(folder)
+    recorded = checksums.read(folder)
+    checksums.verify(folder, {k: v for k, v in recorded.items() if k != WEIGHTS_FILE})
     config, tokenizer = open_run(folder)
+    check_tokenizer(folder, config, tokenizer)
     model = create_model(config)
-    if (folder / WEIGHTS_FILE).exists():
-        params = _read_weights(folder / WEIGHTS_FILE, model)
+    if recorded or (folder / WEIGHTS_FILE).exists():
+        params = _exported_params(folder / WEIGHTS_FILE, model, recorded.get(WEIGHTS_FILE))
     else:
         params = read_params(folder, checkpoint, model)[1]
     return Pretrained(model, {"params": params}, tokenizer, config)
@@ -55,6 +65,7 @@ def load_pretrained(folder: Path | str, checkpoint: str = "best") -> Pretrained:
 
 def read_params(workdir: Path | str, checkpoint: str, model: LanguageModel) -> tuple[int, Any]:
     """(step, parameters) of a run's `best` or `latest` checkpoint. Raises UserError without."""
+    check_memory(model)
     where = sharding.parameter_shardings(parameter_specs(model), sharding.make_mesh())
     with Checkpoints(Path(workdir)) as checkpoints:
         wanted = sharding.abstract(abstract_params(model), where)
@@ -66,27 +77,59 @@ def save_pretrained(folder: Path | str, pretrained: Pretrained) -> None:
 
     Raises:
       UserError: the folder holds checkpoints of a run.
+      OSError: it cannot be written.
     """
     folder = Path(folder)
     if (folder / "checkpoints").exists():
         raise UserError(f"{folder} is a run directory; name another folder")
     flat = traverse_util.flatten_dict(pretrained.variables["params"], sep="/")
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{WEIGHTS_FILE}.partial"
-    safetensors.save_file({k: np.array(v, order="C") for k, v in flat.items()}, partial)
-    os.replace(partial, folder / WEIGHTS_FILE)
+    with disk.replacing(folder / WEIGHTS_FILE) as partial:
+        _write_weights(partial, {k: np.array(v, order="C") for k, v in flat.items()})
     record_run(folder, pretrained.config, pretrained.tokenizer)
+    checksums.write(folder, (WEIGHTS_FILE, CONFIG_FILE, TOKENIZER_FILE))
 
 
-def _read_weights(path: Path, model: LanguageModel):
+def _write_weights(path: Path, flat: Mapping[str, np.ndarray]) -> None:
     try:
-        found = safetensors.load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read ({error}); export the run again") from None
+        safetensors.save_file(dict(flat), path)
+    except SafetensorError as error:  # it has no other for a full disk
+        number = re.search(r"os error (\d+)", str(error))
+        code = int(number[1]) if number else errno.EIO
+        raise OSError(code, os.strerror(code), str(path)) from None
+
+
+def read_weights(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file, by name. Raises UserError where it cannot be read."""
+    try:
+        return safetensors.load_file(path)
+    except MemoryError:
+        raise
+    except Exception as error:  # of types that numpy lacks, safetensors raises kinds of its own
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{path} cannot be read ({reason}); {checksums.CURE}") from None
+
+
+def _exported_params(path: Path, model: LanguageModel, checksum: str | None) -> Any:
+    """The parameters of an exported folder, of this model, as they were written."""
+    found = read_weights(path)
     wanted = traverse_util.flatten_dict(abstract_params(model), sep="/")
     for name in sorted(set(wanted) | set(found)):
-        there = found[name].shape if name in found else "absent"
-        here = wanted[name].shape if name in wanted else "absent"
+        there, here = (_described(arrays.get(name)) for arrays in (found, wanted))
         if there != here:
             raise UserError(f"{path} is of another model: parameter {name}: {there}, not {here}")
-    return traverse_util.unflatten_dict({k: jnp.asarray(v) for k, v in found.items()}, sep="/")
+    if checksum is None:
+        checksums.warn_unverified(path.parent)
+    else:
+        checksums.verify(path.parent, {path.name: checksum})
+    for name, array in found.items():
+        if not np.isfinite(array).all():
+            raise UserError(f"{path}: parameter {name} is not finite; {checksums.CURE}")
+    return jax.device_put(traverse_util.unflatten_dict(found, sep="/"))  # nothing is compiled
+
+
+def _described(array: Any) -> str:
+    if array is None:
+        return "absent"
+    kind = np.dtype(array.dtype).name
+    return f"{tuple(array.shape)}" + (f" of {kind}" if kind != "float32" else "")

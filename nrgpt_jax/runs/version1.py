@@ -7,14 +7,14 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from safetensors import numpy as safetensors
 
-from nrgpt_jax.datasets.tokenizers import load_tokenizer
+from nrgpt_jax.datasets.tokenizers import RESTORE, load_tokenizer
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.models import create_model, parameter_shapes
 from nrgpt_jax.runs.checkpoints import Checkpoints
 from nrgpt_jax.runs.directory import CONFIG_FILE, TOKENIZER_FILE, load_config, record_run
-from nrgpt_jax.runs.pretrained import WEIGHTS_FILE
+from nrgpt_jax.runs.pretrained import WEIGHTS_FILE, read_weights
+from nrgpt_jax.runs.record_checks import check_tokenizer
 
 _RENAMED = {
     "attention_params": "block/attention",
@@ -48,18 +48,22 @@ def convert_run(old: Path, new: Path) -> None:
     config = load_config(old, from_version_1=True)
     step, loss = 0, float("nan")
     if (old / WEIGHTS_FILE).exists():
-        found: Mapping[str, np.ndarray] = safetensors.load_file(old / WEIGHTS_FILE)
+        found: Mapping[str, np.ndarray] = read_weights(old / WEIGHTS_FILE)
     else:
         with Checkpoints(old) as checkpoints:
             step, params, loss = checkpoints.restore_as_saved()
         found = traverse_util.flatten_dict(params, sep="/")
-    flat = renamed(found)
+    flat = {name: np.asarray(value) for name, value in renamed(found).items()}
     if config.model.name == "GPT" and config.model.num_steps == 1:  # a stack of one block
-        flat = {k: v[0] if k.startswith("block/") else v for k, v in flat.items()}
+        flat = {k: v[0] if k.startswith("block/") and v.ndim else v for k, v in flat.items()}
     expected = parameter_shapes(create_model(config))
     if {path: value.shape for path, value in flat.items()} != expected:
         raise UserError(f"{old} does not hold the parameters that its {CONFIG_FILE} describes")
+    for name, value in flat.items():
+        if value.dtype != np.float32 or not np.isfinite(value).all():
+            raise UserError(f"{old}: parameter {name} is not of finite 32-bit numbers; {RESTORE}")
     tokenizer = load_tokenizer(old / TOKENIZER_FILE)
+    check_tokenizer(old, config, tokenizer)
     nested = traverse_util.unflatten_dict({k: jnp.asarray(v) for k, v in flat.items()}, sep="/")
     with Checkpoints(new, writable=True) as checkpoints:
         checkpoints.save_best(step, nested, loss)

@@ -1,0 +1,51 @@
+"""What was read from the files of a run must be possible, and fit together."""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from nrgpt_jax.datasets import listops
+from nrgpt_jax.datasets.data_checks import check_data
+from nrgpt_jax.datasets.tokenizers import Tokenizer
+from nrgpt_jax.errors import UserError
+from nrgpt_jax.models.model_checks import check_model
+
+
+def check_recorded(path: Path, config: ConfigDict, cure: str) -> None:
+    """Checks the model and the data of a configuration that was read from a file.
+
+    Args:
+      path: the file.
+      config: what was read.
+      cure: what to do about a file that is not as it was written; ends the message.
+
+    Raises:
+      UserError: it names the file, the field, its value and what is allowed.
+    """
+    try:
+        check_model(config.model.to_dict())
+        check_data(config.data.to_dict())
+    except UserError as error:
+        raise UserError(f"{path}: {error}; {cure}") from None
+
+
+def check_tokenizer(workdir: Path, config: ConfigDict, tokenizer: Tokenizer) -> None:
+    """Raises UserError where the tokenizer of a run is not that of its configuration."""
+    size, known, data = tokenizer.size, config.model.vocab_size, config.data
+    reason = ""
+    if size > known:
+        reason = f"it has {size:,} symbols, and the model {known:,}"
+    elif data.name != "listops" and tokenizer.kind != data.tokenizer:
+        reason = f"it is of kind {tokenizer.kind}, and data.tokenizer is {data.tokenizer}"
+    elif data.name == "listops" and _is_permuted(tokenizer, listops.tokenizer(data.listops)):
+        reason = "its symbols stand in another order than those of ListOps"
+    if reason:
+        raise UserError(
+            f"the tokenizer of {workdir} is not the one of its model: {reason}; restore both files "
+            "from a copy"
+        )
+
+
+def _is_permuted(one: Tokenizer, other: Tokenizer) -> bool:
+    there, here = one.vocabulary, other.vocabulary
+    return there != here and sorted(there) == sorted(here)
