@@ -28,9 +28,9 @@ from nrgpt_jax.generation import exported
 from nrgpt_jax.generation.engine import Settings, check_settings
 from nrgpt_jax.models import abstract_params
 from nrgpt_jax.models.decoding import Decoding
-from nrgpt_jax.runs import exported_checksums as checksums
+from nrgpt_jax.runs import checksums
 from nrgpt_jax.runs.checkpoints import KINDS
-from nrgpt_jax.runs.pretrained import Pretrained, load_pretrained, save_pretrained
+from nrgpt_jax.runs.pretrained import SAVED, Pretrained, load_pretrained, save_pretrained
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -58,7 +58,7 @@ def export(
         more[f"{name}.jax_export"] = bytes(function.serialize())
     for name, content in more.items():
         disk.write_whole(folder / name, content)
-    checksums.write(folder, [*checksums.read(folder), *more])
+    checksums.write(folder, (*SAVED, *more))
 
 
 def compiled_functions(

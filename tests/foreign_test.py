@@ -19,7 +19,7 @@ from nrgpt_jax.datasets import listops
 from nrgpt_jax.datasets.tokenizers import ByteTokenizer, SymbolTokenizer
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.generation import exported
-from nrgpt_jax.runs import exported_checksums as checksums
+from nrgpt_jax.runs import checksums
 from nrgpt_jax.runs.directory import load_config
 from nrgpt_jax.runs.pretrained import WEIGHTS_FILE, load_pretrained
 from nrgpt_jax.runs.record_checks import check_tokenizer
@@ -69,7 +69,7 @@ def test_a_tokenizer_fits_the_model(tmp_path):
 
 def test_every_file_of_an_exported_folder_is_verified(tmp_path):
     small(tmp_path)
-    recorded = checksums.read(tmp_path)
+    recorded = json.loads((tmp_path / checksums.FILE_NAME).read_text())["xxh3_128"]
     assert set(recorded) == {WEIGHTS_FILE, "config.json", "tokenizer.json"}
     for name in recorded:
         content = (tmp_path / name).read_bytes()
@@ -99,8 +99,8 @@ def test_an_older_folder_opens_with_one_warning(tmp_path):
 
 def test_names_in_a_record_do_not_leave_the_folder(tmp_path):
     small(tmp_path)
-    disk.write_json(tmp_path / checksums.FILE_NAME, {"files": {"../secret": "0"}})
-    with pytest.raises(UserError, match="no file of its folder"):
+    disk.write_json(tmp_path / checksums.FILE_NAME, {"xxh3_128": {"../secret": "0"}})
+    with pytest.raises(UserError, match=r"its file \.\./secret is missing"):
         load_pretrained(tmp_path)
 
 

@@ -52,6 +52,9 @@ def test_damaged_and_foreign_folders_are_refused(tmp_path):
     save_pretrained(tmp_path, trained(name="NRGPT_H_FF2W"))
     weights = (tmp_path / WEIGHTS_FILE).read_bytes()
     (tmp_path / WEIGHTS_FILE).write_bytes(weights[:1000])
+    with pytest.raises(UserError, match=f"its file {WEIGHTS_FILE} does not match its checksum"):
+        load_pretrained(tmp_path)
+    (tmp_path / "checksums.json").unlink()
     with pytest.raises(UserError, match="cannot be read"):
         load_pretrained(tmp_path)
     save_pretrained(tmp_path / "other", trained(name="NRGPT_H_FF2W", embed_dim=16))

@@ -154,7 +154,7 @@ def test_a_newer_run_says_so(tmp_path):
     with zipfile.ZipFile(OLD_RUN) as archive:
         archive.extract("run/config.json", tmp_path)
     path = tmp_path / "run/config.json"
-    disk.write_json(path, {**json.loads(path.read_text()), "record": {"format": 3}})
+    disk.write_json(path, {**json.loads(path.read_text()), "record": {"format": 3}, "new": 1})
     with pytest.raises(UserError, match="newer version"):
         runs.load_config(tmp_path / "run")
 

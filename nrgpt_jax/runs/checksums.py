@@ -4,6 +4,7 @@ XXH3 finds damage at the speed of memory; it is no protection against those who 
 """
 
 import json
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,12 +19,16 @@ _KIND = "xxh3_128"
 _CURE = "restore it from a copy"
 
 
-def write(folder: Path) -> None:
-    """Writes the checksums of all files in a folder, as they are now. Raises OSError.
+def write(folder: Path, names: Iterable[str] | None = None) -> None:
+    """Writes the checksums of files in a folder, as they are now. Raises OSError.
 
     The processes of a run share the work.
+
+    Args:
+      folder: where the files are.
+      names: theirs; None: of all that are there.
     """
-    sums = _sums(folder, _files(folder))
+    sums = _sums(folder, _files(folder) if names is None else sorted(names))
     by_first(lambda: disk.write_json(folder / FILE_NAME, {_KIND: sums}))
 
 

@@ -46,6 +46,12 @@ def load_config(workdir: Path, *, from_version_1: bool = False) -> ConfigDict:
       UserError: there is none, it is damaged, or (unless that is wanted) of version 0.1.
     """
     path = workdir / CONFIG_FILE
+    made_by = _record_of(workdir).get("format", 1)  # first: a newer version has other fields
+    if not isinstance(made_by, int) or made_by > FORMAT:
+        raise UserError(
+            f"{workdir} was made by a newer version (format {made_by}, here {FORMAT}); update "
+            "nrgpt-jax"
+        )
     try:
         found = read_record(path, RESTORE)
     except FileNotFoundError:
@@ -53,12 +59,6 @@ def load_config(workdir: Path, *, from_version_1: bool = False) -> ConfigDict:
             f"{workdir} is not a run directory (it has no {CONFIG_FILE}); train first, or name "
             "another --workdir"
         ) from None
-    made_by = found.record.get("format", 1)
-    if not isinstance(made_by, int) or made_by > FORMAT:
-        raise UserError(
-            f"{workdir} was made by a newer version (format {made_by}, here {FORMAT}); update "
-            "nrgpt-jax"
-        )
     model = found.given.get("model")
     if model is None:
         raise UserError(f"{path} describes no model; {RESTORE}")
@@ -130,7 +130,8 @@ def record_run(
 def _record_of(workdir: Path) -> dict[str, Any]:
     """What config.json says of itself; nothing where it cannot be read."""
     with contextlib.suppress(FileNotFoundError, UserError):
-        return disk.read_json(workdir / CONFIG_FILE, dict[str, Any], "")[0].get(RECORD, {})
+        record = disk.read_json(workdir / CONFIG_FILE, dict[str, Any], "")[0].get(RECORD)
+        return record if isinstance(record, dict) else {}
     return {}
 
 

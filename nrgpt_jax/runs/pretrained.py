@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from absl import logging
 from flax import traverse_util
 from ml_collections import ConfigDict
 from safetensors import SafetensorError
@@ -23,12 +24,14 @@ from nrgpt_jax.datasets.tokenizers import Tokenizer
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.models import LanguageModel, abstract_params, create_model, parameter_specs, sharding
 from nrgpt_jax.models.model_checks import check_memory
-from nrgpt_jax.runs import exported_checksums as checksums
+from nrgpt_jax.runs import checksums
 from nrgpt_jax.runs.checkpoints import Checkpoints
 from nrgpt_jax.runs.directory import CONFIG_FILE, TOKENIZER_FILE, open_run, record_run
 from nrgpt_jax.runs.record_checks import check_tokenizer
 
 WEIGHTS_FILE = "model.safetensors"
+SAVED = (WEIGHTS_FILE, CONFIG_FILE, TOKENIZER_FILE)
+CURE = "export the run again"
 
 
 class Pretrained(NamedTuple):
@@ -51,13 +54,14 @@ def load_pretrained(folder: Path | str, checkpoint: str = "best") -> Pretrained:
       UserError: something is missing or damaged; the message names it.
     """
     folder = Path(folder)
-    recorded = checksums.read(folder)
-    checksums.verify(folder, {k: v for k, v in recorded.items() if k != WEIGHTS_FILE})
+    exported = checksums.exist(folder) or (folder / WEIGHTS_FILE).exists()
+    if exported:
+        _verify(folder)
     config, tokenizer = open_run(folder)
     check_tokenizer(folder, config, tokenizer)
     model = create_model(config)
-    if recorded or (folder / WEIGHTS_FILE).exists():
-        params = _exported_params(folder / WEIGHTS_FILE, model, recorded.get(WEIGHTS_FILE))
+    if exported:
+        params = _exported_params(folder / WEIGHTS_FILE, model)
     else:
         params = read_params(folder, checkpoint, model)[1]
     return Pretrained(model, {"params": params}, tokenizer, config)
@@ -87,7 +91,19 @@ def save_pretrained(folder: Path | str, pretrained: Pretrained) -> None:
     with disk.replacing(folder / WEIGHTS_FILE) as partial:
         _write_weights(partial, {k: np.array(v, order="C") for k, v in flat.items()})
     record_run(folder, pretrained.config, pretrained.tokenizer)
-    checksums.write(folder, (WEIGHTS_FILE, CONFIG_FILE, TOKENIZER_FILE))
+    checksums.write(folder, SAVED)
+
+
+def _verify(folder: Path) -> None:
+    """Raises UserError where a file of an exported folder is not as it was written."""
+    damage = checksums.damage(folder)
+    if damage:
+        raise UserError(
+            f"{folder}: {damage}; {CURE} (if you edited it, remove {checksums.FILE_NAME} there)"
+        )
+    if not checksums.exist(folder):
+        text = "%s has no %s, as exports of older versions: it is not verified; %s"
+        logging.warning(text, folder, checksums.FILE_NAME, CURE)
 
 
 def _write_weights(path: Path, flat: Mapping[str, np.ndarray]) -> None:
@@ -107,24 +123,20 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
         raise
     except Exception as error:  # of types that numpy lacks, safetensors raises kinds of its own
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{path} cannot be read ({reason}); {checksums.CURE}") from None
+        raise UserError(f"{path} cannot be read ({reason}); {CURE}") from None
 
 
-def _exported_params(path: Path, model: LanguageModel, checksum: str | None) -> Any:
-    """The parameters of an exported folder, of this model, as they were written."""
+def _exported_params(path: Path, model: LanguageModel) -> Any:
+    """The parameters of an exported folder, of this model."""
     found = read_weights(path)
     wanted = traverse_util.flatten_dict(abstract_params(model), sep="/")
     for name in sorted(set(wanted) | set(found)):
         there, here = (_described(arrays.get(name)) for arrays in (found, wanted))
         if there != here:
             raise UserError(f"{path} is of another model: parameter {name}: {there}, not {here}")
-    if checksum is None:
-        checksums.warn_unverified(path.parent)
-    else:
-        checksums.verify(path.parent, {path.name: checksum})
     for name, array in found.items():
         if not np.isfinite(array).all():
-            raise UserError(f"{path}: parameter {name} is not finite; {checksums.CURE}")
+            raise UserError(f"{path}: parameter {name} is not finite; {CURE}")
     return jax.device_put(traverse_util.unflatten_dict(found, sep="/"))  # nothing is compiled
 
 

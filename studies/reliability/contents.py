@@ -23,7 +23,7 @@ from safetensors import numpy as safetensors
 from nrgpt_jax.configs import default_config
 from nrgpt_jax.datasets.tokenizers import CharTokenizer, as_record
 from nrgpt_jax.models import create_model, parameter_shapes
-from nrgpt_jax.runs import exported_checksums as checksums
+from nrgpt_jax.runs import checksums
 from nrgpt_jax.runs.metrics import read_metrics
 from nrgpt_jax.runs.pretrained import WEIGHTS_FILE, Pretrained, load_pretrained, save_pretrained
 from studies.reliability.tally import judged, tally, warnings_counted
