@@ -27,7 +27,7 @@ from nrgpt_jax.errors import UserError
         ("a.jsonl", b'{"text": "a"}\n{"body": "b"}\n', "byte 14: the document has no text 'text'"),
         ("a.jsonl", b'{"text": "a"}\n{"te', "byte 14: the line is not JSON"),
         ("a.jsonl", b'{"text": "\xff"}\n', "byte 0: the line is not JSON"),
-        ("a.json.gz", gzip.compress(b'{"text": "a"}\n')[:-9], "is cut short"),
+        ("a.json.gz", gzip.compress(b'{"text": "a"}\n', mtime=0)[:-9], "is cut short"),
         ("a.json.gz", b"not packed", "cannot be read"),
         ("a.parquet", b"PAR1 is not all", "is no whole Parquet file"),
         ("a.txt", b"\xff", "is not UTF-8"),
