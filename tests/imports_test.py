@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = [
     path.relative_to(ROOT).as_posix()
     for folder in ("benchmarks", "studies")
-    for path in sorted((ROOT / folder).glob("*.py"))
+    for path in sorted((ROOT / folder).rglob("*.py"))
 ]
 OWN = ("nrgpt_jax", "benchmarks", "studies")
 

@@ -85,7 +85,8 @@ def _mistake_of_python(words: list[str]) -> str | None:
     module, arguments = words[1], words[2:]
     if module == "pip":
         return _mistake_of_pip(arguments)
-    path = ROOT / f"{module.replace('.', '/')}.py"
+    path = ROOT / module.replace(".", "/")
+    path = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
     if module.split(".")[0] not in OWN or not path.is_file():
         return f"there is no program {module}"
     known = program_flags(path)

@@ -17,7 +17,7 @@ from nrgpt_jax import cli
 from studies.programs import ROOT
 from studies.reliability import report
 
-PARTS = ("kills", "stops", "damage", "disk", "divergence", "cost")
+PARTS = ("kills", "stops", "damage", "disk", "divergence", "contents", "commands", "cost")
 
 
 def modules() -> dict[str, ModuleType]:

@@ -29,8 +29,11 @@ from nrgpt_jax import cli, configs
 from nrgpt_jax.core.energies import ENERGIES
 from nrgpt_jax.datasets import DATASETS
 from nrgpt_jax.models import model_names
+from studies.reliability import tally
 from studies.reliability.contents import small
-from studies.reliability.tally import judged, tally
+from studies.reliability.tally import judged
+
+TITLE, CASES = "Command lines", 1000
 
 PROGRAMS = ["train", "evaluate", "sample", "analyze", "export", "convert", "prepare", "launch"]
 EXPERIMENTS = Path(nrgpt_jax.__file__).parents[1] / "experiments"
@@ -242,10 +245,23 @@ def _outcome(code: Any, said: str, compiled: int) -> str:
     return "one line" if one and hidden and not compiled else "traceback"
 
 
-def run(cases: int, seed: int) -> dict[str, Any]:
-    """Counts of outcomes by name, and the offending command lines."""
+def run(cases: int = CASES, seed: int = 0, jobs: int = 1) -> dict[str, Any]:
+    """Counts of outcomes by name, and the command lines that went wrong."""
+    del jobs
     programs = {name: flags_of(name) for name in PROGRAMS}
     with tempfile.TemporaryDirectory() as root:
         small(Path(root) / "run")
         with Harness(Path(root)) as harness:
-            return tally(commands(programs, Path(root)), harness.judge, cases, seed)
+            return tally.tally(commands(programs, Path(root)), harness.judge, cases, seed)
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """The table of the page."""
+    names = ", ".join(f"`{name}`" for name in PROGRAMS)
+    return [
+        f"Command lines of {names} are drawn at random. *Fine*: the program gets to where it would "
+        "begin to compute; else it must end in one line and an exit code that is not zero, before "
+        "anything is compiled.",
+        "",
+        *tally.lines(found),
+    ]

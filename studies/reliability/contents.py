@@ -26,7 +26,8 @@ from nrgpt_jax.models import create_model, parameter_shapes
 from nrgpt_jax.runs import checksums
 from nrgpt_jax.runs.metrics import read_metrics
 from nrgpt_jax.runs.pretrained import WEIGHTS_FILE, Pretrained, load_pretrained, save_pretrained
-from studies.reliability.tally import judged, tally, warnings_counted
+from studies.reliability import tally
+from studies.reliability.tally import judged, warnings_counted
 from studies.reliability.values import (
     DAMAGES,
     ODD,
@@ -37,6 +38,8 @@ from studies.reliability.values import (
     mutations,
     replaced,
 )
+
+TITLE, CASES = "Foreign and damaged contents of files", 1000
 
 METRICS_FILE = "metrics.jsonl"
 FILES = ("config.json", "tokenizer.json", WEIGHTS_FILE, checksums.FILE_NAME, METRICS_FILE)
@@ -163,8 +166,11 @@ def _same(one: Pretrained, other: Pretrained) -> bool:
     )
 
 
-def run(cases: int, seed: int, file: str | None = None) -> dict[str, Any]:
-    """Counts of outcomes by name, and the offending cases. `file` names one of FILES; None: all."""
+def run(
+    cases: int = CASES, seed: int = 0, jobs: int = 1, file: str | None = None
+) -> dict[str, Any]:
+    """Counts of outcomes by name, and what is wrong. `file` names one of FILES; None: all."""
+    del jobs
     with tempfile.TemporaryDirectory() as root:
         templates = {age: Path(root) / age for age in AGES}
         made, *_ = [small(folder) for folder in templates.values()]
@@ -184,7 +190,19 @@ def run(cases: int, seed: int, file: str | None = None) -> dict[str, Any]:
             case.change.apply(folder / case.file)
             return judged(lambda: _opened(folder, made, case))
 
-        return tally(strategy(), judge, cases, seed)
+        return tally.tally(strategy(), judge, cases, seed)
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """The table of the page."""
+    return [
+        "A file of an exported folder (" + ", ".join(f"`{name}`" for name in FILES) + ") gets "
+        "contents drawn at random, valid and not, and the folder is opened. *Fine*: it opens as it "
+        "was; *warning*: what is possible in a folder without checksums is taken for what it is. A "
+        "traceback, a hang, and wrong values without a word are mistakes.",
+        "",
+        *tally.lines(found),
+    ]
 
 
 __all__ = ["FILES", "run", "small", "without_checksums"]

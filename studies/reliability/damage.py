@@ -9,7 +9,9 @@ sampling reads its parameters.
 import collections
 import contextlib
 import io
+import itertools
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -79,9 +81,11 @@ def run(cases: int = CASES, seed: int = 0, jobs: int = 1) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         for processes in (1, 2):
             workdir = undisturbed(Path(name), processes).workdir
-            for kind in judge.KINDS:
-                for case, reader, outcome, text in _outcomes(workdir, kind, cases, random):
-                    where = f"{kind}, {processes} process{'es' if processes > 1 else ''}"
+            for kind, alone in itertools.product(judge.KINDS, (False, True)):
+                where = f"{kind}, {processes} process{'es' if processes > 1 else ''}"
+                where += ", the only one" if alone else ""
+                bits = 1 if alone else cases
+                for case, reader, outcome, text in outcomes(workdir, kind, bits, random, alone):
                     counts[where, reader, case.how, outcome] += 1
                     if outcome in (WRONG, UNSAID, TRACEBACK):
                         wrong.append({"file": f"{where}: {case.file}", "how": case.how})
@@ -112,10 +116,18 @@ def damages(folder: Path, bits: int, random: np.random.Generator) -> Iterator[Ca
                     yield Case(str(path.relative_to(folder)), how, changed)
 
 
-def _outcomes(workdir: Path, kind: str, bits: int, random: np.random.Generator):
-    """(case, reader, outcome, message) of every case and reader of one checkpoint."""
+def outcomes(
+    workdir: Path, kind: str, bits: int, random: np.random.Generator, alone: bool = False
+) -> Iterator[tuple[Case, str, str, str]]:
+    """(case, reader, outcome, message) of every case and reader of the newest checkpoint, with or
+    without older ones beside it."""
     readers = readers_of(workdir, kind)
     wanted = {name: _by_step(workdir, kind, reader) for name, reader in readers.items()}
+    if alone:
+        workdir = _without_older(workdir, kind)
+        wanted = {name: {max(found): found[max(found)]} for name, found in wanted.items()}
+        if kind == "best":  # there is no loss to beat then
+            wanted["training"][-1] = Opened(-1, {"val/loss": math.inf})
     newest = judge.steps_saved(workdir, kind)[-1]
     folder = Path("checkpoints") / kind / str(newest)
     for case in damages(workdir / folder, bits, random):
@@ -123,6 +135,15 @@ def _outcomes(workdir: Path, kind: str, bits: int, random: np.random.Generator):
             with damaged_copy(workdir, folder / case.file, case.content) as copy:
                 outcome, text = judged(reader, copy, wanted[name], f"{kind}/{newest}")
             yield case, name, outcome, text
+
+
+def _without_older(workdir: Path, kind: str) -> Path:
+    """A copy with the newest checkpoint of this kind only."""
+    copy = workdir.with_name(f"{workdir.name}_{kind}_alone")
+    shutil.copytree(workdir, copy, copy_function=os.link)
+    for step in judge.steps_saved(copy, kind)[:-1]:
+        shutil.rmtree(copy / "checkpoints" / kind / str(step))
+    return copy
 
 
 @contextlib.contextmanager
@@ -162,9 +183,12 @@ def readers_of(workdir: Path, kind: str) -> dict[str, Reader]:
         state, place = found
         return Opened(int(state.step), {**_named(state), "place": dict(place)})
 
+    losses = {r["val/loss"]: r["step"] for r in judge.read_records(workdir) if "val/loss" in r}
+
     def loss_to_beat(copy: Path) -> Opened:
         with Checkpoints(copy, writable=True) as checkpoints:
-            return Opened(0, {"val/loss": checkpoints.best_loss()})
+            loss = checkpoints.best_loss()
+        return Opened(losses.get(loss, -1), {"val/loss": loss})
 
     going_on = whole_state if kind == "latest" else loss_to_beat
     return {"training": going_on, "sampling": parameters}
@@ -260,8 +284,9 @@ def lines(found: dict[str, Any]) -> list[str]:
         f"{found['cases']:,} openings of a run directory in which one file of a checkpoint was "
         f"damaged: {ways} (at random places). *Training* reads of the latest checkpoint the whole "
         "state and the place in the data, and of the best one its loss; *sampling* reads the "
-        "parameters. A run has two latest checkpoints, and one that is best. Values are compared "
-        "bit by bit with those that an undamaged run gives.",
+        "parameters. An older checkpoint lies beside the damaged one, but where that is the only "
+        "one (without a best one, there is no loss to beat). Values are compared bit by bit with "
+        "those that an undamaged run gives.",
         "",
         *table(["checkpoint", "opened for", *OUTCOMES], rows),
     ]

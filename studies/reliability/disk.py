@@ -5,7 +5,9 @@ on another disk, so that what fills it is what a run writes.
 """
 
 import json
+import os
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -17,11 +19,12 @@ import numpy as np
 from studies.programs import Done, Running
 from studies.reliability import disk_programs, endings, judge, moments, surroundings
 from studies.reliability.endings import MACHINE, Result
-from studies.reliability.mounts import Disk, mounted
+from studies.reliability.mounts import CannotMount, Disk, mounted
 from studies.reliability.tiny import CHECKPOINT_EVERY, Whole, undisturbed
 from studies.tables import table
 
 TITLE, CASES = "Disks, folders and clocks", 40  # sizes of a disk that are tried
+SC_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def run(cases: int = CASES, seed: int = 0, jobs: int = 1) -> dict[str, Any]:
@@ -37,8 +40,8 @@ def run(cases: int = CASES, seed: int = 0, jobs: int = 1) -> dict[str, Any]:
                 random = np.random.default_rng(seed)
                 results += told(_with_disk(whole, wanted, disk, cases, random))
             skipped = ""
-        except OSError as error:
-            skipped = f"no disk can be mounted here: {error}"
+        except CannotMount as error:
+            skipped = f"Disks are left out, because none can be mounted here: {error}."
     return {"skipped": skipped, **counted(results)}
 
 
@@ -55,12 +58,18 @@ def _with_disk(
     whole: Whole, wanted: judge.Run, disk: Disk, cases: int, random: np.random.Generator
 ) -> Iterator[Result]:
     again = Trained(whole, wanted, disk)
-    for free in np.linspace(0, again.size(), cases):
-        yield again.on_full_disk(int(free))
+    for free in sizes(again.size(), cases):
+        yield again.on_full_disk(free)
     for _ in range(cases // 4):
-        yield again.full_for_a_while(random.uniform(0.0, whole.warm), random.uniform(0.0, 1.0))
+        yield again.full_for_a_while(moments.drawn(random, whole.warm), random.uniform(0.0, 1.0))
     yield again.read_only()
     yield from disk_programs.tried(whole, disk)
+
+
+def sizes(whole: int, count: int) -> list[int]:
+    """Free bytes to try: a quarter page by page, for the first small files; the rest up to all."""
+    pages = [page * SC_PAGE for page in range(count // 4)]
+    return pages + [int(free) for free in np.linspace(0, whole, count - len(pages) + 1)[1:]]
 
 
 class Trained:
@@ -85,12 +94,12 @@ class Trained:
         self.disk.leave(free)
         return self._judged("a disk that becomes full", endings.end(self._start()))
 
-    def full_for_a_while(self, after: float, seconds: float) -> Result:
+    def full_for_a_while(self, moment: moments.Moment, seconds: float) -> Result:
         """Nothing is free for some seconds in the course of the run."""
         self._prepare()
         self.disk.empty()
         running = self._start()
-        moments.at(after)(running, self.workdir)
+        moment(running, self.workdir)
         self.disk.leave(0)
         time.sleep(seconds)
         self.disk.empty()
@@ -99,7 +108,10 @@ class Trained:
     def read_only(self) -> Result:
         """The run is to go on from a folder that cannot be written."""
         self._prepare()
-        endings.end(self.whole.start(self.workdir, train_steps=3 * CHECKPOINT_EVERY)[0])
+        running = self._start()
+        moments.in_evaluation(3 * CHECKPOINT_EVERY + 1, 0.0)(running, self.workdir)
+        running.send(signal.SIGKILL)
+        running.end()
         with self.disk.read_only():
             done = endings.end(self._start())
         return self._judged("train in a read-only folder", done)

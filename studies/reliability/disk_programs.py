@@ -39,48 +39,56 @@ def tried(whole: Whole, disk: Disk) -> Iterator[Result]:
     shutil.copytree(whole.workdir, run, ignore=shutil.ignore_patterns("cache"))
     (run / "cache").symlink_to(whole.workdir / "cache")
     for one in READERS:
-        yield from _tried(one, run, disk)
+        yield from Reading(one, run, disk, environment(whole.corpus)).tried()
     shutil.rmtree(run)
 
 
-def _tried(one: Program, run: Path, disk: Disk) -> Iterator[Result]:
-    needed, wrong = _needs(one, run, disk)
-    yield Result(one.name, "with plenty of space", wrong)
-    if one.writes is None:
-        yield Result(one.name, "disk full", _wrong(one, run, disk, 0, {0}))
-    else:
-        for share in SHARES if needed > 2**16 else SHARES[:1]:
-            stage = f"disk full at {share:.0%} of what it writes"
-            yield Result(one.name, stage, _wrong(one, run, disk, int(share * needed), MACHINE))
-            yield Result(one.name, "again, with space", _needs(one, run, disk)[1])
-    with disk.read_only():
-        codes = {0} if one.writes is None else MACHINE
-        yield Result(one.name, "disk read-only", _ended(one, run, disk, codes))
+class Reading(NamedTuple):
+    """A program that reads a run on a disk that fails."""
 
+    program: Program
+    run: Path
+    disk: Disk
+    environment: dict[str, str]
 
-def _needs(one: Program, run: Path, disk: Disk) -> tuple[int, list[str]]:
-    """Bytes that a program writes, and what is wrong with its end; what it wrote is removed."""
-    disk.empty()
-    before = disk.free()
-    wrong = _ended(one, run, disk, {0})
-    size = before - disk.free()
-    _remove(one, run, disk)
-    return size, wrong
+    def tried(self) -> Iterator[Result]:
+        """With space, without, and with some."""
+        name, writes = self.program.name, self.program.writes is not None
+        needed, wrong = self._needed()
+        yield Result(name, "with plenty of space", wrong)
+        for share in (SHARES if needed > 2**16 else SHARES[:1]) if writes else ():
+            self.disk.leave(int(share * needed))
+            wrong = self._ended(MACHINE)
+            yield Result(name, f"disk full at {share:.0%} of what it writes", wrong)
+            self._remove()
+            yield Result(name, "again, with space", self._needed()[1])
+        if not writes:
+            self.disk.leave(0)
+            yield Result(name, "disk full", self._ended({0}))
+        with self.disk.read_only():
+            yield Result(name, "disk read-only", self._ended(MACHINE if writes else {0}))
 
+    def _needed(self) -> tuple[int, list[str]]:
+        """Bytes that it writes, and what is wrong with its end; what it wrote is removed."""
+        self.disk.empty()
+        before = self.disk.free()
+        wrong = self._ended({0})
+        size = before - self.disk.free()
+        self._remove()
+        return size, wrong
 
-def _wrong(one: Program, run: Path, disk: Disk, free: int, codes: set[int]) -> list[str]:
-    """What is wrong with a program for which so many bytes are free."""
-    disk.leave(free)
-    wrong = _ended(one, run, disk, codes)
-    disk.empty()
-    _remove(one, run, disk)
-    return wrong
+    def _ended(self, codes: set[int]) -> list[str]:
+        given = [self._filled(argument) for argument in self.program.arguments]
+        running = Running(self.program.name, *given, environment=self.environment)
+        return endings.wrong(endings.end(running), codes) + _not_whole(self.disk.path)
 
+    def _filled(self, text: str) -> str:
+        return text.format(run=self.run, disk=self.disk.path)
 
-def _ended(one: Program, run: Path, disk: Disk, codes: set[int]) -> list[str]:
-    given = [argument.format(run=run, disk=disk.path) for argument in one.arguments]
-    done = endings.end(Running(one.name, *given, environment=environment()))
-    return endings.wrong(done, codes) + _not_whole(disk.path)
+    def _remove(self) -> None:
+        if self.program.writes is not None:
+            path = Path(self._filled(self.program.writes))
+            path.unlink() if path.is_file() else shutil.rmtree(path, ignore_errors=True)
 
 
 def _not_whole(folder: Path) -> list[str]:
@@ -96,9 +104,3 @@ def _not_whole(folder: Path) -> list[str]:
                 except ValueError:
                     told.append(f"{path.name} is not whole")
     return told[:3]
-
-
-def _remove(one: Program, run: Path, disk: Disk) -> None:
-    if one.writes is not None:
-        path = Path(one.writes.format(run=run, disk=disk.path))
-        path.unlink() if path.is_file() else shutil.rmtree(path, ignore_errors=True)

@@ -45,6 +45,12 @@ def last_words(done: Done) -> str:
     return " | ".join(done.stderr.splitlines()[-3:])[-SHORT:]
 
 
+def _raised(done: Done) -> str:
+    """The error that ends the first traceback."""
+    after = done.stderr.partition(TRACEBACK)[2].splitlines()[1:]
+    return next((line for line in after if line[:1].strip()), "")[:SHORT]
+
+
 def wrong(done: Done, codes: set[int]) -> list[str]:
     """What is wrong with an end: the exit code, a traceback, or not one line of error if there is
     to be an error."""
@@ -52,7 +58,7 @@ def wrong(done: Done, codes: set[int]) -> list[str]:
     if code not in codes:
         told.append(f"exit code {code}, not {sorted(codes)}: {last_words(done)}")
     if TRACEBACK in done.stderr:
-        told.append(f"a traceback: {last_words(done)}")
+        told.append(f"a traceback: {_raised(done)}")
     count = len(error_lines(done))
     if count != (code in (1, 2)):
         told.append(f"{count} lines of error: {last_words(done)}")

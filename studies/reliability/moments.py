@@ -16,7 +16,7 @@ from studies.reliability.judge import KINDS, unfinished
 from studies.reliability.tiny import CHECKPOINT_EVERY, EVAL_EVERY, TRAIN_STEPS
 
 GLANCE = 0.001  # seconds between looks at a run directory
-SAVE, EVALUATION = 0.15, 0.05  # seconds that one takes, about
+SAVE, EVALUATION = 0.12, 0.05  # seconds that one takes, about
 AIMED = 0.5  # share of moments that are aimed at saves and evaluations
 Moment = Callable[[Running, Path], None]
 

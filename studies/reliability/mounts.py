@@ -3,11 +3,16 @@
 import contextlib
 import errno
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 SIZE = 32 * 2**20  # bytes
+
+
+class CannotMount(Exception):
+    """This user may not, or this system has no tmpfs."""
 
 
 class Disk:
@@ -52,12 +57,14 @@ class Disk:
 
 @contextlib.contextmanager
 def mounted(path: Path) -> Iterator[Disk]:
-    """An empty disk, at a new folder. Raises OSError where it may not be mounted."""
+    """An empty disk, at a new folder. Raises CannotMount."""
     path.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(path)]
+    if shutil.which("mount") is None:
+        raise CannotMount("there is no program mount")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise OSError(" ".join(done.stderr.split()) or "mount fails")
+        raise CannotMount(" ".join(done.stderr.split()) or "mount fails")
     try:
         yield Disk(path)
     finally:

@@ -1,5 +1,6 @@
 """docs/reliability.md, from the figures in docs/reliability.json."""
 
+import json
 import os
 import platform
 from collections.abc import Mapping
@@ -7,6 +8,8 @@ from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from studies.reliability.judge import SHORT
 
 PACKAGES = ("jax", "orbax-checkpoint", "numpy")
 TOLD = 10  # things that went wrong, listed on the page
@@ -62,9 +65,18 @@ def page(found: Mapping[str, Mapping[str, Any]], parts: Mapping[str, ModuleType]
 
 def _section(found: Mapping[str, Any], module: ModuleType) -> list[str]:
     made, figures = found["about"], found["figures"]
+    wrong = told_wrong(figures)
     return [
         *module.lines(figures),
         "",
+        *([f"Not as it should be, {len(wrong)} in all:", "", *wrong[:TOLD], ""] if wrong else []),
         f"`{made['command']}`: {made['seconds']:,} seconds on {made['hardware']}, "
         f"{made['versions']}.",
     ]
+
+
+def told_wrong(figures: Mapping[str, Any]) -> list[str]:
+    """All that went wrong, a line each."""
+    own = [f"- `{json.dumps(one)[:SHORT]}`" for one in figures.get("wrong", ())]
+    groups = (told_wrong(group) for group in figures.values() if isinstance(group, Mapping))
+    return own + [line for group in groups for line in group]

@@ -11,6 +11,7 @@ from absl import logging
 from hypothesis.strategies import SearchStrategy
 
 from nrgpt_jax.errors import UserError
+from studies.tables import table
 
 GOOD = ("fine", "one line", "warning")
 BAD = ("traceback", "hang", "silent")
@@ -70,10 +71,10 @@ def tally(strategy: SearchStrategy, judge: Callable[[Any], tuple[str, str]], cas
     """Judges cases drawn from a strategy.
 
     Returns:
-      Counts by outcome, `cases` of them all, and `offending`: descriptions of the bad ones.
+      Counts by outcome, `cases` of them all, and `wrong`: descriptions of the bad ones.
     """
     counts: collections.Counter[str] = collections.Counter()
-    offending: list[str] = []
+    wrong: list[str] = []
 
     @hypothesis.seed(seed)
     @hypothesis.settings(
@@ -88,8 +89,13 @@ def tally(strategy: SearchStrategy, judge: Callable[[Any], tuple[str, str]], cas
         outcome, said = judge(case)
         counts[outcome] += 1
         if outcome in BAD:
-            offending.append(f"{outcome}: {case}: {said[:500]}")
+            wrong.append(f"{outcome}: {case}: {said[:500]}")
 
     every()
     found: dict[str, Any] = {"cases": sum(counts.values())}
-    return {**found, **{name: counts[name] for name in (*GOOD, *BAD)}, "offending": offending}
+    return {**found, **{name: counts[name] for name in (*GOOD, *BAD)}, "wrong": wrong}
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """The table of the page."""
+    return table(["cases", *GOOD, *BAD], [[found[name] for name in ("cases", *GOOD, *BAD)]])

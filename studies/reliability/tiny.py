@@ -46,8 +46,7 @@ class Whole(NamedTuple):
         self, workdir: Path, before: Callable[[], object] | None = None, **changes: object
     ) -> list[Running]:
         """Its processes, in another run directory; `before` is of `Running`."""
-        given = arguments(self.corpus, workdir, **changes)
-        return start(given, self.processes, before)
+        return start(self.corpus, workdir, self.processes, before, **changes)
 
     def lend_cache(self, workdir: Path) -> None:
         """Gives compiled programs to a run before it is started."""
@@ -61,18 +60,24 @@ def arguments(corpus: Path, workdir: Path, **changes: object) -> list[str]:
     return ["--config=experiments/text.py", f"--workdir={workdir}", *arguments_of(fields)]
 
 
-def environment() -> dict[str, str]:
-    """One CPU device, and no waiting for the compiler."""
-    return {"JAX_PLATFORMS": "cpu", **devices(1, compiled_fast())}
+def environment(corpus: Path) -> dict[str, str]:
+    """One CPU device, no waiting for the compiler, and what is prepared of the corpus beside it."""
+    prepared = {"NRGPT_CACHE_DIR": str(corpus.with_name("prepared"))}
+    return {"JAX_PLATFORMS": "cpu", **prepared, **devices(1, compiled_fast())}
 
 
 def start(
-    given: list[str], processes: int, before: Callable[[], object] | None = None
+    corpus: Path,
+    workdir: Path,
+    processes: int = 1,
+    before: Callable[[], object] | None = None,
+    **changes: object,
 ) -> list[Running]:
     """Starts a run of one process, or of several that are joined."""
+    given, variables = arguments(corpus, workdir, **changes), environment(corpus)
     if processes == 1:
-        return [Running("train", *given, environment=environment(), before=before)]
-    return start_together([given] * processes, environment())
+        return [Running("train", *given, environment=variables, before=before)]
+    return start_together([given] * processes, variables)
 
 
 def undisturbed(folder: Path, processes: int = 1) -> Whole:
@@ -87,7 +92,7 @@ def undisturbed(folder: Path, processes: int = 1) -> Whole:
 
 
 def _seconds(corpus: Path, workdir: Path, processes: int) -> float:
-    running = start(arguments(corpus, workdir), processes)
+    running = start(corpus, workdir, processes)
     begin = max(process.wait_until_it_begins() for process in running)
     for process in running:
         done = process.end()
