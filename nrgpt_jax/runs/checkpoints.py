@@ -27,6 +27,7 @@ from nrgpt_jax.processes import agreed, by_first
 from nrgpt_jax.runs import checksums
 
 KINDS = ("latest", "best")
+_NOT_USED = "checkpoint %s/%d is not used: %s"
 
 
 class Checkpoints:
@@ -201,13 +202,12 @@ class Checkpoints:
     def _newest_whole(self, kind: str, wanted: dict[str, Any]):
         steps = self.steps(kind)
         for step in reversed(steps):
-            damage = self._damage(kind, step)
-            if not damage:
-                try:
-                    return step, agreed(functools.partial(self._load, kind, step, wanted))
-                except Exception as error:  # orbax, tensorstore and grain each raise their own
-                    damage = _reason(error)
-            logging.warning("checkpoint %s/%d is not used: %s", kind, step, damage)
+            if self._damage(kind, step):
+                continue
+            try:
+                return step, agreed(functools.partial(self._load, kind, step, wanted))
+            except Exception as error:  # orbax, tensorstore and grain each raise their own
+                logging.warning(_NOT_USED, kind, step, _reason(error))
         if steps:
             raise UserError(
                 f"no readable {kind} checkpoint in {self._root / kind} (tried steps {steps}); "
@@ -222,14 +222,16 @@ class Checkpoints:
         return content
 
     def _damage(self, kind: str, step: int) -> str:
-        """What is wrong with a checkpoint's files; "" where nothing is."""
+        """What is wrong with a checkpoint's files, said once; "" where nothing is."""
         if (kind, step) not in self._verified:
             folder = self._root / kind / str(step)
             if not self._believed and not checksums.exist(folder):
                 text = "%s has no checksums, as checkpoints of older versions: it is not verified"
                 logging.warning(text, folder)
                 self._believed = True  # says it once
-            self._verified[kind, step] = checksums.damage(folder)
+            damage = self._verified[kind, step] = checksums.damage(folder)
+            if damage:
+                logging.warning(_NOT_USED, kind, step, damage)
         return self._verified[kind, step]
 
     def _metadata(self, kind: str, step: int) -> Mapping[str, Any]:
