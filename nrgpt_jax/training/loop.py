@@ -200,7 +200,7 @@ class Trainer:
         if self.evaluation_due:  # it was cut short by a stop
             stop.begin()
             self._evaluate(self.start, bar)
-            if stop.happened:
+            if self.evaluation_due:  # and again
                 return
             self._save(self.start)
         for step in range(self.start + 1, config.train_steps + 1):
@@ -211,14 +211,15 @@ class Trainer:
                 stop.begin()
                 self.run_directory.begin(self.start)
             log.after(step, metrics)
-            last = stop.asked() or step == config.train_steps
-            if step % config.eval_every == 0 or step == config.train_steps:
+            stops, last = stop.asked(), step == config.train_steps
+            if step % config.eval_every == 0 or last:
                 with log.pause():
                     self._evaluate(step, bar)
-            if step % config.checkpoint_every == 0 or last or stop.happened:
+                stops = stop.happened
+            if step % config.checkpoint_every == 0 or last or stops:
                 with log.pause():
                     self._save(step)
-            if stop.happened:
+            if stops:  # a signal since then is for the next step
                 return
 
     def _evaluate(self, step: int, bar: tqdm) -> None:
