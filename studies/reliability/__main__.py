@@ -7,6 +7,8 @@ The figures of a part replace those that were there; the page beside the JSON is
 
 import importlib
 import json
+import signal
+import sys
 import time
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +16,7 @@ from types import ModuleType
 from absl import flags
 
 from nrgpt_jax import cli
+from nrgpt_jax.errors import STOPPED
 from studies.programs import ROOT
 from studies.reliability import report
 
@@ -28,6 +31,7 @@ def modules() -> dict[str, ModuleType]:
 
 def main(f: flags.FlagValues) -> None:
     """Runs the parts that are asked for, one after another."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))  # leaves no disk mounted
     parts, out = modules(), Path(f.out)
     found = json.loads(out.read_text()) if out.exists() else {}
     for part in parts if f.part == "all" else [f.part]:

@@ -3,9 +3,10 @@
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
+from textwrap import TextWrapper
 from types import ModuleType
 from typing import Any
 
@@ -67,12 +68,23 @@ def _section(found: Mapping[str, Any], module: ModuleType) -> list[str]:
     made, figures = found["about"], found["figures"]
     wrong = told_wrong(figures)
     return [
-        *module.lines(figures),
+        *wrapped(module.lines(figures)),
         "",
         *([f"Not as it should be, {len(wrong)} in all:", "", *wrong[:TOLD], ""] if wrong else []),
-        f"`{made['command']}`: {made['seconds']:,} seconds on {made['hardware']}, "
-        f"{made['versions']}.",
+        *wrapped(
+            [
+                f"`{made['command']}`: {made['seconds']:,} seconds on {made['hardware']}, "
+                f"{made['versions']}."
+            ]
+        ),
     ]
+
+
+def wrapped(lines: Iterable[str]) -> list[str]:
+    """Lines of text at most as long as those of code; tables as they are."""
+    text = TextWrapper(width=100, break_on_hyphens=False, break_long_words=False)
+    parts = ([line] if line.startswith("|") else text.wrap(line) or [""] for line in lines)
+    return [line for part in parts for line in part]
 
 
 def told_wrong(figures: Mapping[str, Any]) -> list[str]:
