@@ -150,7 +150,10 @@ def test_numbers_that_are_not_finite_are_not_read(workdir, caplog, where):
 
 
 def test_a_save_that_fails_says_so_and_leaves_the_others(workdir, monkeypatch):
+    begun = workdir / "checkpoints/latest/12.partial.orbax-checkpoint-tmp"
+
     def full(*args, **kwargs):
+        begun.mkdir()
         raise ValueError("INTERNAL: write failed: No space left on device [errno=28]")
 
     monkeypatch.setattr(module.ocp, "save_checkpointables", full)
@@ -158,6 +161,7 @@ def test_a_save_that_fails_says_so_and_leaves_the_others(workdir, monkeypatch):
         with pytest.raises(OSError, match=r"step 12 cannot be saved .*No space left on device"):
             checkpoints.save_latest(12, state_at(12), PLACE)
         assert checkpoints.steps("latest") == [4, 8]
+    assert not begun.exists(), "the disk has room again"
     assert latest_step(workdir) == 8
 
 

@@ -9,6 +9,7 @@ verified before; a damaged checkpoint is skipped with a warning.
 
 import functools
 import math
+import os
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -27,6 +28,8 @@ from nrgpt_jax.processes import agreed, by_first
 from nrgpt_jax.runs import checksums
 
 KINDS = ("latest", "best")
+# What fails in a thread of orbax is raised here too: it is told once, by who catches it.
+logging.get_absl_logger().addFilter(lambda record: not _of_orbax_thread(record))
 _NOT_USED = "checkpoint %s/%d is not used: %s"
 
 
@@ -98,7 +101,8 @@ class Checkpoints:
             checksums.write(partial)
             by_first(lambda: _move(partial, final))
         except Exception as error:  # orbax and tensorstore raise many kinds
-            shutil.rmtree(partial, ignore_errors=True)
+            for left in folder.glob(f"{partial.name}*"):  # orbax's own temporary folders too
+                shutil.rmtree(left, ignore_errors=True)
             raise OSError(
                 f"the {kind} checkpoint of step {step} cannot be saved in {folder} "
                 f"({_reason(error)}); the ones before it are whole"
@@ -266,6 +270,10 @@ def _move(partial: Path, final: Path) -> None:
     partial.rename(final)
     disk.flush_folder(final.parent)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _of_orbax_thread(record: Any) -> bool:
+    return bool(record.exc_info) and f"{os.sep}orbax{os.sep}" in record.pathname
 
 
 def _reason(error: Exception) -> str:
