@@ -9,7 +9,6 @@ verified before; a damaged checkpoint is skipped with a warning.
 
 import functools
 import math
-import os
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -26,10 +25,9 @@ from nrgpt_jax import disk
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.processes import agreed, by_first
 from nrgpt_jax.runs import checksums
+from nrgpt_jax.runs.orbax_errors import reason, told_once
 
 KINDS = ("latest", "best")
-# What fails in a thread of orbax is raised here too: it is told once, by who catches it.
-logging.get_absl_logger().addFilter(lambda record: not _of_orbax_thread(record))
 _NOT_USED = "checkpoint %s/%d is not used: %s"
 
 
@@ -95,9 +93,10 @@ class Checkpoints:
         folder = self._root / kind
         final, partial = folder / str(step), folder / f"{step}.partial"
         try:
-            ocp.save_checkpointables(
-                partial, content, overwrite=True, custom_metadata=dict(metadata)
-            )
+            with told_once():
+                ocp.save_checkpointables(
+                    partial, content, overwrite=True, custom_metadata=dict(metadata)
+                )
             checksums.write(partial)
             by_first(lambda: _move(partial, final))
         except Exception as error:  # orbax and tensorstore raise many kinds
@@ -105,7 +104,7 @@ class Checkpoints:
                 shutil.rmtree(left, ignore_errors=True)
             raise OSError(
                 f"the {kind} checkpoint of step {step} cannot be saved in {folder} "
-                f"({_reason(error)}); the ones before it are whole"
+                f"({reason(error)}); the ones before it are whole"
             ) from None
         self._verified[kind, step] = ""
 
@@ -211,7 +210,7 @@ class Checkpoints:
             try:
                 return step, agreed(functools.partial(self._load, kind, step, wanted))
             except Exception as error:  # orbax, tensorstore and grain each raise their own
-                logging.warning(_NOT_USED, kind, step, _reason(error))
+                logging.warning(_NOT_USED, kind, step, reason(error))
         if steps:
             raise UserError(
                 f"no readable {kind} checkpoint in {self._root / kind} (tried steps {steps}); "
@@ -270,18 +269,6 @@ def _move(partial: Path, final: Path) -> None:
     partial.rename(final)
     disk.flush_folder(final.parent)
     shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _of_orbax_thread(record: Any) -> bool:
-    return bool(record.exc_info) and f"{os.sep}orbax{os.sep}" in record.pathname
-
-
-def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    for known in ("No space left on device", "Read-only file system", "Permission denied"):
-        if known.lower() in text.lower():
-            return known
-    return text[:200]
 
 
 @jax.jit

@@ -5,6 +5,7 @@
 The figures of a part replace those that were there; the page beside the JSON is written anew.
 """
 
+import argparse
 import importlib
 import json
 import signal
@@ -29,7 +30,15 @@ def modules() -> dict[str, ModuleType]:
     return {part: importlib.import_module(f"studies.reliability.{part}") for part in PARTS}
 
 
-def main(f: flags.FlagValues) -> None:
+def given() -> argparse.Namespace:
+    """The values of the flags, which are then gone: the programs that are tried define theirs."""
+    values = {name: flags.FLAGS[name].value for name in ("part", "cases", "seed", "jobs", "out")}
+    for name in values:
+        delattr(flags.FLAGS, name)
+    return argparse.Namespace(**values)
+
+
+def main(f: argparse.Namespace) -> None:
     """Runs the parts that are asked for, one after another."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))  # leaves no disk mounted
     parts, out = modules(), Path(f.out)
@@ -51,4 +60,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("seed", 0, "Of moments and places.")
     flags.DEFINE_integer("jobs", 2, "So many runs at a time.", 1)
     flags.DEFINE_string("out", str(ROOT / "docs/reliability.json"), "Where figures are kept.")
-    cli.run(lambda: main(flags.FLAGS))
+    cli.run(lambda: main(given()))
