@@ -25,7 +25,7 @@ from nrgpt_jax import disk
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.processes import agreed, by_first
 from nrgpt_jax.runs import checksums
-from nrgpt_jax.runs.orbax_errors import reason, told_once
+from nrgpt_jax.runs.orbax_errors import failure, reason
 
 KINDS = ("latest", "best")
 _NOT_USED = "checkpoint %s/%d is not used: %s"
@@ -92,20 +92,22 @@ class Checkpoints:
     def _save(self, kind: str, step: int, content: dict, metadata: Mapping[str, Any]) -> None:
         folder = self._root / kind
         final, partial = folder / str(step), folder / f"{step}.partial"
-        try:
-            with told_once():
-                ocp.save_checkpointables(
-                    partial, content, overwrite=True, custom_metadata=dict(metadata)
-                )
+
+        def save() -> None:
+            ocp.save_checkpointables(
+                partial, content, overwrite=True, custom_metadata=dict(metadata)
+            )
             checksums.write(partial)
             by_first(lambda: _move(partial, final))
-        except Exception as error:  # orbax and tensorstore raise many kinds
+
+        failed = failure(save)
+        if failed:
             for left in folder.glob(f"{partial.name}*"):  # orbax's own temporary folders too
                 shutil.rmtree(left, ignore_errors=True)
             raise OSError(
-                f"the {kind} checkpoint of step {step} cannot be saved in {folder} "
-                f"({reason(error)}); the ones before it are whole"
-            ) from None
+                f"the {kind} checkpoint of step {step} cannot be saved in {folder} ({failed}); the "
+                "ones before it are whole"
+            )
         self._verified[kind, step] = ""
 
     def _prune(self) -> None:

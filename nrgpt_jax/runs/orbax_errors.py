@@ -5,16 +5,30 @@ import gc
 import logging
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from absl import logging as absl_logging
 
 _OF_THE_MACHINE = ("No space left on device", "Read-only file system", "Permission denied")
 
 
+def failure(call: Callable[[], object]) -> str:
+    """Calls a function of orbax; returns what went wrong, in one line, and "" where nothing did.
+
+    What fails in its threads and event loops is raised by it too: they do not print it.
+    """
+    with _quiet():
+        try:
+            call()
+            return ""
+        except Exception as error:  # orbax and tensorstore raise many kinds
+            found = reason(error)
+        gc.collect()  # tasks that have failed complain while they are removed, as the error is now
+        return found
+
+
 @contextlib.contextmanager
-def told_once() -> Iterator[None]:
-    """What fails in threads and event loops of orbax is raised by it too: they do not print it."""
+def _quiet() -> Iterator[None]:
     loggers = absl_logging.get_absl_logger(), logging.getLogger("asyncio")
     hooks = sys.unraisablehook, threading.excepthook
     for logger in loggers:
@@ -23,9 +37,6 @@ def told_once() -> Iterator[None]:
     threading.excepthook = _ignore
     try:
         yield
-    except Exception:
-        gc.collect()  # what they left behind complains while it is removed
-        raise
     finally:
         sys.unraisablehook, threading.excepthook = hooks
         for logger in loggers:
