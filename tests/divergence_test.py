@@ -78,6 +78,7 @@ def test_too_many_in_a_row_end_the_run_and_the_advice_works(config, tmp_path, mo
     assert "optimizer.learning_rate=0.01 there, 0.001 here" in history[1]["changes"]
 
 
+@pytest.mark.slow
 def test_a_learning_rate_that_breaks_the_state_is_survived(config, tmp_path):
     """The state after the first step at 1e38 is finite, and every loss after it is not."""
     workdir = tmp_path / "run"

@@ -25,8 +25,15 @@ print("went on")
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("begun", [True, False])
+@pytest.mark.parametrize(
+    ("number", "begun"),
+    [
+        (signal.SIGTERM, True),
+        (signal.SIGINT, False),
+        pytest.param(signal.SIGINT, True, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, False, marks=pytest.mark.slow),
+    ],
+)
 def test_a_busy_main_thread_is_no_reason_to_wait(number, begun):
     code = BUSY.format(begin="stop.begin()" if begun else "")
     program = subprocess.Popen(
