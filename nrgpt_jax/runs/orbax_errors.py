@@ -1,15 +1,17 @@
 """What orbax says when it fails: once, and in one line."""
 
-import contextlib
 import gc
 import logging
+import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from absl import logging as absl_logging
 
 _OF_THE_MACHINE = ("No space left on device", "Read-only file system", "Permission denied")
+_LIBRARIES = ("orbax", "asyncio")
+_LOGGERS = absl_logging.get_absl_logger(), logging.getLogger("asyncio")
 
 
 def failure(call: Callable[[], object]) -> str:
@@ -17,30 +19,25 @@ def failure(call: Callable[[], object]) -> str:
 
     What fails in its threads and event loops is raised by it too: they do not print it.
     """
-    with _quiet():
-        try:
-            call()
-            return ""
-        except Exception as error:  # orbax and tensorstore raise many kinds
-            found = reason(error)
-        gc.collect()  # tasks that have failed complain while they are removed, as the error is now
-        return found
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    loggers = absl_logging.get_absl_logger(), logging.getLogger("asyncio")
     hooks = sys.unraisablehook, threading.excepthook
-    for logger in loggers:
-        logger.addFilter(_without_traceback)
     sys.unraisablehook = _ignore
     threading.excepthook = _ignore
+    for logger in _LOGGERS:
+        logger.addFilter(_without_traceback)
+    found = ""
     try:
-        yield
+        try:
+            call()
+        except Exception as error:  # orbax and tensorstore raise many kinds
+            found = reason(error)
+        if found:
+            gc.collect()  # tasks that have failed complain while they are removed
+        else:  # after a failure other threads have still to fail
+            for logger in _LOGGERS:
+                logger.removeFilter(_without_traceback)
     finally:
         sys.unraisablehook, threading.excepthook = hooks
-        for logger in loggers:
-            logger.removeFilter(_without_traceback)
+    return found
 
 
 def _ignore(_: object) -> None:
@@ -48,7 +45,10 @@ def _ignore(_: object) -> None:
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
-    return not record.exc_info
+    of_a_library = any(
+        f"{os.sep}{name}{os.sep}" in record.pathname for name in ("orbax", "asyncio")
+    )
+    return not (record.exc_info and of_a_library)
 
 
 def reason(error: Exception) -> str:
