@@ -45,9 +45,7 @@ def _ignore(_: object) -> None:
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
-    of_a_library = any(
-        f"{os.sep}{name}{os.sep}" in record.pathname for name in ("orbax", "asyncio")
-    )
+    of_a_library = any(f"{os.sep}{name}{os.sep}" in record.pathname for name in _LIBRARIES)
     return not (record.exc_info and of_a_library)
 
 
