@@ -119,7 +119,7 @@ def default_config() -> ConfigDict:
     c.eval_windows = 256  # how many validation windows those are
     c.eval_prompts = 200  # how many prompts are answered then, where the data set has prompts
     c.checkpoint_every = 500
-    c.checkpoint_keep = 2  # the last ones; the best one is kept besides
+    c.checkpoint_keep = 2  # the last ones, at least 2; the best one is kept besides
     c.checkpoint_keep_every = 0  # those of steps that this divides are kept for good; 0: none
     c.max_skipped_steps = 10  # updates that are not finite are left out; so many in a row: the end
     c.spike_factor = 0.0  # a loss above this times its mean: back to the last checkpoint; 0: never

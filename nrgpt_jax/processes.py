@@ -4,6 +4,7 @@ All processes run the same program on their own devices. The first one writes wh
 (but for checkpoints, which all write together).
 """
 
+import json
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -33,6 +34,7 @@ def agreed(function: Callable[[], Result]) -> Result:
 
     Raises:
       UserError: of this process, or the first of the others.
+      OSError: likewise; by it programs say that the machine failed, not the user.
       Exception: another one of this process, of which the others have been told.
     """
     result, error = None, None
@@ -41,12 +43,14 @@ def agreed(function: Callable[[], Result]) -> Result:
     except Exception as failure:
         error = failure
     told = "" if error is None else f"{error}" or type(error).__name__
-    messages = gather_texts(told)
+    of_machine = isinstance(error, OSError) and not isinstance(error, UserError)
+    messages = gather_texts(json.dumps([told, of_machine]))
     if error is not None:
         raise error
-    for index, message in enumerate(messages):
+    for index, (message, machine) in enumerate(map(json.loads, messages)):
         if message:
-            raise UserError(f"process {index} stopped: {message}")
+            kind = OSError if machine else UserError
+            raise kind(f"process {index} stopped: {message}")
     return result  # type: ignore[return-value]
 
 

@@ -192,6 +192,24 @@ def test_retention_keeps_the_last_ones_every_kth_and_what_was_best_up_to_each(tm
         assert all((path / "checksums.json").exists() for path in moved)
 
 
+def test_damaged_states_of_later_steps_take_no_place_of_those_that_are_saved(workdir):
+    flip(workdir / "checkpoints/latest/8/checksums.json", random.Random(3))
+    with Checkpoints(workdir, writable=True) as checkpoints:
+        for step in (5, 6):
+            checkpoints.save_latest(step, state_at(step), PLACE)
+        assert checkpoints.whole_steps("latest") == [5, 6]
+    assert latest_step(workdir) == 6
+
+
+def test_a_checkpoint_that_was_to_give_way_comes_back_after_a_kill(workdir):
+    folder = workdir / "checkpoints/latest"
+    (folder / "8").rename(folder / "8.replaced")  # as if killed before the other one came
+    shutil.copytree(folder / "4", folder / "8.partial")
+    Checkpoints(workdir, writable=True)
+    assert latest_step(workdir) == 8
+    assert sorted(path.name for path in folder.iterdir()) == ["4", "8"]
+
+
 def test_a_damaged_checkpoint_of_the_same_step_gives_way(workdir):
     flip(workdir / "checkpoints/latest/8/checksums.json", random.Random(2))
     with Checkpoints(workdir, writable=True) as checkpoints:

@@ -8,6 +8,7 @@ verified before; a damaged checkpoint is skipped with a warning.
 """
 
 import functools
+import json
 import math
 import shutil
 import warnings
@@ -23,16 +24,17 @@ from orbax.checkpoint import v1 as ocp
 
 from nrgpt_jax import disk
 from nrgpt_jax.errors import UserError
-from nrgpt_jax.processes import agreed, by_first
+from nrgpt_jax.processes import agreed, by_first, gather_texts, is_first
 from nrgpt_jax.runs import checksums
 from nrgpt_jax.runs.orbax_errors import failure, reason
 
 KINDS = ("latest", "best")
+_REPLACED = ".replaced"  # of a checkpoint that gives way to another one of its step
 _NOT_USED = "checkpoint %s/%d is not used: %s"
 
 
 class Checkpoints:
-    """Saves and restores one run. Use as a context manager.
+    """Saves and restores one run. It may be used as a context manager, and need not be closed.
 
     Only the process that trains opens it `writable`: that clears away what a killed save left.
 
@@ -63,7 +65,10 @@ class Checkpoints:
         for kind in KINDS:
             folder = self._root / kind
             for entry in folder.iterdir() if folder.is_dir() else ():
-                if not entry.name.isdigit() and entry.is_dir():
+                name = entry.name.removesuffix(_REPLACED)
+                if name.isdigit() and name != entry.name and not (folder / name).exists():
+                    entry.rename(folder / name)  # it was to give way to what never came
+                elif not entry.name.isdigit() and entry.is_dir():
                     shutil.rmtree(entry, ignore_errors=True)
 
     # Saving -------------------------------------------------------------------------------------
@@ -82,21 +87,21 @@ class Checkpoints:
         """
         self._save("latest", step, _parts_of(state), place)
         if prune:
-            by_first(self._prune)
+            by_first(lambda: self._prune(step))
 
-    def save_best(self, step: int, params: Any, val_loss: float) -> None:
-        """Saves parameters better than all before. Raises what `save_latest` does."""
+    def save_best(self, step: int, params: Any, val_loss: float, *, prune: bool = True) -> None:
+        """Saves parameters better than all before; arguments and errors are of `save_latest`."""
         self._save("best", step, {"params": params}, {"val_loss": val_loss})
-        by_first(self._prune)
+        if prune:
+            by_first(lambda: self._prune(step))
 
     def _save(self, kind: str, step: int, content: dict, metadata: Mapping[str, Any]) -> None:
         folder = self._root / kind
         final, partial = folder / str(step), folder / f"{step}.partial"
 
         def save() -> None:
-            ocp.save_checkpointables(
-                partial, content, overwrite=True, custom_metadata=dict(metadata)
-            )
+            made = functools.partial(ocp.save_checkpointables, partial, content, overwrite=True)
+            agreed(lambda: made(custom_metadata=dict(metadata)))
             checksums.write(partial)
             by_first(lambda: _move(partial, final))
 
@@ -110,23 +115,26 @@ class Checkpoints:
             )
         self._verified[kind, step] = ""
 
-    def _prune(self) -> None:
-        """Removes states that are not to be kept, and what was best before them."""
-        latest, best = self.steps("latest"), self.steps("best")
+    def _prune(self, step: int) -> None:
+        """Removes states up to a step that are not to be kept, and what was best before them.
+
+        Later ones are of a course that a damaged state has ended; they are of no use as others.
+        """
+        latest, best = ([s for s in self._listed(kind) if s <= step] for kind in KINDS)
         forever = {s for s in latest if self._keep_every and s % self._keep_every == 0}
         kept = {*latest[-self._keep :], *forever}
         # Whichever state the run may go back to, the best parameters up to it are still there.
         needed = {max((b for b in best if b <= s), default=None) for s in kept}
-        for kind, steps in (("latest", kept), ("best", {*best[-1:], *needed})):
-            for step in self.steps(kind):
-                if step not in steps:
-                    shutil.rmtree(self._root / kind / str(step), ignore_errors=True)
+        needed |= set(best[-1:])
+        for kind, found, wanted in (("latest", latest, kept), ("best", best, needed)):
+            for other in set(found) - wanted:
+                shutil.rmtree(self._root / kind / str(other), ignore_errors=True)
 
     def drop_best_after(self, step: int) -> None:
         """Removes what was best in a course that the run has left by going back to `step`."""
 
         def drop() -> None:
-            for later in self.steps("best"):
+            for later in self._listed("best"):
                 if later > step:
                     shutil.rmtree(self._root / "best" / str(later))
 
@@ -148,7 +156,14 @@ class Checkpoints:
     # Reading ------------------------------------------------------------------------------------
 
     def steps(self, kind: str) -> list[int]:
-        """The steps of the checkpoints that are there, from the first to the last."""
+        """The steps of the checkpoints that the first process sees, from the first to the last."""
+        return json.loads(gather_texts(json.dumps(self._listed(kind)) if is_first() else "")[0])
+
+    def whole_steps(self, kind: str) -> list[int]:
+        """Those of checkpoints that are not damaged."""
+        return [step for step in self.steps(kind) if not self._damage(kind, step)]
+
+    def _listed(self, kind: str) -> list[int]:
         folder = self._root / kind
         names = [e.name for e in folder.iterdir() if e.is_dir()] if folder.is_dir() else []
         return sorted(int(name) for name in names if name.isdigit() and name.isascii())
@@ -210,21 +225,20 @@ class Checkpoints:
             if self._damage(kind, step):
                 continue
             try:
-                return step, agreed(functools.partial(self._load, kind, step, wanted))
+                folder = self._root / kind / str(step)
+                content = agreed(functools.partial(ocp.load_checkpointables, folder, wanted))
             except Exception as error:  # orbax, tensorstore and grain each raise their own
                 logging.warning(_NOT_USED, kind, step, reason(error))
+                continue
+            if all_finite(content):
+                return step, content
+            logging.warning(_NOT_USED, kind, step, "it holds numbers that are not finite")
         if steps:
             raise UserError(
                 f"no readable {kind} checkpoint in {self._root / kind} (tried steps {steps}); "
                 f"restore one from a copy, or {self._others(kind)}"
             )
         return None
-
-    def _load(self, kind: str, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
-        content = ocp.load_checkpointables(self._root / kind / str(step), wanted)
-        if not all_finite(content):
-            raise ValueError("it holds numbers that are not finite")
-        return content
 
     def _damage(self, kind: str, step: int) -> str:
         """What is wrong with a checkpoint's files, said once; "" where nothing is."""
@@ -264,11 +278,16 @@ def _parts_of(state: Any) -> dict[str, Any]:
 
 def _move(partial: Path, final: Path) -> None:
     """Gives a checkpoint its name; a damaged one that has it gives way."""
-    replaced = final.with_name(f"{final.name}.replaced")
+    replaced = final.with_name(f"{final.name}{_REPLACED}")
     if final.exists():
         shutil.rmtree(replaced, ignore_errors=True)
         final.rename(replaced)
-    partial.rename(final)
+    try:
+        partial.rename(final)
+    except OSError:
+        if replaced.exists():
+            replaced.rename(final)
+        raise
     disk.flush_folder(final.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 

@@ -28,7 +28,8 @@ def write(folder: Path, names: Iterable[str] | None = None) -> None:
       folder: where the files are.
       names: theirs; None: of all that are there.
     """
-    sums = _sums(folder, _files(folder) if names is None else sorted(names))
+    told = json.dumps(_files(folder) if names is None else sorted(names)) if is_first() else ""
+    sums = _sums(folder, json.loads(gather_texts(told)[0]))  # of what the first process sees
     by_first(lambda: disk.write_json(folder / FILE_NAME, {_KIND: sums}))
 
 
@@ -56,11 +57,11 @@ def _expected(folder: Path) -> tuple[dict[str, str], str]:
     try:
         found, _ = disk.read_json(folder / FILE_NAME, dict[str, dict[str, str]], _CURE)
         wanted = found[_KIND]
+        missing = sorted(set(wanted) - set(_files(folder)))  # a name cannot lead out of the folder
     except FileNotFoundError:
         return {}, ""
-    except (UserError, KeyError) as error:
+    except (UserError, KeyError, OSError) as error:
         return {}, f"{error}"
-    missing = sorted(set(wanted) - set(_files(folder)))  # a name cannot lead out of the folder
     return wanted, f"its file {missing[0]} is missing" if missing else ""
 
 

@@ -63,7 +63,7 @@ class Mark(NamedTuple):
 
 
 class MetricWriter:
-    """Appends scalars by step; nothing is touched before the first line.
+    """Appends scalars by step; nothing is touched before it is opened, or the first line comes.
 
     Lines past what the checkpoint at `start_step` knew of (of a run that was killed) are dropped:
     by its `mark`, or where the file is not the one it was, by their steps.
@@ -84,6 +84,11 @@ class MetricWriter:
         self._mark = mark
         self._waiting = b""  # lines that a full disk has not taken
         self._length, self._digest = -1, xxhash.xxh3_128()
+
+    def open(self) -> None:
+        """Drops what is to be dropped, unless that was done. Raises OSError."""
+        if self._length < 0:
+            self._open()
 
     def _open(self) -> None:
         kept = self._kept()
@@ -110,8 +115,7 @@ class MetricWriter:
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes named scalars of one step; what is not finite is written as null."""
-        if self._length < 0:
-            self._open()
+        self.open()
         finite = {name: v if math.isfinite(v) else None for name, v in scalars.items()}
         self._waiting += (json.dumps({"step": step, **finite}) + "\n").encode()
         try:
@@ -136,8 +140,7 @@ class MetricWriter:
 
     def mark(self) -> dict[str, Any]:
         """What a checkpoint that is saved now knows of the file. Raises OSError."""
-        if self._length < 0:
-            self._open()
+        self.open()
         self._flush()
         return Mark(self._length, self._digest.hexdigest())._asdict()
 
@@ -150,6 +153,9 @@ class MetricWriter:
 
 class SilentWriter:
     """A `MetricWriter` that writes nothing: of every process but the first."""
+
+    def open(self) -> None:
+        """Nothing."""
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Nothing."""
@@ -196,7 +202,7 @@ class _TensorBoard:
         header = struct.pack("<Q", len(data))
         sums = [struct.pack("<I", masked_crc32c(part)) for part in (header, data)]
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.parent.mkdir(exist_ok=True)  # not again in a run that was removed
             with self._path.open("ab", buffering=0) as file:
                 file.write(header + sums[0] + data + sums[1])
         except OSError as error:

@@ -45,6 +45,8 @@ def check_config(config: Mapping[str, Any], num_devices: int) -> None:
     require_positive(config, "", *_COUNTS)
     require_not_negative(config, "", *_COUNTS_OR_NONE, "seed")
     limits = dict.fromkeys((*_COUNTS, *_COUNTS_OR_NONE), _LARGEST_COUNT)
+    kept, allowed = config["checkpoint_keep"], "at least 2: the last one may be damaged, or bad"
+    require(kept >= 2, "checkpoint_keep", kept, allowed)
     factor, allowed = config["spike_factor"], "above 1, and finite; 0: never"
     require(factor == 0 or 1 < factor < math.inf, "spike_factor", factor, allowed)
     check_at_most(config, "", {**limits, "seed": LARGEST_SEED})

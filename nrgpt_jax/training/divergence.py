@@ -58,23 +58,25 @@ class SpikeWatch:
     def __init__(self, factor: float, record: Mapping[str, Any] | None = None):
         self.factor = factor
         self.mean, self.count, self.rollbacks = 0.0, 0, 0
+        self.armed = False  # there is a checkpoint to go back to
         if record:
-            self.mean, self.count = record["mean"], record["count"]
-            self.rollbacks = record["rollbacks"]
+            self.mean, self.count, self.armed = record["mean"], record["count"], True
 
     def record(self) -> dict[str, Any]:
         """What a checkpoint keeps of it."""
-        return {"mean": self.mean, "count": self.count, "rollbacks": self.rollbacks}
+        return {"mean": self.mean, "count": self.count}
 
     def went_back(self, record: Mapping[str, Any]) -> "SpikeWatch":
         """The watch of a run that has gone back to a checkpoint with this record."""
-        return SpikeWatch(self.factor, {**record, "rollbacks": self.rollbacks + 1})
+        watch = SpikeWatch(self.factor, record)
+        watch.rollbacks = self.rollbacks + 1
+        return watch
 
     def see(self, step: int, loss: float) -> None:
         """Takes a loss. Raises Spike where it is one."""
         if not self.factor or not math.isfinite(loss):
             return
-        if self.count >= _BEFORE and loss > self.factor * self.mean:
+        if self.armed and self.count >= _BEFORE and loss > self.factor * self.mean:
             raise Spike(step, loss)
         kept = _KEPT if self.count else 0.0
         self.mean, self.count = kept * self.mean + (1 - kept) * loss, self.count + 1
@@ -99,7 +101,7 @@ def ended(error: Diverged, workdir: Path, batch: Batch, checkpoints: Checkpoints
     """Keeps what is needed to look into it; returns the error that says how to go on."""
     saved = save_batch(workdir, error.first, batch)
     aside = checkpoints.set_aside(error.bad_from, workdir / FOLDER)
-    left = checkpoints.steps("latest")
+    left = checkpoints.whole_steps("latest")
     begin = f"from the checkpoint of step {left[-1]}" if left else "from the beginning"
     kept = f"; states that led to it are in {aside[0].parent}" if aside else ""
     return UserError(

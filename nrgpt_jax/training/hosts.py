@@ -36,5 +36,7 @@ def check_shared(workdir: Path) -> None:
         if not mark.exists() or mark.read_text() != token:
             raise UserError(f"{workdir} is not one folder that all hosts share; name another one")
 
-    agreed(check)
-    by_first(mark.unlink)
+    try:
+        agreed(check)
+    finally:
+        by_first(lambda: mark.unlink(missing_ok=True))

@@ -173,6 +173,7 @@ class Trainer:
             try:
                 self._loop(bar)
             except Diverged as error:
+                error.first = max(error.first, self.start + 1)  # that this course has seen
                 batches = self._batches(error.first - 1 + self.ahead, None)
                 raise self.run_directory.ended(error, next(batches)) from None
             except Spike as error:
@@ -199,6 +200,7 @@ class Trainer:
         log = StepLog(config, self.model, self.schedule, self.writer, bar, self.spikes)
         if self.evaluation_due:  # it was cut short by a stop
             stop.begin()
+            agreed(self.writer.open)
             self._evaluate(self.start, bar)
             if self.evaluation_due:  # and again
                 return
@@ -210,6 +212,7 @@ class Trainer:
             if step == self.start + 1:
                 stop.begin()
                 self.run_directory.begin(self.start)
+                agreed(self.writer.open)
             log.after(step, metrics)
             stops, last = stop.asked(), step == config.train_steps
             if step % config.eval_every == 0 or last:
@@ -231,15 +234,18 @@ class Trainer:
             return
         self.writer.write(step, found)
         if not math.isfinite(found["val/loss"]):
-            bad_from = step - int(self.state.skipped_in_a_row)
+            in_a_row = int(self.state.skipped_in_a_row)
             what = f"validation loss at step {step} is {found['val/loss']}"
-            raise Diverged(what, bad_from + 1, bad_from)
+            raise Diverged(what, min(step, step - in_a_row + 1), step - in_a_row)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in found.items())
         if is_first():
             bar.write(f"step {step:>6}  {shown}", file=sys.stderr)
         self.last_evaluation = found
-        if found["val/loss"] < self.run_directory.checkpoints.best_loss():
-            self.run_directory.save_best(step, self.state.params, found["val/loss"])
+        checkpoints, loss = self.run_directory.checkpoints, found["val/loss"]
+        if loss < checkpoints.best_loss():
+            self.run_directory.check()
+            proven = not int(self.state.skipped_in_a_row)
+            checkpoints.save_best(step, self.state.params, loss, prune=proven)
         self.evaluation_due = False
 
     def _found(self, step: int) -> dict[str, float]:
@@ -265,6 +271,7 @@ class Trainer:
     def _save(self, step: int) -> None:
         """Saves the state; after a skipped step beside all that was kept, since it may be bad."""
         with self.stop.saving:
+            self.run_directory.check()
             in_a_row = int(self.state.skipped_in_a_row)
             if not all_finite(self.state.replace(skipped=None, skipped_in_a_row=None)):
                 raise Diverged(f"state after step {step} is not finite", step, step)
@@ -273,10 +280,12 @@ class Trainer:
                 "evaluation_due": self.evaluation_due,
                 "skipped_steps": int(self.state.skipped),
                 steps.IN_A_ROW: in_a_row,
-                "metrics": self.writer.mark(),
+                "metrics": agreed(self.writer.mark),
                 "spikes": self.spikes.record(),
             }
-            self.run_directory.save_latest(step, self.state, place, prune=not in_a_row)
+            checkpoints = self.run_directory.checkpoints
+            checkpoints.save_latest(step, self.state, place, prune=not in_a_row)
+            self.spikes.armed = True
 
     def _summary(self) -> str:
         config, count = self.config, sum(p.size for p in jax.tree.leaves(self.state.params))

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from nrgpt_jax.datasets.pipeline import Batch
 from nrgpt_jax.datasets.tokenizers import Tokenizer
 from nrgpt_jax.errors import UserError
-from nrgpt_jax.processes import by_first, is_first, say
+from nrgpt_jax.processes import agreed, by_first, is_first, say
 from nrgpt_jax.runs.checkpoints import Checkpoints
 from nrgpt_jax.runs.directory import Lock, record_run
 from nrgpt_jax.runs.metrics import MetricWriter, SilentWriter, read_metrics
@@ -79,20 +79,11 @@ class RunDirectory:
             writer = MetricWriter(self.path, start, config.to_dict(), config.wandb, mark)
         try:
             yield writer
-        finally:
-            writer.close()
-
-    def save_latest(
-        self, step: int, state: TrainState, place: Mapping[str, Any], *, prune: bool
-    ) -> None:
-        """`Checkpoints.save_latest`, in a directory that is still there."""
-        self.check()
-        self.checkpoints.save_latest(step, state, place, prune=prune)
-
-    def save_best(self, step: int, params: Any, val_loss: float) -> None:
-        """`Checkpoints.save_best`, in a directory that is still there."""
-        self.check()
-        self.checkpoints.save_best(step, params, val_loss)
+        except BaseException:
+            with contextlib.suppress(OSError):  # what ends the run is said, not what follows
+                writer.close()
+            raise
+        agreed(writer.close)
 
     def ended(self, error: divergence.Diverged, batch: Batch) -> UserError:
         """`divergence.ended`, here."""

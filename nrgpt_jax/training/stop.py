@@ -106,6 +106,13 @@ class Stop:
         if self._begun:
             say("\nstopping after this step and saving; once more to stop at once")
 
+    def _rescued(self, save: Callable[[], None]) -> str:
+        try:
+            save()
+        except Exception as error:  # a full disk, a state that is not finite: nobody else is told
+            return f"stopped; the last steps are not saved: {error}"
+        return "stopped and saved; the same command goes on from there"
+
     def _watch(self) -> None:
         """Python calls `_note` only between two of its own instructions; this thread is told by
         the operating system."""
@@ -123,8 +130,7 @@ class Stop:
             if self._begun:
                 if self._rescue is None:
                     return  # it has just come back
-                self._rescue()
-                text = "stopped and saved; the same command goes on from there"
+                text = self._rescued(self._rescue)
             sys.stderr.write(f"\n{text}\n")
             sys.stderr.flush()
             os._exit(stopped_by(number))
