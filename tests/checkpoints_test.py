@@ -130,7 +130,7 @@ def test_a_name_in_the_checksums_cannot_lead_out_of_the_folder(workdir, caplog):
     outside.write_text("x")
     disk.write_json(file, {"xxh3_128": {**sums, "../../../outside": disk.file_checksum(outside)}})
     assert latest_step(workdir) == 4
-    assert "../../../outside is missing" in caplog.text
+    assert "../../../outside' is missing" in caplog.text
 
 
 @pytest.mark.parametrize("where", ["params", "optimizer"])

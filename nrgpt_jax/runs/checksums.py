@@ -62,7 +62,7 @@ def _expected(folder: Path) -> tuple[dict[str, str], str]:
         return {}, ""
     except (UserError, KeyError, OSError) as error:
         return {}, f"{error}"
-    return wanted, f"its file {missing[0]} is missing" if missing else ""
+    return wanted, f"its file {missing[0]!a:.80} is missing" if missing else ""
 
 
 def _files(folder: Path) -> list[str]:
