@@ -88,7 +88,7 @@ def test_logits_are_those_of_the_release(tmp_path, name, prefix):
     assert logits.shape[-1] == PADDED
     chosen = trained.config.data
     assert (chosen.name, chosen.tokenizer, chosen.fingerprint) == ("openwebtext", "gpt2", "")
-    assert json.loads((tmp_path / "run/tokenizer.json").read_text()) == {"kind": "gpt2"}
+    assert json.loads((tmp_path / "run/tokenizer.json").read_text())["kind"] == "gpt2"
 
 
 def test_it_makes_text_and_energies_but_has_nothing_to_be_evaluated_on(tmp_path, monkeypatch):
@@ -135,7 +135,7 @@ def test_with_its_corpus_it_keeps_its_fingerprint(tmp_path, monkeypatch):
         ({"padded": SIZE - 1}, f"openwebtext has {SIZE} symbols, the checkpoint {SIZE - 1}"),
         ({"padded": SIZE + 128}, f"the checkpoint {SIZE + 128}: it was trained on other data"),
         ({"model": {"wte.weight": torch.zeros(3, 2)}}, "has no parameter token_embedding_table"),
-        ({"model": {"wte.weight": [1.0]}}, "holds a list as parameter wte.weight"),
+        ({"model": {"wte.weight": [1.0]}}, "holds a list as parameter 'wte.weight'"),
         ({"model": 3}, "the checkpoint's model is a int"),
         ({"config": {}}, "does not say its model; give --model"),
         ({"config": {"model_path": None}}, "does not say its model; give --model"),
