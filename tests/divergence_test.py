@@ -93,6 +93,7 @@ def test_a_learning_rate_that_breaks_the_state_is_survived(config, tmp_path):
     assert np.isfinite(loop.train(config, workdir)["val/loss"])
 
 
+@pytest.mark.slow
 def test_a_spike_sends_the_run_back_with_other_data(config, tmp_path, monkeypatch):
     config.update({"checkpoint_every": 2, "spike_factor": 1.5, "train_steps": 12})
     see = SpikeWatch.see

@@ -56,6 +56,7 @@ def edited(path, old, new):
 
 
 @pytest.mark.long
+@pytest.mark.slow
 def test_an_equal_run_is_equal(whole, copied):
     assert told(whole, copied) == []
     saved = judge.read(copied).checkpoints
@@ -64,6 +65,7 @@ def test_an_equal_run_is_equal(whole, copied):
     assert not judge.unfinished(copied)
 
 
+@pytest.mark.slow
 def test_one_other_bit_of_any_array_is_seen(whole):
     there = judge.read_checkpoint(whole.workdir, "latest", tiny.TRAIN_STEPS)
     assert any("optimizer" in name for name in there.arrays)
@@ -82,12 +84,14 @@ def test_one_other_bit_of_any_array_is_seen(whole):
     ("part", "changed"),
     [("place", {"next_sample": 8}), ("metrics", {"val/loss": 1.0}), ("arrays", {})],
 )
+@pytest.mark.slow
 def test_another_place_loss_or_set_of_arrays_is_seen(whole, part, changed):
     there = judge.read_checkpoint(whole.workdir, "latest", tiny.TRAIN_STEPS)
     (difference,) = judge.different(there, there._replace(**{part: changed}))
     assert difference.startswith(part)
 
 
+@pytest.mark.slow
 def test_other_steps_of_checkpoints_are_seen(whole, copied):
     shutil.rmtree(copied / f"checkpoints/latest/{tiny.TRAIN_STEPS}")
     (difference,) = told(whole, copied)
@@ -96,6 +100,7 @@ def test_other_steps_of_checkpoints_are_seen(whole, copied):
     assert any(difference.startswith("best") for difference in told(whole, copied))
 
 
+@pytest.mark.slow
 def test_other_metrics_are_seen_but_those_of_a_clock(whole, copied):
     path = copied / "metrics.jsonl"
     text = path.read_text()
@@ -124,6 +129,7 @@ def test_an_end_that_is_not_as_documented_is_wrong(end, codes, wrong):
     assert len(endings.wrong(end, codes)) == wrong
 
 
+@pytest.mark.slow
 def test_where_a_run_was_is_told_by_its_files(whole, tmp_path):
     assert moments.stage(tmp_path) == moments.BEFORE
     shutil.copy(whole.workdir / "config.json", tmp_path)
@@ -139,6 +145,7 @@ def test_where_a_run_was_is_told_by_its_files(whole, tmp_path):
 # The parts ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_that_does_not_end_as_the_other_is_counted_wrong(whole, copied):
     wanted = judge.read(whole.workdir)
     right = kills.Killed(copied, [moments.SAVING], [], [])
@@ -242,6 +249,7 @@ def test_every_file_is_damaged_in_every_way(tmp_path):
     assert [case.how for case in cases if case.file == "empty"] == ["deleted"]
 
 
+@pytest.mark.slow
 def test_a_file_is_damaged_in_a_copy_only(whole):
     file = next(path for path in whole.workdir.glob("checkpoints/latest/20/params/d/*"))
     before = file.read_bytes()

@@ -75,7 +75,9 @@ def test_learns_and_leaves_a_complete_run_directory(config, tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("step", [3, pytest.param(5, marks=pytest.mark.slow), 6])
+@pytest.mark.parametrize(
+    "step", [3, *(pytest.param(step, marks=pytest.mark.slow) for step in (5, 6))]
+)
 def test_stopped_and_continued_equals_left_alone(config, whole, tmp_path, monkeypatch, capfd, step):
     with monkeypatch.context() as patch:
         stop_at(patch, step)
