@@ -16,9 +16,9 @@ from ml_collections import config_flags
 from nrgpt_jax import interrupts
 from nrgpt_jax.configs import check_complete, default_config, field_names
 from nrgpt_jax.credentials import masked
-from nrgpt_jax.errors import FAILED, MISTAKE, UserError
+from nrgpt_jax.errors import FAILED, MISTAKE, UserError, stopped_by
 
-_UNREAD = 128 + signal.SIGPIPE  # whoever reads what is printed has gone, as `head` does
+_UNREAD = stopped_by(signal.SIGPIPE)  # whoever reads what is printed has gone, as `head` does
 
 
 def percent(share: float, digits: int = 1) -> str:

@@ -150,8 +150,6 @@ class Recorded(NamedTuple):
 
     config: ConfigDict  # all fields, locked; those that the file lacks have their defaults
     given: Mapping[str, Any]  # the fields that are in the file
-    record: Mapping[str, Any]  # of any content; empty where the file has none
-    checked: bool  # whether the file had a checksum, which it matched
 
 
 def read_record(path: Path, cure: str) -> Recorded:
@@ -165,12 +163,11 @@ def read_record(path: Path, cure: str) -> Recorded:
       FileNotFoundError: there is none.
       UserError: it is damaged, or a field is unknown or of another type; the message names it.
     """
-    content, checked = disk.read_json(path, schema(), cure)
-    given = _given(content)
-    record = given.pop(RECORD, {})
+    given = _given(disk.read_json(path, schema(), cure))
+    given.pop(RECORD, None)
     config = default_config()
     config.update(given)
-    return Recorded(config, given, record, checked)
+    return Recorded(config, given)
 
 
 @functools.cache

@@ -78,16 +78,13 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
     write_whole(path, (json.dumps(whole, indent=1) + "\n").encode())
 
 
-def read_json(path: Path, schema: type[Schema], cure: str) -> tuple[Schema, bool]:
-    """Reads a JSON file, through its schema.
+def read_json(path: Path, schema: type[Schema], cure: str) -> Schema:
+    """Reads a JSON file, through its schema. Files of older versions have no checksum.
 
     Args:
       path: the file.
       schema: the type of its content, as of `msgspec`, without the checksum.
       cure: what to do about a file that cannot be read; ends the message.
-
-    Returns:
-      (content, whether it had a checksum: files of older versions have none).
 
     Raises:
       FileNotFoundError: there is none.
@@ -101,7 +98,7 @@ def read_json(path: Path, schema: type[Schema], cure: str) -> tuple[Schema, bool
                 f"{path} does not match its checksum: it was damaged or edited; {cure} (if you "
                 f'edited it, remove its line "{CHECKSUM}")'
             )
-        return msgspec.convert(content, schema, strict=True), given is not None
+        return msgspec.convert(content, schema, strict=True)
     except (msgspec.ValidationError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({_one_line(error)}); {cure}") from None
 

@@ -7,16 +7,18 @@ from typing import Any
 # Exit codes, by which SLURM, GKE and XPK know what to start again.
 FAILED = 1  # the machine did: a full disk, a folder that cannot be written
 MISTAKE = 2  # a UserError
-STOPPED = 128 + signal.SIGTERM  # SIGTERM stopped a training before its end, and it was saved
+
+
+def stopped_by(number: int) -> int:
+    """The exit code of a program that a signal has stopped, as shells have it: 130, 143."""
+    return 128 + number
+
+
+STOPPED = stopped_by(signal.SIGTERM)  # a training before its end, and it was saved
 
 
 class UserError(ValueError):
     """Shown by the programs as one line, without a traceback; exit code 2."""
-
-
-def stopped_by(number: int) -> int:
-    """The exit code of a run that a signal has stopped, as shells have it: 130, 143."""
-    return 128 + number
 
 
 def require(condition: bool, field: str, value: Any, allowed: str) -> None:

@@ -5,7 +5,9 @@ import signal
 import sys
 from typing import NoReturn
 
-INTERRUPTED = 128 + signal.SIGINT
+from nrgpt_jax.errors import stopped_by
+
+INTERRUPTED = stopped_by(signal.SIGINT)
 _PACKAGE = __name__.partition(".")[0]
 
 

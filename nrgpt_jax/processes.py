@@ -7,7 +7,7 @@ All processes run the same program on their own devices. The first one writes wh
 import json
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -43,7 +43,7 @@ def agreed(function: Callable[[], Result]) -> Result:
     except Exception as failure:
         error = failure
     told = "" if error is None else f"{error}" or type(error).__name__
-    of_machine = isinstance(error, OSError) and not isinstance(error, UserError)
+    of_machine = isinstance(error, OSError)
     messages = gather_texts(json.dumps([told, of_machine]))
     if error is not None:
         raise error
@@ -54,9 +54,12 @@ def agreed(function: Callable[[], Result]) -> Result:
     return result  # type: ignore[return-value]
 
 
-def by_first(function: Callable[[], Any]) -> None:
-    """Calls a function on the first process, while the others wait. Raises what `agreed` does."""
-    agreed(function if is_first() else lambda: None)
+def by_first(function: Callable[[], Result]) -> Result | None:
+    """Calls a function on the first process, while the others wait, and have None.
+
+    Raises what `agreed` does.
+    """
+    return agreed(function if is_first() else lambda: None)
 
 
 def one_ahead(function: Callable[[], Result]) -> Result:

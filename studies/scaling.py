@@ -140,7 +140,7 @@ def mesh_of(row: Row) -> jax.sharding.Mesh:
     os.environ.update(TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost")
     try:
         devices = topologies.get_topology_desc(TOPOLOGIES[row.devices], "tpu").devices
-    except (RuntimeError, NotImplementedError, FileNotFoundError) as error:
+    except (RuntimeError, FileNotFoundError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"cannot compile for TPUs ({reason}): pip install 'nrgpt-jax[tpu]' first"

@@ -284,15 +284,14 @@ def test_a_tokenizer_file_knows_its_content(tmp_path):
     written, mark = path.read_bytes(), path.stat().st_mtime_ns
     tokenizers.save_tokenizer(tokenizers.SymbolTokenizer("cab"), path)
     assert path.stat().st_mtime_ns == mark, "the same content is not written again"
-    assert tokenizers.read_tokenizer(path)[1]
+    assert tokenizers.load_tokenizer(path).vocabulary == ["c", "a", "b"]
     record = json.loads(written)
     path.write_text(json.dumps({**record, "vocabulary": record["vocabulary"][::-1]}))
     with pytest.raises(UserError, match="does not match its checksum"):
         tokenizers.load_tokenizer(path)
     del record["checksum"]
-    path.write_text(json.dumps(record))
-    again, checked = tokenizers.read_tokenizer(path)
-    assert (again.vocabulary, checked) == (["c", "a", "b"], False)
+    path.write_text(json.dumps(record))  # as older versions wrote it
+    assert tokenizers.load_tokenizer(path).vocabulary == ["c", "a", "b"]
 
 
 def test_damaged_tokenizer_file(tmp_path):

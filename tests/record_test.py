@@ -31,6 +31,7 @@ def lines_of(workdir):
 def written(workdir):
     """A file with lines of steps 1 to 3, and the mark of a checkpoint made after step 2."""
     writer = writer_of(workdir)
+    writer.open()
     writer.write(1, {"loss": 1.0})
     writer.write(2, {"loss": 2.0})
     mark = writer.mark()
@@ -39,11 +40,12 @@ def written(workdir):
     return mark
 
 
-def test_lines_after_the_checkpoint_are_dropped_when_the_next_one_is_written(tmp_path):
+def test_lines_after_the_checkpoint_are_dropped_when_it_is_opened(tmp_path):
     mark = written(tmp_path)
     assert lines_of(tmp_path) == [(1, 1.0), (2, 2.0), (3, None)]
     again = writer_of(tmp_path, 2, mark)
     assert len(lines_of(tmp_path)) == 3, "nothing is touched before"
+    again.open()
     again.write(3, {"loss": 3.5})
     assert lines_of(tmp_path) == [(1, 1.0), (2, 2.0), (3, 3.5)]
 
@@ -52,7 +54,9 @@ def test_a_line_of_the_same_step_that_the_checkpoint_did_not_know_is_dropped_too
     mark = written(tmp_path)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "loss": 9.0}\n')
-    writer_of(tmp_path, 2, mark).write(3, {"loss": 3.5})
+    again = writer_of(tmp_path, 2, mark)
+    again.open()
+    again.write(3, {"loss": 3.5})
     assert lines_of(tmp_path) == [(1, 1.0), (2, 2.0), (3, 3.5)]
 
 
@@ -65,7 +69,9 @@ def test_a_foreign_line_stops_nothing(tmp_path, caplog, damage):
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(damage + b"".join(lines[1:]))
     before = path.read_bytes()
-    writer_of(tmp_path, 2, mark).write(3, {"loss": 3.5})
+    again = writer_of(tmp_path, 2, mark)
+    again.open()
+    again.write(3, {"loss": 3.5})
     assert lines_of(tmp_path)[-2:] == [(2, 2.0), (3, 3.5)]
     assert "is not the file that the checkpoint at step 2 knew" in caplog.text
     assert (tmp_path / "metrics.damaged.jsonl").read_bytes() == before, "nothing is lost"
@@ -73,6 +79,7 @@ def test_a_foreign_line_stops_nothing(tmp_path, caplog, damage):
 
 def test_lines_that_a_full_disk_did_not_take_are_written_later(tmp_path, monkeypatch, caplog):
     writer = writer_of(tmp_path)
+    writer.open()
     writer.write(1, {"loss": 1.0})
     path_open = Path.open
 
@@ -108,7 +115,7 @@ def test_a_file_is_written_whole_and_only_when_it_differs(tmp_path, monkeypatch,
 def test_json_says_what_is_wrong_with_it(tmp_path):
     path = tmp_path / "x.json"
     disk.write_json(path, {"steps": 3})
-    assert disk.read_json(path, dict[str, int], "") == ({"steps": 3}, True)
+    assert disk.read_json(path, dict[str, int], "") == {"steps": 3}
     path.write_text(path.read_text().replace("3", "4"))
     with pytest.raises(UserError, match=r'x\.json does not match .* remove its line "checksum"'):
         disk.read_json(path, dict[str, int], "restore it")

@@ -225,18 +225,8 @@ def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
 
 def load_tokenizer(path: Path) -> Tokenizer:
     """Reads `tokenizer.json`. Raises UserError when it is missing or damaged."""
-    return read_tokenizer(path)[0]
-
-
-def read_tokenizer(path: Path) -> tuple[Tokenizer, bool]:
-    """The tokenizer of `tokenizer.json`, and whether the file has a checksum: older ones do not.
-
-    Raises:
-      UserError: it is missing or damaged.
-    """
     try:
-        record, checked = disk.read_json(path, object, RESTORE)
-        return from_record(record), checked
+        return from_record(disk.read_json(path, object, RESTORE))
     except FileNotFoundError:
         raise UserError(f"no tokenizer in {path.parent}: is it a run directory?") from None
     except UserError:

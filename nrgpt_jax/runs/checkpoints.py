@@ -85,7 +85,7 @@ class Checkpoints:
         Raises:
           OSError: it could not be saved; what was saved before is still there.
         """
-        self._save("latest", step, _parts_of(state), place)
+        self._save("latest", step, parts_of(state), place)
         if prune:
             by_first(lambda: self._prune(step))
 
@@ -185,7 +185,7 @@ class Checkpoints:
 
         `state` is the tree of expected shapes and shardings.
         """
-        found = self._newest_whole("latest", _parts_of(state))
+        found = self._newest_whole("latest", parts_of(state))
         if found is None:
             return None
         step, content = found
@@ -270,7 +270,7 @@ class Checkpoints:
         return float(loss)
 
 
-def _parts_of(state: Any) -> dict[str, Any]:
+def parts_of(state: Any) -> dict[str, Any]:
     """A state as it is saved."""
     rest = {"step": state.step, "params": None, "optimizer": state.optimizer}
     return {"params": state.params, "rest": rest}

@@ -55,7 +55,7 @@ def exist(folder: Path) -> bool:
 def _expected(folder: Path) -> tuple[dict[str, str], str]:
     """The checksums by file, and what is wrong even so."""
     try:
-        found, _ = disk.read_json(folder / FILE_NAME, dict[str, dict[str, str]], _CURE)
+        found = disk.read_json(folder / FILE_NAME, dict[str, dict[str, str]], _CURE)
         wanted = found[_KIND]
         missing = sorted(set(wanted) - set(_files(folder)))  # a name cannot lead out of the folder
     except FileNotFoundError:

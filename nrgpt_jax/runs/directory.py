@@ -130,7 +130,7 @@ def record_run(
 def _record_of(workdir: Path) -> dict[str, Any]:
     """What config.json says of itself; nothing where it cannot be read."""
     with contextlib.suppress(FileNotFoundError, UserError):
-        record = disk.read_json(workdir / CONFIG_FILE, dict[str, Any], "")[0].get(RECORD)
+        record = disk.read_json(workdir / CONFIG_FILE, dict[str, Any], "").get(RECORD)
         return record if isinstance(record, dict) else {}
     return {}
 

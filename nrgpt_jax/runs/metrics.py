@@ -1,14 +1,16 @@
 """What a run writes while it trains: metrics.jsonl, TensorBoard, optionally Weights & Biases."""
 
+import errno
 import json
 import math
+import os
 import socket
 import struct
 import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import xxhash
@@ -55,18 +57,11 @@ def _lines(path: Path, content: bytes) -> list[tuple[bytes, dict[str, Any]]]:
     return found
 
 
-class Mark(NamedTuple):
-    """How far metrics.jsonl was written when a checkpoint was saved."""
-
-    bytes: int
-    checksum: str
-
-
 class MetricWriter:
-    """Appends scalars by step; nothing is touched before it is opened, or the first line comes.
+    """Appends scalars by step, once it is opened.
 
-    Lines past what the checkpoint at `start_step` knew of (of a run that was killed) are dropped:
-    by its `mark`, or where the file is not the one it was, by their steps.
+    Lines past what the checkpoint at `start_step` knew of (of a run that was killed) are dropped
+    then: by its `mark()`, or where the file is not the one it was, by their steps.
     """
 
     def __init__(
@@ -87,10 +82,8 @@ class MetricWriter:
 
     def open(self) -> None:
         """Drops what is to be dropped, unless that was done. Raises OSError."""
-        if self._length < 0:
-            self._open()
-
-    def _open(self) -> None:
+        if self._length >= 0:
+            return
         kept = self._kept()
         disk.write_whole(self._path, kept)
         self._length = len(kept)
@@ -115,7 +108,6 @@ class MetricWriter:
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes named scalars of one step; what is not finite is written as null."""
-        self.open()
         finite = {name: v if math.isfinite(v) else None for name, v in scalars.items()}
         self._waiting += (json.dumps({"step": step, **finite}) + "\n").encode()
         try:
@@ -133,16 +125,15 @@ class MetricWriter:
                 file.truncate(self._length)  # of a line that was written in part
                 file.seek(self._length)
                 if file.write(self._waiting) != len(self._waiting):
-                    raise OSError(28, "No space left on device", str(self._path))
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
             self._length += len(self._waiting)
             self._digest.update(self._waiting)
             self._waiting = b""
 
     def mark(self) -> dict[str, Any]:
         """What a checkpoint that is saved now knows of the file. Raises OSError."""
-        self.open()
         self._flush()
-        return Mark(self._length, self._digest.hexdigest())._asdict()
+        return {"bytes": self._length, "checksum": self._digest.hexdigest()}
 
     def close(self) -> None:
         """Flushes and closes everything. Raises OSError."""

@@ -66,10 +66,10 @@ class SpikeWatch:
         """What a checkpoint keeps of it."""
         return {"mean": self.mean, "count": self.count}
 
-    def went_back(self, record: Mapping[str, Any]) -> "SpikeWatch":
+    def went_back(self, record: Mapping[str, Any] | None) -> "SpikeWatch":
         """The watch of a run that has gone back to a checkpoint with this record."""
         watch = SpikeWatch(self.factor, record)
-        watch.rollbacks = self.rollbacks + 1
+        watch.rollbacks, watch.armed = self.rollbacks + 1, True
         return watch
 
     def see(self, step: int, loss: float) -> None:

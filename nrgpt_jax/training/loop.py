@@ -18,12 +18,12 @@ from nrgpt_jax.datasets.pipeline import Batch, Rows, check_length, train_batches
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.models import create_model, parameter_specs, sharding
 from nrgpt_jax.processes import agreed, by_first, is_first, one_ahead, say
-from nrgpt_jax.runs.checkpoints import all_finite
-from nrgpt_jax.runs.directory import Lock, check_run, locked
+from nrgpt_jax.runs.checkpoints import all_finite, parts_of
+from nrgpt_jax.runs.directory import check_run, locked
 from nrgpt_jax.training import evaluation, optimizers
 from nrgpt_jax.training import step as steps
 from nrgpt_jax.training.config_checks import check_config, check_mesh
-from nrgpt_jax.training.divergence import MOST_ROLLBACKS, Diverged, Spike, SpikeWatch
+from nrgpt_jax.training.divergence import MOST_ROLLBACKS, Diverged, Spike, SpikeWatch, ended
 from nrgpt_jax.training.hosts import check_same, check_shared
 from nrgpt_jax.training.run_directory import RunDirectory
 from nrgpt_jax.training.step_log import StepLog
@@ -51,11 +51,10 @@ def train(config: ConfigDict, workdir: Path | str) -> dict[str, float]:
     check_same(config.to_dict())
     changes = agreed(lambda: check_run(workdir, config, dataset.tokenizer))
     with contextlib.ExitStack() as held:
-        locks: list[Lock] = []
-        by_first(lambda: locks.append(held.enter_context(locked(workdir))))
+        lock = by_first(lambda: held.enter_context(locked(workdir)))
         check_shared(workdir)
         stop = held.enter_context(Stop())
-        run = RunDirectory(workdir, config, dataset.tokenizer, changes, locks)
+        run = RunDirectory(workdir, config, dataset.tokenizer, changes, lock)
         trainer = Trainer(config, run, dataset, stop)
         found = trainer.run()
     if not trainer.done():
@@ -175,7 +174,8 @@ class Trainer:
             except Diverged as error:
                 error.first = max(error.first, self.start + 1)  # that this course has seen
                 batches = self._batches(error.first - 1 + self.ahead, None)
-                raise self.run_directory.ended(error, next(batches)) from None
+                where, kept = self.run_directory.path, self.run_directory.checkpoints
+                raise ended(error, where, next(batches), kept) from None
             except Spike as error:
                 self._roll_back(error)
                 return False
@@ -183,14 +183,15 @@ class Trainer:
 
     def _roll_back(self, spike: Spike) -> None:
         """To the last checkpoint; the data go on from where they are."""
-        found = self.run_directory.restored(self.shapes)
-        if found is None or self.spikes.rollbacks >= MOST_ROLLBACKS:
+        if self.spikes.rollbacks >= MOST_ROLLBACKS:
             raise UserError(
                 f"{spike}, after {self.spikes.rollbacks} returns to a checkpoint; lower "
                 "--config.optimizer.learning_rate and run the command again"
             )
+        found = self.run_directory.restored(self.shapes)
+        assert found is not None, "a checkpoint has armed the watch"
         state, place = found
-        self.spikes = self.spikes.went_back(place.get("spikes") or SpikeWatch(0.0).record())
+        self.spikes = self.spikes.went_back(place.get("spikes"))
         next_batch = spike.step + self.ahead
         self._go_on_from(state, {**place, "next_sample": next_batch * self.config.data.batch_size})
         say(f"\n{spike}: back to step {self.start}, and on with other data")
@@ -273,7 +274,7 @@ class Trainer:
         with self.stop.saving:
             self.run_directory.check()
             in_a_row = int(self.state.skipped_in_a_row)
-            if not all_finite(self.state.replace(skipped=None, skipped_in_a_row=None)):
+            if not all_finite(parts_of(self.state)):  # compiled when it was restored
                 raise Diverged(f"state after step {step} is not finite", step, step)
             place = {
                 "next_sample": (step + self.ahead) * self.config.data.batch_size,

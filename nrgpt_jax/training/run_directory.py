@@ -7,14 +7,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from nrgpt_jax.datasets.pipeline import Batch
 from nrgpt_jax.datasets.tokenizers import Tokenizer
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.processes import agreed, by_first, is_first, say
 from nrgpt_jax.runs.checkpoints import Checkpoints
 from nrgpt_jax.runs.directory import Lock, record_run
 from nrgpt_jax.runs.metrics import MetricWriter, SilentWriter, read_metrics
-from nrgpt_jax.training import divergence
 from nrgpt_jax.training.step import TrainState
 
 
@@ -25,7 +23,7 @@ class RunDirectory:
       path: the directory, locked.
       config, tokenizer: what is recorded when the first step is made.
       changes: the fields of the configuration that are other than recorded.
-      locks: that of the first process; empty on the others.
+      lock: of the first process; None on the others.
     """
 
     def __init__(
@@ -34,10 +32,10 @@ class RunDirectory:
         config: ConfigDict,
         tokenizer: Tokenizer,
         changes: Sequence[str],
-        locks: Sequence[Lock],
+        lock: Lock | None,
     ):
         self.path, self._config, self._tokenizer = path, config, tokenizer
-        self._changes, self._locks = changes, locks
+        self._changes, self._lock = changes, lock
         self.checkpoints = Checkpoints(
             path,
             writable=True,
@@ -47,7 +45,7 @@ class RunDirectory:
 
     def check(self) -> None:
         """Raises UserError, on all processes, when the directory is no longer there."""
-        by_first(lambda: [lock.check() for lock in self._locks])
+        by_first(lambda: self._lock and self._lock.check())
 
     def restored(self, shapes: TrainState) -> tuple[Any, Mapping[str, Any]] | None:
         """The latest state and the place in the course of the run, if there is one."""
@@ -84,7 +82,3 @@ class RunDirectory:
                 writer.close()
             raise
         agreed(writer.close)
-
-    def ended(self, error: divergence.Diverged, batch: Batch) -> UserError:
-        """`divergence.ended`, here."""
-        return divergence.ended(error, self.path, batch, self.checkpoints)

@@ -65,7 +65,7 @@ class StepLog:
         self.flush()
         self.steps += 1
         self.bar.update()
-        if self._is_line(step) or step % max(1, self.config.max_skipped_steps) == 0:
+        if self._is_line(step) or step % self.config.max_skipped_steps == 0:
             self.pending = step, metrics
 
     def _is_line(self, step: int) -> bool:
@@ -77,15 +77,15 @@ class StepLog:
             return
         step, metrics = self.pending
         self.pending = None
-        scalars = {name: float(value) for name, value in metrics.items()}
-        skipped, in_a_row = int(scalars["train/skipped_steps"]), int(scalars.pop(IN_A_ROW))
+        in_a_row = int(metrics[IN_A_ROW])
         if in_a_row >= self.config.max_skipped_steps:
             what = f"loss or gradient was not finite in {in_a_row} steps in a row, to step {step}"
             first = step - in_a_row + 1
             raise Diverged(what, first, first - 1)
         if not self._is_line(step):
             return
-        scalars["train/skipped_steps"] = skipped
+        scalars = {name: float(value) for name, value in metrics.items() if name != IN_A_ROW}
+        skipped = scalars["train/skipped_steps"] = int(scalars["train/skipped_steps"])
         scalars["train/learning_rate"] = float(self.schedule(step - 1 - skipped))
         shown = f"loss {scalars['train/loss']:.3f}"
         if skipped:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import jax
 from jax.experimental import multihost_utils
 
-from nrgpt_jax.errors import STOPPED, stopped_by
+from nrgpt_jax.errors import FAILED, STOPPED, stopped_by
 from nrgpt_jax.processes import say
 
 Item = TypeVar("Item")
@@ -106,12 +106,13 @@ class Stop:
         if self._begun:
             say("\nstopping after this step and saving; once more to stop at once")
 
-    def _rescued(self, save: Callable[[], None]) -> str:
+    def _rescued(self, save: Callable[[], None], number: int) -> tuple[str, int]:
+        """What to say, and the exit code."""
         try:
             save()
         except Exception as error:  # a full disk, a state that is not finite: nobody else is told
-            return f"stopped; the last steps are not saved: {error}"
-        return "stopped and saved; the same command goes on from there"
+            return f"error: stopped, and the last steps are not saved: {error}", FAILED
+        return "stopped and saved; the same command goes on from there", stopped_by(number)
 
     def _watch(self) -> None:
         """Python calls `_note` only between two of its own instructions; this thread is told by
@@ -126,11 +127,11 @@ class Stop:
         if self._begun and self._free.wait(PATIENCE):
             return  # the main thread does it
         with self.saving:
-            text = "stopped before the first step: nothing is lost"
+            text, code = "stopped before the first step: nothing is lost", stopped_by(number)
             if self._begun:
                 if self._rescue is None:
                     return  # it has just come back
-                text = self._rescued(self._rescue)
+                text, code = self._rescued(self._rescue, number)
             sys.stderr.write(f"\n{text}\n")
             sys.stderr.flush()
-            os._exit(stopped_by(number))
+            os._exit(code)

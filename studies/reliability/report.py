@@ -20,14 +20,14 @@ HEAD = """\
 
 Runs are killed, stopped, damaged and starved, and what is left of them is compared bit by bit with
 a run that was left alone. The runs are tiny (seconds long, with a save every third step), so that
-most disturbances hit something; what they exercise is the program as it is used. Figures were
-written by
+most disturbances hit something; what they exercise is the program as it is used.
 
 ```bash
 .venv/bin/python -m studies.reliability --part=all
 ```
 
-part by part; each names its own command.
+writes this page anew. The parts below were run one by one, each by the command under it; between
+them the program was mended where they or a reader had found a fault.
 """
 
 

@@ -21,7 +21,6 @@ from studies.reliability.tiny import Whole, undisturbed
 from studies.tables import table
 
 TITLE, CASES = "Told to stop", 20
-GROUPS = tuple((n, number) for n in (1, 2) for number in (signal.SIGTERM, signal.SIGINT))
 COLD = 0.5  # share of runs that compile anew
 
 

@@ -39,15 +39,15 @@ def time_limit(seconds: float = SECONDS) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def warnings_counted(monkeyed: Any = logging) -> Iterator[list[str]]:
+def warnings_counted() -> Iterator[list[str]]:
     """The warnings that absl is given meanwhile, which it does not print."""
     seen: list[str] = []
-    before = monkeyed.warning
-    monkeyed.warning = lambda message, *values: seen.append(message % values if values else message)
+    before = logging.warning
+    logging.warning = lambda message, *values: seen.append(message % values if values else message)
     try:
         yield seen
     finally:
-        monkeyed.warning = before
+        logging.warning = before
 
 
 def judged(attempt: Callable[[], str]) -> tuple[str, str]:
