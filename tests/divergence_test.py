@@ -54,8 +54,8 @@ def test_a_step_that_is_not_finite_is_left_out_and_counted(config, tmp_path, mon
 
 
 def test_too_many_in_a_row_end_the_run_and_the_advice_works(config, tmp_path, monkeypatch):
-    """From step 7 on, the state of which was saved (step 6)."""
-    config.update({"checkpoint_every": 1, "max_skipped_steps": 3})
+    """From step 7 on, the state of which was saved (step 6), and is best at an evaluation then."""
+    config.update({"checkpoint_every": 1, "max_skipped_steps": 3, "eval_every": 8})
     workdir = tmp_path / "run"
     with monkeypatch.context() as patch:
         spoil(patch, *range(6, 100))
@@ -73,6 +73,9 @@ def test_too_many_in_a_row_end_the_run_and_the_advice_works(config, tmp_path, mo
     config.optimizer.learning_rate = 1e-3
     assert np.isfinite(loop.train(config, workdir)["val/loss"])
     assert read_metrics(workdir)[-1]["step"] == 12
+    with Checkpoints(workdir) as checkpoints:
+        losses = [r["val/loss"] for r in read_metrics(workdir) if "val/loss" in r]
+        assert checkpoints.best_loss() == min(losses), "not of the course that was left"
     history = json.loads((workdir / "config.json").read_text())["record"]["history"]
     assert [entry["since_step"] for entry in history] == [0, 5]
     assert "optimizer.learning_rate=0.01 there, 0.001 here" in history[1]["changes"]
@@ -96,8 +99,13 @@ def test_a_learning_rate_that_breaks_the_state_is_survived(config, tmp_path):
 @pytest.mark.slow
 def test_a_spike_sends_the_run_back_with_other_data(config, tmp_path, monkeypatch):
     config.update({"checkpoint_every": 2, "spike_factor": 1.5, "train_steps": 12})
-    see = SpikeWatch.see
+    see, train_batches = SpikeWatch.see, loop.train_batches
     leapt: list[int] = []
+    firsts: list[int] = []
+
+    def noted(*arguments):
+        firsts.append(arguments[-1])
+        return train_batches(*arguments)
 
     def leap_once(watch, step, loss):
         if step == 9 and not leapt:
@@ -107,6 +115,7 @@ def test_a_spike_sends_the_run_back_with_other_data(config, tmp_path, monkeypatc
 
     with monkeypatch.context() as patch:
         patch.setattr(SpikeWatch, "see", leap_once)
+        patch.setattr(loop, "train_batches", noted)
         loop.train(config, tmp_path / "run")
     with monkeypatch.context() as patch:
         loop.train(config, tmp_path / "undisturbed")
@@ -114,6 +123,7 @@ def test_a_spike_sends_the_run_back_with_other_data(config, tmp_path, monkeypatc
         {r["step"]: r["train/loss"] for r in values(tmp_path / name) if "train/loss" in r}
         for name in ("undisturbed", "run")
     )
+    assert firsts == [0, 9], "the batches after that of the spike"
     assert list(here) == list(there), "every step is there once"
     assert [s for s in here if here[s] != there[s]] == [9, 10, 11, 12]
 

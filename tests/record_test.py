@@ -94,6 +94,8 @@ def test_lines_that_a_full_disk_did_not_take_are_written_later(tmp_path, monkeyp
         with pytest.raises(OSError, match="No space"):
             writer.mark()
     assert "cannot be written now" in caplog.text
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write("x" * 1000)  # as of a line that was written in part
     writer.write(3, {"loss": 3.0})
     assert lines_of(tmp_path) == [(1, 1.0), (2, 2.0), (3, 3.0)]
 

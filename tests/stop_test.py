@@ -24,6 +24,17 @@ print("went on")
 """
 
 
+def _stopped(code: str, number: int) -> subprocess.CompletedProcess[str]:
+    """The end of a program that is sent a signal when it says that it is ready."""
+    command, pipe = [sys.executable, "-c", code], subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, text=True, stdout=pipe, stderr=pipe) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == "ready\n"
+        program.send_signal(number)
+        out, err = program.communicate()
+    return subprocess.CompletedProcess(command, program.returncode, out, err)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("number", "begun"),
@@ -35,21 +46,18 @@ print("went on")
     ],
 )
 def test_a_busy_main_thread_is_no_reason_to_wait(number, begun):
-    code = BUSY.format(begin="stop.begin()" if begun else "")
-    program = subprocess.Popen(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert program.stdout is not None
-    assert program.stdout.readline() == "ready\n"
-    program.send_signal(number)
-    out, err = program.communicate()
-    assert program.returncode == 128 + number
-    assert out == ("saved\n" if begun else "")
-    assert ("stopped and saved" if begun else "nothing is lost") in err
+    done = _stopped(BUSY.format(begin="stop.begin()" if begun else ""), number)
+    assert done.returncode == 128 + number
+    assert done.stdout == ("saved\n" if begun else "")
+    assert ("stopped and saved" if begun else "nothing is lost") in done.stderr
+
+
+@pytest.mark.slow
+def test_what_cannot_be_saved_meanwhile_is_a_failure():
+    code = BUSY.replace('print("saved", flush=True)', "open('/nowhere/file')")
+    done = _stopped(code.format(begin="stop.begin()"), signal.SIGTERM)
+    assert done.returncode == 1
+    assert "error: stopped, and the last steps are not saved: [Errno 2]" in done.stderr
 
 
 def test_the_first_signal_is_noted_and_handlers_come_back():
