@@ -98,6 +98,7 @@ def test_lines_that_a_full_disk_did_not_take_are_written_later(tmp_path, monkeyp
         file.write("x" * 1000)  # as of a line that was written in part
     writer.write(3, {"loss": 3.0})
     assert lines_of(tmp_path) == [(1, 1.0), (2, 2.0), (3, 3.0)]
+    assert "x" not in (tmp_path / "metrics.jsonl").read_text()
 
 
 @pytest.mark.parametrize("content", [b"", b"x", b"123456"])
