@@ -12,6 +12,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import threading
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,12 @@ PEERS = ("eager", "compiled")  # of the release
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 _RELEASE = flags.DEFINE_string("release", None, "Folder of a clone of the authors' release.")
+_START_LIMIT = flags.DEFINE_integer("start_limit", 600, "Seconds that a first step may take.", 1)
 _ONLY = flags.DEFINE_string("only", "", "Measure only cases whose title contains this.")
+
+
+class WorkerStopped(Exception):
+    """A process ended where it should not, for want of memory or because it took too long."""
 
 
 class Worker:
@@ -40,15 +46,21 @@ class Worker:
             stdout=subprocess.PIPE,
             text=True,
         )
-        self.about = self._read()
+        limit = threading.Timer(_START_LIMIT.value, self._process.kill)
+        limit.start()
+        try:
+            self.about = self._read()
+        finally:
+            limit.cancel()
         self.times: list[float] = []
         self.peak_memory = 0.0
+        self.operations: dict[str, float] = {}
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit("error: a worker stopped; what it printed is above")
+            raise WorkerStopped
         return json.loads(line)
 
     def ask(self, what: str = "") -> dict[str, Any]:
@@ -72,17 +84,11 @@ class Worker:
 def measure(index: int, release: str | None) -> dict[str, Any]:
     """The row of one case."""
     case = CASES[index]
-    workers = {"ours": Worker(index, "ours")}
-    if release and case.attention == "full_rank":
-        workers |= {side: Worker(index, side, release) for side in PEERS}
-    for _ in range(ROUNDS):
-        for worker in workers.values():
-            worker.take_turn()
-    seconds = {} if case.accelerator else workers["ours"].ask("profile")
-    for worker in workers.values():
-        worker.stop()
-    tokens = case.batch * case.config().model.context_length
+    sides = ["ours", *(PEERS if release and case.attention == "full_rank" else ())]
+    run_sides = _one_after_another if case.accelerator else _in_turns
+    workers = run_sides(index, sides, release)
     about = workers["ours"].about
+    tokens = case.batch * case.config().model.context_length
     row: dict[str, Any] = {"title": case.title, "batch": case.batch, "parts": case.parts}
     row |= {"device": f"{about['device']}, {_versions()}"}
     for name, worker in workers.items():
@@ -95,38 +101,70 @@ def measure(index: int, release: str | None) -> dict[str, Any]:
             "peak_memory_gb": worker.peak_memory / 1e9,
             "times_ours": median / statistics.median(workers["ours"].times),
         }
-    if seconds:
+    row["stopped"] = [side for side in sides if side not in workers]
+    if seconds := workers["ours"].operations:
         row["operations"] = {kind: part / sum(seconds.values()) for kind, part in seconds.items()}
         rate = STEPS * about["flops_per_token"] * tokens / seconds["products"]
         row["products_of_peak"] = rate / (about["peak_flops"] / about["devices"])
     return row
 
 
-def run(release: str | None, only: str) -> dict[str, Any]:
-    """All rows that apply to this machine; the others as they were measured elsewhere."""
-    on_accelerator, known = _on_accelerator(), _measured_before()
-    rows: list[dict[str, Any]] = []
+def _in_turns(index: int, sides: list[str], release: str | None) -> dict[str, Worker]:
+    """Of a machine that others use too: what disturbs one side disturbs all."""
+    workers = {side: Worker(index, side, release if side in PEERS else None) for side in sides}
+    for _ in range(ROUNDS):
+        for worker in workers.values():
+            worker.take_turn()
+    workers["ours"].operations = workers["ours"].ask("profile")
+    for worker in workers.values():
+        worker.stop()
+    return workers
+
+
+def _one_after_another(index: int, sides: list[str], release: str | None) -> dict[str, Worker]:
+    """Of an accelerator, whose memory is for one side at a time; without those that stopped."""
+    workers = {}
+    for side in sides:
+        try:
+            worker = Worker(index, side, release if side in PEERS else None)
+            for _ in range(ROUNDS // 2):  # nothing else disturbs it
+                worker.take_turn()
+        except WorkerStopped:
+            if side == "ours":
+                raise
+            continue
+        worker.stop()
+        workers[side] = worker
+        print(f"  {side}: {1e3 * statistics.median(worker.times):.1f} ms", file=sys.stderr)
+    return workers
+
+
+def run(release: str | None, only: str) -> None:
+    """Measures the cases of this machine and writes each as it is done; keeps what others had."""
+    on_accelerator, found = _on_accelerator(), _measured_before()
+    known = {row["title"]: row for row in found["steps"] if "ours" in row}
+    unknown = ({"title": c.title, "batch": c.batch, "parts": c.parts} for c in CASES)
+    found["steps"] = [known.get(row["title"], row) for row in unknown]
     for index, case in enumerate(CASES):
-        if only not in case.title:
-            continue
-        if case.accelerator != on_accelerator:
-            unknown = {"title": case.title, "batch": case.batch, "parts": case.parts}
-            rows.append(known.get(case.title, unknown))
-            continue
-        rows.append(measure(index, release))
-        print(_step_line(rows[-1]), flush=True)
-    found: dict[str, Any] = {"steps": rows}
-    if not only:
+        if case.accelerator == on_accelerator and only in case.title:
+            found["steps"][index] = measure(index, release)
+            print(_step_line(found["steps"][index]), flush=True)
+            _write(found)
+    if not only and not on_accelerator:
         module = [sys.executable, "-m", "benchmarks.memory"]
         out = subprocess.run(module, stdout=subprocess.PIPE, text=True, check=True)
         found["memory"] = json.loads(out.stdout)
-    return found
+        _write(found)
 
 
-def _measured_before() -> dict[str, dict[str, Any]]:
+def _write(found: dict[str, Any]) -> None:
+    (DOCS / "benchmarks.json").write_text(json.dumps(found, indent=1) + "\n")
+    (DOCS / "benchmarks.md").write_text(table(found))
+
+
+def _measured_before() -> dict[str, Any]:
     path = DOCS / "benchmarks.json"
-    rows = json.loads(path.read_text())["steps"] if path.exists() else []
-    return {row["title"]: row for row in rows if "ours" in row}
+    return json.loads(path.read_text()) if path.exists() else {"steps": []}
 
 
 def _on_accelerator() -> bool:
@@ -164,7 +202,8 @@ def _step_line(row: dict[str, Any]) -> str:
     cells += [f"{ours['first_step_seconds']:.0f}"]
     for side in PEERS:
         if side not in row:
-            cells += [""] * (5 if side == "compiled" else 4)
+            stopped = "stopped" if side in row.get("stopped", ()) else ""
+            cells += [stopped, *[""] * (4 if side == "compiled" else 3)]
             continue
         peer = row[side]
         cells += [f"{peer['milliseconds']:.1f}", f"{peer['share_of_peak']:.0%}"]
@@ -184,35 +223,34 @@ def _rule(head: str) -> str:
 
 def table(found: dict[str, Any]) -> str:
     """docs/benchmarks.md"""
-    devices = dict.fromkeys(row["device"] for row in found["steps"] if "device" in row)
     lines = [
         "# Training speed and memory",
         "",
         "Written by `make bench RELEASE=path/to/clone`. One training step: forward, backward,",
-        "clipping, AdamW, in the precision of the configuration (float32 on CPUs); medians, ours,",
-        "the authors' PyTorch code as it is (*eager*) and under torch.compile (*compiled*) taking",
-        "turns, each in a process of its own; *times*: their milliseconds over ours. Ours runs as",
+        "clipping, AdamW, in the precision of the configuration; medians of ours,",
+        "the authors' PyTorch code as it is (*eager*) and under torch.compile (*compiled*), each",
+        "in a process of its own, which take turns on a CPU and come one after another on an",
+        "accelerator; *times*: their milliseconds over ours; *stopped*: the process ended, for",
+        "want of memory or because its first step took longer than `--start_limit`. Ours runs as",
         "`make train` runs it: on CPUs the batch in *parts* (`optimizer.accumulation_steps`) and",
         "`nrgpt_jax/host.py` in effect; the authors' runs the whole batch at once, with the",
         "settings that PyTorch comes with. *Start* is the time to build the model and to make the",
-        "first step, compilation included.",
+        "first step, compilation included, less what is kept of earlier ones.",
         "*Share of peak* counts necessary operations only (`nrgpt_jax/models/flops.py`), against",
         "the chip's data sheet or, on CPUs, a float32 matrix product measured in JAX.",
         "*Memory* is the device's, or on CPUs that of the whole process, JAX imported in both.",
-        "",
-        f"Measured on {'; '.join(devices) or 'no device'}.",
-        "",
-        HEAD,
-        _rule(HEAD),
-        *map(_step_line, found["steps"]),
     ]
+    for device in dict.fromkeys(row.get("device") for row in found["steps"]):
+        rows = [row for row in found["steps"] if row.get("device") == device]
+        lines += ["", f"{device}:" if device else "Not measured yet:", "", HEAD, _rule(HEAD)]
+        lines += map(_step_line, rows)
     if "memory" in found:
         head = "| changed | temporaries MB | compile s |"
         lines += [
             "",
-            "Memory that one step of `small NRGPT_H_FF2W` needs besides parameters and optimizer",
-            "(XLA's plan; 4,096 tokens a batch, in one part, `scan_unroll=1`), and the time to",
-            "compile it:",
+            "Memory that one step of `small NRGPT_H_FF2W` needs on a CPU besides parameters and",
+            "optimizer (XLA's plan; 4,096 tokens a batch, in one part, `scan_unroll=1`), and the",
+            "time to compile it:",
             "",
             head,
             _rule(head),
@@ -248,19 +286,18 @@ def _operations(steps: list[dict[str, Any]]) -> list[str]:
 
 
 def main(argv: list[str]) -> None:
-    """Measures, prints, writes (unless only a part is measured)."""
+    """Measures, prints, writes."""
     del argv
     if _ONLY.value and not any(_ONLY.value in case.title for case in CASES):
         raise SystemExit("error: --only: no such case; " + ", ".join(c.title for c in CASES))
     if _RELEASE.value and not (Path(_RELEASE.value) / "model_config.py").exists():
         raise SystemExit(f"error: {_RELEASE.value} is not a clone of github.com/bhoov/nrgpt")
     print(HEAD, flush=True)
-    found = run(_RELEASE.value, _ONLY.value)
-    if not _ONLY.value:
-        DOCS.mkdir(exist_ok=True)
-        (DOCS / "benchmarks.json").write_text(json.dumps(found, indent=1) + "\n")
-        (DOCS / "benchmarks.md").write_text(table(found))
-        print(f"written to {DOCS / 'benchmarks.md'}")
+    try:
+        run(_RELEASE.value, _ONLY.value)
+    except WorkerStopped:
+        raise SystemExit("error: a worker stopped; what it printed is above") from None
+    print(f"written to {DOCS / 'benchmarks.md'}")
 
 
 if __name__ == "__main__":

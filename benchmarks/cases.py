@@ -82,4 +82,5 @@ CASES = (
     Case("listops", "NRGPT_H_FF2W", 64, 8),
     Case("openwebtext", "NRGPT_H_FF2W", 32, accelerator=True),
     Case("openwebtext", "NRGPT_H_FF2W", 32, attention="low_rank", accelerator=True),
+    *(Case("openwebtext", model, 32, accelerator=True) for model in ("GPT", "GPT_Rec_parallel")),
 )

@@ -1,6 +1,6 @@
 """Measures the making of text and writes docs/generation.md.
 
-    python -m benchmarks.generation [--release=path/to/clone]
+    python -m benchmarks.generation [--release=path/to/clone] [--models=GPT] [--out=page.md]
 
 Cached decoding, decoding that computes the whole context again for every token, and the authors'
 `generate`, taking turns in one process.
@@ -31,6 +31,8 @@ SETTINGS = Settings(Sampling(temperature=1.0), stride=1)
 OUT = Path(__file__).resolve().parent.parent / "docs/generation.md"
 
 _RELEASE = flags.DEFINE_string("release", None, "Folder of a clone of the authors' release.")
+_MODELS = flags.DEFINE_list("models", list(model_names()), "Models that are measured.")
+_OUT = flags.DEFINE_string("out", str(OUT), "The page that is written.")
 
 
 def build(name: str, **fields: Any):
@@ -130,7 +132,7 @@ def by_position(batch: int) -> list[str]:
 def main() -> None:
     """Measures, prints, writes."""
     clone = _RELEASE.value
-    rows = [speed(n, b, n == "NRGPT_H_FF2W", clone) for n in model_names() for b in (1, 16)]
+    rows = [speed(n, b, n == "NRGPT_H_FF2W", clone) for n in _MODELS.value for b in (1, 16)]
     rows += [speed("NRGPT_H_FF2W", b, False, clone, attention="low_rank") for b in (1, 16)]
     starts = [str(1 + PIECE * i) for i in range(NEW // PIECE - 1)]
     pieces = [[str(batch), *by_position(batch)] for batch in (1, 16)]
@@ -155,8 +157,8 @@ def main() -> None:
         "",
         *table(["batch", *starts], pieces),
     ]
-    OUT.write_text("\n".join(text) + "\n")
-    print(OUT.read_text())
+    Path(_OUT.value).write_text("\n".join(text) + "\n")
+    print(*text, sep="\n")
 
 
 if __name__ == "__main__":

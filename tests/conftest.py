@@ -5,9 +5,8 @@ import os
 from studies.programs import compiled_fast
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # JAX_PLATFORMS=cuda runs them on a GPU
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 if os.environ["JAX_PLATFORMS"] == "cpu":
-    os.environ["XLA_FLAGS"] += f" {compiled_fast()}"
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=2 {compiled_fast()}"
 
 import jax
 import pytest

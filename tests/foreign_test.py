@@ -244,8 +244,9 @@ def test_an_interrupt_is_one_line(capsys, keep_interrupts):
 )
 def test_only_programs_of_this_package_end_at_once(words, program):
     """While they import: Python says `-m` where the name of the program will be."""
-    code = (
-        f"import sys; sys.argv, sys.orig_argv = ['-m'], {words!r}; import nrgpt_jax, os, signal\n"
+    code = (  # a shell's background jobs, such as these tests may be, ignore the signal
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"import sys; sys.argv, sys.orig_argv = ['-m'], {words!r}; import nrgpt_jax, os\n"
         "try: os.kill(os.getpid(), signal.SIGINT); print('goes on')\n"
         "except KeyboardInterrupt: print('as Python has it')"
     )

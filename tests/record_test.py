@@ -3,12 +3,15 @@
 import json
 import shutil
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 from train_helpers import TEXT, config_of, values
 
+import nrgpt_jax
 from nrgpt_jax import disk
+from nrgpt_jax.datasets.tokenizers import CharTokenizer
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.runs import directory as runs
 from nrgpt_jax.runs.checkpoints import Checkpoints
@@ -158,6 +161,19 @@ def test_an_older_run_is_read_and_gone_on_with(config, tmp_path, caplog):
     assert record["history"][-1]["since_step"] == 12
     with Checkpoints(workdir) as checkpoints:
         assert checkpoints.best_loss() < 3.0
+
+
+def test_a_clone_that_is_not_installed_records_its_version(config, tmp_path, monkeypatch):
+    def version(name):
+        if name == "nrgpt-jax":
+            raise metadata.PackageNotFoundError(name)
+        return "1.2.3"
+
+    monkeypatch.setattr(runs.metadata, "version", version)
+    runs.record_run(tmp_path, config, CharTokenizer(("a", "b")))
+    versions = json.loads((tmp_path / "config.json").read_text())["record"]["versions"]
+    assert versions["nrgpt-jax"] == nrgpt_jax.__version__
+    assert versions["jax"] == "1.2.3"
 
 
 def test_a_newer_run_says_so(tmp_path):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from nrgpt_jax import disk
+from nrgpt_jax import __version__, disk
 from nrgpt_jax.configs import RECORD, read_record
 from nrgpt_jax.datasets.tokenizers import (
     RESTORE,
@@ -29,7 +29,7 @@ from nrgpt_jax.runs.record_checks import check_recorded
 
 CONFIG_FILE, TOKENIZER_FILE = "config.json", "tokenizer.json"
 FORMAT = 2  # of the layout of a run directory
-RECORDED_VERSIONS = ("nrgpt-jax", "jax", "flax", "optax", "orbax-checkpoint")
+RECORDED_VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint")
 FIXED = ("model", "data", "seed")  # what a run cannot change half-way, but for
 FREE = ("model.scan_unroll", "model.remat", "model.kernels", "data.path")  # how, and from where
 
@@ -118,7 +118,8 @@ def record_run(
     workdir.mkdir(parents=True, exist_ok=True)
     save_tokenizer(tokenizer, workdir / TOKENIZER_FILE)
     before = _record_of(workdir)
-    versions = {name: metadata.version(name) for name in RECORDED_VERSIONS}
+    versions = {"nrgpt-jax": __version__}  # which need not be installed: a clone runs as it is
+    versions |= {name: metadata.version(name) for name in RECORDED_VERSIONS}
     changed = [*changes, *differences(before.get("versions", versions), versions)]
     history = [*before.get("history", [])]
     if changed or not before:
