@@ -46,7 +46,7 @@ def _model() -> ConfigDict:
     c.learn_alpha = False  # one weight a head, initially 1
     c.norm = "bare_layer_norm"  # or layer_norm, rms_norm, none
     c.rate = "full"  # inference rate: full, gamma, psd, diagonal, scalar, identity
-    c.rule = "descent"  # how a gradient becomes a move: descent, momentum, projected
+    c.rule = "descent"  # how a gradient becomes a move: descent, momentum, projected, sphere
     c.rate_init = 1.0  # initial size of the rates gamma, psd, diagonal and scalar
     c.per_step_scale = False  # a learned positive factor c_t for every step
     c.kernels = "fused"  # derivative rules: fused, blocked or plain (see kernels/__init__.py)
@@ -100,6 +100,21 @@ def _optimizer() -> ConfigDict:
     return c
 
 
+def _depth() -> ConfigDict:
+    """Recurrent steps in training; everything else makes `model.num_steps` (docs/rest.md)."""
+    c = ConfigDict()
+    c.distribution = "fixed"  # fixed: model.num_steps; uniform, log_uniform: drawn anew each time
+    c.least = 0  # 0: one
+    c.most = 0  # 0: twice model.num_steps
+    c.each = "batch"  # one number for the whole batch, or for each sequence
+    c.growth_steps = 0  # training steps over which the most grows from the least
+    c.gradient_steps = 0  # the gradient goes through the last so many; 0: all
+    c.loss_steps = 1  # the loss is the mean over the states after the last so many
+    c.penalty = 0.0  # times (||J v|| / ||v|| - penalty_bound)^2 where positive; J of the last step
+    c.penalty_bound = 0.9
+    return c
+
+
 def _mesh() -> ConfigDict:
     c = ConfigDict()
     c.data = -1  # parts of a batch, on copies of the parameters; -1 in one of the three: the rest
@@ -127,6 +142,7 @@ def default_config() -> ConfigDict:
     c.model = _model()
     c.data = _data()
     c.optimizer = _optimizer()
+    c.depth = _depth()
     c.mesh = _mesh()
     return c.lock()
 

@@ -25,6 +25,7 @@ CONDITIONS = {
     "2.2": ("psd", "none", "descent", PAPER),
     "2.2, projected by layer_norm": ("psd", "layer_norm", "projected", PAPER),
     "2.2, projected by rms_norm": ("psd", "rms_norm", "projected", PAPER),
+    "2.2, on the sphere": ("psd", "layer_norm", "sphere", PAPER),
 }
 WIDTHS = dict.fromkeys(CONDITIONS, 3) | {"2.1, other energies": 8}  # the others are slow
 SEEDS = st.integers(0, 2**20)
@@ -90,6 +91,7 @@ BROKEN = {
     "2.2, unconstrained": ((1.0, 0.0), "full", "none", "descent"),
     "2.2, another sign": ((-1.0, 0.0), *CONDITIONS["2.2"]),
     "2.2, projected, unconstrained": ((1.0, 0.0), "full", "layer_norm", "projected"),
+    "2.2, on the sphere, unconstrained": ((1.0, 0.0), "full", "layer_norm", "sphere"),
     "2.2, projected, another sign": ((-1.0, 0.0), *CONDITIONS["2.2, projected by rms_norm"]),
 }
 

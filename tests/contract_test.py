@@ -55,6 +55,7 @@ ADDITIONS: list[dict[str, Any]] = [
     {"rule": "momentum"},
     {"rule": "projected", "rate": "psd", "norm": "layer_norm"},
     {"rule": "projected", "rate": "full", "norm": "none"},
+    {"rule": "sphere", "rate": "psd", "energies": ("injection",)},
     {"blocks": 2, "rate": "psd"},
     {"blocks": 3, "attention": "low_rank"},
 ]

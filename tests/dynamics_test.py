@@ -101,6 +101,24 @@ def test_projected_moves_by_the_projection_of_the_gradient(norm):
     chex.assert_trees_all_close(moved - X, wanted, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
+def test_on_the_sphere_states_stay_on_it(norm):
+    """x <- n(n(x) - eta P dE/dg): lengths are those of g without its gain, whatever x was."""
+    eta = jax.random.normal(jax.random.key(3), (SIZES.D, SIZES.D))
+    model = make_dynamics(jax.random.key(0), X, norm=norm, rule="sphere", change=lambda _: eta)
+    moved = jax.jit(lambda x: stepped(model, x)[0])
+    projected = model._replace(rule=RULES["projected"].make({}, eta, model.norm))
+
+    def onto(x):
+        centred = x - jnp.mean(x, axis=-1, keepdims=True) * float(norm == "layer_norm")
+        return centred / jnp.sqrt(jnp.mean(centred**2, axis=-1, keepdims=True))
+
+    on_it = moved(3.0 * X)
+    chex.assert_trees_all_close(on_it, onto(on_it), rtol=1e-3, atol=1e-4)
+    wanted = onto(jax.jit(lambda x: stepped(projected, x)[0])(on_it))
+    chex.assert_trees_all_close(moved(on_it), wanted, rtol=1e-3, atol=1e-3)
+
+
 def own_energies(model, held, x):
     """Energies (B,N) by term of tokens at x, in a context that stays at `held`."""
     norm = model.norm

@@ -20,7 +20,7 @@ from nrgpt_jax.training.config_checks import check_config, check_mesh
         ({"model.energies": ("leak", "leak")}, "model.energies=.* each once"),
         ({"model.energies": ("leap",)}, "model.energies=.*leap.* injection, leak"),
         ({"model.energies": ("leak",), "model.norm": "rms_norm"}, "model.norm='rms_norm' .* gain"),
-        ({"model.rule": "x"}, "model.rule='x' .* descent, momentum, projected"),
+        ({"model.rule": "x"}, "model.rule='x' .* descent, momentum, projected, sphere"),
         ({"model.combination": "x"}, "model.combination='x' .* sum, mixture"),
         ({"model.blocks": 9}, "model.blocks=9 .* at most num_steps=5"),
         ({"optimizer.name": "lion"}, "optimizer.name='lion' .* adamw, muon"),

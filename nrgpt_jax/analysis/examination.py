@@ -14,7 +14,9 @@ import numpy as np
 from nrgpt_jax.analysis.landscape import Landscape, landscape
 from nrgpt_jax.core import certificates
 from nrgpt_jax.core.certificates import Evidence
+from nrgpt_jax.core.convergence import Attraction, attraction
 from nrgpt_jax.core.dynamics import Trajectory, trajectory
+from nrgpt_jax.core.step import start
 from nrgpt_jax.datasets.tokenizers import Tokenizer
 from nrgpt_jax.errors import UserError, require
 from nrgpt_jax.generation.loop import as_tokens
@@ -70,6 +72,7 @@ class Analysis(NamedTuple):
     settled: np.ndarray  # (N,) step from which on the speed stays below tolerance; T: never
     predictions: Predictions
     certificate: Certificate
+    attraction: Attraction  # (N,) of every token where it is after the last step
     landscape: Landscape
 
     @property
@@ -123,6 +126,8 @@ def examine(
     guesses, probabilities, entropy, surprise = predicted
     speeds, measured = speeds[:end], jax.tree.map(lambda a: a[:end], measured)
     best, names = guesses[..., 0], symbols_of(trained.tokenizer)
+    with jax.default_matmul_precision("highest"):
+        attracted = _attraction(model, variables, path.states, end)
     points = max(9, min(31, math.isqrt(GRID_VALUES // len(tokens))))
     with jax.default_matmul_precision("highest"):
         view = _view(model, variables, path.states, at, points)
@@ -139,6 +144,7 @@ def examine(
         settled=np.asarray(certificates.settling_steps(jnp.asarray(speeds)[:, None], tolerance))[0],
         predictions=Predictions(guesses, probabilities, entropy, surprise, best == best[at]),
         certificate=_certificate(trained, measured),
+        attraction=jax.tree.map(lambda leaf: np.asarray(leaf)[0], attracted),
         landscape=jax.tree.map(np.asarray, view),
     )
 
@@ -192,6 +198,17 @@ def _view(model: LanguageModel, variables, states, held_at: int, points: int) ->
     return landscape(dynamics_at(last), states, states[held_at], points)
 
 
+@partial(jax.jit, static_argnums=(0, 3))
+def _attraction(model: LanguageModel, variables, states, steps: int) -> Attraction:
+    """Of the last states (N,D), as if the text went on from there with steps like the last."""
+    bound: Any = model.with_kernels("plain").bind(variables)
+    inputs, dynamics_at = bound.dynamics(states[:1])
+    last = jax.tree.map(lambda leaf: leaf[steps - 1], inputs)
+    dynamics = dynamics_at(last)
+    state = start(dynamics)._replace(x=states[steps][None])
+    return attraction(dynamics, state, jax.random.key(0), scale=last["scale"])
+
+
 def _finite_steps(energy: np.ndarray) -> int:
     """Steps before any energy (T+1,N) has diverged."""
     bound = LARGEST * (1.0 + np.abs(energy[0]).max())
@@ -240,6 +257,8 @@ def as_numbers(found: Analysis) -> dict[str, Any]:
         "step_norm": found.step_norms,
         "speed": found.speeds,
         "gradient_norm": np.linalg.norm(found.path.gradients, axis=-1),
+        "spectral_radius": found.attraction.radius,
+        "speed_after": found.attraction.speed,
         "settled_at_step": [int(s) if s < found.num_steps else None for s in found.settled],
         "top_tokens": [[[found.vocabulary[t] for t in r] for r in step] for step in p.tokens],
         "top_probabilities": p.probabilities,

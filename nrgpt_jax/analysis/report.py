@@ -117,6 +117,14 @@ def report(found: Analysis) -> str:
         f"  tokens from some step on   {int(np.sum(found.settled < steps))}",
         f"  token steps with all tokens before it slow {c.steps_at_rest}{rose}",
     ]
+    if np.isfinite(found.attraction.radius).all():
+        near, radius = found.attraction.attracts(found.tolerance), found.attraction.radius
+        lines += [
+            f"Where tokens are after step {steps}, each by its own block of the step's Jacobian:",
+            f"  slow there, and attracting {int(near.sum())} (spectral radius below one)",
+            f"  spectral radius            {np.median(radius):.3g} (median), {radius.max():.3g} "
+            "(largest), by power iteration",
+        ]
     if found.diverged_at is not None:
         lines.append(f"Energies diverge at step {found.diverged_at}; nothing after it is shown.")
     return "\n".join(lines)

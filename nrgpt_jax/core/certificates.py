@@ -7,7 +7,7 @@ With the context of token A held fixed, a small step changes its energy at the r
 Proposition 2.1 makes that non-positive for eta = c diag(gamma), c > 0, behind a norm with gain
 gamma: the Jacobian of the norm is diag(gamma) times the Hessian of a convex Lagrangian.
 Proposition 2.2 does so without a norm, where the symmetric part of eta is positive semi-definite.
-Behind a norm the rule `projected` does so for the same rates (`core.rules`).
+Behind a norm the rules `projected` and `sphere` do so for the same rates (`core.rules`).
 All need a token that is not in its own context, the strict mask: otherwise its energy also
 changes as a key of its own, which the gradient does not see. Any energy of a token and its
 context may be meant, rotated scores, recalled inputs, leaks and mixtures too, whose gradients are
@@ -62,8 +62,8 @@ def guarantee(
         return Guarantee(None, "the mask is inclusive: a token moves as a key of its own too")
     if blocks > 1:
         return Guarantee(None, f"{blocks} blocks take turns, each with an energy of its own")
-    if rule == "projected" or (rule == "descent" and NORMS[norm].function is identity):
-        return _of_positive(norm, eta, len(gain), projected=rule == "projected")
+    if rule in ("projected", "sphere") or (rule == "descent" and NORMS[norm].function is identity):
+        return _of_positive(norm, eta, len(gain), projected=rule != "descent")
     if rule != "descent":
         return Guarantee(None, f"rule {rule}: a move does not follow the gradient of its step")
     c = _proportion(np.asarray(eta), np.asarray(gain))

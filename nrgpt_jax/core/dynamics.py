@@ -1,9 +1,9 @@
-"""The recurrent dynamics: the one step (`core.step`), in two loops.
+"""The recurrent dynamics: the one step (`core.step`), in three loops.
 
 `rollout` makes T steps by one `lax.scan`: in training, when prompts are read and when tokens are
 decoded from a cache; `trajectory` is a rollout that records what each step has seen.
-`until_at_rest` makes as many steps as tokens need. The transformer baselines go through the same
-loops with a step of their own.
+`until_at_rest` makes as many steps as tokens need, `run` any number of equal ones. The transformer
+baselines go through the same loops with a step of their own.
 Source: NRGPT (arXiv 2512.16762), section 2.
 """
 
@@ -87,6 +87,16 @@ Step = Callable[[State, Any], tuple[State, Any]]
 """(state, what is of this step alone) -> (state, what was seen)."""
 
 
+class Walk(NamedTuple):
+    """Where a rollout begins, and how many of its steps are made; by default all, from the start.
+
+    Steps are left out at the beginning, so that all sequences end together.
+    """
+
+    begin: State | None = None
+    left_out: Int[Array, ""] | Int[Array, "B"] | None = None  # by all sequences, or by each
+
+
 def rollout(
     make_step: Step,
     state: State,
@@ -94,6 +104,7 @@ def rollout(
     *,
     unroll: int = 1,
     remat: str = "none",
+    left_out: jax.Array | None = None,
 ) -> tuple[State, Any]:
     """The state after T steps, and what each has seen: one `lax.scan`, one compiled step.
 
@@ -105,8 +116,11 @@ def rollout(
         kept for the gradient, at the price of compilation time.
       remat: what training keeps. `none`: everything it needs. `step`: the state before each
         step, the rest is computed again. `full`: the states at about sqrt(T) steps.
+      left_out: as of a `Walk`; what steps have seen must then be None.
     """
-
+    if left_out is not None:
+        count = len(jax.tree.leaves(inputs)[0])
+        make_step, inputs = _late(make_step, left_out), (jnp.arange(count), inputs)
     body = make_step if remat == "none" else jax.checkpoint(make_step)
     steps = lambda state, inputs: jax.lax.scan(body, state, inputs, unroll=unroll)
     if remat != "full":
@@ -119,6 +133,31 @@ def rollout(
     state, last = steps(state, jax.tree.map(lambda a: a[whole:], inputs))
     joined = lambda a, b: jnp.concatenate([a.reshape(-1, *b.shape[1:]), b])
     return state, jax.tree.map(joined, first, last)
+
+
+def _late(make_step: Step, left_out: jax.Array) -> Step:
+    """The same step from number `left_out` on; before, states stay as they are."""
+
+    def step(state: State, numbered: tuple[jax.Array, Any]) -> tuple[State, Any]:
+        number, inputs_t = numbered
+        if left_out.ndim == 0:  # no time is spent on it
+            stay = lambda state, inputs_t: (state, None)
+            return jax.lax.cond(number >= left_out, make_step, stay, state, inputs_t)
+        moving = jnp.broadcast_to((number >= left_out)[:, None], state.x.shape[:2])
+        new, _ = make_step(state, inputs_t)
+        return jax.tree.map(partial(_of_moving, moving), new, state), None
+
+    return step
+
+
+def run(make_step: Step, state: State, inputs_t: Any, count: jax.Array) -> State:
+    """The state after `count` steps, () or (B,) of each sequence, that are all alike.
+
+    There is no gradient of it.
+    """
+    most = jnp.max(count)
+    step = _late(make_step, most - count)
+    return jax.lax.fori_loop(0, most, lambda n, state: step(state, (n, inputs_t))[0], state)
 
 
 class Convergence(NamedTuple):

@@ -43,6 +43,7 @@ class BoundNorm(NamedTuple):
     function: Callable[[BatchStates], BatchStates]
     lagrangian: Callable[[BatchStates], BatchEnergies]
     sigma: Callable[[BatchStates], BatchEnergies]
+    unit: Callable[[BatchStates], BatchStates]  # without gain and bias: onto the unit sphere
 
 
 def bind_norm(name: str, params: Params, kernel: Callable | None = None) -> BoundNorm:
@@ -55,8 +56,12 @@ def bind_norm(name: str, params: Params, kernel: Callable | None = None) -> Boun
     """
     norm, over_tokens = NORMS[name], lambda function: jax.vmap(jax.vmap(function))
     function = partial(kernel, params) if kernel else over_tokens(partial(norm.function, params))
+    bare = {name: jnp.zeros_like(value) for name, value in params.items() if name == "bias"}
     return BoundNorm(
-        function, over_tokens(partial(norm.lagrangian, params)), over_tokens(norm.sigma)
+        function,
+        over_tokens(partial(norm.lagrangian, params)),
+        over_tokens(norm.sigma),
+        over_tokens(partial(norm.function, bare)),
     )
 
 

@@ -85,3 +85,21 @@ def projected(params: Params, eta: jax.Array, norm: BoundNorm) -> BoundRule:
         return -apply_rate(eta, norm.sigma(x)[..., None] * pulled), state
 
     return BoundRule(_no_state, update)
+
+
+@rule("sphere", {})
+def sphere(params: Params, eta: jax.Array, norm: BoundNorm) -> BoundRule:
+    """x <- n(n(x) - eta P diag(gamma) dE/dg), n the norm without gain and bias.
+
+    `projected` on the sphere of g, on which states stay: steps of one length turn a token by one
+    angle however many went before, energies are bounded below, and a token can come to rest.
+    For a small step the energy falls as with `projected`: n moves along P, which eta follows.
+    """
+    del params
+
+    def update(gradient: BatchStates, state: Any, x: BatchStates):
+        pulled = jax.vjp(norm.function, x)[1](gradient.astype(x.dtype))[0]
+        move = apply_rate(eta, norm.sigma(x)[..., None] * pulled)
+        return norm.unit(norm.unit(x) - move.astype(x.dtype)) - x, state
+
+    return BoundRule(_no_state, update)

@@ -157,6 +157,23 @@ def in_states(dynamics: Dynamics, x: BatchStates, in_g: BatchStates) -> BatchSta
     return jax.vjp(dynamics.norm.function, x)[1](in_g.astype(x.dtype))[0]
 
 
+def held_step(
+    dynamics: Dynamics, held: State, scale: Float[Array, ""] | float = 1.0
+) -> Callable[[BatchStates], BatchStates]:
+    """The states (B,N,D) that a step leads to from x (B,N,D), the context held where it is.
+
+    The context holds the token itself where the mask is inclusive.
+    """
+    memories, _ = remember(dynamics, held, dynamics.norm.function(held.x))
+
+    def step_at(x: BatchStates) -> BatchStates:
+        seen = slope(dynamics, x, dynamics.norm.function(x), memories)
+        move, _ = dynamics.rule.update(seen.in_g, held.rule, x)
+        return x + scale * move.astype(x.dtype)
+
+    return step_at
+
+
 def held_energy(dynamics: Dynamics, held: State) -> Callable[[BatchStates], BatchEnergies]:
     """The energy (B,N) of tokens at any states x (B,N,D), their context held where it is."""
     memories, _ = remember(dynamics, held, dynamics.norm.function(held.x))

@@ -17,11 +17,12 @@ from nrgpt_jax.array_types import (
     PerSequence,
     RowKeys,
     StepKeys,
+    Tokens,
     at_least_float32,
 )
 from nrgpt_jax.core import caches
 from nrgpt_jax.core.contexts import Places
-from nrgpt_jax.core.dynamics import rollout
+from nrgpt_jax.core.dynamics import Step, Walk, rollout, run
 from nrgpt_jax.core.parameters import Table, constant, matrix, vector
 from nrgpt_jax.core.step import State
 from nrgpt_jax.kernels.layer_norm import layer_norm
@@ -124,10 +125,8 @@ class GPT(LanguageModel):
         out = mlp(of_mlp, norm("norm2", x if self.parallel else attended), drop)
         return attended + out.astype(x.dtype), rows
 
-    def _run(
-        self, x: BatchStates, places: Places, inputs: Any, remat: str
-    ) -> tuple[BatchStates, Cache | None]:
-        """The states after all steps, and the cache (an input and an output of each step)."""
+    def _steps(self, places: Places) -> tuple[dict[str, Any], Step]:
+        """(inputs of the T steps, the step); its rows of a cache are an input and an output."""
         turns, block_of = self.turns(self.given("block"))
 
         def step(state: State, inputs_t: Any) -> tuple[State, Cache | None]:
@@ -135,16 +134,20 @@ class GPT(LanguageModel):
             x, rows = self.block(block_of(inputs_t), state.x, *extras)
             return state._replace(x=x), rows
 
-        state = State(x, (), None, jnp.zeros((), jnp.int32))
-        inputs = {**inputs, **turns}
-        state, cache = rollout(step, state, inputs, unroll=self.scan_unroll, remat=remat)
-        return state.x, cache
+        return {"step": jnp.arange(self.num_steps), **turns}, step
 
-    def states(self, x: BatchStates, keys: StepKeys | None = None) -> BatchStates:
-        inputs: dict[str, Any] = {"step": jnp.arange(self.num_steps)}
+    def after(self, x: BatchStates, walk: Walk, keys: StepKeys | None = None) -> State:
+        inputs, step = self._steps(Places(strict=False))
         if keys is not None:
             inputs["keys"] = keys
-        return self._run(x, Places(strict=False), inputs, self.remat)[0]
+        unroll, remat, left_out = self.scan_unroll, self.remat, walk.left_out
+        state = walk.begin or _start(x)
+        return rollout(step, state, inputs, unroll=unroll, remat=remat, left_out=left_out)[0]
+
+    def run(self, tokens: Tokens, count: jax.Array) -> State:
+        inputs, step = self._steps(Places(strict=False))
+        first = jax.tree.map(lambda leaf: leaf[0], inputs)
+        return run(step, _start(self.embed(tokens)), first, count)
 
     def cache_row(self) -> dict[str, tuple[int, ...]]:
         """The shapes of the key and the value of a token, in one step."""
@@ -160,6 +163,11 @@ class GPT(LanguageModel):
     ) -> tuple[BatchStates, Cache, Int[Array, "B P"]]:
         del active  # every token makes all steps
         self.check_decoding(decoding)
-        x, new = self._run(x, Places(False, position), {"cache": cache}, "none")
-        assert new is not None
-        return x, new, jnp.full(x.shape[:2], self.num_steps)
+        inputs, step = self._steps(Places(False, position))
+        inputs["cache"] = cache
+        state, new = rollout(step, _start(x), inputs, unroll=self.scan_unroll)
+        return state.x, new, jnp.full(x.shape[:2], self.num_steps)
+
+
+def _start(x: BatchStates) -> State:
+    return State(x, (), None, jnp.zeros((), jnp.int32))

@@ -13,7 +13,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from nrgpt_jax.array_types import BatchStates, Logits, PerSequence, StepKeys, Tokens, Variables
 from nrgpt_jax.core import parameters
+from nrgpt_jax.core.dynamics import Walk
 from nrgpt_jax.core.parameters import Sizes, Table, constant, matrix, vector
+from nrgpt_jax.core.step import State
 from nrgpt_jax.errors import UserError, require
 from nrgpt_jax.kernels.layer_norm import layer_norm
 from nrgpt_jax.models.decoding import Decoding
@@ -28,8 +30,8 @@ class LanguageModel(nn.Module):
     """Token and position embedding -> T steps of a block -> LayerNorm -> logits.
 
     A module declares parameters from tables and calls pure functions. Subclasses define
-    `block_table`, `pair_flops`, `states`, `descend` and `cache_row`. Residual states, the norms
-    and the logits are kept in float32 whatever `dtype` is. The fields are those of
+    `block_table`, `pair_flops`, `after`, `run`, `descend` and `cache_row`. Residual states, the
+    norms and the logits are kept in float32 whatever `dtype` is. The fields are those of
     `config.model`.
     """
 
@@ -154,12 +156,18 @@ class LanguageModel(nn.Module):
 
         Arguments are those of a call.
         """
+        return self.walk(tokens, Walk(), train, rows).x
+
+    def walk(
+        self, tokens: Tokens, walk: Walk, train: bool = False, rows: PerSequence | None = None
+    ) -> State:
+        """Where tokens are after a walk of at most T steps; other arguments are those of a call."""
         keys = None
         if train and self.dropout > 0.0:
             key = self.make_rng("dropout")
             of_row = lambda row: jax.random.split(jax.random.fold_in(key, row), self.num_steps)
             keys = jax.vmap(of_row, out_axes=1)(jnp.arange(len(tokens)) if rows is None else rows)
-        return self.states(self.embed(tokens), keys)
+        return self.after(self.embed(tokens), walk, keys)
 
     def embed(self, tokens: Tokens) -> BatchStates:
         """The states before the first step. Raises ValueError on too long a sequence."""
@@ -174,9 +182,13 @@ class LanguageModel(nn.Module):
     def _embedded(self, tokens: Int[Array | np.ndarray, "*B"]) -> Float[Array, "*B D"]:
         return jnp.take(self._embedding("token_embedding"), tokens, axis=0)
 
-    def states(self, x: BatchStates, keys: StepKeys | None = None) -> BatchStates:
-        """The states after the last step, with dropout where there are keys."""
-        raise TypeError(f"{type(self).__name__} does not define states")
+    def after(self, x: BatchStates, walk: Walk, keys: StepKeys | None = None) -> State:
+        """Where tokens with first states x are after a walk, with dropout where there are keys."""
+        raise TypeError(f"{type(self).__name__} does not define after")
+
+    def run(self, tokens: Tokens, count: Int[Array, ""] | Int[Array, "B"]) -> State:
+        """Where tokens are after any number of equal steps; without a gradient."""
+        raise TypeError(f"{type(self).__name__} does not define run")
 
     def readout(self, x: BatchStates) -> Logits:
         """Logits (float32) of states; works on the states of any step.

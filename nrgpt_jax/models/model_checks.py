@@ -91,6 +91,8 @@ def _check_energies(model: Mapping[str, Any]) -> None:
         _check_heads(model)
     cure = "it scales by the gain of the norm, and model.norm is 'none'; use scalar or psd"
     require(model["rate"] != "gamma" or model["norm"] != "none", "model.rate", "gamma", cure)
+    cure = "the rule sphere moves along the unit sphere of a norm, and this is 'none'"
+    require(model["rule"] != "sphere" or model["norm"] != "none", "model.norm", "none", cure)
     cure = "the leak is the Lagrangian of a norm without gain; use bare_layer_norm or none"
     has_gain = "gain" in NORMS[model["norm"]].specs
     require(not ("leak" in names and has_gain), "model.norm", model["norm"], cure)

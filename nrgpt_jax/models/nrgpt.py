@@ -16,7 +16,16 @@ from nrgpt_jax.core.norms import NORMS, bind_norm
 from nrgpt_jax.core.parameters import Sizes, Specs, Table, constant, fixed, positive
 from nrgpt_jax.core.rates import RATES
 from nrgpt_jax.core.rules import RULES
-from nrgpt_jax.core.step import Dropout, Dynamics, State, assemble, in_states, remember, start
+from nrgpt_jax.core.step import (
+    Dropout,
+    Dynamics,
+    State,
+    assemble,
+    held_step,
+    in_states,
+    remember,
+    start,
+)
 from nrgpt_jax.core.step import step as one_step
 from nrgpt_jax.core.terms import bind
 from nrgpt_jax.kernels import kernel_of, norm_kernel
@@ -162,7 +171,7 @@ class NRGPT(LanguageModel):
         """
         return self._bind(x, Places(self.strict))
 
-    def states(self, x: BatchStates, keys: StepKeys | None = None) -> BatchStates:
+    def after(self, x: BatchStates, walk: core.Walk, keys: StepKeys | None = None) -> State:
         inputs, dynamics_at = self.dynamics(x)
         if keys is not None:
             inputs["keys"] = keys
@@ -171,9 +180,15 @@ class NRGPT(LanguageModel):
             dropped = self._dropped(inputs_t["keys"], x.shape[1]) if "keys" in inputs_t else None
             return one_step(dynamics_at(inputs_t), state, inputs_t["scale"], dropped)[0], None
 
-        state = start(dynamics_at(_first(inputs)))
-        unroll, remat = self.scan_unroll, self.remat
-        return core.rollout(step, state, inputs, unroll=unroll, remat=remat)[0].x
+        state = walk.begin or start(dynamics_at(_first(inputs)))
+        unroll, remat, left_out = self.scan_unroll, self.remat, walk.left_out
+        return core.rollout(step, state, inputs, unroll=unroll, remat=remat, left_out=left_out)[0]
+
+    def run(self, tokens: Tokens, count: jax.Array) -> State:
+        inputs, dynamics_at = self.dynamics(self.embed(tokens))
+        first = _first(inputs)
+        step = lambda state, i: (one_step(dynamics_at(i), state, i["scale"])[0], None)
+        return core.run(step, start(dynamics_at(first)), first, count)
 
     def _dropped(self, keys: RowKeys, count: int) -> Dropout:
         keep = 1.0 - self.dropout
@@ -185,6 +200,14 @@ class NRGPT(LanguageModel):
             return Dropout(weights, mask(of_output, count, self.embed_dim))
 
         return jax.vmap(of_row)(keys)
+
+    def gain_of(self, tokens: Tokens, state: State, v: BatchStates) -> Float[Array, "B N"]:
+        """||J v|| / ||v|| of one more step, J each token's own with its context held fixed."""
+        inputs, dynamics_at = self.dynamics(self.embed(tokens))
+        last = jax.tree.map(lambda leaf: leaf[-1], inputs)
+        step_at = held_step(dynamics_at(last), state, last["scale"])
+        pushed = jax.jvp(step_at, (state.x,), (v.astype(state.x.dtype),))[1]
+        return jnp.linalg.norm(pushed, axis=-1) / jnp.linalg.norm(v, axis=-1)
 
     # What energies show ---------------------------------------------------------------------------
 

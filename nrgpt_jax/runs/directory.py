@@ -143,13 +143,13 @@ class Lock(NamedTuple):
     number: int  # of the open file
 
     def check(self) -> None:
-        """Raises UserError when the directory is no longer the one that was locked."""
+        """Raises OSError when the directory is no longer the one that was locked."""
         try:
             same = os.path.samestat(os.stat(self.workdir / "lock"), os.fstat(self.number))
         except FileNotFoundError:
             same = False
         if not same:
-            raise UserError(
+            raise OSError(
                 f"{self.workdir} was removed or replaced while the run was training: what it had "
                 "done since is lost; start it again, and leave the folder where it is"
             )

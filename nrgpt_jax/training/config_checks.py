@@ -11,8 +11,11 @@ from nrgpt_jax.datasets.data_checks import LARGEST_SEED, check_data
 from nrgpt_jax.errors import require, require_choice, require_not_negative, require_positive
 from nrgpt_jax.models import create_model, sharding
 from nrgpt_jax.models.model_checks import check_memory, check_model
+from nrgpt_jax.models.names import is_nrgpt
+from nrgpt_jax.training import depths
 from nrgpt_jax.training.optimizers import DECAYS, OPTIMIZERS, SCHEDULES
 
+_LARGEST_DEPTH = 2**16
 _LARGEST_COUNT = 2**31 - 1  # steps are counted in 32 bits
 _COUNTS = (
     *("train_steps", "log_every", "eval_every", "eval_windows", "checkpoint_every"),
@@ -39,6 +42,33 @@ def _check_optimizer(optimizer: Mapping[str, Any]) -> None:
         require(0 <= optimizer[field] < 1, prefix + field, optimizer[field], "0 <= beta < 1")
 
 
+def _check_depth(config: Mapping[str, Any]) -> None:
+    fields, model, prefix = config["depth"], config["model"], "depth."
+    require_choice(prefix + "distribution", fields["distribution"], depths.DISTRIBUTIONS)
+    require_choice(prefix + "each", fields["each"], depths.EACH)
+    check_finite(fields, prefix)
+    counts = ("least", "most", "growth_steps", "gradient_steps", "loss_steps")
+    check_at_most(fields, prefix, dict.fromkeys(counts, _LARGEST_DEPTH))
+    require_not_negative(fields, prefix, *counts, "penalty", "penalty_bound")
+    require_positive(fields, prefix, "loss_steps")
+    depth = depths.of_config(config)
+    if depth is None:
+        return
+    alike = model["blocks"] in (0, 1) and model["name"] != "GPT" and not model["per_step_scale"]
+    allowed = "fixed, with gradient_steps=0, loss_steps=1 and penalty=0: the steps of this model "
+    allowed += "are not all alike (model.blocks, model.per_step_scale)"
+    require(alike, prefix + "distribution", depth.distribution, allowed)
+    allowed = f"between {prefix}least={depth.least} and {_LARGEST_DEPTH}"
+    require(depth.most >= depth.least, prefix + "most", depth.most, allowed)
+    fewest = min(depth.gradient_steps, depth.least)
+    allowed = f"at most {fewest}: the {depth.gradient_steps} steps that the gradient goes through, "
+    allowed += f"and {prefix}least={depth.least}"
+    require(depth.loss_steps <= fewest, prefix + "loss_steps", depth.loss_steps, allowed)
+    allowed = "0: this model has no energy"
+    has_energy = is_nrgpt(model["name"]) or not depth.penalty
+    require(has_energy, prefix + "penalty", depth.penalty, allowed)
+
+
 def check_config(config: Mapping[str, Any], num_devices: int) -> None:
     """Checks a whole configuration. Raises UserError naming field, value and what is allowed."""
     check_no_credentials(config)
@@ -56,6 +86,7 @@ def check_config(config: Mapping[str, Any], num_devices: int) -> None:
     require_not_negative(model, "model.", "vocab_size")
     check_model({**model, "vocab_size": model["vocab_size"] or 1})
     _check_optimizer(config["optimizer"])
+    _check_depth(config)
     check_data(config["data"])
     data, fsdp, tensor = sharding.mesh_shape(config["mesh"], num_devices)
     _check_batch(config, data * fsdp, tensor)

@@ -20,7 +20,7 @@ from nrgpt_jax.models import create_model, parameter_specs, sharding
 from nrgpt_jax.processes import agreed, by_first, is_first, one_ahead, say
 from nrgpt_jax.runs.checkpoints import all_finite, parts_of
 from nrgpt_jax.runs.directory import check_run, locked
-from nrgpt_jax.training import evaluation, optimizers
+from nrgpt_jax.training import depths, evaluation, optimizers
 from nrgpt_jax.training import step as steps
 from nrgpt_jax.training.config_checks import check_config, check_mesh
 from nrgpt_jax.training.divergence import MOST_ROLLBACKS, Diverged, Spike, SpikeWatch, ended
@@ -99,7 +99,7 @@ class Trainer:
         )
         parts = config.optimizer.accumulation_steps
         self.train_step = steps.make_train_step(
-            self.model, optimizer, config.seed, parts, self.mesh
+            self.model, optimizer, config.seed, parts, self.mesh, depths.of_config(config)
         )
         self.eval_step = evaluation.make_eval_step(self.model, self.mesh, parts)
         self.rows = sharding.local_rows(config.data.batch_size, self.mesh)

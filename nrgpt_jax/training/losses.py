@@ -11,6 +11,7 @@ from nrgpt_jax.array_types import Logits
 from nrgpt_jax.datasets.pipeline import Batch
 from nrgpt_jax.models import LanguageModel
 from nrgpt_jax.models.readout import map_logits, weighted_sum
+from nrgpt_jax.training.depths import Depth, make_states
 
 Targets = Int[Array, "B N"]
 
@@ -26,7 +27,14 @@ def next_token_accuracy(logits: Logits, targets: Targets) -> Float[Array, "B N"]
 
 
 def summed_loss(
-    params: Any, model: LanguageModel, batch: Batch, rows: jax.Array, key: jax.Array, scale: Any
+    params: Any,
+    model: LanguageModel,
+    batch: Batch,
+    rows: jax.Array,
+    key: jax.Array,
+    scale: Any,
+    step: Any = 0,
+    depth: Depth | None = None,
 ) -> Float[Array, ""]:
     """`scale` times the weighted sum of the losses of a batch, as it is trained on.
 
@@ -36,14 +44,22 @@ def summed_loss(
       rows: (b,) their numbers in the whole batch, for dropout.
       key: of dropout.
       scale: ().
+      step: () training steps that were made.
+      depth: how many recurrent steps are made; None: `model.num_steps`.
     """
+    weights, targets = jnp.asarray(batch.weights), jnp.asarray(batch.targets)
+    at = lambda x: weighted_sum(model, params, x, weights, cross_entropy, targets)
+    if depth is not None:
+        made = make_states(params, model, batch.inputs, rows, key, depth, jnp.asarray(step))
+        loss = sum(map(at, made.states), jnp.zeros(())) / len(made.states)
+        if made.penalty is not None:
+            loss += depth.penalty * jnp.sum(weights * made.penalty)
+        return scale * loss
     rngs = {"dropout": key}
     x = model.apply(
         {"params": params}, batch.inputs, train=True, rows=rows, method="last_states", rngs=rngs
     )
-    weights, targets = jnp.asarray(batch.weights), jnp.asarray(batch.targets)
-    states = cast(jax.Array, x)
-    return scale * weighted_sum(model, params, states, weights, cross_entropy, targets)
+    return scale * at(cast(jax.Array, x))
 
 
 def batch_sums(params: Any, model: LanguageModel, batch: Batch) -> dict[str, Float[Array, ""]]:

@@ -44,7 +44,7 @@ class RunDirectory:
         )
 
     def check(self) -> None:
-        """Raises UserError, on all processes, when the directory is no longer there."""
+        """Raises OSError, on all processes, when the directory is no longer there."""
         by_first(lambda: self._lock and self._lock.check())
 
     def restored(self, shapes: TrainState) -> tuple[Any, Mapping[str, Any]] | None:

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from nrgpt_jax.datasets.pipeline import Batch
 from nrgpt_jax.models import LanguageModel, abstract_params, parameter_specs, sharding
 from nrgpt_jax.training import exchange, losses
+from nrgpt_jax.training.depths import Depth
 
 
 @flax.struct.dataclass
@@ -79,8 +80,13 @@ def state_shardings(model: LanguageModel, state: TrainState, mesh: jax.sharding.
     return TrainState(cast(Any, whole), params, optimizer, whole, whole)
 
 
-def make_loss_and_grads(model: LanguageModel, accumulation_steps: int, mesh: jax.sharding.Mesh):
-    """`(params, batch, key, scale) -> (loss, gradients)`: `scale` times sums over the batch.
+def make_loss_and_grads(
+    model: LanguageModel,
+    accumulation_steps: int,
+    mesh: jax.sharding.Mesh,
+    depth: Depth | None = None,
+):
+    """`(params, batch, key, scale, step) -> (loss, gradients)`: `scale` times sums over the batch.
 
     Every device works through its share of the batch by itself, part by part (there the kernels
     of accelerators can be used); `exchange` says what they exchange, once.
@@ -88,12 +94,13 @@ def make_loss_and_grads(model: LanguageModel, accumulation_steps: int, mesh: jax
     partitions = sharding.parameter_partitions(parameter_specs(model))
     of_device = exchange.of_rows(partitions)
 
-    def sum_over_parts(params, batch: Batch, rows, key, scale):
+    def sum_over_parts(params, batch: Batch, rows, key, scale, step):
         params = exchange.gather(params, partitions, mesh)
         split = lambda x: x.reshape(accumulation_steps, -1, *x.shape[1:])
 
         def add(total, part):
-            found = jax.value_and_grad(losses.summed_loss)(params, model, *part, key, scale)
+            given = model, *part, key, scale, step, depth
+            found = jax.value_and_grad(losses.summed_loss)(params, *given)
             return jax.tree.map(jnp.add, total, found), None
 
         zeros = jax.tree.map(jnp.zeros_like, (scale, params))
@@ -102,11 +109,12 @@ def make_loss_and_grads(model: LanguageModel, accumulation_steps: int, mesh: jax
         return loss, exchange.scatter(grads, partitions, mesh)
 
     by_rows = P(sharding.BATCH_AXES)
-    in_specs = (of_device, by_rows, by_rows, P(), P())
+    in_specs = (of_device, by_rows, by_rows, P(), P(), P())
     of_all = exchange.over_rows(sum_over_parts, mesh, in_specs, (P(), of_device))
 
-    def loss_and_grads(params, batch: Batch, key, scale):
-        return of_all(params, batch, jnp.arange(len(batch.inputs)), key, scale)
+    def loss_and_grads(params, batch: Batch, key, scale, step=0):
+        rows = jnp.arange(len(batch.inputs))
+        return of_all(params, batch, rows, key, scale, jnp.asarray(step, jnp.int32))
 
     return loss_and_grads
 
@@ -117,6 +125,7 @@ def make_train_step(
     seed: int,
     accumulation_steps: int,
     mesh: jax.sharding.Mesh,
+    depth: Depth | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """A compiled step `(state, batch) -> (state, metrics)`; it consumes its state.
 
@@ -127,12 +136,12 @@ def make_train_step(
     repeats them on any devices.
     """
 
-    loss_and_grads = make_loss_and_grads(model, accumulation_steps, mesh)
+    loss_and_grads = make_loss_and_grads(model, accumulation_steps, mesh, depth)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         scale = 1.0 / jnp.maximum(jnp.sum(batch.weights), 1.0)
-        loss, grads = loss_and_grads(state.params, batch, key, scale)
+        loss, grads = loss_and_grads(state.params, batch, key, scale, state.step)
         norm = optax.global_norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)

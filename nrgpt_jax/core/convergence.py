@@ -1,0 +1,130 @@
+"""Does a token come to rest? Its own block of the Jacobian of a step, token by token.
+
+Token A never sees a later one, so the Jacobian of a step of N tokens is block-triangular, and its
+eigenvalues are those of its N blocks on the diagonal, each (D,D):
+
+    J_A = d x_A(t+1) / d x_A(t),    for the rule `descent` behind a strict mask
+    J_A = 1 - eta (d2E_A / dg_A^2) (dg_A / dx_A)
+
+Where the spectral radius of J_A is below one at a fixed point, A returns to it from nearby once
+the tokens before it have, by that factor a step in the long run; so a text is at rest, and stays
+there, when this holds of all its tokens. A block is looked at through its products with vectors
+(power iteration), or as a whole where D is small. Under an inclusive mask a token is a key of its
+own, and the block holds that too: every token goes by itself, as when it is decoded.
+Source: none that is published; of block-triangular matrices any book.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from nrgpt_jax.array_types import BatchStates, Key
+from nrgpt_jax.core.contexts import Places
+from nrgpt_jax.core.step import Dynamics, State, remember, step
+
+OwnStep = Callable[[Float[Array, "B n D"]], Float[Array, "B n D"]]
+"""States of n tokens -> those after a step, each in a context of the others held fixed."""
+
+AT_ONCE = 16  # tokens whose blocks are looked at together: each has a context of its own
+
+
+class Attraction(NamedTuple):
+    """How the tokens of B sequences return to where they are."""
+
+    radius: Float[Array, "B N"]  # spectral radius of the block of a token
+    speed: Float[Array, "B N"]  # how far one more step moves it, relative: 0 at a fixed point
+
+    def attracts(self, tolerance: float) -> Bool[Array | np.ndarray, "*shape"]:
+        """Of each token: at rest within the tolerance, and returning there from nearby."""
+        return (self.speed <= tolerance) & (self.radius < 1.0)
+
+
+def own_step(
+    dynamics: Dynamics, state: State, scale: Any = 1.0, tokens: Int[Array, "n"] | None = None
+) -> OwnStep:
+    """The step of every token alone, what it sees of the others held where they are in `state`.
+
+    Each token is a sequence of one, at its position, before a cache of all: B x n x N rows.
+
+    Args:
+      dynamics, state: of B sequences.
+      scale: c_t of the step.
+      tokens: positions of the tokens; None: all.
+    """
+    batch, count, width = state.x.shape
+    tokens = jnp.arange(count) if tokens is None else tokens
+    memories, _ = remember(dynamics, state, dynamics.norm.function(state.x))
+    alone = lambda leaf: leaf.reshape(batch * len(tokens), 1, *leaf.shape[2:])
+    chosen = lambda leaf: alone(leaf[:, tokens])
+    rows = {n: jnp.repeat(memory, len(tokens), axis=0)[None] for n, memory in memories.items()}
+    places = Places(dynamics.places.strict, jnp.tile(tokens, batch))
+    single = dynamics._replace(places=places, first=chosen(dynamics.first))
+    kept = jax.tree.map(chosen, state.rule)
+
+    def function(x: BatchStates) -> BatchStates:
+        begin = State(alone(x), kept, rows, jnp.zeros((), jnp.int32))
+        return step(single, begin, scale)[0].x.reshape(batch, len(tokens), width)
+
+    return function
+
+
+def blocks(function: OwnStep, x: BatchStates) -> Float[Array, "B N D D"]:
+    """The whole block of every token at states x: J_A[i,j] = d x_i(t+1) / d x_j(t)."""
+    along = lambda direction: jax.jvp(function, (x,), (jnp.broadcast_to(direction, x.shape),))[1]
+    columns = jax.lax.map(along, jnp.eye(x.shape[-1], dtype=x.dtype)[:, None, None])
+    return jnp.moveaxis(columns, 0, -1)
+
+
+def spectral_radii(
+    function: OwnStep, x: BatchStates, key: Key, iterations: int = 64
+) -> Float[Array, "B N"]:
+    """The spectral radius of every token's block, by power iteration from a random vector.
+
+    The mean growth over the second half of the iterations: a pair of complex eigenvalues makes
+    the growth swing about it. In exact arithmetic it tends to the radius; for eigenvalues that lie
+    close together slowly, from below.
+    """
+    tiny = jnp.finfo(x.dtype).tiny
+    _, push = jax.linearize(function, x)
+
+    def iterate(v, _):
+        new = push(v)
+        size = jnp.linalg.norm(new, axis=-1)
+        return new / jnp.maximum(size, tiny)[..., None], jnp.log(jnp.maximum(size, tiny))
+
+    v = jax.random.normal(key, x.shape, x.dtype)
+    v = v / jnp.linalg.norm(v, axis=-1, keepdims=True)
+    _, growth = jax.lax.scan(iterate, v, length=iterations)
+    return jnp.exp(jnp.mean(growth[iterations // 2 :], axis=0))
+
+
+def attraction(
+    dynamics: Dynamics, state: State, key: Key, *, scale: Any = 1.0, iterations: int = 64
+) -> Attraction:
+    """How tokens return to where they are in `state`, some of them at a time.
+
+    Args:
+      dynamics: of a step; all further steps are like it.
+      state: where tokens are, after many steps.
+      key: of the first vectors of the power iteration.
+      scale: c_t of the step.
+      iterations: of the power iteration.
+    """
+    count, tiny = state.x.shape[1], jnp.finfo(state.x.dtype).tiny
+
+    def of_some(tokens: Int[Array, "n"]):
+        function, x = own_step(dynamics, state, scale, tokens), state.x[:, tokens]
+        moved = jnp.linalg.norm(function(x) - x, axis=-1)
+        size = jnp.maximum(jnp.linalg.norm(x, axis=-1), tiny)
+        own = jax.random.fold_in(key, tokens[0])
+        return Attraction(spectral_radii(function, x, own, iterations), moved / size)
+
+    parts = -(-count // AT_ONCE)
+    tokens = jnp.minimum(jnp.arange(parts * min(AT_ONCE, count)), count - 1)
+    found = jax.lax.map(of_some, tokens.reshape(parts, -1))
+    joined = lambda leaf: jnp.moveaxis(leaf, 1, 0).reshape(leaf.shape[1], -1)[:, :count]
+    return jax.tree.map(joined, found)

@@ -1,0 +1,140 @@
+"""Training at many depths, so that more steps than trained do no harm.
+
+In each training step the number of recurrent steps is drawn anew, for the whole batch or for each
+sequence. The gradient may go through the last few of them alone: those before are then made
+without being remembered, so that depth costs no memory; in exact arithmetic and with one step, at
+a fixed point, this is the first term of the series of the implicit gradient. The loss is that of
+the last state, or the mean over the last few. A penalty keeps the last step a contraction.
+Sources: random depth in Geiping et al. (arXiv 2502.05171); one-step gradients in Fung et al.
+(arXiv 2103.12803); the penalty on the Jacobian in Bai et al. (arXiv 2106.14342), there on the
+whole of it, here on each token's own block.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from nrgpt_jax.array_types import BatchStates, Key, PerSequence, Tokens
+from nrgpt_jax.core.dynamics import Walk
+from nrgpt_jax.core.step import State
+from nrgpt_jax.models import LanguageModel
+
+DISTRIBUTIONS = ("fixed", "uniform", "log_uniform")
+EACH = ("batch", "sequence")
+_OF_DEPTH, _OF_PENALTY = 1, 2  # folded into the key of a training step, which dropout has too
+
+
+class Depth(NamedTuple):
+    """The fields of `config.depth`, with 0 replaced by what it stands for."""
+
+    distribution: str
+    least: int
+    most: int
+    each: str
+    growth_steps: int
+    gradient_steps: int
+    loss_steps: int
+    penalty: float
+    penalty_bound: float
+
+
+class Made(NamedTuple):
+    """What a training step looks at."""
+
+    states: list[BatchStates]  # the last ones, at which the loss is taken
+    penalty: Float[Array, "B N"] | None  # of each token, before its factor
+
+
+def of_config(config: Mapping[str, Any]) -> Depth | None:
+    """The settings of a configuration; None: all steps, always, and the last state's loss."""
+    fields, steps = config["depth"], config["model"]["num_steps"]
+    fixed = fields["distribution"] == "fixed"
+    least = steps if fixed else fields["least"] or 1
+    most = steps if fixed else fields["most"] or 2 * steps
+    whole = fields["gradient_steps"] or most
+    depth = Depth(**{**fields, "least": least, "most": most, "gradient_steps": min(whole, most)})
+    plain = fixed and depth.gradient_steps == steps and depth.loss_steps == 1 and not depth.penalty
+    return None if plain else depth
+
+
+def draw(
+    depth: Depth, key: Key, rows: PerSequence, step: Int[Array, ""]
+) -> Int[Array, ""] | Int[Array, "B"]:
+    """The number of recurrent steps: (), or (B,) of each row of a batch.
+
+    The greatest that is drawn grows with the training step for `growth_steps` of them.
+    """
+    grown = jnp.minimum(1.0, (step + 1) / max(depth.growth_steps, 1))
+    span = jnp.maximum(jnp.round(grown * (depth.most - depth.least)), 0)
+
+    def one(key: Key) -> jax.Array:
+        u = jax.random.uniform(key)
+        if depth.distribution == "log_uniform":
+            drawn = depth.least * jnp.exp(u * jnp.log((depth.least + span + 1) / depth.least))
+        else:
+            drawn = depth.least + u * (span + 1)
+        return jnp.minimum(drawn.astype(jnp.int32), depth.most)
+
+    key = jax.random.fold_in(key, _OF_DEPTH)
+    if depth.each == "batch":
+        return one(key)
+    return jax.vmap(lambda row: one(jax.random.fold_in(key, row)))(jnp.asarray(rows))
+
+
+def make_states(
+    params: Any,
+    model: LanguageModel,
+    tokens: Tokens,
+    rows: PerSequence,
+    key: Key,
+    depth: Depth,
+    step: Int[Array, ""],
+) -> Made:
+    """Makes a drawn number of steps.
+
+    Args:
+      params, model: as of `create_model`.
+      tokens: (B,N).
+      rows: (B,) numbers of the sequences in the whole batch.
+      key: of a training step.
+      depth: how deep, and how it is learned from.
+      step: training steps that were made.
+    """
+    count = draw(depth, key, rows, step)
+    apply = lambda model, walk: cast(
+        State,
+        model.apply(
+            {"params": params}, tokens, walk, True, rows, method="walk", rngs={"dropout": key}
+        ),
+    )
+    begin = None
+    if depth.gradient_steps < depth.most:
+        held, before = jax.lax.stop_gradient(params), jnp.maximum(count - depth.gradient_steps, 0)
+        found = model.apply({"params": held}, tokens, before, method="run")
+        begin, count = jax.lax.stop_gradient(cast(State, found)), count - before
+    single = depth.loss_steps - 1
+    first = model.clone(num_steps=depth.gradient_steps - single)
+    left_out = jnp.maximum(depth.gradient_steps - count, 0)
+    ends = [apply(first, Walk(begin, left_out))]
+    for _ in range(single):
+        ends.append(apply(model.clone(num_steps=1), Walk(ends[-1])))
+    penalty = None
+    if depth.penalty:
+        of_penalty = jax.random.fold_in(key, _OF_PENALTY)
+        over = lambda row: jax.random.normal(
+            jax.random.fold_in(of_penalty, row), ends[-1].x.shape[1:]
+        )
+        plain = model.with_kernels("plain")  # a product with J asks for its forward mode
+        gain = plain.apply(
+            {"params": params},
+            tokens,
+            ends[-1],
+            jax.vmap(over)(jnp.asarray(rows)),
+            method="gain_of",
+        )
+        excess = jnp.maximum(cast(jax.Array, gain) - depth.penalty_bound, 0.0)
+        penalty = excess**2
+    return Made([end.x for end in ends], penalty)

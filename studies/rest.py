@@ -1,0 +1,146 @@
+"""Whether models may make more steps than trained: trains, measures, writes docs/rest.md.
+
+    python -m studies.rest [--runs=runs/rest] [--jobs=2] [--seeds=1]
+
+Trains every variant of experiments/rest.py that is not trained yet (each in a process of its
+own, on one core), then measures all that are; the table goes between the marks in docs/rest.md,
+the numbers to docs/rest.json. Each seed's measurement is kept in its run directory.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from nrgpt_jax import cli
+from nrgpt_jax.analysis.examination import plain
+from nrgpt_jax.core.convergence import Attraction, attraction
+from nrgpt_jax.datasets import Dataset, load_recorded
+from nrgpt_jax.datasets.pipeline import validation_batches
+from nrgpt_jax.models import sharding
+from nrgpt_jax.runs.pretrained import Pretrained, load_pretrained
+from nrgpt_jax.training import evaluation
+from studies.runner import ROOT, train_all, variants
+from studies.tables import spread, table
+
+EXPERIMENT, DOCS = ROOT / "experiments/rest.py", ROOT / "docs"
+TIMES = (1, 2, 4, 16, 100)  # the trained number of steps
+ANSWERED_AT = (1, 4, 16)
+PROMPTS = 1000  # held-out ones, answered greedily
+REST, TEXTS, TOKENS = 16, 4, 64  # when and on what tokens are asked whether they attract
+TOLERANCE = 1e-3  # of rest: what one more step changes of a state, relative
+FILE_NAME = "rest.json"  # in a run directory
+BEGIN, END = "<!-- table -->", "<!-- end of the table -->"
+
+
+def measure(workdir: Path, again: bool = False) -> dict[str, Any]:
+    """The numbers of one run; kept in it."""
+    kept = workdir / FILE_NAME
+    if kept.exists() and not again:
+        return json.loads(kept.read_text())
+    trained = load_pretrained(workdir)
+    dataset = load_recorded(trained.config.data)
+    found = {**_losses(trained, dataset), **_answers(trained, dataset), **_rest(trained, dataset)}
+    kept.write_text(json.dumps(plain(found), indent=1, allow_nan=False) + "\n")
+    return found
+
+
+def _losses(trained: Pretrained, dataset: Dataset) -> dict[str, float]:
+    """Validation loss in nats at several depths."""
+    mesh, found = sharding.make_mesh(), {}
+    for times in TIMES:
+        steps = times * trained.model.num_steps
+        model, variables = trained.model.with_num_steps(trained.variables, steps)
+        windows = validation_batches(dataset.validation, model.context_length, 64, 256)
+        step = evaluation.make_eval_step(model, mesh)
+        seen = evaluation.evaluate_loss(step, variables["params"], windows, mesh)
+        found[f"loss_at_{times}T"] = seen["val/loss"]
+    return found
+
+
+def _answers(trained: Pretrained, dataset: Dataset) -> dict[str, float]:
+    """The share of held-out prompts answered, greedily, at several depths."""
+    prompts, found = next(iter(dataset.prompts.values())), {}
+    for times in ANSWERED_AT:
+        steps = times * trained.model.num_steps
+        model, variables = trained.model.with_num_steps(trained.variables, steps)
+        found[f"answered_at_{times}T"] = evaluation.prompt_accuracy(
+            model, variables["params"], prompts, limit=PROMPTS
+        )
+    return found
+
+
+def _rest(trained: Pretrained, dataset: Dataset) -> dict[str, float]:
+    """Whether tokens of the validation split are at rest after `REST` T steps, and attract."""
+    tokens = dataset.validation.tokens
+    starts = np.linspace(0, len(tokens) - TOKENS, TEXTS).astype(int)
+    texts = np.stack([tokens[start : start + TOKENS] for start in starts]).astype(np.int32)
+    model: Any = trained.model.with_kernels("plain")
+
+    @jax.jit
+    def look(variables) -> Attraction:
+        bound = model.bind(variables)
+        count = jnp.asarray(REST * model.num_steps)
+        inputs, dynamics_at = bound.dynamics(bound.embed(texts))
+        dynamics = dynamics_at(jax.tree.map(lambda leaf: leaf[-1], inputs))
+        return attraction(dynamics, bound.run(texts, count), jax.random.key(0))
+
+    found = look(trained.variables)
+    radius = np.asarray(found.radius)
+    return {
+        "at_rest": float(np.mean(np.asarray(found.speed) <= TOLERANCE)),
+        "attracts": float(np.mean(found.attracts(TOLERANCE))),
+        "radius": float(np.median(radius)),
+        "largest_radius": float(radius.max()),
+    }
+
+
+COLUMNS = {  # what one seed's number is called, and how a mean is written
+    **{f"loss_at_{n}T": (f"loss at {n}T", ".3f") for n in TIMES},
+    **{f"answered_at_{n}T": (f"answered at {n}T", ".1%") for n in ANSWERED_AT},
+    "at_rest": (f"at rest by {REST}T", ".0%"),
+    "attracts": ("and attracting", ".0%"),
+    "radius": ("spectral radius, median", ".2f"),
+    "largest_radius": ("largest", ".2f"),
+}
+
+
+def page(found: dict[str, list[dict[str, Any]]], text: str) -> str:
+    """docs/rest.md with the table in its place."""
+    head = ["variant", *(name for name, _ in COLUMNS.values())]
+    number = lambda value: np.nan if value is None else value
+    rows = [
+        [f"`{variant}`"]
+        + [spread([number(row[n]) for row in rows], form) for n, (_, form) in COLUMNS.items()]
+        for variant, rows in found.items()
+    ]
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return "\n".join([before + BEGIN, "", *table(head, rows), "", END + after])
+
+
+def main(f: flags.FlagValues) -> None:
+    """Trains, measures, writes."""
+    runs = Path(f.runs)
+    train_all(EXPERIMENT, runs, f.seeds, f.jobs)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for variant in variants(EXPERIMENT):
+        done = [runs / variant / str(seed) for seed in range(f.seeds)]
+        found[variant] = [measure(workdir, f.again) for workdir in done]
+        jax.clear_caches()
+        print(variant, "measured", flush=True)
+    (DOCS / "rest.json").write_text(json.dumps(plain(found), indent=1, allow_nan=False) + "\n")
+    (DOCS / "rest.md").write_text(page(found, (DOCS / "rest.md").read_text()))
+    print(f"written to {DOCS / 'rest.md'}")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("runs", "runs/rest", "Where the runs are, or are to be.")
+    flags.DEFINE_integer("seeds", 1, "So many of each.", 1)
+    flags.DEFINE_boolean("again", False, "Measure anew what is measured already.")
+    flags.DEFINE_integer("jobs", 2, "Train so many at a time.", 1)
+    cli.run(lambda: main(flags.FLAGS))

@@ -1,0 +1,159 @@
+"""Training at many depths: which steps are made, and what is learned from."""
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from decoding_helpers import small_model
+
+from nrgpt_jax.configs import default_config
+from nrgpt_jax.core import convergence
+from nrgpt_jax.core.dynamics import Walk
+from nrgpt_jax.core.step import start, step
+from nrgpt_jax.datasets.pipeline import Batch
+from nrgpt_jax.errors import UserError
+from nrgpt_jax.training import depths, losses
+from nrgpt_jax.training.config_checks import check_config
+
+TOKENS = np.random.default_rng(0).integers(0, 11, (3, 8)).astype(np.int32)
+BATCH = Batch(TOKENS[:, :-1], TOKENS[:, 1:], np.ones((3, 7), np.float32))
+ROWS, KEY = jnp.arange(3), jax.random.key(5)
+
+
+def depth_of(**fields):
+    config = default_config()
+    config.model.num_steps = 4
+    config.depth.update({"distribution": "uniform", **fields})
+    found = depths.of_config(config)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("distribution", ["uniform", "log_uniform"])
+def test_every_depth_of_the_range_is_drawn_and_no_other(distribution):
+    depth = depth_of(distribution=distribution, least=2, most=9)
+    draw = lambda i: depths.draw(depth, jax.random.fold_in(KEY, i), ROWS, jnp.asarray(0))
+    seen = np.bincount(jax.vmap(draw)(jnp.arange(2000)), minlength=12)
+    assert not seen[:2].any()
+    assert not seen[10:].any()
+    assert seen[2:10].min() > 50
+    assert (seen[2] > 2 * seen[9]) == (distribution == "log_uniform")
+
+
+def test_sequences_have_depths_of_their_own_whoever_works_on_them():
+    depth = depth_of(each="sequence", least=1, most=1000)
+    together = depths.draw(depth, KEY, jnp.arange(8), jnp.asarray(0))
+    assert len(set(together.tolist())) == 8
+    last = depths.draw(depth, KEY, jnp.arange(4, 8), jnp.asarray(0))
+    chex.assert_trees_all_equal(last, together[4:])
+
+
+def test_depth_grows():
+    depth = depth_of(least=2, most=12, growth_steps=100, each="sequence")
+    most = [
+        int(depths.draw(depth, KEY, jnp.arange(500), jnp.asarray(n)).max()) for n in (0, 49, 99)
+    ]
+    assert most == [2, 7, 12]
+
+
+@pytest.mark.parametrize("fields", [{}, {"rule": "momentum"}, {"name": "GPT_Rec_parallel"}])
+def test_a_walk_makes_the_steps_of_a_model_of_that_depth(fields):
+    model, variables = small_model(num_steps=4, **fields)
+    counts = jnp.array([1, 4, 2])
+    states_of = lambda n: model.clone(num_steps=n).apply(variables, TOKENS, method="last_states")
+    wanted = jnp.stack([states_of(n)[i] for i, n in enumerate(counts.tolist())])
+    late = model.apply(variables, TOKENS, Walk(left_out=4 - counts), method="walk")
+    chex.assert_trees_all_close(late.x, wanted, rtol=1e-5, atol=1e-6)
+    run = model.apply(variables, TOKENS, counts, method="run")
+    chex.assert_trees_all_close(run.x, wanted, rtol=1e-5, atol=1e-6)
+    deeper = model.apply(variables, TOKENS, Walk(begin=run), method="walk").x
+    chex.assert_trees_all_close(deeper[2], states_of(6)[2], rtol=1e-4, atol=1e-5)
+
+
+def test_gradient_goes_through_the_last_steps_alone():
+    """Against a plain loop that holds parameters and states of the steps before."""
+    model, variables = small_model(num_steps=4, energies=("injection",))
+    depth = depth_of(least=4, most=4, gradient_steps=2, loss_steps=2)
+    params = variables["params"]
+
+    def plain(params: Any):
+        held = jax.lax.stop_gradient(params)
+        make = lambda p: model.bind({"params": p}).dynamics(model.bind({"params": p}).embed(TOKENS))
+        at = lambda p: make(p)[1](jax.tree.map(lambda leaf: leaf[0], make(p)[0]))
+        state = start(at(held))
+        for p in (held, held):
+            state = step(at(p), state)[0]
+        state, total = jax.lax.stop_gradient(state), jnp.zeros(())
+        targets = jnp.asarray(BATCH.targets)
+        for _ in range(2):
+            state = step(at(params), state._replace(x=state.x))[0]
+            logits = model.apply({"params": params}, state.x[:, :-1], method="readout")
+            total += jnp.sum(losses.cross_entropy(logits, targets)) / 2
+        return total
+
+    def ours(params: Any):
+        inputs = Batch(TOKENS, np.pad(BATCH.targets, ((0, 0), (0, 1))), _but_the_last())
+        return losses.summed_loss(params, model, inputs, ROWS, KEY, 1.0, 0, depth)
+
+    chex.assert_trees_all_close(
+        jax.value_and_grad(ours)(params), jax.value_and_grad(plain)(params), rtol=1e-4, atol=1e-5
+    )
+
+
+def _but_the_last():
+    weights = np.ones(TOKENS.shape, np.float32)
+    weights[:, -1] = 0.0
+    return weights
+
+
+def test_gain_is_that_of_each_tokens_own_block():
+    model, variables = small_model(num_steps=3, mask="strict", rule="sphere", rate="psd")
+    state = model.apply(variables, TOKENS, Walk(), method="walk")
+    plain = model.with_kernels("plain")
+    bound = plain.bind(variables)
+    inputs, dynamics_at = bound.dynamics(bound.embed(TOKENS))
+    dynamics = dynamics_at(jax.tree.map(lambda leaf: leaf[0], inputs))
+    found = convergence.blocks(convergence.own_step(dynamics, state), state.x)
+    v = jax.random.normal(KEY, state.x.shape)
+    wanted = jnp.linalg.norm(jnp.einsum("bnij,bnj->bni", found, v), axis=-1)
+    gain = plain.apply(variables, TOKENS, state, v, method="gain_of")
+    chex.assert_trees_all_close(gain, wanted / jnp.linalg.norm(v, axis=-1), rtol=1e-3, atol=1e-5)
+
+
+def test_a_penalty_is_of_what_exceeds_its_bound():
+    model, variables = small_model(num_steps=3, mask="strict")
+    given = variables["params"], model, BATCH, ROWS, KEY, 1.0, 0
+    loss = lambda **fields: float(losses.summed_loss(*given, depth_of(least=3, most=3, **fields)))
+    without = loss()
+    assert loss(penalty=1.0, penalty_bound=1e6) == pytest.approx(without)
+    assert loss(penalty=1.0, penalty_bound=0.0) > without + 1.0
+    twice = loss(penalty=2.0, penalty_bound=0.0) - without
+    assert twice == pytest.approx(2 * (loss(penalty=1.0, penalty_bound=0.0) - without), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("model", "depth", "message"),
+    [
+        ({}, {"distribution": "normal"}, "depth.distribution='normal'"),
+        ({}, {"distribution": "uniform", "least": 9, "most": 3}, "depth.most=3 .* depth.least=9"),
+        ({}, {"gradient_steps": 2, "loss_steps": 3}, "depth.loss_steps=3 .* the 2 steps"),
+        ({}, {"distribution": "uniform", "least": 1, "loss_steps": 2}, "depth.loss_steps=2"),
+        ({"name": "GPT"}, {"distribution": "uniform"}, "not all alike"),
+        ({"per_step_scale": True}, {"distribution": "uniform"}, "not all alike"),
+        ({"name": "GPT_Rec"}, {"penalty": 1.0}, "depth.penalty=1.0 .* no energy"),
+        ({}, {"penalty": float("nan")}, "depth.penalty"),
+    ],
+)
+def test_mistakes_are_named(model, depth, message):
+    config = default_config()
+    config.model.update(model)
+    config.depth.update(depth)
+    with pytest.raises(UserError, match=message):
+        check_config(config.to_dict(), 1)
+
+
+def test_nothing_changes_by_default():
+    assert depths.of_config(default_config()) is None
