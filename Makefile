@@ -12,6 +12,7 @@
 #   make bench RELEASE=path/to/clone                speed and memory of training, beside the
 #   make bench-generation RELEASE=path/to/clone     authors' code; of making text
 #   make rates                                      what rates with a guarantee cost (docs/rates.md)
+#   make rest                                       may models make more steps? (docs/rest.md)
 #   make signal                                     energy against surprise (docs/signal.md)
 #   make docs                                       the site of docs/, into site/
 #   make test | test-all | lint
@@ -28,7 +29,7 @@ NAME := $(firstword $(subst :, ,$(EXP)))
 CONFIG := --config=experiments/$(subst $(NAME):,$(NAME).py:,$(EXP)$(if $(findstring :,$(EXP)),,.py))
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: setup demo data train evaluate sample analyze export launch bench bench-generation rates signal docs test test-all lint clean
+.PHONY: setup demo data train evaluate sample analyze export launch bench bench-generation rates rest signal docs test test-all lint clean
 
 setup: .venv/installed
 .venv/installed: setup.cfg pyproject.toml constraints.txt
@@ -90,6 +91,9 @@ bench-generation: setup
 
 rates: setup
 	@$(BIN)/python -m studies.rates $(ARGS)
+
+rest: setup
+	@$(BIN)/python -m studies.rest $(ARGS)
 
 signal: setup
 	@$(BIN)/python -m studies.signal $(ARGS)

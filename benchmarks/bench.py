@@ -28,7 +28,7 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 _RELEASE = flags.DEFINE_string("release", None, "Folder of a clone of the authors' release.")
 _START_LIMIT = flags.DEFINE_integer("start_limit", 600, "Seconds that a first step may take.", 1)
-_ONLY = flags.DEFINE_string("only", "", "Measure only cases whose title contains this.")
+_ONLY = flags.DEFINE_string("only", "", "Measure only this case, or those whose titles hold this.")
 
 
 class WorkerStopped(Exception):
@@ -145,8 +145,10 @@ def run(release: str | None, only: str) -> None:
     known = {row["title"]: row for row in found["steps"] if "ours" in row}
     unknown = ({"title": c.title, "batch": c.batch, "parts": c.parts} for c in CASES)
     found["steps"] = [known.get(row["title"], row) for row in unknown]
+    exact = only in (case.title for case in CASES)
     for index, case in enumerate(CASES):
-        if case.accelerator == on_accelerator and only in case.title:
+        wanted = only == case.title if exact else only in case.title
+        if case.accelerator == on_accelerator and wanted:
             found["steps"][index] = measure(index, release)
             print(_step_line(found["steps"][index]), flush=True)
             _write(found)

@@ -105,7 +105,9 @@ def test_energy_rises_when_a_condition_is_broken(case):
     assert any(f.rises.any() and f.largest_scales.min() == 0.0 for f in found)
 
 
-@pytest.mark.parametrize("case", [case for case in CONDITIONS if case.startswith("2.2")])
+# On the sphere it makes a step as long as the sphere is wide; what the norm's epsilon lets the
+# energy see of the length of x then counts.
+@pytest.mark.parametrize("case", [c for c in CONDITIONS if "2.2" in c and "sphere" not in c])
 @with_float64
 def test_a_large_skew_part_is_no_harm_without_a_norm_or_behind_its_projection(case):
     steps = {"number": (1.0, 5.0), "scales": [1e-5] * 4}

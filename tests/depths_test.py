@@ -12,10 +12,12 @@ from decoding_helpers import small_model
 from nrgpt_jax.configs import default_config
 from nrgpt_jax.core import convergence
 from nrgpt_jax.core.dynamics import Walk
-from nrgpt_jax.core.step import start, step
+from nrgpt_jax.core.step import held_step, start, step
 from nrgpt_jax.datasets.pipeline import Batch
 from nrgpt_jax.errors import UserError
+from nrgpt_jax.models import sharding
 from nrgpt_jax.training import depths, losses
+from nrgpt_jax.training import step as training
 from nrgpt_jax.training.config_checks import check_config
 
 TOKENS = np.random.default_rng(0).integers(0, 11, (3, 8)).astype(np.int32)
@@ -98,9 +100,8 @@ def test_gradient_goes_through_the_last_steps_alone():
         inputs = Batch(TOKENS, np.pad(BATCH.targets, ((0, 0), (0, 1))), _but_the_last())
         return losses.summed_loss(params, model, inputs, ROWS, KEY, 1.0, 0, depth)
 
-    chex.assert_trees_all_close(
-        jax.value_and_grad(ours)(params), jax.value_and_grad(plain)(params), rtol=1e-4, atol=1e-5
-    )
+    both = (jax.jit(jax.value_and_grad(loss))(params) for loss in (ours, plain))
+    chex.assert_trees_all_close(*both, rtol=1e-4, atol=1e-5)
 
 
 def _but_the_last():
@@ -116,17 +117,22 @@ def test_gain_is_that_of_each_tokens_own_block():
     bound = plain.bind(variables)
     inputs, dynamics_at = bound.dynamics(bound.embed(TOKENS))
     dynamics = dynamics_at(jax.tree.map(lambda leaf: leaf[0], inputs))
-    found = convergence.blocks(convergence.own_step(dynamics, state), state.x)
+    function = convergence.own_step(dynamics, state)
+    found = jax.jit(lambda x: convergence.blocks(function, x))(state.x)
     v = jax.random.normal(KEY, state.x.shape)
     wanted = jnp.linalg.norm(jnp.einsum("bnij,bnj->bni", found, v), axis=-1)
-    gain = plain.apply(variables, TOKENS, state, v, method="gain_of")
+    gain = jax.jit(lambda v: plain.apply(variables, TOKENS, state, v, method="gain_of"))(v)
     chex.assert_trees_all_close(gain, wanted / jnp.linalg.norm(v, axis=-1), rtol=1e-3, atol=1e-5)
 
 
 def test_a_penalty_is_of_what_exceeds_its_bound():
     model, variables = small_model(num_steps=3, mask="strict")
-    given = variables["params"], model, BATCH, ROWS, KEY, 1.0, 0
-    loss = lambda **fields: float(losses.summed_loss(*given, depth_of(least=3, most=3, **fields)))
+    given = model, BATCH, ROWS, KEY, 1.0, 0
+
+    def loss(**fields):
+        depth = depth_of(least=3, most=3, **fields)
+        return float(jax.jit(lambda p: losses.summed_loss(p, *given, depth))(variables["params"]))
+
     without = loss()
     assert loss(penalty=1.0, penalty_bound=1e6) == pytest.approx(without)
     assert loss(penalty=1.0, penalty_bound=0.0) > without + 1.0
@@ -140,11 +146,19 @@ def test_a_penalty_is_of_what_exceeds_its_bound():
         ({}, {"distribution": "normal"}, "depth.distribution='normal'"),
         ({}, {"distribution": "uniform", "least": 9, "most": 3}, "depth.most=3 .* depth.least=9"),
         ({}, {"gradient_steps": 2, "loss_steps": 3}, "depth.loss_steps=3 .* the 2 steps"),
+        ({}, {"most": 20}, "depth.most=20 .* depth.distribution=uniform"),
         ({}, {"distribution": "uniform", "least": 1, "loss_steps": 2}, "depth.loss_steps=2"),
         ({"name": "GPT"}, {"distribution": "uniform"}, "not all alike"),
         ({"per_step_scale": True}, {"distribution": "uniform"}, "not all alike"),
-        ({"name": "GPT_Rec"}, {"penalty": 1.0}, "depth.penalty=1.0 .* no energy"),
+        ({"name": "GPT_Rec"}, {"penalty": 1.0}, "depth.penalty=1.0 .* an energy"),
+        ({"mask": "inclusive"}, {"penalty": 1.0}, "depth.penalty=1.0 .* model.mask=strict"),
+        ({"name": "GPT_Rec"}, {"held": True}, "depth.held=True .* an energy"),
         ({}, {"penalty": float("nan")}, "depth.penalty"),
+        (
+            {"mask": "strict"},
+            {"held": True, "gradient_steps": 2},
+            "depth.gradient_steps=2 .*depth.held",
+        ),
     ],
 )
 def test_mistakes_are_named(model, depth, message):
@@ -155,5 +169,42 @@ def test_mistakes_are_named(model, depth, message):
         check_config(config.to_dict(), 1)
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_training_step_is_the_same_in_parts_and_on_two_devices(parts, standard_promotion):
+    """With dropout, computed again, unrolled, in sequences of depths of their own."""
+    del standard_promotion
+    model, variables = small_model(
+        num_steps=3, dropout=0.2, remat="step", scan_unroll=2, mask="strict", rule="sphere"
+    )
+    depth = depth_of(least=2, most=6, each="sequence", gradient_steps=4, loss_steps=2, penalty=0.1)
+    tokens = np.concatenate([TOKENS, TOKENS[:1]])
+    batch = Batch(tokens[:, :-1], tokens[:, 1:], np.ones((4, 7), np.float32))
+    found = []
+    for count, of in ((1, 1), (2, parts)):
+        devices, kinds = jax.devices()[:count], (jax.sharding.AxisType.Auto,) * 3
+        mesh = jax.make_mesh((count, 1, 1), sharding.AXES, kinds, devices=devices)
+        function = jax.jit(training.make_loss_and_grads(model, of, mesh, depth))
+        found.append(jax.tree.map(np.asarray, function(variables["params"], batch, KEY, 0.1, 5)))
+    chex.assert_trees_all_close(*found, rtol=1e-3, atol=1e-4)
+
+
 def test_nothing_changes_by_default():
     assert depths.of_config(default_config()) is None
+
+
+def test_a_second_descent_sees_the_others_where_the_first_has_ended():
+    model, variables = small_model(num_steps=3, kernels="plain", mask="strict")
+    end = model.apply(variables, TOKENS, Walk(), method="walk")
+    bound = model.bind(variables)
+    inputs, dynamics_at = bound.dynamics(bound.embed(TOKENS))
+    dynamics = dynamics_at(jax.tree.map(lambda leaf: leaf[0], inputs))
+    in_place, x = held_step(dynamics, end), start(dynamics).x
+    for _ in range(3):
+        x = in_place(x)
+    again = model.apply(variables, TOKENS, Walk(context=end), method="walk")
+    chex.assert_trees_all_close(again.x, x, rtol=1e-5, atol=1e-6)
+    batch = Batch(TOKENS, TOKENS, np.ones(TOKENS.shape, np.float32))
+    depth = depth_of(least=3, most=3, held=True)
+    loss = losses.summed_loss(variables["params"], model, batch, ROWS, KEY, 1.0, 0, depth)
+    at = lambda x: jnp.sum(losses.cross_entropy(bound.readout(x), jnp.asarray(TOKENS)))
+    chex.assert_trees_all_close(loss, (at(end.x) + at(again.x)) / 2, rtol=1e-5)

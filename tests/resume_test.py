@@ -29,6 +29,7 @@ MODES = {
         "depth.growth_steps": 8,
         "depth.gradient_steps": 2,
         "depth.penalty": 0.1,
+        "model.mask": "strict",
     },
     "fsdp": {"mesh.fsdp": 2, "mesh.data": 1},
     "bfloat16, computed again": {"model.dtype": "bfloat16", "model.remat": "step"},

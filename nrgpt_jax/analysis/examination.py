@@ -72,7 +72,7 @@ class Analysis(NamedTuple):
     settled: np.ndarray  # (N,) step from which on the speed stays below tolerance; T: never
     predictions: Predictions
     certificate: Certificate
-    attraction: Attraction  # (N,) of every token where it is after the last step
+    attraction: Attraction | None  # (N,) of every token after the last step; None: not of x alone
     landscape: Landscape
 
     @property
@@ -126,11 +126,10 @@ def examine(
     guesses, probabilities, entropy, surprise = predicted
     speeds, measured = speeds[:end], jax.tree.map(lambda a: a[:end], measured)
     best, names = guesses[..., 0], symbols_of(trained.tokenizer)
-    with jax.default_matmul_precision("highest"):
-        attracted = _attraction(model, variables, path.states, end)
     points = max(9, min(31, math.isqrt(GRID_VALUES // len(tokens))))
     with jax.default_matmul_precision("highest"):
         view = _view(model, variables, path.states, at, points)
+        attracted = _attraction(model, variables, path.states, end)
     return Analysis(
         symbols=[names[t] for t in tokens],
         tokens=tokens,
@@ -199,13 +198,18 @@ def _view(model: LanguageModel, variables, states, held_at: int, points: int) ->
 
 
 @partial(jax.jit, static_argnums=(0, 3))
-def _attraction(model: LanguageModel, variables, states, steps: int) -> Attraction:
-    """Of the last states (N,D), as if the text went on from there with steps like the last."""
+def _attraction(model: LanguageModel, variables, states, steps: int) -> Attraction | None:
+    """Of the last states (N,D), as if the text went on from there with steps like the last.
+
+    None where the next step is that of another block, or a rule keeps more than the states.
+    """
     bound: Any = model.with_kernels("plain").bind(variables)
     inputs, dynamics_at = bound.dynamics(states[:1])
     last = jax.tree.map(lambda leaf: leaf[steps - 1], inputs)
     dynamics = dynamics_at(last)
     state = start(dynamics)._replace(x=states[steps][None])
+    if model.blocks > 1 or jax.tree.leaves(state.rule):
+        return None
     return attraction(dynamics, state, jax.random.key(0), scale=last["scale"])
 
 
@@ -257,8 +261,8 @@ def as_numbers(found: Analysis) -> dict[str, Any]:
         "step_norm": found.step_norms,
         "speed": found.speeds,
         "gradient_norm": np.linalg.norm(found.path.gradients, axis=-1),
-        "spectral_radius": found.attraction.radius,
-        "speed_after": found.attraction.speed,
+        "spectral_radius": found.attraction and found.attraction.radius,
+        "speed_after": found.attraction and found.attraction.speed,
         "settled_at_step": [int(s) if s < found.num_steps else None for s in found.settled],
         "top_tokens": [[[found.vocabulary[t] for t in r] for r in step] for step in p.tokens],
         "top_probabilities": p.probabilities,

@@ -117,7 +117,7 @@ def report(found: Analysis) -> str:
         f"  tokens from some step on   {int(np.sum(found.settled < steps))}",
         f"  token steps with all tokens before it slow {c.steps_at_rest}{rose}",
     ]
-    if np.isfinite(found.attraction.radius).all():
+    if found.attraction is not None and np.isfinite(found.attraction.radius).all():
         near, radius = found.attraction.attracts(found.tolerance), found.attraction.radius
         lines += [
             f"Where tokens are after step {steps}, each by its own block of the step's Jacobian:",

@@ -6,11 +6,15 @@ eigenvalues are those of its N blocks on the diagonal, each (D,D):
     J_A = d x_A(t+1) / d x_A(t),    for the rule `descent` behind a strict mask
     J_A = 1 - eta (d2E_A / dg_A^2) (dg_A / dx_A)
 
-Where the spectral radius of J_A is below one at a fixed point, A returns to it from nearby once
-the tokens before it have, by that factor a step in the long run; so a text is at rest, and stays
-there, when this holds of all its tokens. A block is looked at through its products with vectors
-(power iteration), or as a whole where D is small. Under an inclusive mask a token is a key of its
-own, and the block holds that too: every token goes by itself, as when it is decoded.
+Under an inclusive mask a token is a key of its own, and the block holds that too: every token goes
+by itself, as when it is decoded.
+
+Behind a norm x has directions that energies do not see, its length and its mean, in which nothing
+is ever at rest nor disturbed (an eigenvalue of one). So rest is asked of u = n(x), n the norm
+without gain and bias: the step as a map u(t) -> u(t+1), at the length that x has. Where the
+spectral radius of its block is below one at a fixed point, A returns to it from nearby once the
+tokens before it have, by that factor a step in the long run; so a text is at rest, and stays there,
+when this holds of all its tokens. As long as x grows the factor tends to one.
 Source: none that is published; of block-triangular matrices any book.
 """
 
@@ -29,18 +33,19 @@ from nrgpt_jax.core.step import Dynamics, State, remember, step
 OwnStep = Callable[[Float[Array, "B n D"]], Float[Array, "B n D"]]
 """States of n tokens -> those after a step, each in a context of the others held fixed."""
 
+MARGIN = 0.01  # below one, of a radius that power iteration finds: it comes from below
 AT_ONCE = 16  # tokens whose blocks are looked at together: each has a context of its own
 
 
 class Attraction(NamedTuple):
     """How the tokens of B sequences return to where they are."""
 
-    radius: Float[Array, "B N"]  # spectral radius of the block of a token
-    speed: Float[Array, "B N"]  # how far one more step moves it, relative: 0 at a fixed point
+    radius: Float[Array, "B N"]  # spectral radius of the block of a token, of u = n(x)
+    speed: Float[Array, "B N"]  # ||u(t+1) - u(t)|| / ||u(t)|| of one more step
 
     def attracts(self, tolerance: float) -> Bool[Array | np.ndarray, "*shape"]:
         """Of each token: at rest within the tolerance, and returning there from nearby."""
-        return (self.speed <= tolerance) & (self.radius < 1.0)
+        return (self.speed <= tolerance) & (self.radius < 1.0 - MARGIN)
 
 
 def own_step(
@@ -105,7 +110,7 @@ def spectral_radii(
 def attraction(
     dynamics: Dynamics, state: State, key: Key, *, scale: Any = 1.0, iterations: int = 64
 ) -> Attraction:
-    """How tokens return to where they are in `state`, some of them at a time.
+    """How tokens return to where energies see them in `state`, some of them at a time.
 
     Args:
       dynamics: of a step; all further steps are like it.
@@ -114,14 +119,15 @@ def attraction(
       scale: c_t of the step.
       iterations: of the power iteration.
     """
-    count, tiny = state.x.shape[1], jnp.finfo(state.x.dtype).tiny
+    count, unit = state.x.shape[1], dynamics.norm.unit
 
     def of_some(tokens: Int[Array, "n"]):
         function, x = own_step(dynamics, state, scale, tokens), state.x[:, tokens]
-        moved = jnp.linalg.norm(function(x) - x, axis=-1)
-        size = jnp.maximum(jnp.linalg.norm(x, axis=-1), tiny)
-        own = jax.random.fold_in(key, tokens[0])
-        return Attraction(spectral_radii(function, x, own, iterations), moved / size)
+        length = dynamics.norm.sigma(x)[..., None]
+        seen, u = lambda u: unit(function(length * u)), unit(x)
+        radii = spectral_radii(seen, u, jax.random.fold_in(key, tokens[0]), iterations)
+        size = jnp.maximum(jnp.linalg.norm(u, axis=-1), jnp.finfo(u.dtype).tiny)
+        return Attraction(radii, jnp.linalg.norm(seen(u) - u, axis=-1) / size)
 
     parts = -(-count // AT_ONCE)
     tokens = jnp.minimum(jnp.arange(parts * min(AT_ONCE, count)), count - 1)

@@ -81,7 +81,7 @@ def settle(
     return jax.lax.fori_loop(state.step, most, at, state)
 
 
-# The two loops ------------------------------------------------------------------------------------
+# The loops ----------------------------------------------------------------------------------------
 
 Step = Callable[[State, Any], tuple[State, Any]]
 """(state, what is of this step alone) -> (state, what was seen)."""
@@ -95,6 +95,7 @@ class Walk(NamedTuple):
 
     begin: State | None = None
     left_out: Int[Array, ""] | Int[Array, "B"] | None = None  # by all sequences, or by each
+    context: State | None = None  # where tokens are seen, in all steps; None: where they are then
 
 
 def rollout(

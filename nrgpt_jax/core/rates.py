@@ -75,7 +75,7 @@ RATES.add(
         lambda params, gain: params["S"] @ params["S"].T + params["R"] - params["R"].T,
         lambda size: {"S": _noisy_identity(size), "R": matrix("D D", uses=0)},
         "Proposition 2.2, strict mask: eta + eta^T is positive semi-definite; needs norm none, "
-        "or the rule projected",
+        "or the rule projected or sphere",
     ),
 )
 RATES.add(
@@ -83,7 +83,8 @@ RATES.add(
     Rate(
         lambda params, gain: params["c"],
         lambda size: {"c": positive(size, "D")},
-        "Proposition 2.2, strict mask: positive diagonal; needs norm none, or the rule projected",
+        "Proposition 2.2, strict mask: positive diagonal; needs norm none, or the rule projected "
+        "or sphere",
     ),
 )
 RATES.add(
@@ -92,7 +93,7 @@ RATES.add(
         lambda params, gain: params["c"],
         lambda size: {"c": positive(size)},
         "Propositions 2.1 and 2.2, strict mask: positive scalar; norm none or a gain of one, or "
-        "the rule projected",
+        "the rule projected or sphere",
     ),
 )
 RATES.add(
@@ -101,6 +102,6 @@ RATES.add(
         lambda params, gain: jnp.ones((), gain.dtype),
         lambda size: {},
         "Propositions 2.1 and 2.2, strict mask: eta = 1; norm none or a gain of one, or the rule "
-        "projected",
+        "projected or sphere",
     ),
 )

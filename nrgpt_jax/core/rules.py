@@ -93,7 +93,8 @@ def sphere(params: Params, eta: jax.Array, norm: BoundNorm) -> BoundRule:
 
     `projected` on the sphere of g, on which states stay: steps of one length turn a token by one
     angle however many went before, energies are bounded below, and a token can come to rest.
-    For a small step the energy falls as with `projected`: n moves along P, which eta follows.
+    For a small step the energy falls as with `projected`, from the second on (the first goes to the
+    sphere): n moves along P, which eta follows.
     """
     del params
 

@@ -99,14 +99,15 @@ def step(
     state: State,
     scale: Float[Array, ""] | float = 1.0,
     dropout: Dropout | None = None,
+    held: Mapping[str, Any] | None = None,
 ) -> tuple[State, Slope]:
     """One step of every token down its energy, and the slope that it followed.
 
     What the terms remember of these tokens is written into the cache first, so that each token
-    finds itself there; without a cache the tokens are their own context.
+    finds itself there; without a cache the tokens are their own context, or what is `held`.
     """
     g = dynamics.norm.function(state.x)
-    memories, cache = remember(dynamics, state, g)
+    memories, cache = remember(dynamics, state, g) if held is None else (held, None)
     seen = slope(dynamics, state.x, g, memories, dropout)
     move, rule_state = dynamics.rule.update(seen.in_g, state.rule, state.x)
     move = scale * move.astype(state.x.dtype)

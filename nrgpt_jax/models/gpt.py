@@ -137,6 +137,7 @@ class GPT(LanguageModel):
         return {"step": jnp.arange(self.num_steps), **turns}, step
 
     def after(self, x: BatchStates, walk: Walk, keys: StepKeys | None = None) -> State:
+        assert walk.context is None, "a block of a transformer has no memory apart from its step"
         inputs, step = self._steps(Places(strict=False))
         if keys is not None:
             inputs["keys"] = keys

@@ -183,7 +183,10 @@ class LanguageModel(nn.Module):
         return jnp.take(self._embedding("token_embedding"), tokens, axis=0)
 
     def after(self, x: BatchStates, walk: Walk, keys: StepKeys | None = None) -> State:
-        """Where tokens with first states x are after a walk, with dropout where there are keys."""
+        """Where tokens with first states x are after a walk, with dropout where there are keys.
+
+        Only models with an energy can hold the context of a walk.
+        """
         raise TypeError(f"{type(self).__name__} does not define after")
 
     def run(self, tokens: Tokens, count: Int[Array, ""] | Int[Array, "B"]) -> State:

@@ -93,6 +93,9 @@ def _check_energies(model: Mapping[str, Any]) -> None:
     require(model["rate"] != "gamma" or model["norm"] != "none", "model.rate", "gamma", cure)
     cure = "the rule sphere moves along the unit sphere of a norm, and this is 'none'"
     require(model["rule"] != "sphere" or model["norm"] != "none", "model.norm", "none", cure)
+    cure = "False: with the rule sphere a step of another size would leave the sphere"
+    scaled = model["rule"] == "sphere" and model["per_step_scale"]
+    require(not scaled, "model.per_step_scale", True, cure)
     cure = "the leak is the Lagrangian of a norm without gain; use bare_layer_norm or none"
     has_gain = "gain" in NORMS[model["norm"]].specs
     require(not ("leak" in names and has_gain), "model.norm", model["norm"], cure)

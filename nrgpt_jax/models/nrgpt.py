@@ -175,10 +175,14 @@ class NRGPT(LanguageModel):
         inputs, dynamics_at = self.dynamics(x)
         if keys is not None:
             inputs["keys"] = keys
+        held = None
+        if walk.context is not None:
+            at = dynamics_at(_first(inputs))
+            held = remember(at, walk.context, at.norm.function(walk.context.x))[0]
 
         def step(state: State, inputs_t):  # narrows parameters here: gradients add up in float32
             dropped = self._dropped(inputs_t["keys"], x.shape[1]) if "keys" in inputs_t else None
-            return one_step(dynamics_at(inputs_t), state, inputs_t["scale"], dropped)[0], None
+            return one_step(dynamics_at(inputs_t), state, inputs_t["scale"], dropped, held)[0], None
 
         state = walk.begin or start(dynamics_at(_first(inputs)))
         unroll, remat, left_out = self.scan_unroll, self.remat, walk.left_out

@@ -47,16 +47,25 @@ def _check_depth(config: Mapping[str, Any]) -> None:
     require_choice(prefix + "distribution", fields["distribution"], depths.DISTRIBUTIONS)
     require_choice(prefix + "each", fields["each"], depths.EACH)
     check_finite(fields, prefix)
-    counts = ("least", "most", "growth_steps", "gradient_steps", "loss_steps")
-    check_at_most(fields, prefix, dict.fromkeys(counts, _LARGEST_DEPTH))
-    require_not_negative(fields, prefix, *counts, "penalty", "penalty_bound")
+    counts = ("least", "most", "gradient_steps", "loss_steps")
+    limits = {**dict.fromkeys(counts, _LARGEST_DEPTH), "growth_steps": _LARGEST_COUNT}
+    check_at_most(fields, prefix, limits)
+    require_not_negative(fields, prefix, *limits, "penalty", "penalty_bound")
     require_positive(fields, prefix, "loss_steps")
+    if fields["distribution"] == "fixed":
+        for field in ("least", "most", "growth_steps"):
+            allowed = "0 with depth.distribution=fixed; or set depth.distribution=uniform"
+            require(not fields[field], prefix + field, fields[field], allowed)
     depth = depths.of_config(config)
-    if depth is None:
-        return
+    if depth is not None:
+        _check_drawn(depth, model, prefix)
+
+
+def _check_drawn(depth: depths.Depth, model: Mapping[str, Any], prefix: str) -> None:
+    """Of settings that are other than all steps, always."""
     alike = model["blocks"] in (0, 1) and model["name"] != "GPT" and not model["per_step_scale"]
-    allowed = "fixed, with gradient_steps=0, loss_steps=1 and penalty=0: the steps of this model "
-    allowed += "are not all alike (model.blocks, model.per_step_scale)"
+    allowed = "left as it is, like all of depth: the steps of this model are not all alike "
+    allowed += "(model.name, model.blocks, model.per_step_scale)"
     require(alike, prefix + "distribution", depth.distribution, allowed)
     allowed = f"between {prefix}least={depth.least} and {_LARGEST_DEPTH}"
     require(depth.most >= depth.least, prefix + "most", depth.most, allowed)
@@ -64,9 +73,13 @@ def _check_depth(config: Mapping[str, Any]) -> None:
     allowed = f"at most {fewest}: the {depth.gradient_steps} steps that the gradient goes through, "
     allowed += f"and {prefix}least={depth.least}"
     require(depth.loss_steps <= fewest, prefix + "loss_steps", depth.loss_steps, allowed)
-    allowed = "0: this model has no energy"
-    has_energy = is_nrgpt(model["name"]) or not depth.penalty
-    require(has_energy, prefix + "penalty", depth.penalty, allowed)
+    strict = is_nrgpt(model["name"]) and model["mask"] == "strict"
+    allowed = "left as it is: it needs a model with an energy, and model.mask=strict"
+    require(strict or not depth.penalty, prefix + "penalty", depth.penalty, allowed)
+    require(strict or not depth.held, prefix + "held", depth.held, allowed)
+    allowed = f"0, or at least {prefix}most={depth.most}, with {prefix}held"
+    whole = depth.gradient_steps == depth.most or not depth.held
+    require(whole, prefix + "gradient_steps", depth.gradient_steps, allowed)
 
 
 def check_config(config: Mapping[str, Any], num_devices: int) -> None:

@@ -4,7 +4,10 @@ In each training step the number of recurrent steps is drawn anew, for the whole
 sequence. The gradient may go through the last few of them alone: those before are then made
 without being remembered, so that depth costs no memory; in exact arithmetic and with one step, at
 a fixed point, this is the first term of the series of the implicit gradient. The loss is that of
-the last state, or the mean over the last few. A penalty keeps the last step a contraction.
+the last state, or the mean over the last few, and, with `held`, that of a second descent in which
+each token sees the others where the first has ended: what a fixed-point cache shows a token that is
+decoded. A penalty pushes one more step towards a contraction. Steps without a gradient are made
+without dropout.
 Sources: random depth in Geiping et al. (arXiv 2502.05171); one-step gradients in Fung et al.
 (arXiv 2103.12803); the penalty on the Jacobian in Bai et al. (arXiv 2106.14342), there on the
 whole of it, here on each token's own block.
@@ -24,7 +27,8 @@ from nrgpt_jax.models import LanguageModel
 
 DISTRIBUTIONS = ("fixed", "uniform", "log_uniform")
 EACH = ("batch", "sequence")
-_OF_DEPTH, _OF_PENALTY = 1, 2  # folded into the key of a training step, which dropout has too
+# Folded into the key of a training step, which dropout has too.
+_OF_DEPTH, _OF_PENALTY, _OF_WALK = 1, 2, 3
 
 
 class Depth(NamedTuple):
@@ -37,6 +41,7 @@ class Depth(NamedTuple):
     growth_steps: int
     gradient_steps: int
     loss_steps: int
+    held: bool
     penalty: float
     penalty_bound: float
 
@@ -44,7 +49,7 @@ class Depth(NamedTuple):
 class Made(NamedTuple):
     """What a training step looks at."""
 
-    states: list[BatchStates]  # the last ones, at which the loss is taken
+    states: list[BatchStates]  # those at which the loss is taken
     penalty: Float[Array, "B N"] | None  # of each token, before its factor
 
 
@@ -56,8 +61,8 @@ def of_config(config: Mapping[str, Any]) -> Depth | None:
     most = steps if fixed else fields["most"] or 2 * steps
     whole = fields["gradient_steps"] or most
     depth = Depth(**{**fields, "least": least, "most": most, "gradient_steps": min(whole, most)})
-    plain = fixed and depth.gradient_steps == steps and depth.loss_steps == 1 and not depth.penalty
-    return None if plain else depth
+    plain = fixed and depth.gradient_steps == steps and depth.loss_steps == 1
+    return None if plain and not depth.penalty and not depth.held else depth
 
 
 def draw(
@@ -104,12 +109,12 @@ def make_states(
       step: training steps that were made.
     """
     count = draw(depth, key, rows, step)
-    apply = lambda model, walk: cast(
-        State,
-        model.apply(
-            {"params": params}, tokens, walk, True, rows, method="walk", rngs={"dropout": key}
-        ),
-    )
+
+    def apply(model: LanguageModel, walk: Walk, number: int = 0) -> State:
+        rngs = {"dropout": jax.random.fold_in(key, _OF_WALK + number) if number else key}
+        given = tokens, walk, True, rows
+        return cast(State, model.apply({"params": params}, *given, method="walk", rngs=rngs))
+
     begin = None
     if depth.gradient_steps < depth.most:
         held, before = jax.lax.stop_gradient(params), jnp.maximum(count - depth.gradient_steps, 0)
@@ -119,22 +124,22 @@ def make_states(
     first = model.clone(num_steps=depth.gradient_steps - single)
     left_out = jnp.maximum(depth.gradient_steps - count, 0)
     ends = [apply(first, Walk(begin, left_out))]
-    for _ in range(single):
-        ends.append(apply(model.clone(num_steps=1), Walk(ends[-1])))
+    for number in range(1, depth.loss_steps):
+        ends.append(apply(model.clone(num_steps=1), Walk(ends[-1]), number))
     penalty = None
     if depth.penalty:
-        of_penalty = jax.random.fold_in(key, _OF_PENALTY)
-        over = lambda row: jax.random.normal(
-            jax.random.fold_in(of_penalty, row), ends[-1].x.shape[1:]
-        )
-        plain = model.with_kernels("plain")  # a product with J asks for its forward mode
-        gain = plain.apply(
-            {"params": params},
-            tokens,
-            ends[-1],
-            jax.vmap(over)(jnp.asarray(rows)),
-            method="gain_of",
-        )
-        excess = jnp.maximum(cast(jax.Array, gain) - depth.penalty_bound, 0.0)
-        penalty = excess**2
+        gain = _gain(params, model, tokens, ends[-1], rows, jax.random.fold_in(key, _OF_PENALTY))
+        penalty = jnp.maximum(gain - depth.penalty_bound, 0.0) ** 2
+    if depth.held:
+        whole = model.clone(num_steps=depth.gradient_steps)
+        ends.append(apply(whole, Walk(left_out=left_out, context=ends[-1]), depth.loss_steps))
     return Made([end.x for end in ends], penalty)
+
+
+def _gain(
+    params: Any, model: LanguageModel, tokens: Tokens, end: State, rows: PerSequence, key: Key
+) -> Float[Array, "B N"]:
+    """||J v|| / ||v|| of one more step, J of each token and v random."""
+    of_row = lambda row: jax.random.normal(jax.random.fold_in(key, row), end.x.shape[1:])
+    v, plain = jax.vmap(of_row)(jnp.asarray(rows)), model.with_kernels("plain")  # in forward mode
+    return cast(jax.Array, plain.apply({"params": params}, tokens, end, v, method="gain_of"))

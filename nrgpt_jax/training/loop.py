@@ -41,7 +41,8 @@ def train(config: ConfigDict, workdir: Path | str) -> dict[str, float]:
     Raises:
       UserError: the configuration, the data or the run directory do not allow it, on any host;
         or the run has diverged.
-      OSError: something cannot be written; what was saved before is whole.
+      OSError: something cannot be written (what was saved before is whole), or the run directory
+        was removed.
       SystemExit: a signal has stopped it, after it was saved; the code is 128 + the signal.
     """
     workdir = Path(workdir)

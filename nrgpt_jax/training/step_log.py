@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from nrgpt_jax.models import LanguageModel, flops
 from nrgpt_jax.runs.metrics import MetricWriter, SilentWriter
+from nrgpt_jax.training import depths
 from nrgpt_jax.training.divergence import Diverged, SpikeWatch
 from nrgpt_jax.training.step import IN_A_ROW
 
@@ -38,7 +39,8 @@ class StepLog:
         self.pending: tuple[int, Mapping[str, jax.Array]] | None = None
         self.tokens_per_step = config.data.batch_size * config.model.context_length
         self.flops_per_token = flops.train_flops_per_token(model)
-        self.peak = flops.peak_flops()
+        whole = depths.of_config(config) is None  # else steps differ in their operations
+        self.peak = flops.peak_flops() if whole else None
         self.compiled = False
         self._begin_interval()
 

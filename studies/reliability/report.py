@@ -26,8 +26,7 @@ most disturbances hit something; what they exercise is the program as it is used
 .venv/bin/python -m studies.reliability --part=all
 ```
 
-writes this page anew. The parts below were run one by one, each by the command under it; between
-them the program was mended where they or a reader had found a fault.
+writes this page anew. The parts below were run one by one, each by the command under it.
 """
 
 
