@@ -152,11 +152,11 @@ def test_a_penalty_is_of_what_exceeds_its_bound():
         ({"per_step_scale": True}, {"distribution": "uniform"}, "not all alike"),
         ({"name": "GPT_Rec"}, {"penalty": 1.0}, "depth.penalty=1.0 .* an energy"),
         ({"mask": "inclusive"}, {"penalty": 1.0}, "depth.penalty=1.0 .* model.mask=strict"),
-        ({"name": "GPT_Rec"}, {"held": True}, "depth.held=True .* an energy"),
+        ({"name": "GPT_Rec"}, {"held": 1}, "depth.held=1 .* an energy"),
         ({}, {"penalty": float("nan")}, "depth.penalty"),
         (
             {"mask": "strict"},
-            {"held": True, "gradient_steps": 2},
+            {"held": 1, "gradient_steps": 2},
             "depth.gradient_steps=2 .*depth.held",
         ),
     ],
@@ -203,8 +203,9 @@ def test_a_second_descent_sees_the_others_where_the_first_has_ended():
         x = in_place(x)
     again = model.apply(variables, TOKENS, Walk(context=end), method="walk")
     chex.assert_trees_all_close(again.x, x, rtol=1e-5, atol=1e-6)
+    third = model.apply(variables, TOKENS, Walk(context=again), method="walk")
     batch = Batch(TOKENS, TOKENS, np.ones(TOKENS.shape, np.float32))
-    depth = depth_of(least=3, most=3, held=True)
+    depth = depth_of(least=3, most=3, held=2)
     loss = losses.summed_loss(variables["params"], model, batch, ROWS, KEY, 1.0, 0, depth)
-    at = lambda x: jnp.sum(losses.cross_entropy(bound.readout(x), jnp.asarray(TOKENS)))
-    chex.assert_trees_all_close(loss, (at(end.x) + at(again.x)) / 2, rtol=1e-5)
+    at = lambda state: jnp.sum(losses.cross_entropy(bound.readout(state.x), jnp.asarray(TOKENS)))
+    chex.assert_trees_all_close(loss, sum(map(at, (end, again, third))) / 3, rtol=1e-5)

@@ -47,7 +47,7 @@ def _check_depth(config: Mapping[str, Any]) -> None:
     require_choice(prefix + "distribution", fields["distribution"], depths.DISTRIBUTIONS)
     require_choice(prefix + "each", fields["each"], depths.EACH)
     check_finite(fields, prefix)
-    counts = ("least", "most", "gradient_steps", "loss_steps")
+    counts = ("least", "most", "gradient_steps", "loss_steps", "held")
     limits = {**dict.fromkeys(counts, _LARGEST_DEPTH), "growth_steps": _LARGEST_COUNT}
     check_at_most(fields, prefix, limits)
     require_not_negative(fields, prefix, *limits, "penalty", "penalty_bound")

@@ -4,10 +4,10 @@ In each training step the number of recurrent steps is drawn anew, for the whole
 sequence. The gradient may go through the last few of them alone: those before are then made
 without being remembered, so that depth costs no memory; in exact arithmetic and with one step, at
 a fixed point, this is the first term of the series of the implicit gradient. The loss is that of
-the last state, or the mean over the last few, and, with `held`, that of a second descent in which
-each token sees the others where the first has ended: what a fixed-point cache shows a token that is
-decoded. A penalty pushes one more step towards a contraction. Steps without a gradient are made
-without dropout.
+the last state, or the mean over the last few, and, with `held`, over further descents, in each of
+which a token sees the others where the one before has ended: what a fixed-point cache shows a token
+that is decoded. A penalty pushes one more step towards a contraction. Steps without a gradient are
+made without dropout.
 Sources: random depth in Geiping et al. (arXiv 2502.05171); one-step gradients in Fung et al.
 (arXiv 2103.12803); the penalty on the Jacobian in Bai et al. (arXiv 2106.14342), there on the
 whole of it, here on each token's own block.
@@ -41,7 +41,7 @@ class Depth(NamedTuple):
     growth_steps: int
     gradient_steps: int
     loss_steps: int
-    held: bool
+    held: int
     penalty: float
     penalty_bound: float
 
@@ -130,9 +130,9 @@ def make_states(
     if depth.penalty:
         gain = _gain(params, model, tokens, ends[-1], rows, jax.random.fold_in(key, _OF_PENALTY))
         penalty = jnp.maximum(gain - depth.penalty_bound, 0.0) ** 2
-    if depth.held:
-        whole = model.clone(num_steps=depth.gradient_steps)
-        ends.append(apply(whole, Walk(left_out=left_out, context=ends[-1]), depth.loss_steps))
+    whole = model.clone(num_steps=depth.gradient_steps)
+    for number in range(depth.loss_steps, depth.loss_steps + depth.held):
+        ends.append(apply(whole, Walk(left_out=left_out, context=ends[-1]), number))
     return Made([end.x for end in ends], penalty)
 
 
