@@ -14,21 +14,25 @@ from functools import partial
 from nrgpt_jax.configs import apply_variant, default_config
 
 INJECTION = {"model.energies": ("injection",)}
-TO_TEN = {"depth.distribution": "uniform", "depth.least": 3, "depth.most": 10}
-TO_TWENTY = {**TO_TEN, "depth.most": 20, "depth.gradient_steps": 8, "depth.loss_steps": 3}
 PROJECTED = {**INJECTION, "model.rule": "projected", "model.rate": "psd"}
 SPHERE = {**INJECTION, "model.rule": "sphere", "model.rate": "psd"}
+TO_20 = {  # drawn from T to 4T, growing until the end
+    "depth.distribution": "uniform",
+    "depth.least": 5,
+    "depth.most": 20,
+    "depth.growth_steps": 2000,
+    "depth.gradient_steps": 8,
+}
+HELD = {"depth.held": 2}
 
 WAYS = {
     "full": {},
-    "full_to_10": TO_TEN,
-    "injection_to_10": {**INJECTION, **TO_TEN},
-    "injection_to_20": {**INJECTION, **TO_TWENTY},
-    "projected_to_10": {**PROJECTED, **TO_TEN},
-    "projected_to_20": {**PROJECTED, **TO_TWENTY},
+    "full_held": HELD,
+    "injection_to_20": {**INJECTION, **TO_20},
+    "projected": PROJECTED,
+    "projected_to_20": {**PROJECTED, **TO_20},
     "sphere": SPHERE,
-    "sphere_to_10": {**SPHERE, **TO_TEN},
-    "sphere_to_20": {**SPHERE, **TO_TWENTY},
+    "sphere_to_20": {**SPHERE, **TO_20},
 }
 
 

@@ -12,19 +12,18 @@ import math
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from absl import flags
 
 from nrgpt_jax import cli
-from nrgpt_jax.analysis.examination import examine, plain
+from nrgpt_jax.analysis.examination import examine
 from nrgpt_jax.core.certificates import SCALES
 from nrgpt_jax.datasets import Dataset, load_recorded
 from nrgpt_jax.datasets.pipeline import validation_batches
 from nrgpt_jax.models import sharding
 from nrgpt_jax.runs.pretrained import Pretrained, load_pretrained
 from nrgpt_jax.training import evaluation
-from studies.runner import ROOT, train_all, variants
+from studies.runner import ROOT, define_flags, measure_all
 from studies.tables import spread, table
 
 EXPERIMENT, DOCS = ROOT / "experiments/rates.py", ROOT / "docs"
@@ -32,19 +31,13 @@ DEPTHS = (1, 2, 4)  # times the trained number of steps
 PROMPTS = 1000  # held-out ones, answered greedily
 LONG = 120  # steps that contexts have to come to rest
 TEXTS, TOKENS = 4, 64  # that certificates are measured on
-FILE_NAME = "rates.json"  # in a run directory
 
 
-def measure(workdir: Path, again: bool = False) -> dict[str, Any]:
-    """The numbers of one run; kept in it. None stands for what is not finite."""
-    kept = workdir / FILE_NAME
-    if kept.exists() and not again:
-        return json.loads(kept.read_text())
+def measure(workdir: Path) -> dict[str, Any]:
+    """The numbers of one run."""
     trained = load_pretrained(workdir)
     dataset = load_recorded(trained.config.data)
-    found = {**_certificates(trained, dataset), **_quality(trained, dataset)}
-    kept.write_text(json.dumps(plain(found), indent=1, allow_nan=False) + "\n")
-    return found
+    return {**_certificates(trained, dataset), **_quality(trained, dataset)}
 
 
 def _certificates(trained: Pretrained, dataset: Dataset) -> dict[str, Any]:
@@ -182,22 +175,12 @@ def _cell(rows: list[dict[str, Any]], name: str, column: tuple[str, str]) -> str
 
 def main(f: flags.FlagValues) -> None:
     """Trains, measures, writes."""
-    runs = Path(f.runs)
-    train_all(EXPERIMENT, runs, f.seeds, f.jobs)
-    found: dict[str, list[dict[str, Any]]] = {}
-    for variant in variants(EXPERIMENT):
-        done = [runs / variant / str(seed) for seed in range(f.seeds)]
-        found[variant] = [measure(workdir, f.again) for workdir in done]
-        jax.clear_caches()
-        print(variant, "measured", flush=True)
-    (DOCS / "rates.json").write_text(json.dumps(plain(found), indent=1, allow_nan=False) + "\n")
+    found = measure_all(EXPERIMENT, measure, f)
+    (DOCS / "rates.json").write_text(json.dumps(found, indent=1) + "\n")
     (DOCS / "rates.md").write_text(page(found))
     print(f"written to {DOCS / 'rates.md'}")
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("runs", "runs/rates", "Where the runs are, or are to be.")
-    flags.DEFINE_integer("seeds", 3, "So many of each.", 1)
-    flags.DEFINE_boolean("again", False, "Measure anew what is measured already.")
-    flags.DEFINE_integer("jobs", 2, "Train so many at a time.", 1)
+    define_flags("runs/rates", seeds=3)
     cli.run(lambda: main(flags.FLAGS))

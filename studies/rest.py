@@ -17,14 +17,14 @@ import numpy as np
 from absl import flags
 
 from nrgpt_jax import cli
-from nrgpt_jax.analysis.examination import plain
 from nrgpt_jax.core.convergence import Attraction, attraction
 from nrgpt_jax.datasets import Dataset, load_recorded
 from nrgpt_jax.datasets.pipeline import validation_batches
+from nrgpt_jax.generation.engine import Settings
 from nrgpt_jax.models import sharding
 from nrgpt_jax.runs.pretrained import Pretrained, load_pretrained
 from nrgpt_jax.training import evaluation
-from studies.runner import ROOT, train_all, variants
+from studies.runner import ROOT, define_flags, measure_all
 from studies.tables import spread, table
 
 EXPERIMENT, DOCS = ROOT / "experiments/rest.py", ROOT / "docs"
@@ -33,20 +33,14 @@ ANSWERED_AT = (1, 4, 16)
 PROMPTS = 1000  # held-out ones, answered greedily
 REST, TEXTS, TOKENS = 16, 4, 64  # when and on what tokens are asked whether they attract
 TOLERANCE = 1e-3  # of rest: what one more step changes of a state, relative
-FILE_NAME = "rest.json"  # in a run directory
 BEGIN, END = "<!-- table -->", "<!-- end of the table -->"
 
 
-def measure(workdir: Path, again: bool = False) -> dict[str, Any]:
-    """The numbers of one run; kept in it."""
-    kept = workdir / FILE_NAME
-    if kept.exists() and not again:
-        return json.loads(kept.read_text())
+def measure(workdir: Path) -> dict[str, Any]:
+    """The numbers of one run."""
     trained = load_pretrained(workdir)
     dataset = load_recorded(trained.config.data)
-    found = {**_losses(trained, dataset), **_answers(trained, dataset), **_rest(trained, dataset)}
-    kept.write_text(json.dumps(plain(found), indent=1, allow_nan=False) + "\n")
-    return found
+    return {**_losses(trained, dataset), **_answers(trained, dataset), **_rest(trained, dataset)}
 
 
 def _losses(trained: Pretrained, dataset: Dataset) -> dict[str, float]:
@@ -71,6 +65,13 @@ def _answers(trained: Pretrained, dataset: Dataset) -> dict[str, float]:
         found[f"answered_at_{times}T"] = evaluation.prompt_accuracy(
             model, variables["params"], prompts, limit=PROMPTS
         )
+    found["answered_from_one_row"] = evaluation.prompt_accuracy(
+        trained.model,
+        trained.variables["params"],
+        prompts,
+        limit=PROMPTS,
+        settings=Settings(cache="fixed_point"),
+    )
     return found
 
 
@@ -102,6 +103,7 @@ def _rest(trained: Pretrained, dataset: Dataset) -> dict[str, float]:
 COLUMNS = {  # what one seed's number is called, and how a mean is written
     **{f"loss_at_{n}T": (f"loss at {n}T", ".3f") for n in TIMES},
     **{f"answered_at_{n}T": (f"answered at {n}T", ".1%") for n in ANSWERED_AT},
+    "answered_from_one_row": ("at T, fixed-point cache", ".1%"),
     "at_rest": (f"at rest by {REST}T", ".0%"),
     "attracts": ("and attracting", ".0%"),
     "radius": ("spectral radius, median", ".2f"),
@@ -125,22 +127,12 @@ def page(found: dict[str, list[dict[str, Any]]], text: str) -> str:
 
 def main(f: flags.FlagValues) -> None:
     """Trains, measures, writes."""
-    runs = Path(f.runs)
-    train_all(EXPERIMENT, runs, f.seeds, f.jobs)
-    found: dict[str, list[dict[str, Any]]] = {}
-    for variant in variants(EXPERIMENT):
-        done = [runs / variant / str(seed) for seed in range(f.seeds)]
-        found[variant] = [measure(workdir, f.again) for workdir in done]
-        jax.clear_caches()
-        print(variant, "measured", flush=True)
-    (DOCS / "rest.json").write_text(json.dumps(plain(found), indent=1, allow_nan=False) + "\n")
+    found = measure_all(EXPERIMENT, measure, f)
+    (DOCS / "rest.json").write_text(json.dumps(found, indent=1) + "\n")
     (DOCS / "rest.md").write_text(page(found, (DOCS / "rest.md").read_text()))
     print(f"written to {DOCS / 'rest.md'}")
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("runs", "runs/rest", "Where the runs are, or are to be.")
-    flags.DEFINE_integer("seeds", 1, "So many of each.", 1)
-    flags.DEFINE_boolean("again", False, "Measure anew what is measured already.")
-    flags.DEFINE_integer("jobs", 2, "Train so many at a time.", 1)
+    define_flags("runs/rest", seeds=1)
     cli.run(lambda: main(flags.FLAGS))
