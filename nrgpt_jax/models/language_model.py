@@ -182,6 +182,10 @@ class LanguageModel(nn.Module):
     def _embedded(self, tokens: Int[Array | np.ndarray, "*B"]) -> Float[Array, "*B D"]:
         return jnp.take(self._embedding("token_embedding"), tokens, axis=0)
 
+    def states(self, x: BatchStates) -> BatchStates:
+        """The states after T steps from the first ones."""
+        return self.after(x, Walk()).x
+
     def after(self, x: BatchStates, walk: Walk, keys: StepKeys | None = None) -> State:
         """Where tokens with first states x are after a walk, with dropout where there are keys.
 
