@@ -169,12 +169,12 @@ def test_mistakes_are_named(model, depth, message):
         check_config(config.to_dict(), 1)
 
 
-@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("parts", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_training_step_is_the_same_in_parts_and_on_two_devices(parts, standard_promotion):
     """With dropout, computed again, unrolled, in sequences of depths of their own."""
     del standard_promotion
     model, variables = small_model(
-        num_steps=3, dropout=0.2, remat="step", scan_unroll=2, mask="strict", rule="sphere"
+        num_steps=3, dropout=0.2, remat="step", mask="strict", rule="sphere"
     )
     depth = depth_of(least=2, most=6, each="sequence", gradient_steps=4, loss_steps=2, penalty=0.1)
     tokens = np.concatenate([TOKENS, TOKENS[:1]])
