@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from core_helpers import make_dynamics
 from descent_helpers import with_float64
+from marks import slow_but
 
 from nrgpt_jax.core import convergence
 from nrgpt_jax.core.parameters import Sizes
@@ -31,7 +32,7 @@ def prepared(case):
     return dynamics, state, jax.jit(jax.jacfwd(whole))(state.x.reshape(-1))
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", slow_but(["own key", "sphere"], CASES))
 @with_float64
 def test_blocks_are_the_diagonal_of_the_whole_jacobian(case):
     dynamics, state, whole = prepared(case)
@@ -53,7 +54,7 @@ def _sorted(values):
     return np.sort(np.abs(values))
 
 
-@pytest.mark.parametrize("case", ["paper", "own key", "sphere"])
+@pytest.mark.parametrize("case", slow_but(["sphere"], ["paper", "own key", "sphere"]))
 @with_float64
 def test_power_iteration_finds_the_spectral_radius(case):
     dynamics, state, _ = prepared(case)

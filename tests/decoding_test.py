@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from decoding_helpers import cached_logits, next_logits, small_model
+from marks import slow, slow_but
 
 from nrgpt_jax.core import rules
 from nrgpt_jax.core.contexts import Context
@@ -20,7 +21,6 @@ from nrgpt_jax.models.decoding import Decoding
 
 TOKENS = np.random.default_rng(0).integers(0, 11, (3, 12)).astype(np.int32)
 LENGTHS = [1, 4, 6]
-slow = lambda *values: pytest.param(*values, marks=pytest.mark.slow)
 NRGPTS = ("NRGPT_H_FF2W", slow("NRGPT_H_FF1"), slow("NRGPT_H_FF2"))  # another feed-forward energy
 
 
@@ -146,7 +146,7 @@ def test_no_tolerance_makes_all_steps(name):
     ("mask", "attention"),
     [
         ("strict", "full_rank"),
-        ("inclusive", "low_rank"),
+        slow("inclusive", "low_rank"),
         slow("strict", "low_rank"),
         slow("inclusive", "full_rank"),
     ],
@@ -226,7 +226,7 @@ def test_any_rule_stops_at_the_same_step_read_at_once_or_one_by_one(rule):
     assert late_steps.tolist() == steps.tolist()
 
 
-@pytest.mark.parametrize("name", model_names())
+@pytest.mark.parametrize("name", slow_but(["NRGPT_H_FF2W", "GPT"], model_names()))
 def test_generation_by_any_model(name):
     model, variables = small_model(name=name)
     prompts = [TOKENS[row, :count] for row, count in enumerate(LENGTHS)]

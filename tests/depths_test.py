@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from decoding_helpers import small_model
+from marks import slow
 
 from nrgpt_jax.configs import default_config
 from nrgpt_jax.core import convergence
@@ -169,7 +170,7 @@ def test_mistakes_are_named(model, depth, message):
         check_config(config.to_dict(), 1)
 
 
-@pytest.mark.parametrize("parts", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("parts", [slow(1), slow(2)])
 def test_a_training_step_is_the_same_in_parts_and_on_two_devices(parts, standard_promotion):
     """With dropout, computed again, unrolled, in sequences of depths of their own."""
     del standard_promotion

@@ -13,6 +13,7 @@ from core_helpers import (
     parameters,
     plain_term,
 )
+from marks import slow_but
 
 from nrgpt_jax.core import dynamics
 from nrgpt_jax.core.contexts import Context, Surroundings
@@ -42,7 +43,7 @@ def trajectory(model):
     return jax.jit(lambda inputs: dynamics.trajectory(lambda _: model, inputs))({"scale": SCALES})
 
 
-@pytest.mark.parametrize("jit", [True, False])
+@pytest.mark.parametrize("jit", slow_but([True], [True, False]))
 def test_scan_equals_loop_in_values_and_gradients(jit):
     model = make_dynamics(jax.random.key(0), X, rate="full")
 

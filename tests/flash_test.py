@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec as P
+from marks import slow, slow_but
 
 from nrgpt_jax.configs import default_config
 from nrgpt_jax.datasets.pipeline import Batch
@@ -76,7 +77,7 @@ def export_training(model, batch=2):
 
 
 @pytest.mark.parametrize(
-    ("mask", "dtype"), [("strict", "float32"), ("inclusive", "bfloat16")], ids=str
+    ("mask", "dtype"), [slow("strict", "float32"), ("inclusive", "bfloat16")], ids=str
 )
 def test_training_lowers_for_tpus_with_their_kernel(mask, dtype, monkeypatch, standard_promotion):
     """Compiled as far as one can without the chip."""
@@ -129,9 +130,7 @@ def test_training_and_evaluation_on_several_tpus_use_it_with_a_batch_in_one_part
         assert "tpu_custom_call" in exported.mlir_module()
 
 
-@pytest.mark.parametrize(
-    "attention", [pytest.param("low_rank", marks=pytest.mark.slow), "full_rank"]
-)
+@pytest.mark.parametrize("attention", slow_but([], ["low_rank", "full_rank"]))
 def test_heads_split_over_devices_give_the_same_loss_and_gradients(
     attention, monkeypatch, standard_promotion
 ):

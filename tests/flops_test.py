@@ -2,6 +2,7 @@
 
 import jax
 import pytest
+from marks import slow_but
 
 from nrgpt_jax.configs import default_config
 from nrgpt_jax.core.energies import ENERGIES, attention
@@ -36,7 +37,9 @@ CASES = [{"name": name} for name in model_names()] + [
 ]
 
 
-@pytest.mark.parametrize("fields", CASES, ids=lambda fields: "-".join(map(str, fields.values())))
+@pytest.mark.parametrize(
+    "fields", slow_but(CASES[::2], CASES), ids=lambda fields: "-".join(map(str, fields.values()))
+)
 def test_flops_are_those_of_the_compiled_model(fields):
     config = model_config(**fields)
     found = flops.train_flops_per_token(create_model(config))

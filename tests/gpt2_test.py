@@ -128,6 +128,7 @@ def test_a_stream_waits_for_whole_characters(run, capsys):
     assert capsys.readouterr().out == "theé"
 
 
+@pytest.mark.slow
 def test_a_text_is_analyzed_by_its_tokens(run):
     found = examine(load_pretrained(run), Gpt2Tokenizer().encode("the the é"), num_steps=3)
     assert found.symbols == ["the", " ", "the", " ", "<c3>", "<a9>"]

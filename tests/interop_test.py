@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
+from marks import slow_but
 
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.runs import release as interop
@@ -32,8 +33,10 @@ def case(path):
     return data, meta, params, grads, model, variables
 
 
-def of_release(vectors):
-    return pytest.mark.parametrize("path", vectors, ids=lambda path: path.stem)
+def of_release(vectors, quick=None):
+    """All vectors; slow but for those of some names, where these are given."""
+    chosen = [path for path in vectors if quick is None or path.stem.endswith(quick)]
+    return pytest.mark.parametrize("path", slow_but(chosen, vectors), ids=lambda path: path.stem)
 
 
 def test_there_are_vectors_of_all_six_models():
@@ -67,7 +70,7 @@ def test_logits_loss_and_gradients(path):
         np.testing.assert_allclose(ours, theirs, atol=1e-4 * scale, rtol=0, err_msg=str(name))
 
 
-@of_release(WITH_STATES)
+@of_release(WITH_STATES, quick=("FF1", "FF2W_strict"))
 def test_states_and_energies(path):
     data, _, _, _, model, variables = case(path)
     call = lambda method: jax.jit(lambda v: model.apply(v, data["tokens"], method=method))(

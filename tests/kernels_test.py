@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from decoding_helpers import small_model as drawn_model
+from marks import slow_but
 
 from nrgpt_jax.configs import default_config
 from nrgpt_jax.kernels import CHOICES, attention
@@ -159,7 +160,7 @@ def test_learning_curves_agree(standard_promotion):
 @pytest.mark.parametrize(
     "name", ["NRGPT_H_FF2W", "GPT", "GPT_Rec", pytest.param("NRGPT_H_FF1", marks=pytest.mark.slow)]
 )
-@pytest.mark.parametrize("remat", ["step", "full"])
+@pytest.mark.parametrize("remat", slow_but(["step"], ["step", "full"]))
 def test_remat_changes_nothing_but_memory(name, remat, standard_promotion):
     del standard_promotion
     kept, again = (train(3, 2, name=name, num_steps=7, remat=r) for r in ("none", remat))
@@ -175,6 +176,7 @@ def temporary_bytes(model, batch, length):
     return analysis.temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_square_of_the_context():
     fields = {"embed_dim": 128, "num_heads": 4, "num_steps": 6}
     grown = {}

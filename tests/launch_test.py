@@ -26,6 +26,7 @@ from launch_helpers import (
     Desk,
     write_program,
 )
+from marks import slow_but
 
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.launching.plan import Plan, carry_out, job_name
@@ -36,7 +37,9 @@ def desk(tmp_path):
     return Desk(tmp_path)
 
 
-@pytest.mark.parametrize("target", [TPU, SLURM, GKE_TPU, GKE_GPU, XPK], ids=lambda t: t[0][9:])
+@pytest.mark.parametrize(
+    "target", slow_but([TPU, SLURM], [TPU, SLURM, GKE_TPU, GKE_GPU, XPK]), ids=lambda t: t[0][9:]
+)
 def test_the_script_that_is_shown_does_what_the_program_does(desk, target):
     desk.has("gcloud", "sbatch", "kubectl", "xpk")
     given = [*target, FOLDER, VALUE, "--env=A=1 $X"]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from decoding_helpers import small_model
 from flax import traverse_util
+from marks import slow_but
 
 from nrgpt_jax.configs import default_config
 from nrgpt_jax.datasets.tokenizers import SymbolTokenizer
@@ -83,7 +84,7 @@ def test_exported_functions_run_without_this_package(tmp_path):
     assert done.stdout.strip() == ",".join(map(str, expected.tokens))
 
 
-@pytest.mark.parametrize("name", ["NRGPT_H_FF1", "GPT_Rec"])
+@pytest.mark.parametrize("name", slow_but(["GPT_Rec"], ["NRGPT_H_FF1", "GPT_Rec"]))
 def test_exported_functions_take_any_batch_and_depth(name):
     one = trained(name=name, per_step_scale=True)
     functions = compiled_functions(one, num_steps=5)

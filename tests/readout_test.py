@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from decoding_helpers import small_model
+from marks import slow_but
 
 from nrgpt_jax import log_likelihood
 from nrgpt_jax.datasets.pipeline import Batch
@@ -29,7 +30,7 @@ def at_once(monkeypatch, tokens, symbols=SYMBOLS):
     monkeypatch.setattr(readout, "LOGITS_AT_ONCE", tokens * symbols)
 
 
-@pytest.mark.parametrize("tied_head", [False, True])
+@pytest.mark.parametrize("tied_head", slow_but([False], [False, True]))
 def test_loss_and_gradients_are_those_of_all_tokens_at_once(tied_head, monkeypatch):
     model, variables = small_model(vocab_size=SYMBOLS, context_length=LENGTH, tied_head=tied_head)
     batch, rows = batch_of(), jnp.arange(ROWS)

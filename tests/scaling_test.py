@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
+from marks import slow_but
 from sharding_test import compiled, mesh_of
 
 from studies import scaling
@@ -67,7 +68,7 @@ def test_products_of_loops_count_as_often_as_they_run():
     assert product_flops(own, x, axis="data", parts=2) == flops / 2, "as written there"
 
 
-@pytest.mark.parametrize("axis", ["data", "fsdp"])
+@pytest.mark.parametrize("axis", slow_but(["fsdp"], ["data", "fsdp"]))
 def test_parameters_and_gradients_are_exchanged_as_theory_says(axis, standard_promotion):
     del standard_promotion
     model, text = compiled(axis)
