@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import slow_but
 
 from nrgpt_jax import disk
 from nrgpt_jax.errors import UserError
@@ -90,7 +91,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("kind", ["latest", "best"])
+@pytest.mark.parametrize("kind", slow_but(["latest"], ["latest", "best"]))
 def test_damage_to_any_file_is_noticed(made, tmp_path, caplog, damage, kind):
     newest = made / f"checkpoints/{kind}/{8 if kind == 'latest' else 7}"
     whole = [p for p in files_of(newest) if p.stat().st_size or damage == "deleted"]

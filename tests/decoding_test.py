@@ -87,7 +87,7 @@ def still_model(**fields):
 
 
 @pytest.mark.parametrize("criterion", ["energy", "gradient"])
-@pytest.mark.parametrize("mask", ["strict", "inclusive"])
+@pytest.mark.parametrize("mask", slow_but(["strict"], ["strict", "inclusive"]))
 def test_reading_at_once_or_one_by_one_stops_at_the_same_step(criterion, mask):
     model, variables = still_model(mask=mask, num_steps=40)
     decoding = Decoding(until=Convergence(0.02, criterion))
@@ -214,7 +214,7 @@ def counting_rule():
     rules.RULES.remove("counting")
 
 
-@pytest.mark.parametrize("rule", ["momentum", "projected", "counting"])
+@pytest.mark.parametrize("rule", slow_but(["counting"], ["momentum", "projected", "counting"]))
 @pytest.mark.usefixtures("counting_rule")
 def test_any_rule_stops_at_the_same_step_read_at_once_or_one_by_one(rule):
     fields = {"rule": rule, "rate": "scalar", "energies": ("injection",)}

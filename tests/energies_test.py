@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from core_helpers import SIZES, energy_parameters, surroundings
+from marks import slow
 
 from nrgpt_jax.core import energies
 from nrgpt_jax.core.contexts import Context, Places
@@ -80,7 +81,7 @@ def slopes_and_derivatives(term_of, params, g, strict, name):
 
 @pytest.mark.parametrize(
     ("name", "strict"),
-    [(name, strict) for name in KERNELS for strict in (False, True)[: 1 + (name in ATTENTION)]],
+    [(name, False) for name in KERNELS] + [slow(name, True) for name in ATTENTION],
 )
 def test_a_kernel_equals_the_definition(name, strict):
     """In values, first and second derivatives, in float64."""

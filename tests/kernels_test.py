@@ -151,6 +151,7 @@ def train(steps, batch, **fields):
     return jax.jit(lambda p: jax.lax.scan(step, (p, optimizer.init(p)), tokens)[1])(params)
 
 
+@pytest.mark.slow
 def test_learning_curves_agree(standard_promotion):
     del standard_promotion
     fused, plain = (train(30, 4, kernels=kernels) for kernels in ("fused", "plain"))

@@ -82,6 +82,7 @@ def temporaries(monkeypatch, symbols, rows):
     return found
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_tokens_times_vocabulary(monkeypatch):
     """Logits of 1,536 tokens and 4,096 symbols would take 25 MB."""
     few, many = (temporaries(monkeypatch, symbols=4096, rows=rows) for rows in (16, 128))
