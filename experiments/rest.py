@@ -30,9 +30,7 @@ WAYS = {
     "full_held": HELD,
     "injection_to_20": {**INJECTION, **TO_20},
     "projected": PROJECTED,
-    "projected_to_20": {**PROJECTED, **TO_20},
     "sphere": SPHERE,
-    "sphere_to_20": {**SPHERE, **TO_20},
 }
 
 
