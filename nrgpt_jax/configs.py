@@ -111,7 +111,7 @@ def _depth() -> ConfigDict:
     c.gradient_steps = 0  # the gradient goes through the last so many; 0: all
     c.loss_steps = 1  # the loss is the mean over the states after the last so many
     c.held = 0  # and over so many more descents, each in a context that stays where the last ended
-    c.penalty = 0.0  # times (||J v|| / ||v|| - penalty_bound)^2 where positive; J of the last step
+    c.penalty = 0.0  # times (||J v|| / ||v|| - penalty_bound)^2 where positive; J of one more step
     c.penalty_bound = 0.9
     return c
 

@@ -84,6 +84,26 @@ def test_certificates_tell_models_apart(descending):
     assert "NOT guaranteed" in report(full)
 
 
+def test_attraction_is_that_of_the_step_after_the_last(descending):
+    _, found = descending
+    x, move = found.path.states[-1], found.path.moves[-1]
+    centred = lambda x: x - x.mean(axis=-1, keepdims=True)
+    unit = lambda x: centred(x) / centred(x).std(axis=-1, keepdims=True)
+    moved = np.linalg.norm(unit(x + move) - unit(x), axis=-1)
+    wanted = moved / np.linalg.norm(unit(x), axis=-1)
+    np.testing.assert_allclose(found.attraction.speed, wanted, rtol=2e-2, atol=1e-5)
+    near = int(np.sum((found.attraction.speed <= 0.01) & (found.attraction.radius < 0.99)))
+    assert f"slow there, and attracting {near} (spectral radius below 0.99)" in report(found)
+
+
+@pytest.mark.slow
+def test_attraction_is_not_asked_of_more_than_states():
+    for fields in ({"rule": "momentum"}, {"blocks": 2}):
+        found = examine(pretrained(**fields), TOKENS, num_steps=2)
+        assert found.attraction is None
+        assert "attracting" not in report(found)
+
+
 def test_divergence_is_said_and_cut_off():
     """Without a norm the energies of this model have no lower bound."""
     found = examine(pretrained(mask="strict", norm="none", rate="scalar"), TOKENS, num_steps=60)

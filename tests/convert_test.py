@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from marks import slow
 
 from nrgpt_jax import convert, evaluate, sample
 from nrgpt_jax.configs import default_config
@@ -56,7 +57,7 @@ def _few_expressions(monkeypatch):
         "NRGPT_H_FF2W_strict",
         "GPT",
         "GPT_Rec_parallel",
-        pytest.param("NRGPT_H_FF1", marks=pytest.mark.slow),
+        slow("NRGPT_H_FF1"),
     ],
 )
 def test_converted_runs_can_be_evaluated_and_sampled(name, tmp_path):

@@ -47,8 +47,8 @@ def value_and_gradients(function, arguments, cotangent):
     [
         (3, 1, True),
         (1, 2, False),
-        pytest.param(3, 1, False, marks=pytest.mark.slow),
-        pytest.param(1, 2, True, marks=pytest.mark.slow),
+        slow(3, 1, False),
+        slow(1, 2, True),
     ],
 )
 @pytest.mark.parametrize("name", KERNELS)
@@ -107,7 +107,7 @@ def test_on_several_tpus_the_kernel_is_inside_shard_map_only(monkeypatch, standa
         assert ("tpu_custom_call" in exported.mlir_module()) == expected
 
 
-MESHES = [(2, 1, 1), pytest.param((1, 2, 1), marks=pytest.mark.slow), (1, 1, 2)]
+MESHES = [(2, 1, 1), slow((1, 2, 1)), (1, 1, 2)]
 
 
 @pytest.mark.parametrize("lengths", MESHES)

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from decoding_helpers import small_model as drawn_model
-from marks import slow_but
+from marks import slow, slow_but
 
 from nrgpt_jax.configs import default_config
 from nrgpt_jax.kernels import CHOICES, attention
@@ -158,9 +158,7 @@ def test_learning_curves_agree(standard_promotion):
     np.testing.assert_allclose(fused, plain, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "name", ["NRGPT_H_FF2W", "GPT", "GPT_Rec", pytest.param("NRGPT_H_FF1", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("name", ["NRGPT_H_FF2W", "GPT", "GPT_Rec", slow("NRGPT_H_FF1")])
 @pytest.mark.parametrize("remat", slow_but(["step"], ["step", "full"]))
 def test_remat_changes_nothing_but_memory(name, remat, standard_promotion):
     del standard_promotion

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from marks import slow
 from tokens_helpers import tiny_gpt2
 
 from nrgpt_jax import convert, evaluate, load_pretrained, sample
@@ -73,9 +74,9 @@ def published(folder, name="NRGPT_H_FF2W", prefix="_orig_mod.module.", padded=PA
     [
         ("NRGPT_H_FF2W", "_orig_mod.module."),
         ("GPT_Rec_parallel", "module."),
-        pytest.param("NRGPT_H_FF1", "module._orig_mod.", marks=pytest.mark.slow),
-        pytest.param("NRGPT_H_FF2", "_orig_mod.", marks=pytest.mark.slow),
-        pytest.param("GPT", "", marks=pytest.mark.slow),
+        slow("NRGPT_H_FF1", "module._orig_mod."),
+        slow("NRGPT_H_FF2", "_orig_mod."),
+        slow("GPT", ""),
     ],
 )
 def test_logits_are_those_of_the_release(tmp_path, name, prefix):

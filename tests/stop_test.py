@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from marks import slow
 
 from nrgpt_jax.training.stop import Stop
 
@@ -41,8 +42,8 @@ def _stopped(code: str, number: int) -> subprocess.CompletedProcess[str]:
     [
         (signal.SIGTERM, True),
         (signal.SIGINT, False),
-        pytest.param(signal.SIGINT, True, marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, False, marks=pytest.mark.slow),
+        slow(signal.SIGINT, True),
+        slow(signal.SIGTERM, False),
     ],
 )
 def test_a_busy_main_thread_is_no_reason_to_wait(number, begun):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import slow
 from train_helpers import TEXT, config_of, stop_at, values
 
 from nrgpt_jax import evaluate, sample
@@ -75,9 +76,7 @@ def test_learns_and_leaves_a_complete_run_directory(config, tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    "step", [3, *(pytest.param(step, marks=pytest.mark.slow) for step in (5, 6))]
-)
+@pytest.mark.parametrize("step", [3, *(slow(step) for step in (5, 6))])
 def test_stopped_and_continued_equals_left_alone(config, whole, tmp_path, monkeypatch, capfd, step):
     with monkeypatch.context() as patch:
         stop_at(patch, step)

@@ -126,9 +126,8 @@ def examine(
     guesses, probabilities, entropy, surprise = predicted
     speeds, measured = speeds[:end], jax.tree.map(lambda a: a[:end], measured)
     best, names = guesses[..., 0], symbols_of(trained.tokenizer)
-    points = max(9, min(31, math.isqrt(GRID_VALUES // len(tokens))))
     with jax.default_matmul_precision("highest"):
-        view = _view(model, variables, path.states, at, points)
+        view = _view(model, variables, path.states, at)
         attracted = _attraction(model, variables, path.states, end)
     return Analysis(
         symbols=[names[t] for t in tokens],
@@ -189,8 +188,9 @@ def _run(model: LanguageModel, variables, tokens, known: int, tolerance: float):
     return path, speeds, measured, jax.lax.map(predict, path.states)
 
 
-@partial(jax.jit, static_argnums=(0, 3, 4))
-def _view(model: LanguageModel, variables, states, held_at: int, points: int) -> Landscape:
+@partial(jax.jit, static_argnums=(0, 3))
+def _view(model: LanguageModel, variables, states, held_at: int) -> Landscape:
+    points = max(9, min(31, math.isqrt(GRID_VALUES // states.shape[1])))
     bound: Any = model.bind(variables)
     inputs, dynamics_at = bound.dynamics(states[:1])
     last = jax.tree.map(lambda leaf: leaf[held_at - 1], inputs)

@@ -12,6 +12,7 @@ from nrgpt_jax.analysis.webpage import webpage
 from nrgpt_jax.cli import percent
 from nrgpt_jax.configs import default_config
 from nrgpt_jax.core.certificates import SCALES
+from nrgpt_jax.core.convergence import MARGIN
 from nrgpt_jax.datasets import load_recorded
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.runs.pretrained import Pretrained, load_pretrained
@@ -118,10 +119,10 @@ def report(found: Analysis) -> str:
         f"  token steps with all tokens before it slow {c.steps_at_rest}{rose}",
     ]
     if found.attraction is not None and np.isfinite(found.attraction.radius).all():
-        near, radius = found.attraction.attracts(found.tolerance), found.attraction.radius
+        near, radius = found.attraction.attracts(found.tolerance).sum(), found.attraction.radius
         lines += [
             f"Where tokens are after step {steps}, each by its own block of the step's Jacobian:",
-            f"  slow there, and attracting {int(near.sum())} (spectral radius below one)",
+            f"  slow there, and attracting {near} (spectral radius below {1 - MARGIN:g})",
             f"  spectral radius            {np.median(radius):.3g} (median), {radius.max():.3g} "
             "(largest), by power iteration",
         ]

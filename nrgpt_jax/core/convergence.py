@@ -33,7 +33,7 @@ from nrgpt_jax.core.step import Dynamics, State, remember, step
 OwnStep = Callable[[Float[Array, "B n D"]], Float[Array, "B n D"]]
 """States of n tokens -> those after a step, each in a context of the others held fixed."""
 
-MARGIN = 0.01  # below one, of a radius that power iteration finds: it comes from below
+MARGIN = 0.01  # below one, of a radius: power iteration has found it to about as much
 AT_ONCE = 16  # tokens whose blocks are looked at together: each has a context of its own
 
 
@@ -90,8 +90,8 @@ def spectral_radii(
     """The spectral radius of every token's block, by power iteration from a random vector.
 
     The mean growth over the second half of the iterations: a pair of complex eigenvalues makes
-    the growth swing about it. In exact arithmetic it tends to the radius; for eigenvalues that lie
-    close together slowly, from below.
+    the growth swing about it. In exact arithmetic it tends to the radius, slowly for eigenvalues
+    that lie close together.
     """
     tiny = jnp.finfo(x.dtype).tiny
     _, push = jax.linearize(function, x)

@@ -167,12 +167,7 @@ def held_step(
     """
     memories, _ = remember(dynamics, held, dynamics.norm.function(held.x))
 
-    def step_at(x: BatchStates) -> BatchStates:
-        seen = slope(dynamics, x, dynamics.norm.function(x), memories)
-        move, _ = dynamics.rule.update(seen.in_g, held.rule, x)
-        return x + scale * move.astype(x.dtype)
-
-    return step_at
+    return lambda x: step(dynamics, held._replace(x=x), scale, held=memories)[0].x
 
 
 def held_energy(dynamics: Dynamics, held: State) -> Callable[[BatchStates], BatchEnergies]:

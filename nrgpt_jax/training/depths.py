@@ -81,7 +81,7 @@ def draw(
             drawn = depth.least * jnp.exp(u * jnp.log((depth.least + span + 1) / depth.least))
         else:
             drawn = depth.least + u * (span + 1)
-        return jnp.minimum(drawn.astype(jnp.int32), depth.most)
+        return jnp.minimum(drawn, depth.least + span).astype(jnp.int32)
 
     key = jax.random.fold_in(key, _OF_DEPTH)
     if depth.each == "batch":
@@ -122,7 +122,8 @@ def make_states(
         begin, count = jax.lax.stop_gradient(cast(State, found)), count - before
     single = depth.loss_steps - 1
     first = model.clone(num_steps=depth.gradient_steps - single)
-    left_out = jnp.maximum(depth.gradient_steps - count, 0)
+    always = depth.least == depth.most  # then all of them are made
+    left_out = None if always else jnp.maximum(depth.gradient_steps - count, 0)
     ends = [apply(first, Walk(begin, left_out))]
     for number in range(1, depth.loss_steps):
         ends.append(apply(model.clone(num_steps=1), Walk(ends[-1]), number))
