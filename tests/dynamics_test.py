@@ -114,10 +114,12 @@ def test_on_the_sphere_states_stay_on_it(norm):
         centred = x - jnp.mean(x, axis=-1, keepdims=True) * float(norm == "layer_norm")
         return centred / jnp.sqrt(jnp.mean(centred**2, axis=-1, keepdims=True))
 
-    on_it = moved(3.0 * X)
+    along = jax.jit(lambda x: stepped(projected, x)[0] - x)
+    far = 3.0 * X
+    on_it = moved(far)
     chex.assert_trees_all_close(on_it, onto(on_it), rtol=1e-3, atol=1e-4)
-    wanted = onto(jax.jit(lambda x: stepped(projected, x)[0])(on_it))
-    chex.assert_trees_all_close(moved(on_it), wanted, rtol=1e-3, atol=1e-3)
+    for x in (far, on_it):
+        chex.assert_trees_all_close(moved(x), onto(onto(x) + along(x)), rtol=1e-3, atol=1e-3)
 
 
 def own_energies(model, held, x):

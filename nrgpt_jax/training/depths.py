@@ -119,7 +119,7 @@ def make_states(
     if depth.gradient_steps < depth.most:
         held, before = jax.lax.stop_gradient(params), jnp.maximum(count - depth.gradient_steps, 0)
         found = model.apply({"params": held}, tokens, before, method="run")
-        begin, count = jax.lax.stop_gradient(cast(State, found)), count - before
+        begin, count = cast(State, found), count - before
     single = depth.loss_steps - 1
     first = model.clone(num_steps=depth.gradient_steps - single)
     always = depth.least == depth.most  # then all of them are made
