@@ -4,6 +4,7 @@
 #   make train EXP=listops                          train (again: go on)
 #   make train EXP=shakespeare:paper WORKDIR=runs/p ARGS="--config.seed=1"
 #   make evaluate EXP=listops                       losses and accuracies of runs/listops
+#   make harness WORKDIR=runs/x TASKS=mmlu          lm-evaluation-harness (docs/text.md)
 #   make sample EXP=shakespeare PROMPT="ROMEO:"     text from runs/shakespeare
 #   make analyze WORKDIR=runs/listops [PROMPT=...]  energies and their landscape: figures, a page
 #   make export EXP=shakespeare OUT=folder          safetensors, tokenizer, compiled functions
@@ -13,6 +14,7 @@
 #   make bench-generation RELEASE=path/to/clone     authors' code; of making text
 #   make rates                                      what rates with a guarantee cost (docs/rates.md)
 #   make rest                                       may models make more steps? (docs/rest.md)
+#   make quality                                    what helps at equal parameters? (docs/quality.md)
 #   make signal                                     energy against surprise (docs/signal.md)
 #   make docs                                       the site of docs/, into site/
 #   make test | test-all | lint
@@ -29,7 +31,7 @@ NAME := $(firstword $(subst :, ,$(EXP)))
 CONFIG := --config=experiments/$(subst $(NAME):,$(NAME).py:,$(EXP)$(if $(findstring :,$(EXP)),,.py))
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: setup demo data train evaluate sample analyze export launch bench bench-generation rates rest signal docs test test-all lint clean
+.PHONY: setup demo data train evaluate harness sample analyze export launch bench bench-generation rates rest quality signal docs test test-all lint clean
 
 setup: .venv/installed
 .venv/installed: setup.cfg pyproject.toml constraints.txt
@@ -61,6 +63,13 @@ train: setup
 
 evaluate: setup
 	@$(BIN)/python -m nrgpt_jax.evaluate --workdir=$(WORKDIR) $(ARGS)
+
+.venv/installed-harness: .venv/installed
+	$(PIP_INSTALL) '.[harness]'
+	@touch $@
+
+harness: .venv/installed-harness
+	@$(BIN)/python -m nrgpt_jax.harness --model nrgpt_jax --model_args workdir=$(WORKDIR) --tasks $(TASKS) $(ARGS)
 
 export PROMPT
 sample: PROMPT := $(or $(PROMPT),ROMEO:)
@@ -94,6 +103,9 @@ rates: setup
 
 rest: setup
 	@$(BIN)/python -m studies.rest $(ARGS)
+
+quality: setup
+	@$(BIN)/python -m studies.quality $(ARGS)
 
 signal: setup
 	@$(BIN)/python -m studies.signal $(ARGS)

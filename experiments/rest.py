@@ -1,12 +1,15 @@
-"""Models that may go on: small ones, trained at many depths, with and without a guarantee.
+"""Models that may go on: trained at many depths, with and without a guarantee.
 
-    make train EXP=rest:full WORKDIR=runs/rest/full/0
-    make rest         # all of them, then the table (docs/rest.md)
+    make train EXP=rest:listops_full WORKDIR=runs/rest/listops_full/0
+    make rest         # all of them, then the tables (docs/rest.md)
 
-ListOps modulo 5, D=32, 2 heads, 5 steps, 2,000 training steps of 32 x 64 tokens, Muon: a short
-training, to compare ways with each other.
+ListOps as `make train EXP=listops` has it (modulo 10, D=64, 4 heads, T=5, 5,000 training steps),
+and Shakespeare as `make train EXP=shakespeare` has it, but with the strict mask and 2,000 training
+steps (D=128, 4 heads, T=6). A name that ends in _long has twice the training steps.
 
-Variants (`--config=experiments/rest.py:NAME`): the names in `WAYS`.
+Variants (`--config=experiments/rest.py:TASK_WAY`):
+    TASK  listops, shakespeare
+    WAY   of `WAYS`
 """
 
 from functools import partial
@@ -14,27 +17,72 @@ from functools import partial
 from nrgpt_jax.configs import apply_variant, default_config
 
 INJECTION = {"model.energies": ("injection",)}
+LEAK = {"model.energies": ("injection", "leak")}
 PROJECTED = {**INJECTION, "model.rule": "projected", "model.rate": "psd"}
 SPHERE = {**INJECTION, "model.rule": "sphere", "model.rate": "psd"}
-TO_20 = {  # drawn from T to 4T, growing until the end
-    "depth.distribution": "uniform",
-    "depth.least": 5,
-    "depth.most": 20,
-    "depth.growth_steps": 2000,
-    "depth.gradient_steps": 8,
-}
-HELD = {"depth.held": 2}
 
+
+def to(times, distribution, gradient=8):
+    """Depths from T to so many times T, a bound that grows until the end."""
+    return lambda config: {
+        "depth.distribution": distribution,
+        "depth.least": config.model.num_steps,
+        "depth.most": times * config.model.num_steps,
+        "depth.growth_steps": config.train_steps,
+        "depth.gradient_steps": gradient,
+    }
+
+
+def held(descents):
+    return lambda config: {"depth.held": descents}
+
+
+def penalty(config):
+    return {"depth.penalty": 1.0}
+
+
+def small_steps(config):
+    """A rate of a quarter at first, where it has a size."""
+    return {"model.rate_init": 0.25}
+
+
+def long(config):
+    return {"train_steps": 2 * config.train_steps}
+
+
+def twice(config):
+    return {"model.num_steps": 2 * config.model.num_steps}
+
+
+NEAR = to(4, "uniform")
+FAR = to(20, "log_uniform")
 WAYS = {
-    "full": {},
-    "full_held": HELD,
-    "injection_to_20": {**INJECTION, **TO_20},
-    "projected": PROJECTED,
-    "sphere": SPHERE,
+    "full": (),
+    "full_long": (long,),
+    "full_held": (held(2),),
+    "projected": (PROJECTED,),
+    "sphere": (SPHERE,),
+    "injection_near": (INJECTION, NEAR),
+    "injection_near_long": (INJECTION, long, NEAR),
+    "injection_twice_near_long": (INJECTION, twice, long, NEAR),
+    "injection_far": (INJECTION, FAR),
+    "injection_far_long": (INJECTION, long, FAR),
+    "projected_near": (PROJECTED, NEAR),
+    "projected_far": (PROJECTED, FAR),
+    "projected_far_penalty": (PROJECTED, FAR, penalty),
+    "projected_leak_far": (PROJECTED, LEAK, FAR),
+    "leak_far": (LEAK, FAR),
+    "sphere_near": (SPHERE, NEAR),
+    "sphere_near_long": (SPHERE, long, NEAR),
+    "sphere_twice_near_long": (SPHERE, twice, long, NEAR),
+    "sphere_far": (SPHERE, FAR),
+    "sphere_far_small_steps": (SPHERE, FAR, small_steps),
+    "sphere_far_long": (SPHERE, long, FAR),
+    "sphere_far_penalty_long": (SPHERE, long, FAR, penalty),
 }
 
 
-def get_config(variant: str = "full"):
+def get_config(variant: str = "listops_full"):
     config = default_config()
     config.experiment = "rest"
     return apply_variant(config, variant, variants())
@@ -42,23 +90,52 @@ def get_config(variant: str = "full"):
 
 def variants():
     """The changes of every variant, by its name."""
-    return {name: partial(listops, way=way) for name, way in WAYS.items()}
+    tasks = {"listops": listops, "shakespeare": shakespeare}
+    return {
+        f"{task}_{way}": partial(change, task=base, way=WAYS[way])
+        for task, base in tasks.items()
+        for way in WAYS
+    }
 
 
-def listops(config, way):
-    config.train_steps = 2000
-    config.eval_every = 1000
-    config.checkpoint_every = 1000
+def change(config, task, way):
+    task(config)
+    config.eval_prompts = 0  # answers are asked for by the study
+    for changes in way:
+        config.update_from_flattened_dict(changes(config) if callable(changes) else changes)
+    config.eval_every = config.checkpoint_every = config.train_steps // 4
+
+
+def listops(config):
+    config.train_steps = 5000
     config.data.name = "listops"
-    config.data.listops.modulus = 5
     config.data.listops.learn_questions = False
     config.data.batch_size = 32
     config.model.mask = "strict"
     config.model.context_length = 64
-    config.model.embed_dim = 32
-    config.model.num_heads = 2
+    config.model.embed_dim = 64
+    config.model.num_heads = 4
     config.model.num_steps = 5
+    config.model.scan_unroll = 5
+    _muon(config)
+
+
+def shakespeare(config):
+    config.train_steps = 2000
+    config.data.name = "shakespeare"
+    config.data.batch_size = 16
+    config.model.mask = "strict"
+    config.model.attention = "low_rank_rope"
+    config.model.context_length = 128
+    config.model.embed_dim = 128
+    config.model.num_heads = 4
+    config.model.num_steps = 6
+    config.model.scan_unroll = 6
+    config.optimizer.accumulation_steps = 1
+    _muon(config)
+
+
+def _muon(config):
     config.optimizer.name = "muon"
-    config.optimizer.learning_rate = 1e-2
+    config.optimizer.learning_rate = 3e-3
     config.optimizer.final_learning_rate = 1e-4
-    config.update_from_flattened_dict(way)

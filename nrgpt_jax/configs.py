@@ -28,7 +28,7 @@ def _model() -> ConfigDict:
     c.embed_dim = 64  # D
     c.num_heads = 1  # H
     c.num_steps = 5  # T: recurrent steps (layers in GPT)
-    c.mlp_ratio = 4  # M / D
+    c.mlp_ratio = 4.0  # M / D, M rounded
     c.dropout = 0.0  # of attention weights, attention outputs and (baselines) the MLP, as released
     c.tied_head = False  # logits from the transposed token embedding, without bias
     c.dtype = "float32"  # of the computation (float32 or bfloat16); parameters stay float32
@@ -107,7 +107,7 @@ def _depth() -> ConfigDict:
     c.least = 0  # 0: one
     c.most = 0  # 0: twice model.num_steps
     c.each = "batch"  # one number for the whole batch, or for each sequence
-    c.growth_steps = 0  # training steps over which the most grows from the least
+    c.growth_steps = 0  # training steps over which the most grows from the least (log: by factors)
     c.gradient_steps = 0  # the gradient goes through the last so many; 0: all
     c.loss_steps = 1  # the loss is the mean over the states after the last so many
     c.held = 0  # and over so many more descents, each in a context that stays where the last ended

@@ -176,6 +176,8 @@ def _cell(rows: list[dict[str, Any]], name: str, column: tuple[str, str]) -> str
 def main(f: flags.FlagValues) -> None:
     """Trains, measures, writes."""
     found = measure_all(EXPERIMENT, measure, f)
+    if not f.measure:
+        return
     (DOCS / "rates.json").write_text(json.dumps(found, indent=1) + "\n")
     (DOCS / "rates.md").write_text(page(found))
     print(f"written to {DOCS / 'rates.md'}")

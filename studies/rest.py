@@ -18,6 +18,7 @@ from absl import flags
 
 from nrgpt_jax import cli
 from nrgpt_jax.core.convergence import Attraction, attraction
+from nrgpt_jax.core.dynamics import Convergence
 from nrgpt_jax.datasets import Dataset, load_recorded
 from nrgpt_jax.datasets.pipeline import validation_batches
 from nrgpt_jax.generation.engine import Settings
@@ -29,8 +30,10 @@ from studies.tables import spread, table
 
 EXPERIMENT, DOCS = ROOT / "experiments/rest.py", ROOT / "docs"
 TIMES = (1, 2, 4, 16, 100)  # the trained number of steps
-ANSWERED_AT = (1, 4, 16)
-PROMPTS = 1000  # held-out ones, answered greedily
+WINDOWS = 64  # of the validation split, for the losses
+ANSWERED_AT, ONE_ROW_AT = (1, 2, 4, 16), (1, 4)
+PROMPTS = 500  # held-out ones, answered greedily
+MOST, UNTIL = 4, Convergence(0.1, "energy")  # times T, for tokens that stop by themselves
 REST, TEXTS, TOKENS = 16, 4, 64  # when and on what tokens are asked whether they attract
 TOLERANCE = 1e-3  # of rest: what one more step changes of a state, relative
 BEGIN, END = "<!-- table -->", "<!-- end of the table -->"
@@ -38,7 +41,7 @@ BEGIN, END = "<!-- table -->", "<!-- end of the table -->"
 
 def measure(workdir: Path) -> dict[str, Any]:
     """The numbers of one run."""
-    trained = load_pretrained(workdir)
+    trained = load_pretrained(workdir, "latest")
     dataset = load_recorded(trained.config.data)
     return {**_losses(trained, dataset), **_answers(trained, dataset), **_rest(trained, dataset)}
 
@@ -49,7 +52,7 @@ def _losses(trained: Pretrained, dataset: Dataset) -> dict[str, float]:
     for times in TIMES:
         steps = times * trained.model.num_steps
         model, variables = trained.model.with_num_steps(trained.variables, steps)
-        windows = validation_batches(dataset.validation, model.context_length, 64, 256)
+        windows = validation_batches(dataset.validation, model.context_length, WINDOWS, WINDOWS)
         step = evaluation.make_eval_step(model, mesh)
         seen = evaluation.evaluate_loss(step, variables["params"], windows, mesh)
         found[f"loss_at_{times}T"] = seen["val/loss"]
@@ -57,22 +60,29 @@ def _losses(trained: Pretrained, dataset: Dataset) -> dict[str, float]:
 
 
 def _answers(trained: Pretrained, dataset: Dataset) -> dict[str, float]:
-    """The share of held-out prompts answered, greedily, at several depths."""
+    """The share of held-out prompts answered, greedily: at several depths, with a fixed-point
+    cache, and by tokens that stop by themselves, with their mean number of steps."""
+    if not dataset.prompts:
+        return {}
+    model, params, T = trained.model, trained.variables["params"], trained.model.num_steps
     prompts, found = next(iter(dataset.prompts.values())), {}
+
+    def answered(settings: Settings) -> float:
+        return evaluation.prompt_accuracy(model, params, prompts, limit=PROMPTS, settings=settings)
+
     for times in ANSWERED_AT:
-        steps = times * trained.model.num_steps
-        model, variables = trained.model.with_num_steps(trained.variables, steps)
-        found[f"answered_at_{times}T"] = evaluation.prompt_accuracy(
-            model, variables["params"], prompts, limit=PROMPTS
-        )
-    found["answered_from_one_row"] = evaluation.prompt_accuracy(
-        trained.model,
-        trained.variables["params"],
-        prompts,
-        limit=PROMPTS,
-        settings=Settings(cache="fixed_point"),
-    )
-    return found
+        found[f"answered_at_{times}T"] = answered(Settings(num_steps=times * T))
+    for times in ONE_ROW_AT:
+        one_row = Settings(cache="fixed_point", num_steps=times * T)
+        found[f"one_row_at_{times}T"] = answered(one_row)
+    until = Settings(num_steps=MOST * T, until=UNTIL)
+    made = evaluation.continuations(model, params, prompts, limit=PROMPTS, settings=until)
+    hits = [
+        evaluation.is_answered(new.tokens, int(answer), model.context_length)
+        for new, answer in zip(made, prompts.answers, strict=False)
+    ]
+    steps = np.concatenate([new.steps for new in made])
+    return {**found, "stopped": float(np.mean(hits)), "steps": float(steps.mean()) / T}
 
 
 def _rest(trained: Pretrained, dataset: Dataset) -> dict[str, float]:
@@ -103,7 +113,9 @@ def _rest(trained: Pretrained, dataset: Dataset) -> dict[str, float]:
 COLUMNS = {  # what one seed's number is called, and how a mean is written
     **{f"loss_at_{n}T": (f"loss at {n}T", ".3f") for n in TIMES},
     **{f"answered_at_{n}T": (f"answered at {n}T", ".1%") for n in ANSWERED_AT},
-    "answered_from_one_row": ("at T, fixed-point cache", ".1%"),
+    **{f"one_row_at_{n}T": (f"at {n}T, fixed-point cache", ".1%") for n in ONE_ROW_AT},
+    "stopped": ("stopping by itself", ".1%"),
+    "steps": ("in steps / T", ".2f"),
     "at_rest": (f"at rest by {REST}T", ".0%"),
     "attracts": ("and attracting", ".0%"),
     "radius": ("spectral radius, median", ".2f"),
@@ -112,22 +124,31 @@ COLUMNS = {  # what one seed's number is called, and how a mean is written
 
 
 def page(found: dict[str, list[dict[str, Any]]], text: str) -> str:
-    """docs/rest.md with the table in its place."""
-    head = ["variant", *(name for name, _ in COLUMNS.values())]
+    """docs/rest.md with the tables, one a task, in their place."""
     number = lambda value: np.nan if value is None else value
-    rows = [
-        [f"`{variant}`"]
-        + [spread([number(row[n]) for row in rows], form) for n, (_, form) in COLUMNS.items()]
-        for variant, rows in found.items()
-    ]
+    lines = []
+    for task in dict.fromkeys(variant.partition("_")[0] for variant in found):
+        own = {v: rows for v, rows in found.items() if v.startswith(task)}
+        columns = {
+            n: c for n, c in COLUMNS.items() if any(n in r for rows in own.values() for r in rows)
+        }
+        rows = [
+            [f"`{variant}`", str(len(rows))]
+            + [spread([number(row[n]) for row in rows], form) for n, (_, form) in columns.items()]
+            for variant, rows in own.items()
+        ]
+        head = ["variant", "seeds", *(name for name, _ in columns.values())]
+        lines += ["", *table(head, rows)]
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    return "\n".join([before + BEGIN, "", *table(head, rows), "", END + after])
+    return "\n".join([before + BEGIN, *lines, "", END + after])
 
 
 def main(f: flags.FlagValues) -> None:
     """Trains, measures, writes."""
     found = measure_all(EXPERIMENT, measure, f)
+    if not f.measure:
+        return
     (DOCS / "rest.json").write_text(json.dumps(found, indent=1) + "\n")
     (DOCS / "rest.md").write_text(page(found, (DOCS / "rest.md").read_text()))
     print(f"written to {DOCS / 'rest.md'}")

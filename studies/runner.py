@@ -1,48 +1,66 @@
-"""The runner of all studies: trains what is not trained yet, each run in a process of its own, and
-measures what is not measured yet.
+"""The runner of all studies: trains what is not trained yet, in several processes, and measures
+what is not measured yet.
 """
 
+import contextlib
 import importlib.util
 import json
+import multiprocessing
 import os
-import subprocess
-import sys
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
 from absl import flags
+from ml_collections import ConfigDict
 
+from nrgpt_jax import host
 from nrgpt_jax.analysis.examination import plain
+from nrgpt_jax.datasets import load_dataset
+from nrgpt_jax.errors import FAILED
 from nrgpt_jax.runs.metrics import read_metrics
+from nrgpt_jax.training.loop import train
+from studies.side_by_side import train_directories
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def variants(experiment: Path) -> list[str]:
     """The variants that an experiment file has, by its own `variants()`."""
+    return list(load(experiment).variants())
+
+
+def load(experiment: Path) -> ModuleType:
+    """An experiment file as a module."""
     spec = importlib.util.spec_from_file_location(experiment.stem, experiment)
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return list(module.variants())
+    return module
 
 
 def define_flags(runs: str, seeds: int) -> None:
     """Those that `measure_all` reads, with their defaults."""
     flags.DEFINE_string("runs", runs, "Where the runs are, or are to be.")
-    flags.DEFINE_integer("seeds", seeds, "So many of each.", 1)
-    flags.DEFINE_boolean("again", False, "Measure anew what is measured already.")
+    flags.DEFINE_integer("seeds", seeds, "Train so many of each.", 0)
+    flags.DEFINE_list("only", [], "Train these variants; all by default.")
     flags.DEFINE_integer("jobs", 2, "Train so many at a time.", 1)
+    text = "Train runs of one variant as one program each, for accelerators."
+    flags.DEFINE_boolean("side_by_side", False, text)
+    flags.DEFINE_boolean("measure", True, "Measure all that is trained, and write.")
+    flags.DEFINE_boolean("again", False, "Measure anew what is measured already.")
 
 
 def measure_all(
     experiment: Path, measure: Callable[[Path], dict[str, Any]], f: flags.FlagValues
 ) -> dict[str, list[dict[str, Any]]]:
-    """Trains and measures every variant; the numbers of each, seed by seed.
+    """Trains, and measures every run that is trained; the numbers of each variant, seed by seed.
 
     Args:
       experiment: an experiment file with `variants()`.
@@ -51,42 +69,122 @@ def measure_all(
       f: of `define_flags`.
     """
     runs, found = Path(f.runs), dict[str, list[dict[str, Any]]]()
-    train_all(experiment, runs, f.seeds, f.jobs)
-    for variant in variants(experiment):
-        found[variant] = []
-        for seed in range(f.seeds):
-            workdir = runs / variant / str(seed)
+    train_all(experiment, f)
+    for variant in variants(experiment) if f.measure else []:
+        trained = [workdir for workdir in sorted((runs / variant).glob("*")) if is_done(workdir)]
+        for workdir in trained:
             kept = workdir / f"{experiment.stem}.json"
             if f.again or not kept.exists():
                 numbers = json.dumps(plain(measure(workdir)), indent=1, allow_nan=False)
                 kept.write_text(numbers + "\n")
-            found[variant].append(json.loads(kept.read_text()))
+                print(workdir, "measured", flush=True)
+            found.setdefault(variant, []).append(json.loads(kept.read_text()))
         jax.clear_caches()
-        print(variant, "measured", flush=True)
     return found
 
 
-def train_all(experiment: Path, runs: Path, seeds: int, jobs: int) -> None:
-    """Trains every variant that is not trained, seed by seed, `jobs` at a time on a core each.
+def train_all(experiment: Path, f: flags.FlagValues) -> None:
+    """Trains what is not trained, seed by seed: `runs/<variant>/<seed>`; tells what failed."""
+    chosen = f.only or variants(experiment)
+    cells = [(variant, seed) for seed in range(f.seeds) for variant in chosen]
+    prepare(map(load(experiment).get_config, chosen if cells else []))
+    with trainers(f.jobs) as pool:
+        if f.side_by_side:
+            own = {variant: _directories(experiment, variant, f) for variant in chosen}
+            train_side_by_side(pool, experiment, own)
+        started = [start(pool, experiment, Path(f.runs), *cell) for cell in cells]
+        for run, (variant, seed) in zip(started, cells, strict=True):
+            has_failed(run, f"{variant}, seed {seed}")
 
-    Runs are `runs/<variant>/<seed>`.
-    """
-    cells = [(variant, seed) for seed in range(seeds) for variant in variants(experiment)]
-    with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(lambda cell: _train(experiment, runs, *cell), cells))
+
+def _directories(
+    experiment: Path, variant: str, f: flags.FlagValues
+) -> dict[tuple[int, float], Path]:
+    rate = load(experiment).get_config(variant).optimizer.learning_rate
+    return {(seed, rate): Path(f.runs) / variant / str(seed) for seed in range(f.seeds)}
 
 
-def _train(experiment: Path, runs: Path, variant: str, seed: int) -> None:
-    workdir = runs / variant / str(seed)
+def has_failed(run: Future[None], name: str) -> bool:
+    """Waits for a run; whether it has failed, of which the reason is printed."""
+    error = run.exception()
+    if error is not None:
+        print(f"{name}: {error}", flush=True)
+    return error is not None
+
+
+def prepare(configs: Iterable[ConfigDict]) -> None:
+    """Prepares the data of all of them, which the trainings then find."""
+    for fields in {config.data.to_json(): config.data for config in configs}.values():
+        load_dataset(fields)
+
+
+@contextlib.contextmanager
+def trainers(jobs: int) -> Iterator[Executor]:
+    """So many processes that train, one run after the other; on a CPU each with a core."""
+    before = dict(os.environ)
+    os.environ.update(JAX_NUM_CPU_DEVICES="1", OMP_NUM_THREADS="1")  # they inherit it
+    context = multiprocessing.get_context("spawn")
+    try:
+        with ProcessPoolExecutor(jobs, context, _end_with, (os.getpid(),)) as pool:
+            yield pool
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process when its parent has gone: a study that is killed trains no further."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(FAILED)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def start(pool: Executor, experiment: Path, runs: Path, variant: str, seed: int) -> Future[None]:
+    """Hands `trainers` the run `runs/<variant>/<seed>`, which goes on from where it was stopped."""
+    return pool.submit(_train, experiment, runs / variant / str(seed), variant, seed)
+
+
+def train_side_by_side(
+    pool: Executor, experiment: Path, workdirs: dict[str, dict[tuple[int, float], Path]]
+) -> None:
+    """Trains the runs of each variant as one program: of a variant, a directory of each seed and
+    learning rate."""
+    started = {
+        variant: pool.submit(_train_together, experiment, variant, own)
+        for variant, own in workdirs.items()
+    }
+    for variant, run in started.items():
+        has_failed(run, variant)
+
+
+def _train_together(
+    experiment: Path, variant: str, workdirs: dict[tuple[int, float], Path]
+) -> None:
+    if not all(map(is_done, workdirs.values())):
+        print(f"training {variant}, {len(workdirs)} runs", flush=True)
+        host.cache_compilations(next(iter(workdirs.values())).parent.parent)
+        train_directories(load(experiment).get_config(variant), workdirs)
+        jax.clear_caches()
+
+
+def _train(experiment: Path, workdir: Path, variant: str, seed: int) -> None:
     if is_done(workdir):
         return
     workdir.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "nrgpt_jax.train", f"--workdir={workdir.resolve()}"]
-    command += [f"--config={experiment}:{variant}", f"--config.seed={seed}"]
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "OMP_NUM_THREADS": "1"}
+    config = load(experiment).get_config(variant)
+    config.seed = seed
     print(f"training {workdir}", flush=True)
-    with (workdir / "log").open("a") as log:
-        subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=log, check=True)
+    host.cache_compilations(workdir.parent.parent)
+    with contextlib.ExitStack() as held:
+        log = held.enter_context((workdir / "log").open("a"))
+        held.enter_context(contextlib.redirect_stdout(log))
+        held.enter_context(contextlib.redirect_stderr(log))
+        train(config, workdir.resolve())
+    jax.clear_caches()
 
 
 def is_done(workdir: Path) -> bool:

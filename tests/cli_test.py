@@ -24,7 +24,7 @@ PROMPT = "max_10,(,1,7,),="
     [
         (
             ["--config=experiments/nope.py"],
-            "has c4, listops, openwebtext, rates, rest, shakespeare",
+            "has c4, listops, openwebtext, quality, rates, rest, shakespeare",
         ),
         (
             ["--config=experiments/listops.py:nope"],

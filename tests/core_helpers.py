@@ -87,4 +87,4 @@ def surroundings(name, params, g, strict, kind="float32"):
     positions = jnp.broadcast_to(jnp.arange(g.shape[1])[None], g.shape[:2])
     memory = term.memory(g, positions) if term.memory else None
     lagrangian = 0.5 * jnp.sum(g**2, axis=-1)
-    return Surroundings(memory, Places(strict), 2.0 * g, jnp.flip(g, axis=1), lagrangian)
+    return Surroundings(memory, Places(strict), 2.0 * g, jnp.flip(g, axis=1), lagrangian, g)

@@ -168,7 +168,7 @@ def test_fixed_point_cache_shows_each_token_the_last_states_before_it(mask, atte
         count = jnp.arange(len(states))
         memory = jax.vmap(partial(keep, block["attention"]))(states, count)
         mask_K = count < len(past) if model.strict else count <= len(past)
-        context = Context(memory, mask_K, count[-1], x, first, jnp.zeros(()))
+        context = Context(memory, mask_K, count[-1], x, first, jnp.zeros(()), g)
         of_attention = attend.function(block["attention"], g, context)
         return of_attention + feed.function(block["feedforward"], g, context)
 

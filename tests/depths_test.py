@@ -54,12 +54,12 @@ def test_sequences_have_depths_of_their_own_whoever_works_on_them():
     chex.assert_trees_all_equal(last, together[4:])
 
 
-def test_depth_grows():
-    depth = depth_of(least=2, most=12, growth_steps=100, each="sequence")
-    most = [
-        int(depths.draw(depth, KEY, jnp.arange(500), jnp.asarray(n)).max()) for n in (0, 49, 99)
-    ]
-    assert most == [2, 7, 12]
+@pytest.mark.parametrize(("distribution", "half_way"), [("uniform", 7), ("log_uniform", 5)])
+def test_depth_grows_by_numbers_or_by_factors(distribution, half_way):
+    fields = {"distribution": distribution, "least": 2, "most": 12, "growth_steps": 100}
+    depth = depth_of(**fields, each="sequence")
+    drawn = lambda n: depths.draw(depth, KEY, jnp.arange(500), jnp.asarray(n))
+    assert [int(drawn(n).max()) for n in (0, 49, 99)] == [2, half_way, 12]
 
 
 @pytest.mark.parametrize("fields", [{}, {"rule": "momentum"}, {"name": "GPT_Rec_parallel"}])

@@ -129,8 +129,8 @@ def own_energies(model, held, x):
 
     def energies(term):
         memory = term.memory(norm.function(held), positions) if term.memory else None
-        around = Surroundings(memory, model.places, x, model.first, norm.lagrangian(x))
-        return term.slope(norm.function(x), around)[0]
+        g, lagrangian = norm.function(x), norm.lagrangian(x)
+        return term.slope(g, Surroundings(memory, model.places, x, model.first, lagrangian, g))[0]
 
     return {name: energies(term) for name, term in model.terms.items()}
 
@@ -201,7 +201,7 @@ def test_the_leak_is_a_legendre_dual(norm):
         g = NORMS[norm].function(norm_params, x)
         lagrangian = NORMS[norm].lagrangian(norm_params, x)
         mask = jnp.arange(len(memory)) <= position
-        context = Context(memory, mask, position, x, first, lagrangian)
+        context = Context(memory, mask, position, x, first, lagrangian, g)
         return sum(ENERGIES[name].function(params[name], g, context) for name in params)
 
     of_sequence = jax.vmap(jax.value_and_grad(token_energy), (0, 0, 0, None))

@@ -29,7 +29,8 @@ def context_of(name, params, token, strict, g=G):
     memory, count = ENERGIES[name].memory, jnp.arange(len(g))
     seen = None if memory is None else jax.vmap(lambda g, at: memory(params, g, at))(g, count)
     mask = count < token if strict else count <= token
-    return Context(seen, mask, jnp.asarray(token), 2.0 * g[token], g[0], jnp.sum(g[token] ** 2))
+    at, own = jnp.asarray(token), g[token]
+    return Context(seen, mask, at, 2.0 * own, g[0], jnp.sum(own**2), own)
 
 
 def derivatives_in(jaxpr) -> set[str]:
@@ -196,7 +197,7 @@ def test_rotated_scores_depend_on_distances_only(name):
         assert entry.memory
         assert entry.scores
         memory = jax.vmap(partial(entry.memory, params, G[1]))(jnp.arange(5) + shift)
-        context = Context(memory, jnp.ones(5, bool), jnp.asarray(token + shift), *[G[0]] * 3)
+        context = Context(memory, jnp.ones(5, bool), jnp.asarray(token + shift), *[G[0]] * 4)
         return entry.scores(params, G[2], context)
 
     chex.assert_trees_all_close(scores(3, 0), scores(3, 40), rtol=1e-4, atol=1e-5)
@@ -214,6 +215,22 @@ def test_feedforward_energies_are_their_formulas():
         params = energy_parameters(KEY, name)
         found = ENERGIES[name].function(params, G[2], context_of(name, params, 2, False))
         np.testing.assert_allclose(found, scale(params) * formula(params, G[2]), rtol=1e-5)
+
+
+def test_a_held_gate_is_the_tokens_own_and_is_not_differentiated_in_it():
+    p = energy_parameters(KEY, "FFG")
+    context = context_of("FFG", p, 2, False)
+    function = ENERGIES["FFG"].function
+    energy = lambda params, g, held: function(params, g, context._replace(held=held))
+    gate, up = GELU(G[3] @ p["W1"] + p["b1"]), G[2] @ p["W2"]
+    scale = p["scale"]
+    np.testing.assert_allclose(energy(p, G[2], G[3]), -0.5 * scale * gate @ up**2, rtol=1e-5)
+    move = -jax.grad(energy, argnums=1)(p, G[2], G[3])
+    np.testing.assert_allclose(move, scale * p["W2"] @ (gate * up), rtol=1e-5)
+    term, around = bind(ENERGIES["FFG"], p), surroundings("FFG", p, G[None], strict=False)
+    gate, up = GELU(G @ p["W1"] + p["b1"][None]), G @ p["W2"]
+    found = term.slope(G[None], around)[1][0]
+    np.testing.assert_allclose(found, -scale * (gate * up) @ p["W2"].T, rtol=1e-4, atol=1e-6)
 
 
 def test_the_other_energies_are_their_formulas():
@@ -266,7 +283,7 @@ def test_places():
 def test_registering():
     with pytest.raises(ValueError, match="registered already"):
         energies.feedforward("FF1", {})(lambda params, g: None)
-    with pytest.raises(KeyError, match=r"unknown energy 'FF3'; known: FF1, FF2, FF2W"):
+    with pytest.raises(KeyError, match=r"unknown energy 'FF3'; known: FF1, FF2, FF2W, FFG"):
         _ = ENERGIES["FF3"]
     with pytest.raises(ValueError, match="energy 'norm': the name is taken"):
         energies.energy("norm", {})

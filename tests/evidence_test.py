@@ -105,6 +105,7 @@ INCLUSIVE = {"strict": False}
         ("none", ONES, MATRIX, MOMENTUM, None, "rule momentum"),
         ("layer_norm", UNEVEN, 0.3 * UNEVEN, BLOCKS, None, "2 blocks"),
         ("none", ONES, MATRIX, BLOCKS, None, "2 blocks"),
+        ("none", ONES, MATRIX, {"exact": False}, None, "holds a part"),
     ],
 )
 def test_guarantee_names_the_proposition_and_the_reason(norm, gain, eta, options, name, word):

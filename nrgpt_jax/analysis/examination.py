@@ -224,7 +224,8 @@ def _finite_steps(energy: np.ndarray) -> int:
 def _certificate(trained: Pretrained, measured: Evidence) -> Certificate:
     model: Any = trained.model.bind(trained.variables)
     eta, strict = np.asarray(model.eta(), np.float32), model.strict
-    options = {"strict": strict, "rule": model.rule, "blocks": model.blocks}
+    exact = all(energy.exact for energy in model.terms().values())
+    options = {"strict": strict, "rule": model.rule, "blocks": model.blocks, "exact": exact}
     promise = certificates.guarantee(model.norm, np.asarray(model.gain()), eta, **options)
     each = eta if model.blocks > 1 else [eta]
     spectrum = [certificates.symmetric_spectrum(one, model.embed_dim) for one in each]

@@ -11,7 +11,8 @@ Behind a norm the rules `projected` and `sphere` do so for the same rates (`core
 All need a token that is not in its own context, the strict mask: otherwise its energy also
 changes as a key of its own, which the gradient does not see. Any energy of a token and its
 context may be meant, rotated scores, recalled inputs, leaks and mixtures too, whose gradients are
-exact; not so moves that go on (momentum), nor distinct blocks, each with an energy of its own.
+exact; not so gates that are held (FFG), moves that go on (momentum), nor distinct blocks, each with
+an energy of its own.
 Source: NRGPT (arXiv 2512.16762), section 2.
 """
 
@@ -47,6 +48,7 @@ def guarantee(
     strict: bool,
     rule: str = "descent",
     blocks: int = 1,
+    exact: bool = True,
 ) -> Guarantee:
     """What the propositions say about a norm, its gain, an inference rate and a rule.
 
@@ -57,9 +59,12 @@ def guarantee(
       strict: whether tokens are outside their own context.
       rule: a name of `RULES`.
       blocks: distinct blocks.
+      exact: whether all energies are, `core.energies.Energy.exact`.
     """
     if not strict:
         return Guarantee(None, "the mask is inclusive: a token moves as a key of its own too")
+    if not exact:
+        return Guarantee(None, "the gradient of an energy holds a part of the token where it is")
     if blocks > 1:
         return Guarantee(None, f"{blocks} blocks take turns, each with an energy of its own")
     if rule in ("projected", "sphere") or (rule == "descent" and NORMS[norm].function is identity):

@@ -17,6 +17,7 @@ class Context(NamedTuple):
     x: Float[Array, "D"]  # the token's state, before the norm
     first: Float[Array, "D"]  # its state before the first step
     lagrangian: Float[Array, ""]  # L(x) of the norm: grad L(x) = g where the norm has no gain
+    held: Float[Array, "D"]  # the token's g as it stands, which is not differentiated
 
 
 class Places(NamedTuple):
@@ -48,6 +49,7 @@ class Surroundings(NamedTuple):
     x: BatchStates
     first: BatchStates
     lagrangian: Float[Array, "B N"]
+    held: BatchStates
 
     def contexts(self) -> Context:
         """A `Context` of arrays with (B,N) in front of each, but for `memory` (B,K,...)."""
@@ -55,9 +57,10 @@ class Surroundings(NamedTuple):
         seen = count if self.memory is None else self.memory.shape[1]
         mask = jnp.broadcast_to(self.places.mask(count, seen), (batch, count, seen))
         positions = jnp.broadcast_to(self.places.positions(count), (batch, count))
-        return Context(self.memory, mask, positions, self.x, self.first, self.lagrangian)
+        own = self.x, self.first, self.lagrangian, self.held
+        return Context(self.memory, mask, positions, *own)
 
 
-OVER_TOKENS = Context(None, *[0] * 5)  # type: ignore[arg-type]
-OVER_SEQUENCES = Context(0, *[0] * 5)  # type: ignore[arg-type]
+OVER_TOKENS = Context(None, *[0] * 6)  # type: ignore[arg-type]
+OVER_SEQUENCES = Context(0, *[0] * 6)  # type: ignore[arg-type]
 """The axes over which `jax.vmap` takes `Surroundings.contexts()`."""

@@ -45,7 +45,8 @@ class Energy(NamedTuple):
 
     `memory(params, g, position)` is what it keeps of a token for those that look back at it.
     `scores` are the inner products of an attention energy (H,K), whose `associative_memory` it
-    is; `width` names the axes of one such product, heads first.
+    is; `width` names the axes of one such product, heads first. `exact`: with its context held,
+    its gradient in g is all of its change; not so where it reads `Context.held`.
     """
 
     function: Callable[[Params, Token, Context], Scalar]
@@ -54,6 +55,7 @@ class Energy(NamedTuple):
     memory: Callable[[Params, Token, Int[Array, ""]], Any] | None = None
     scores: Callable[[Params, Token, Context], Scores] | None = None
     width: str | None = None
+    exact: bool = True
 
 
 ENERGIES: Registry[Energy] = Registry("energy")
@@ -79,16 +81,23 @@ def _free(name: str) -> str:
     return name
 
 
-def feedforward(name: str, specs: Specs):
-    """Registers an energy of the token alone, trained as the model `NRGPT_H_<name>`."""
+def feedforward(name: str, specs: Specs, *, held: bool = False):
+    """Registers an energy of the token alone, trained as the model `NRGPT_H_<name>`.
+
+    Args:
+      name: what follows `NRGPT_H_`.
+      specs: the table of what the function reads; a scale is added.
+      held: whether it is a function of `(params, g, held)` rather than of `(params, g)`, with
+        the token's g once more, as it stands: nothing promises then that the energy falls.
+    """
     scale = {"scale": constant(1.0)}  # the release's scale_ff
 
-    def entry(function: Callable[[Params, Token], Scalar]) -> Energy:
+    def entry(function: Callable[..., Scalar]) -> Energy:
         def scaled(params: Params, g: Token, context: Context) -> Scalar:
-            del context
-            return params["scale"] * function(params, g)
+            more = (context.held,) if held else ()
+            return params["scale"] * function(params, g, *more)
 
-        return Energy(scaled, {**specs, **scale}, "feedforward")
+        return Energy(scaled, {**specs, **scale}, "feedforward", exact=not held)
 
     return ENERGIES.register(_free(name), entry)
 
@@ -231,6 +240,20 @@ def ff2w(params: Params, g: Token) -> Scalar:
 
 
 # Besides the paper's ---------------------------------------------------------------------------
+
+
+GATED = {"W1": matrix("D M", uses=1), "b1": vector("M"), "W2": matrix("D M")}
+
+
+@feedforward("FFG", GATED, held=True)
+def ffg(params: Params, g: Token, held: Token) -> Scalar:
+    """E = -(1/2) gelu(g' W1 + b1) . (g W2)^2, the gate read from g' = g, held where it is.
+
+    The move is that of a gated MLP whose second matrix is the transpose of the first.
+    Source: causal energy minimisation (arXiv 2605.07588).
+    """
+    gate = gelu(held @ params["W1"] + params["b1"])
+    return -0.5 * jnp.vdot(gate, (g @ params["W2"]) ** 2)
 
 
 @energy("injection", {"W": matrix("D D", uses=1)})

@@ -139,7 +139,7 @@ def slope(
 ) -> Slope:
     """Energies and their gradient at states x, g = norm(x), with these memories around them."""
     lagrangian = dynamics.norm.lagrangian(x)
-    around = Surroundings(None, dynamics.places, x, dynamics.first, lagrangian)
+    around = Surroundings(None, dynamics.places, x, dynamics.first, lagrangian, g)
     slopes = {}
     # Those that remember nothing come first: CPUs decode batches some percent faster in this order.
     for name, term in sorted(dynamics.terms.items(), key=lambda named: bool(named[1].memory)):

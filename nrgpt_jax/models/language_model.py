@@ -40,7 +40,7 @@ class LanguageModel(nn.Module):
     embed_dim: int
     num_heads: int
     num_steps: int
-    mlp_ratio: int = 4
+    mlp_ratio: float = 4.0
     dropout: float = 0.0
     tied_head: bool = False
     dtype: str = "float32"
@@ -56,7 +56,7 @@ class LanguageModel(nn.Module):
     def sizes(self) -> Sizes:
         """The length of every axis of its parameters."""
         width, rank = self.embed_dim, self.embed_dim // self.num_heads
-        hidden = self.mlp_ratio * width
+        hidden = max(1, round(self.mlp_ratio * width))
         shape = {"T": self.num_steps, "N": self.context_length, "V": self.vocab_size}
         return Sizes(width, self.num_heads, rank, hidden, **shape, L=self.blocks)
 

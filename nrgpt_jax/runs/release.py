@@ -61,7 +61,7 @@ def release_config(meta: Mapping[str, Any]) -> ConfigDict:
             "embed_dim": meta["n_embed"],
             "num_heads": meta["n_head"],
             "num_steps": meta["n_layer"],
-            "mlp_ratio": meta["ff_hid_factor"],
+            "mlp_ratio": float(meta["ff_hid_factor"]),
             "mask": "strict" if meta["strictly_causal"] else "inclusive",
         }
     )

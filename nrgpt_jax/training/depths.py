@@ -70,18 +70,23 @@ def draw(
 ) -> Int[Array, ""] | Int[Array, "B"]:
     """The number of recurrent steps: (), or (B,) of each row of a batch.
 
-    The greatest that is drawn grows with the training step for `growth_steps` of them.
+    The greatest that is drawn grows with the training step for `growth_steps` of them: by equal
+    numbers of steps, or, where the distribution is log-uniform, by equal factors.
     """
     grown = jnp.minimum(1.0, (step + 1) / max(depth.growth_steps, 1))
-    span = jnp.maximum(jnp.round(grown * (depth.most - depth.least)), 0)
+    by_factors = depth.distribution == "log_uniform"
+    if by_factors:
+        most = jnp.round(depth.least * (depth.most / depth.least) ** grown)
+    else:
+        most = jnp.round(depth.least + grown * (depth.most - depth.least))
 
     def one(key: Key) -> jax.Array:
         u = jax.random.uniform(key)
-        if depth.distribution == "log_uniform":
-            drawn = depth.least * jnp.exp(u * jnp.log((depth.least + span + 1) / depth.least))
+        if by_factors:
+            drawn = depth.least * jnp.exp(u * jnp.log((most + 1) / depth.least))
         else:
-            drawn = depth.least + u * (span + 1)
-        return jnp.minimum(drawn, depth.least + span).astype(jnp.int32)
+            drawn = depth.least + u * (most - depth.least + 1)
+        return jnp.minimum(drawn, most).astype(jnp.int32)
 
     key = jax.random.fold_in(key, _OF_DEPTH)
     if depth.each == "batch":

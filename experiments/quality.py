@@ -1,0 +1,140 @@
+"""What helps NRGPT at equal parameters: its seams, one by one and together, beside transformers.
+
+    make train EXP=quality:small_full WORKDIR=runs/quality/small_full/0
+    make quality      # all of them, then the table (docs/quality.md)
+
+Tiny Shakespeare by characters, with the sizes of nanoGPT's recipe for CPUs: 4 heads, 4 steps,
+batches of 12 x 64 characters; D=128 and 2,000 training steps (`small`), or 192 and 1,000 (`large`).
+AdamW (or Muon) with weight decay 0.1, warm-up 100 and a cosine to a tenth of the learning rate, no
+dropout. All models of a size have the parameters of its GPT_Rec_parallel, within 1%: `mlp_ratio` is
+chosen so.
+
+Variants (`--config=experiments/quality.py:SIZE_WAY` or `:SIZE_WAY@LEARNING_RATE`):
+    SIZE  small, large
+    WAY   of `WAYS` (a name that ends in _muon is trained by Muon)
+"""
+
+from functools import partial
+
+import jax
+
+from nrgpt_jax.configs import apply_variant, default_config
+from nrgpt_jax.models import abstract_params, create_model
+
+MUON = {"optimizer.name": "muon"}
+ROPE = {"model.attention": "low_rank_rope"}
+SCALAR = {"model.rate": "scalar"}
+WAYS = {
+    "GPT_Rec_parallel": {"model.name": "GPT_Rec_parallel"},
+    "GPT_Rec": {"model.name": "GPT_Rec"},
+    "GPT": {"model.name": "GPT"},  # of half the width
+    "full": {},
+    # rates and rules
+    "scalar": SCALAR,
+    "psd": {"model.rate": "psd"},
+    "projected": {"model.rate": "psd", "model.rule": "projected"},
+    "momentum": {"model.rule": "momentum"},  # `full` is its control: a parameter less
+    "step_scales": {"model.per_step_scale": True},
+    "layer_norm": {"model.norm": "layer_norm"},
+    # energies
+    "low_rank": {"model.attention": "low_rank"},
+    "low_rank_rope": ROPE,
+    "full_rank_rope": {"model.attention": "full_rank_rope"},
+    "temperatures": {"model.learn_alpha": True, "model.learn_beta": True},
+    "FFG": {"model.name": "NRGPT_H_FFG"},
+    "mixture": {"model.combination": "mixture"},
+    "injection": {"model.energies": ("injection",)},
+    "blocks": {"model.attention": "low_rank", "model.blocks": 2, **SCALAR},
+    # optimizer
+    "full_muon": MUON,
+    "GPT_Rec_parallel_muon": {"model.name": "GPT_Rec_parallel", **MUON},
+    "GPT_Rec_muon": {"model.name": "GPT_Rec", **MUON},
+    "GPT_muon": {"model.name": "GPT", **MUON},
+    # together
+    "low_rank_rope_scalar": {**ROPE, **SCALAR},
+    "low_rank_rope_FFG": {**ROPE, "model.name": "NRGPT_H_FFG"},
+    "low_rank_rope_muon": {**ROPE, **MUON},
+    "low_rank_rope_blocks_muon": {**ROPE, **SCALAR, **MUON, "model.blocks": 2},
+    "low_rank_rope_FFG_muon": {**ROPE, **MUON, "model.name": "NRGPT_H_FFG"},
+    "low_rank_rope_FFG_blocks_muon": {
+        **{**ROPE, **SCALAR, **MUON},
+        **{"model.name": "NRGPT_H_FFG", "model.blocks": 2},
+    },
+}
+RATES = {"adamw": (5e-4, 1e-3, 2e-3, 4e-3), "muon": (1e-3, 2e-3, 5e-3, 1e-2)}
+LARGE = {"GPT_Rec_parallel_muon": (2e-3, 5e-3), "low_rank_rope_FFG_muon": (1e-3, 2e-3)}
+
+
+def get_config(variant: str = "small_full"):
+    config = default_config()
+    config.experiment = "quality"
+    name, _, rate = variant.partition("@")
+    apply_variant(config, name, {n: partial(change, name=n) for n in variants()})
+    return with_rate(config, float(rate or rates(name)[1]))
+
+
+def variants():
+    """The names of all, without a learning rate."""
+    return [f"small_{way}" for way in WAYS] + [f"large_{way}" for way in LARGE]
+
+
+def rates(name):
+    """The learning rates that are tried of a variant."""
+    size, _, way = name.partition("_")
+    return LARGE[way] if size == "large" else RATES["muon" if way.endswith("_muon") else "adamw"]
+
+
+def with_rate(config, learning_rate):
+    config.optimizer.learning_rate = learning_rate
+    config.optimizer.final_learning_rate = 0.1 * learning_rate
+    return config
+
+
+def change(config, name):
+    size, _, way = name.partition("_")
+    {"small": small, "large": large}[size](config)
+    reference = config.model.copy_and_resolve_references()
+    reference.update({"name": "GPT_Rec_parallel", "vocab_size": 65})
+    config.update_from_flattened_dict(WAYS[way])
+    if config.model.name == "GPT":
+        config.model.embed_dim //= 2
+    config.model.mlp_ratio = fitting_ratio(config.model, parameters(reference))
+
+
+def small(config):
+    config.train_steps = 2000
+    config.data.name = "shakespeare"
+    config.data.batch_size = 12
+    config.model.context_length = 64
+    config.model.embed_dim = 128
+    config.model.num_heads = 4
+    config.model.num_steps = 4
+    config.model.scan_unroll = 4
+    config.eval_every = 500
+    config.eval_windows = 1742  # all of the validation split
+    config.checkpoint_every = config.train_steps
+
+
+def large(config):
+    small(config)
+    config.train_steps = config.checkpoint_every = 1000
+    config.model.embed_dim = 192
+
+
+def parameters(model):
+    """How many a model has, in Shakespeare's characters."""
+    model = model.copy_and_resolve_references()
+    model.vocab_size = 65
+    return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(create_model(model))))
+
+
+def fitting_ratio(model, count):
+    """The `mlp_ratio` with which a model has nearly so many parameters; it grows with both."""
+    model, width = model.copy_and_resolve_references(), model.embed_dim
+
+    def of(hidden):
+        model.mlp_ratio = hidden / width
+        return parameters(model)
+
+    slope = of(2) - of(1)
+    return max(1, 1 + round((count - of(1)) / slope)) / width

@@ -1,0 +1,171 @@
+"""lm-evaluation-harness sees our likelihoods, without a network."""
+
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from decoding_helpers import small_model
+
+from nrgpt_jax.configs import default_config
+from nrgpt_jax.datasets.tokenizers import ByteTokenizer, SymbolTokenizer
+from nrgpt_jax.errors import UserError
+from nrgpt_jax.generation.scoring import log_likelihood
+from nrgpt_jax.runs.pretrained import Pretrained, save_pretrained
+
+pytest.importorskip("lm_eval", reason="the extra `harness` is not installed")
+
+from nrgpt_jax.harness import NAME, HarnessModel
+
+LENGTH = 48
+QUESTIONS: list[dict[str, Any]] = [
+    {"question": "Which rolls?", "choices": ["a cube", "a ball", "a cone", "none"], "answer": 1},
+    {"question": "What falls?", "choices": ["up", "it", "energy", "a stone"], "answer": 2},
+    {"question": "Who?", "choices": ["I", "you", "they", "we all"], "answer": 3},
+]
+TASK = {
+    "task": "rolling",
+    "dataset_path": "json",
+    "test_split": "test",
+    "output_type": "multiple_choice",
+    "doc_to_text": "{{question}}",
+    "doc_to_choice": "{{choices}}",
+    "doc_to_target": "answer",
+    "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A small exported model of bytes."""
+    folder, config = tmp_path_factory.mktemp("model"), default_config()
+    fields = {"vocab_size": 256, "context_length": LENGTH, "embed_dim": 8, "num_steps": 2}
+    config.model.update(fields)
+    model, variables = small_model(**config.model.to_dict())
+    save_pretrained(folder, Pretrained(model, variables, ByteTokenizer(), config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return HarnessModel(str(folder), batch_size=4)
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    """Data sets of files, and a folder of their own."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+def write_task(folder, task, questions=QUESTIONS, **fields):
+    """A task over some questions."""
+    data = folder / "questions.jsonl"
+    data.write_text("".join(json.dumps(q) + "\n" for q in questions))
+    files = {"dataset_kwargs": {"data_files": {"test": str(data)}}}
+    (folder / "task.yaml").write_text(json.dumps({**task, **fields, **files}))  # JSON is YAML
+
+
+def accuracy(model, folder, task):
+    """As the harness finds it."""
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
+    found = simple_evaluate(model, tasks=[task], task_manager=manager, bootstrap_iters=0)
+    return found["results"][task]["acc,none"]
+
+
+def best(model, question, endings):
+    """The most likely ending, by our own likelihoods."""
+    contexts = [model.text.encode(question)] * len(endings)
+    ends = [model.text.encode(" " + ending) for ending in endings]
+    scores = log_likelihood(model.model, model.variables, contexts, ends)
+    return int(np.argmax([score.log_likelihood for score in scores]))
+
+
+@pytest.mark.filterwarnings("ignore")  # of the harness and what it stands on
+def test_multiple_choice_is_that_of_our_likelihoods(model, tmp_path, offline):
+    write_task(tmp_path, TASK)
+    chosen = [best(model, q["question"], q["choices"]) for q in QUESTIONS]
+    hits = [answer == q["answer"] for answer, q in zip(chosen, QUESTIONS, strict=True)]
+    assert accuracy(model, tmp_path, "rolling") == pytest.approx(np.mean(hits))
+    right = [{**q, "answer": answer} for answer, q in zip(chosen, QUESTIONS, strict=True)]
+    write_task(tmp_path, TASK, right)
+    assert accuracy(model, tmp_path, "rolling") == 1.0
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_mmlu_is_asked_by_the_letters(model, tmp_path, offline):
+    import lm_eval.tasks
+
+    template = f"{lm_eval.tasks.__path__[0]}/mmlu/default/_default_template_yaml"
+    fields = {"include": template, "dataset_path": "json", "fewshot_split": "test"}
+    write_task(tmp_path, {"task": "mmlu_here"}, **fields)
+    asked = [
+        "\n".join(
+            [q["question"], *(f"{a}. {c}" for a, c in zip("ABCD", q["choices"], strict=True))]
+        )
+        for q in QUESTIONS
+    ]
+    own = [best(model, f"{text}\nAnswer:", "ABCD") for text in asked]
+    hits = [answer == q["answer"] for answer, q in zip(own, QUESTIONS, strict=True)]
+    assert accuracy(model, tmp_path, "mmlu_here") == pytest.approx(np.mean(hits))
+
+
+def test_whole_texts_are_scored_token_by_token(model):
+    request = lambda text: SimpleNamespace(args=(text,))
+    short = "the tokens roll"
+    found = model.loglikelihood_rolling([request(short), request(short * 9)])
+    tokens = model.text.encode(short)
+    first = np.array([model.eot_token_id])
+    whole = log_likelihood(model.model, model.variables, [first], [tokens])[0].log_likelihood
+    assert found[0] == pytest.approx(whole, rel=1e-5)
+    assert found[1] < 5 * found[0]
+
+
+def test_texts_end_before_the_first_stop(model):
+    ask = lambda **options: model.generate_until([SimpleNamespace(args=("the hill", options))])[0]
+    text = ask(max_gen_toks=20)
+    assert text
+    middle = text[len(text) // 2]
+    assert ask(max_gen_toks=20, until=["never", middle]) == text[: text.index(middle)]
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "token"),
+    [
+        (SymbolTokenizer(["a", "<eos>"]), 1),
+        (ByteTokenizer(), ord("\n")),
+        (SymbolTokenizer(["a", "b"]), 0),
+    ],
+)
+def test_what_stands_before_a_text_without_context(model, monkeypatch, tokenizer, token):
+    monkeypatch.setattr(model, "text", tokenizer)
+    assert model.prefix_token_id == token
+
+
+def test_mistakes_name_the_argument(folder, tmp_path):
+    with pytest.raises(UserError, match="unknown argument 'steps' of --model nrgpt_jax"):
+        HarnessModel(str(folder), steps=3)
+    with pytest.raises(UserError, match="num_steps"):
+        HarnessModel(str(folder), num_steps=-1)
+    with pytest.raises(UserError, match="is not a run directory"):
+        HarnessModel(str(tmp_path))
+
+
+@pytest.mark.slow
+def test_the_program_is_the_harness_with_one_more_model(folder, tmp_path, offline):
+    write_task(tmp_path, TASK)
+    command = [sys.executable, "-m", "nrgpt_jax.harness", "--model", NAME, "--tasks", "rolling"]
+    command += ["--model_args", f"workdir={folder}", "--include_path", str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert "rolling" in ended.stdout
+    command[command.index(f"workdir={folder}")] = f"workdir={tmp_path}"
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1].startswith("error: ")
