@@ -69,7 +69,8 @@ evaluate: setup
 	@touch $@
 
 harness: .venv/installed-harness
-	@$(BIN)/python -m nrgpt_jax.harness --model nrgpt_jax --model_args workdir=$(WORKDIR) --tasks $(TASKS) $(ARGS)
+	$(if $(TASKS),,$(error name the tasks: make harness WORKDIR=runs/x TASKS=mmlu))
+	@$(BIN)/python -m nrgpt_jax.harness --model nrgpt_jax --model_args workdir=$(WORKDIR) --tasks $(TASKS) --batch_size auto $(ARGS)
 
 export PROMPT
 sample: PROMPT := $(or $(PROMPT),ROMEO:)

@@ -17,7 +17,6 @@ from functools import partial
 from nrgpt_jax.configs import apply_variant, default_config
 
 INJECTION = {"model.energies": ("injection",)}
-LEAK = {"model.energies": ("injection", "leak")}
 PROJECTED = {**INJECTION, "model.rule": "projected", "model.rate": "psd"}
 SPHERE = {**INJECTION, "model.rule": "sphere", "model.rate": "psd"}
 
@@ -41,42 +40,29 @@ def penalty(config):
     return {"depth.penalty": 1.0}
 
 
-def small_steps(config):
-    """A rate of a quarter at first, where it has a size."""
-    return {"model.rate_init": 0.25}
+def decay(config):
+    """T steps as before, and as many whose rate halves each time."""
+    steps = config.model.num_steps
+    return {"model.num_steps": 2 * steps, "model.full_steps": steps, "model.rate_decay": 0.5}
 
 
 def long(config):
     return {"train_steps": 2 * config.train_steps}
 
 
-def twice(config):
-    return {"model.num_steps": 2 * config.model.num_steps}
-
-
 NEAR = to(4, "uniform")
 FAR = to(20, "log_uniform")
 WAYS = {
     "full": (),
-    "full_long": (long,),
+    "full_decay": (decay,),
     "full_held": (held(2),),
-    "projected": (PROJECTED,),
     "sphere": (SPHERE,),
-    "injection_near": (INJECTION, NEAR),
+    "sphere_decay": (SPHERE, decay),
+    "sphere_decay_held": (SPHERE, decay, held(1)),
     "injection_near_long": (INJECTION, long, NEAR),
-    "injection_twice_near_long": (INJECTION, twice, long, NEAR),
-    "injection_far": (INJECTION, FAR),
     "injection_far_long": (INJECTION, long, FAR),
-    "projected_near": (PROJECTED, NEAR),
-    "projected_far": (PROJECTED, FAR),
-    "projected_far_penalty": (PROJECTED, FAR, penalty),
-    "projected_leak_far": (PROJECTED, LEAK, FAR),
-    "leak_far": (LEAK, FAR),
-    "sphere_near": (SPHERE, NEAR),
+    "projected_near_long": (PROJECTED, long, NEAR),
     "sphere_near_long": (SPHERE, long, NEAR),
-    "sphere_twice_near_long": (SPHERE, twice, long, NEAR),
-    "sphere_far": (SPHERE, FAR),
-    "sphere_far_small_steps": (SPHERE, FAR, small_steps),
     "sphere_far_long": (SPHERE, long, FAR),
     "sphere_far_penalty_long": (SPHERE, long, FAR, penalty),
 }

@@ -48,6 +48,8 @@ def _model() -> ConfigDict:
     c.rate = "full"  # inference rate: full, gamma, psd, diagonal, scalar, identity
     c.rule = "descent"  # how a gradient becomes a move: descent, momentum, projected, sphere
     c.rate_init = 1.0  # initial size of the rates gamma, psd, diagonal and scalar
+    c.rate_decay = 1.0  # the rate is multiplied by it in every step after the full_steps
+    c.full_steps = 0
     c.per_step_scale = False  # a learned positive factor c_t for every step
     c.kernels = "fused"  # derivative rules: fused, blocked or plain (see kernels/__init__.py)
     return c

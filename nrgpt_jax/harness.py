@@ -1,22 +1,25 @@
 """Evaluates a trained model by lm-evaluation-harness: its command, with one more model.
 
-    python -m nrgpt_jax.harness --model nrgpt_jax --model_args workdir=runs/openwebtext --tasks mmlu
+    python -m nrgpt_jax.harness --model nrgpt_jax --model_args workdir=runs/openwebtext
+        --tasks mmlu --batch_size auto
 
 Arguments are those of `lm_eval`; of `--model_args` here: `workdir` (a run directory or an exported
 folder), `checkpoint` (best or latest) and `num_steps` (of the descent; as in training by default).
-Tasks are scored by likelihoods, `nrgpt_jax.log_likelihood`; texts that are longer than the context
-length lose their oldest tokens. It needs the extra `harness`.
+Likelihoods are those of `nrgpt_jax.log_likelihood`. It needs the extra `harness`.
 Source: github.com/EleutherAI/lm-evaluation-harness
 """
 
+import itertools
+import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from nrgpt_jax import cli
 from nrgpt_jax.datasets.tokenizers import Tokenizer
-from nrgpt_jax.errors import UserError
-from nrgpt_jax.generation.engine import Settings, check_settings, generate
+from nrgpt_jax.errors import UserError, require
+from nrgpt_jax.generation.engine import Settings, check_settings, stream
 from nrgpt_jax.generation.sampling import Sampling
 from nrgpt_jax.generation.scoring import log_likelihood
 from nrgpt_jax.runs.pretrained import load_pretrained
@@ -25,14 +28,17 @@ try:
     from lm_eval import utils
     from lm_eval.api.model import TemplateLM
     from lm_eval.api.registry import register_model
+    from lm_eval.models.utils import normalize_gen_kwargs
 except ImportError:
-    raise UserError(
-        "lm_eval is missing: .venv/bin/python -m pip install 'nrgpt-jax[harness]'"
-    ) from None
+    cure = "lm_eval is missing: .venv/bin/python -m pip install 'nrgpt-jax[harness]'"
+    raise ImportError(cure) from None
 
 NAME = "nrgpt_jax"
+AT_ONCE = 32  # texts, where it is left to us
 MOST_TOKENS = 256  # of a text that a task has made and does not limit
+PIECE = 16  # tokens between two looks for the end of a text
 UNUSED = ("device", "max_batch_size")  # that the harness gives every model
+OPTIONS = ("until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p", "min_p")
 
 
 @register_model(NAME)
@@ -43,7 +49,7 @@ class HarnessModel(TemplateLM):
       workdir: a run directory or an exported folder.
       checkpoint: of a run directory, `best` or `latest`.
       num_steps: of the descent; None: as in training.
-      batch_size: texts at a time.
+      batch_size: texts at a time; `auto`: 32.
 
     Raises:
       UserError: there is no such run, or an argument is out of range or unknown.
@@ -53,20 +59,23 @@ class HarnessModel(TemplateLM):
         self,
         workdir: str,
         checkpoint: str = "best",
-        num_steps: int | None = None,
-        batch_size: int | str = 32,
+        num_steps: Any = None,
+        batch_size: int | str = AT_ONCE,
         **others: Any,
     ):
         super().__init__()
-        unknown = sorted(set(others) - set(UNUSED))
-        if unknown:
-            raise UserError(f"unknown argument {unknown[0]!r} of --model {NAME}")
+        for name in sorted(set(others) - set(UNUSED)):
+            raise UserError(f"unknown argument {name!r} of --model {NAME}")
+        whole = num_steps is None or isinstance(num_steps, int)
+        require(whole, "num_steps", num_steps, "a whole number")
+        auto = str(batch_size).startswith("auto")
+        require(auto or int(batch_size) > 0, "batch_size", batch_size, "at least 1, or auto")
         trained = load_pretrained(workdir, checkpoint)
-        steps = num_steps or trained.model.num_steps
         check_settings(trained.model, Settings(num_steps=num_steps))
+        steps = num_steps or trained.model.num_steps
         self.model, self.variables = trained.model.with_num_steps(trained.variables, steps)
         self.text: Tokenizer = trained.tokenizer
-        self.batch_size = 32 if str(batch_size).startswith("auto") else int(batch_size)
+        self.batch_size = AT_ONCE if auto else int(batch_size)
         self.max_length = trained.model.context_length
 
     @property
@@ -92,59 +101,95 @@ class HarnessModel(TemplateLM):
         del add_special_tokens  # there are none
         return self.text.encode(string).tolist()
 
-    def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **_: Any):
-        """(log-likelihood in nats, whether it is greedy) of each (texts, context, continuation)."""
-        del disable_tqdm
-        contexts = [np.asarray(context, np.int32) for _, context, _ in requests]
-        endings = [np.asarray(ending, np.int32) for *_, ending in requests]
-        return [
-            (found.log_likelihood, found.is_greedy) for found in self._scored(contexts, endings)
-        ]
+    # Likelihoods ----------------------------------------------------------------------------------
 
-    def _scored(self, contexts: list[np.ndarray], endings: list[np.ndarray]):
-        options = {"num_symbols": self.text.size, "batch_size": self.batch_size}
-        return log_likelihood(self.model, self.variables, contexts, endings, **options)
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any
+    ) -> list[tuple[float, bool]]:
+        """(log-likelihood in nats, whether it is greedy) of each (texts, context, continuation)."""
+        found = self._scored([(context, ending) for _, context, ending in requests])
+        for (texts, _, _), scores in zip(requests, found, strict=True):
+            self.cache_hook.add_partial("loglikelihood", texts, scores)
+        return found
+
+    def _scored(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+        contexts = [np.asarray(context, np.int32) for context, _ in pairs]
+        endings = [np.asarray(ending, np.int32) for _, ending in pairs]
+        options: dict[str, Any] = {"num_symbols": self.text.size, "batch_size": self.batch_size}
+        found = log_likelihood(self.model, self.variables, contexts, endings, **options)
+        return [(score.log_likelihood, score.is_greedy) for score in found]
 
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
         """The log-likelihood in nats of whole texts, each token once, in windows."""
         del disable_tqdm
-        found = []
-        for request in requests:
-            tokens = self.tok_encode(request.args[0])
-            windows = utils.get_rolling_token_windows(
-                token_list=tokens,
-                prefix_token=self.prefix_token_id,
-                max_seq_len=self.max_length,
-                context_len=1,
-            )
-            pairs = [utils.make_disjoint_window(window) for window in windows]
-            arrays = [
-                [np.asarray(part, np.int32) for part in side] for side in zip(*pairs, strict=True)
-            ]
-            found.append(sum(score.log_likelihood for score in self._scored(*arrays)))
-        return found
+        windows = [list(self._windows(request.args[0])) for request in requests]
+        scored = iter(self._scored(list(itertools.chain(*windows))))
+        return [sum(score for score, _ in itertools.islice(scored, len(own))) for own in windows]
+
+    def _windows(self, text: str):
+        parts = utils.get_rolling_token_windows(
+            token_list=self.tok_encode(text),
+            prefix_token=self.prefix_token_id,
+            max_seq_len=self.max_length,
+            context_len=1,
+        )
+        return map(utils.make_disjoint_window, parts)
+
+    # Texts ----------------------------------------------------------------------------------------
 
     def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
-        """What follows each text, up to the first of its `until` strings."""
-        del disable_tqdm
-        return [self._until(*request.args) for request in requests]
+        """What follows each text, up to the first of its `until` strings.
 
-    def _until(self, context: str, options: dict[str, Any]) -> str:
-        stops = options.get("until") or []
-        stops = [stops] if isinstance(stops, str) else stops
-        temperature = options.get("temperature", 0.0) if options.get("do_sample") else 0.0
-        sampling = Sampling(float(temperature), top_p=float(options.get("top_p", 1.0)))
-        new = generate(
+        A text keeps as many of its last tokens as leave room for the new ones.
+        """
+        del disable_tqdm
+        made: dict[int, str] = {}
+        options_of = lambda i: json.dumps(requests[i].args[1], sort_keys=True, default=str)
+        for _, alike in itertools.groupby(sorted(range(len(requests)), key=options_of), options_of):
+            numbers = list(alike)
+            for start in range(0, len(numbers), self.batch_size):
+                part = numbers[start : start + self.batch_size]
+                contexts, options = [requests[i].args[0] for i in part], requests[part[0]].args[1]
+                made |= zip(part, self._continued(contexts, options, seed=part[0]), strict=True)
+                for i in part:
+                    self.cache_hook.add_partial("generate_until", requests[i].args, made[i])
+        return [made[i] for i in range(len(requests))]
+
+    def _continued(self, contexts: list[str], options: dict[str, Any], seed: int) -> list[str]:
+        given = normalize_gen_kwargs(options, MOST_TOKENS)
+        for name in sorted(set(given) - set(OPTIONS)):
+            raise UserError(f"--gen_kwargs {name} is not known; there are {', '.join(OPTIONS)}")
+        limits: dict[str, Any] = {n: given[n] for n in ("top_k", "top_p", "min_p") if n in given}
+        temperature = float(given["temperature"]) if given["do_sample"] else 0.0
+        stops, count = [stop for stop in given["until"] if stop], int(given["max_gen_toks"])
+        room = max(1, self.max_length - count)
+        prompts = [
+            (self.text.encode(context)[-room:] if context else np.array([self.prefix_token_id]))
+            for context in contexts
+        ]
+        texts, tokens = [""] * len(prompts), [np.empty(0, np.int32) for _ in prompts]
+        pieces = stream(
             self.model,
             self.variables,
-            [self.text.encode(context)[-self.max_length :]],
-            int(options.get("max_gen_toks", MOST_TOKENS)),
-            Settings(sampling),
+            prompts,
+            count,
+            Settings(Sampling(temperature, **limits)),
+            seed=seed,
             end_token=self.text.end,
             num_symbols=self.text.size,
-        )[0]
-        made = self.text.decode(new.tokens)
-        return made[: min((made.find(stop) for stop in stops if stop in made), default=len(made))]
+            tokens_at_once=PIECE,
+        )
+        for piece in pieces:
+            tokens = [np.append(a, new.tokens) for a, new in zip(tokens, piece, strict=True)]
+            texts = [self.text.decode(a) for a in tokens]
+            if stops and all(any(stop in text for stop in stops) for text in texts):
+                break
+        return [_cut(text, stops) for text in texts]
+
+
+def _cut(text: str, stops: list[str]) -> str:
+    """What is before the first of some strings."""
+    return text[: min((text.find(stop) for stop in stops if stop in text), default=len(text))]
 
 
 def main() -> None:

@@ -13,17 +13,21 @@ import json
 import math
 from concurrent.futures import Executor, Future
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 from absl import flags
 
 from nrgpt_jax import cli
+from nrgpt_jax.analysis.examination import plain
+from nrgpt_jax.errors import UserError
 from nrgpt_jax.runs.metrics import read_metrics
 from studies.runner import (
     ROOT,
+    Directories,
     define_flags,
-    has_failed,
+    failure,
     load,
     prepare,
     start,
@@ -43,7 +47,8 @@ def tuned(pool: Executor, names: list[str], f: flags.FlagValues) -> dict[str, di
     experiment, runs, searches, found = load(EXPERIMENT), Path(f.runs), {}, {}
     cell = lambda name, rate: f"{name}@{rate:g}"
     if f.side_by_side:
-        train_side_by_side(pool, EXPERIMENT, {name: _directories(name, f) for name in names})
+        own = {name: _directories(experiment, name, f) for name in names}
+        train_side_by_side(pool, EXPERIMENT, own)
     for name in names:
         rates = experiment.rates(name)
         searches[name] = {r: start(pool, EXPERIMENT, runs, cell(name, r), 0) for r in rates}
@@ -65,16 +70,19 @@ def tuned(pool: Executor, names: list[str], f: flags.FlagValues) -> dict[str, di
     return found
 
 
-def _directories(name: str, f: flags.FlagValues) -> dict[tuple[int, float], Path]:
+def _directories(experiment: ModuleType, name: str, f: flags.FlagValues) -> Directories:
     """Of every seed and learning rate."""
-    cells = itertools.product(range(f.seeds + 1), load(EXPERIMENT).rates(name))
+    cells = itertools.product(range(f.seeds + 1), experiment.rates(name))
     return {(seed, r): Path(f.runs) / f"{name}@{r:g}" / str(seed) for seed, r in cells}
 
 
 def loss(run: Future, runs: Path, variant: str, seed: int) -> float:
     """The validation loss after the last step; infinite where the training diverged."""
-    if has_failed(run, f"{variant}, seed {seed}"):
+    error = failure(run, f"{variant}, seed {seed}")
+    if isinstance(error, UserError):
         return math.inf
+    if error is not None:
+        raise error
     last = [r["val/loss"] for r in read_metrics(runs / variant / str(seed)) if "val/loss" in r][-1]
     return math.inf if last is None else last
 
@@ -83,23 +91,30 @@ def page(found: dict[str, dict[str, Any]], text: str) -> str:
     """docs/quality.md with the tables in their places."""
     for size in SIZES:
         rows = {n.removeprefix(size + "_"): r for n, r in found.items() if n.startswith(size)}
-        reference = np.mean(rows[REFERENCE]["losses"])
+        means = {name: _mean(row["losses"]) for name, row in rows.items()}
+        reference = means.get(REFERENCE + "_muon", math.nan)
         lines = [
             [
                 f"`{name}`",
-                f"{row['parameters']:,}",
-                f"{row['learning_rate']:g}",
-                spread(row["losses"], ".4f"),
-                f"{np.mean(row['losses']) - reference:+.3f}",
+                f"{rows[name]['parameters']:,}",
+                f"{rows[name]['learning_rate']:g}",
+                spread(rows[name]["losses"], ".4f"),
+                f"{mean - reference:+.3f}",
             ]
-            for name, row in sorted(rows.items(), key=lambda named: np.mean(named[1]["losses"]))
+            for name, mean in sorted(means.items(), key=lambda named: named[1])
         ]
-        head = ["variant", "parameters", "learning rate", "validation loss", f"to {REFERENCE}"]
+        head = ["variant", "parameters", "learning rate", "validation loss", "difference"]
         begin, end = BEGIN.format(size), END.format(size)
         before, _, rest = text.partition(begin)
         after = rest.partition(end)[2]
         text = "\n".join([before + begin, "", *table(head, lines), "", end + after])
     return text
+
+
+def _mean(losses: list[float | None]) -> float:
+    """Infinite where a training has diverged, or there is none."""
+    whole = losses and all(value is not None and math.isfinite(value) for value in losses)
+    return float(np.mean([value or 0.0 for value in losses])) if whole else math.inf
 
 
 def main(f: flags.FlagValues) -> None:
@@ -112,8 +127,14 @@ def main(f: flags.FlagValues) -> None:
             found |= tuned(pool, [name for name in names if name.startswith(size)], f)
     if not f.measure:
         return
-    (DOCS / "quality.json").write_text(json.dumps(found, indent=1) + "\n")
-    (DOCS / "quality.md").write_text(page(found, (DOCS / "quality.md").read_text()))
+    kept = DOCS / "quality.json"
+    before = json.loads(kept.read_text()) if kept.exists() else {}
+    everything = {
+        n: {**before, **found}[n] for n in experiment.variants() if n in {**before, **found}
+    }
+    text = page(everything, (DOCS / "quality.md").read_text())
+    kept.write_text(json.dumps(plain(everything), indent=1) + "\n")
+    (DOCS / "quality.md").write_text(text)
     print(f"written to {DOCS / 'quality.md'}")
 
 

@@ -2,8 +2,8 @@
 
     python -m studies.rest [--runs=runs/rest] [--jobs=2] [--seeds=1]
 
-Trains every variant of experiments/rest.py that is not trained yet (each in a process of its
-own, on one core), then measures all that are; the table goes between the marks in docs/rest.md,
+Trains every variant of experiments/rest.py that is not trained yet (some at a time, each on one
+core), then measures all that are; the table goes between the marks in docs/rest.md,
 the numbers to docs/rest.json. Each seed's measurement is kept in its run directory.
 """
 
@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
 from nrgpt_jax import cli
 from nrgpt_jax.core.convergence import Attraction, attraction
-from nrgpt_jax.core.dynamics import Convergence
+from nrgpt_jax.core.dynamics import Convergence, Walk
 from nrgpt_jax.datasets import Dataset, load_recorded
 from nrgpt_jax.datasets.pipeline import validation_batches
 from nrgpt_jax.generation.engine import Settings
@@ -90,17 +89,19 @@ def _rest(trained: Pretrained, dataset: Dataset) -> dict[str, float]:
     tokens = dataset.validation.tokens
     starts = np.linspace(0, len(tokens) - TOKENS, TEXTS).astype(int)
     texts = np.stack([tokens[start : start + TOKENS] for start in starts]).astype(np.int32)
-    model: Any = trained.model.with_kernels("plain")
+    steps = REST * trained.model.num_steps
+    deep, variables = trained.model.with_num_steps(trained.variables, steps)
+    model: Any = deep.with_kernels("plain")
 
     @jax.jit
     def look(variables) -> Attraction:
         bound = model.bind(variables)
-        count = jnp.asarray(REST * model.num_steps)
-        inputs, dynamics_at = bound.dynamics(bound.embed(texts))
+        x = bound.embed(texts)
+        inputs, dynamics_at = bound.dynamics(x)
         dynamics = dynamics_at(jax.tree.map(lambda leaf: leaf[-1], inputs))
-        return attraction(dynamics, bound.run(texts, count), jax.random.key(0))
+        return attraction(dynamics, bound.after(x, Walk()), jax.random.key(0))
 
-    found = look(trained.variables)
+    found = look(variables)
     radius = np.asarray(found.radius)
     return {
         "at_rest": float(np.mean(np.asarray(found.speed) <= TOLERANCE)),
@@ -149,8 +150,9 @@ def main(f: flags.FlagValues) -> None:
     found = measure_all(EXPERIMENT, measure, f)
     if not f.measure:
         return
+    text = page(found, (DOCS / "rest.md").read_text())
     (DOCS / "rest.json").write_text(json.dumps(found, indent=1) + "\n")
-    (DOCS / "rest.md").write_text(page(found, (DOCS / "rest.md").read_text()))
+    (DOCS / "rest.md").write_text(text)
     print(f"written to {DOCS / 'rest.md'}")
 
 

@@ -22,10 +22,13 @@ from ml_collections import ConfigDict
 from nrgpt_jax import host
 from nrgpt_jax.analysis.examination import plain
 from nrgpt_jax.datasets import load_dataset
-from nrgpt_jax.errors import FAILED
+from nrgpt_jax.errors import FAILED, UserError
 from nrgpt_jax.runs.metrics import read_metrics
 from nrgpt_jax.training.loop import train
 from studies.side_by_side import train_directories
+
+Directories = dict[tuple[int, float], Path]
+"""Of the runs of a variant, by seed and learning rate."""
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -51,7 +54,7 @@ def define_flags(runs: str, seeds: int) -> None:
     flags.DEFINE_integer("seeds", seeds, "Train so many of each.", 0)
     flags.DEFINE_list("only", [], "Train these variants; all by default.")
     flags.DEFINE_integer("jobs", 2, "Train so many at a time.", 1)
-    text = "Train runs of one variant as one program each, for accelerators."
+    text = "Train the runs of a variant as one program, for an accelerator (with --jobs=1)."
     flags.DEFINE_boolean("side_by_side", False, text)
     flags.DEFINE_boolean("measure", True, "Measure all that is trained, and write.")
     flags.DEFINE_boolean("again", False, "Measure anew what is measured already.")
@@ -84,32 +87,38 @@ def measure_all(
 
 
 def train_all(experiment: Path, f: flags.FlagValues) -> None:
-    """Trains what is not trained, seed by seed: `runs/<variant>/<seed>`; tells what failed."""
+    """Trains what is not trained, seed by seed: `runs/<variant>/<seed>`.
+
+    Raises:
+      UserError: some have failed, which is said when the others are done.
+    """
     chosen = f.only or variants(experiment)
     cells = [(variant, seed) for seed in range(f.seeds) for variant in chosen]
     prepare(map(load(experiment).get_config, chosen if cells else []))
     with trainers(f.jobs) as pool:
         if f.side_by_side:
-            own = {variant: _directories(experiment, variant, f) for variant in chosen}
+            own = {variant: _own_rate(experiment, variant, f) for variant in chosen}
             train_side_by_side(pool, experiment, own)
         started = [start(pool, experiment, Path(f.runs), *cell) for cell in cells]
-        for run, (variant, seed) in zip(started, cells, strict=True):
-            has_failed(run, f"{variant}, seed {seed}")
+        ended = zip(started, cells, strict=True)
+        failed = [
+            f"{v}, seed {seed}" for run, (v, seed) in ended if failure(run, f"{v}, seed {seed}")
+        ]
+    if failed:
+        raise UserError(f"{len(failed)} of {len(cells)} runs failed ({failed[0]}, ...), see above")
 
 
-def _directories(
-    experiment: Path, variant: str, f: flags.FlagValues
-) -> dict[tuple[int, float], Path]:
+def _own_rate(experiment: Path, variant: str, f: flags.FlagValues) -> Directories:
     rate = load(experiment).get_config(variant).optimizer.learning_rate
     return {(seed, rate): Path(f.runs) / variant / str(seed) for seed in range(f.seeds)}
 
 
-def has_failed(run: Future[None], name: str) -> bool:
-    """Waits for a run; whether it has failed, of which the reason is printed."""
+def failure(run: Future[None], name: str) -> BaseException | None:
+    """Waits for a run; why it has failed, which is printed."""
     error = run.exception()
     if error is not None:
-        print(f"{name}: {error}", flush=True)
-    return error is not None
+        print(f"{name}: {error or type(error).__name__}", flush=True)
+    return error
 
 
 def prepare(configs: Iterable[ConfigDict]) -> None:
@@ -124,16 +133,18 @@ def trainers(jobs: int) -> Iterator[Executor]:
     before = dict(os.environ)
     os.environ.update(JAX_NUM_CPU_DEVICES="1", OMP_NUM_THREADS="1")  # they inherit it
     context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(jobs, context, _begin, (os.getpid(),))
     try:
-        with ProcessPoolExecutor(jobs, context, _end_with, (os.getpid(),)) as pool:
-            yield pool
+        yield pool
     finally:
+        pool.shutdown(cancel_futures=True)  # where all went well nothing is left to cancel
         os.environ.clear()
         os.environ.update(before)
 
 
-def _end_with(parent: int) -> None:
-    """Ends this process when its parent has gone: a study that is killed trains no further."""
+def _begin(parent: int) -> None:
+    """Prepares this process, and ends it when its parent has gone."""
+    host.use_all_cores(1)
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -148,26 +159,20 @@ def start(pool: Executor, experiment: Path, runs: Path, variant: str, seed: int)
     return pool.submit(_train, experiment, runs / variant / str(seed), variant, seed)
 
 
-def train_side_by_side(
-    pool: Executor, experiment: Path, workdirs: dict[str, dict[tuple[int, float], Path]]
-) -> None:
-    """Trains the runs of each variant as one program: of a variant, a directory of each seed and
-    learning rate."""
-    started = {
-        variant: pool.submit(_train_together, experiment, variant, own)
-        for variant, own in workdirs.items()
-    }
+def train_side_by_side(pool: Executor, experiment: Path, workdirs: dict[str, Directories]) -> None:
+    """Trains the runs of each variant as one program; those that it cannot are left."""
+    started = {v: pool.submit(_train_together, experiment, v, own) for v, own in workdirs.items()}
     for variant, run in started.items():
-        has_failed(run, variant)
+        failure(run, variant)
 
 
-def _train_together(
-    experiment: Path, variant: str, workdirs: dict[tuple[int, float], Path]
-) -> None:
-    if not all(map(is_done, workdirs.values())):
-        print(f"training {variant}, {len(workdirs)} runs", flush=True)
-        host.cache_compilations(next(iter(workdirs.values())).parent.parent)
-        train_directories(load(experiment).get_config(variant), workdirs)
+def _train_together(experiment: Path, variant: str, workdirs: Directories) -> None:
+    begun = lambda workdir: is_done(workdir) or (workdir / "checkpoints").exists()
+    left = {at: workdir for at, workdir in workdirs.items() if not begun(workdir)}
+    if left:
+        print(f"training {variant}, {len(left)} runs", flush=True)
+        host.cache_compilations(next(iter(left.values())).parent.parent)
+        train_directories(load(experiment).get_config(variant), left)
         jax.clear_caches()
 
 

@@ -2,8 +2,9 @@
 
 Small models leave an accelerator idle; `jax.vmap` over runs fills it. Batches, initial parameters,
 optimizer, losses and random numbers are those of `nrgpt_jax.train` on one device, so that a run
-ends where that one would, but for rounding. There are no checkpoints: a run directory is written at
-the end, as an export (`runs.pretrained`) with the last validation loss in its metrics.jsonl.
+ends where that one would, but for rounding; one that would have ended as diverged has no validation
+loss. There are no checkpoints: a run directory is written at the end, as an export
+(`runs.pretrained`) with the last validation loss in its metrics.jsonl.
 """
 
 import json
@@ -19,14 +20,15 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from nrgpt_jax.datasets import Dataset, load_dataset
+from nrgpt_jax.datasets import Dataset
 from nrgpt_jax.datasets.pipeline import Batch, train_batches, validation_batches
+from nrgpt_jax.errors import require
 from nrgpt_jax.models import create_model, parameter_specs
 from nrgpt_jax.runs.metrics import FILE_NAME
 from nrgpt_jax.runs.pretrained import Pretrained, save_pretrained
 from nrgpt_jax.training import depths, losses
 from nrgpt_jax.training.config_checks import check_config
-from nrgpt_jax.training.loop import set_vocabulary_size
+from nrgpt_jax.training.loop import resolve
 from nrgpt_jax.training.optimizers import create_optimizer
 
 CHUNK = 250  # training steps between two visits of the host
@@ -37,6 +39,8 @@ class Runs(NamedTuple):
 
     params: Any
     optimizer: Any
+    skipped: jax.Array  # steps in a row whose update was not finite
+    lost: jax.Array  # whether those were too many
 
 
 def train_side_by_side(
@@ -50,7 +54,8 @@ def train_side_by_side(
       dataset: of the configuration.
 
     Returns:
-      The parameters, (S,R,...) each, and the validation losses (S,R) in nats.
+      The parameters, (S,R,...) each, and the validation losses (S,R) in nats, NaN of those that
+      diverged.
     """
     model, total = create_model(config), config.train_steps
     depth, c = depths.of_config(config), config.optimizer.to_dict()
@@ -64,7 +69,7 @@ def train_side_by_side(
     def initial(seed, rate) -> Runs:
         tokens = jnp.zeros((1, model.context_length), jnp.int32)
         params = model.init(jax.random.key(seed), tokens)["params"]
-        return Runs(params, optimizer_of(rate).init(params))
+        return Runs(params, optimizer_of(rate).init(params), jnp.asarray(0), jnp.asarray(False))
 
     def one_step(run: Runs, batch: Batch, seed, rate, step) -> Runs:
         key = jax.random.fold_in(jax.random.key(seed), step)
@@ -73,8 +78,11 @@ def train_side_by_side(
         loss, grads = jax.value_and_grad(losses.summed_loss)(run.params, *given)
         finite = jnp.isfinite(loss) & jnp.isfinite(optax.global_norm(grads))
         updates, optimizer = optimizer_of(rate).update(grads, run.optimizer, run.params)
-        moved = Runs(optax.apply_updates(run.params, updates), optimizer)
-        return jax.tree.map(partial(jnp.where, finite), moved, run)
+        moved = optax.apply_updates(run.params, updates), optimizer
+        stay = run.params, run.optimizer
+        params, optimizer = jax.tree.map(partial(jnp.where, finite), moved, stay)
+        skipped = jnp.where(finite, 0, run.skipped + 1)
+        return Runs(params, optimizer, skipped, run.lost | (skipped >= config.max_skipped_steps))
 
     @partial(jax.jit, donate_argnums=0)
     def chunk(runs: Runs, batches: Batch, start) -> Runs:
@@ -91,7 +99,8 @@ def train_side_by_side(
     runs = jax.jit(jax.vmap(jax.vmap(initial, (None, 0)), (0, None)))(seeds_S, rates_R)
     for start, batches in _chunks(config, seeds, dataset):
         runs = chunk(runs, batches, start)
-    return runs.params, _validation_losses(model, config, dataset, runs.params)
+    found = _validation_losses(model, config, dataset, runs.params)
+    return runs.params, np.where(np.asarray(runs.lost), np.nan, found)
 
 
 def _chunks(
@@ -125,14 +134,18 @@ def _validation_losses(model, config: ConfigDict, dataset: Dataset, params: Any)
 def train_directories(config: ConfigDict, workdirs: dict[tuple[int, float], Path]) -> None:
     """Trains a configuration with each (seed, learning rate), and writes each to its directory.
 
-    The pairs are all of some seeds with some rates.
+    All the seeds are trained with all the rates.
+
+    Raises:
+      UserError: a setting is not possible side by side, or at all.
     """
     seeds = sorted({seed for seed, _ in workdirs})
     rates = sorted({rate for _, rate in workdirs})
     check_config(config, 1)
-    dataset = load_dataset(config.data)
-    set_vocabulary_size(config, dataset)
-    config.data.fingerprint = dataset.fingerprint
+    require(config.spike_factor == 0, "spike_factor", config.spike_factor, "0 side by side")
+    schedule, allowed = config.optimizer.schedule, "cosine or constant side by side"
+    require(schedule != "exponential", "optimizer.schedule", schedule, allowed)
+    dataset = resolve(config)
     params, found = train_side_by_side(config, seeds, rates, dataset)
     final = config.optimizer.final_learning_rate / config.optimizer.learning_rate
     for (seed, rate), workdir in workdirs.items():

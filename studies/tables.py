@@ -22,7 +22,7 @@ def spread(values: Sequence[float], form: str = ".3f") -> str:
       values: one a seed; shares where `form` ends in %.
       form: of Python's format language, with a number of digits: `.3f`, `.1%`.
     """
-    known = np.array(values, float)
+    known = np.array(values, float)  # None is not a number
     known = known[np.isfinite(known)]
     if not len(known):
         return "none"

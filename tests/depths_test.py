@@ -151,6 +151,7 @@ def test_a_penalty_is_of_what_exceeds_its_bound():
         ({}, {"distribution": "uniform", "least": 1, "loss_steps": 2}, "depth.loss_steps=2"),
         ({"name": "GPT"}, {"distribution": "uniform"}, "not all alike"),
         ({"per_step_scale": True}, {"distribution": "uniform"}, "not all alike"),
+        ({"rate_decay": 0.5}, {"distribution": "uniform"}, "not all alike"),
         ({"name": "GPT_Rec"}, {"penalty": 1.0}, "depth.penalty=1.0 .* an energy"),
         ({"mask": "inclusive"}, {"penalty": 1.0}, "depth.penalty=1.0 .* model.mask=strict"),
         ({"name": "GPT_Rec"}, {"held": 1}, "depth.held=1 .* an energy"),

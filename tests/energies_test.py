@@ -217,11 +217,11 @@ def test_feedforward_energies_are_their_formulas():
         np.testing.assert_allclose(found, scale(params) * formula(params, G[2]), rtol=1e-5)
 
 
-def test_a_held_gate_is_the_tokens_own_and_is_not_differentiated_in_it():
+def test_a_gate_is_the_tokens_own_and_is_not_differentiated():
     p = energy_parameters(KEY, "FFG")
     context = context_of("FFG", p, 2, False)
     function = ENERGIES["FFG"].function
-    energy = lambda params, g, held: function(params, g, context._replace(held=held))
+    energy = lambda params, g, own: function(params, g, context._replace(g=own))
     gate, up = GELU(G[3] @ p["W1"] + p["b1"]), G[2] @ p["W2"]
     scale = p["scale"]
     np.testing.assert_allclose(energy(p, G[2], G[3]), -0.5 * scale * gate @ up**2, rtol=1e-5)

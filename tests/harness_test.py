@@ -104,7 +104,6 @@ def test_mmlu_is_asked_by_the_letters(model, tmp_path, offline):
 
     template = f"{lm_eval.tasks.__path__[0]}/mmlu/default/_default_template_yaml"
     fields = {"include": template, "dataset_path": "json", "fewshot_split": "test"}
-    write_task(tmp_path, {"task": "mmlu_here"}, **fields)
     asked = [
         "\n".join(
             [q["question"], *(f"{a}. {c}" for a, c in zip("ABCD", q["choices"], strict=True))]
@@ -112,27 +111,52 @@ def test_mmlu_is_asked_by_the_letters(model, tmp_path, offline):
         for q in QUESTIONS
     ]
     own = [best(model, f"{text}\nAnswer:", "ABCD") for text in asked]
-    hits = [answer == q["answer"] for answer, q in zip(own, QUESTIONS, strict=True)]
-    assert accuracy(model, tmp_path, "mmlu_here") == pytest.approx(np.mean(hits))
+    right = [{**q, "answer": answer} for answer, q in zip(own, QUESTIONS, strict=True)]
+    write_task(tmp_path, {"task": "mmlu_here"}, right, **fields)
+    assert accuracy(model, tmp_path, "mmlu_here") == 1.0
 
 
 def test_whole_texts_are_scored_token_by_token(model):
     request = lambda text: SimpleNamespace(args=(text,))
-    short = "the tokens roll"
-    found = model.loglikelihood_rolling([request(short), request(short * 9)])
-    tokens = model.text.encode(short)
-    first = np.array([model.eot_token_id])
-    whole = log_likelihood(model.model, model.variables, [first], [tokens])[0].log_likelihood
-    assert found[0] == pytest.approx(whole, rel=1e-5)
-    assert found[1] < 5 * found[0]
+    short, long = "the tokens roll", "the tokens roll down the hill, and the hill rolls too. " * 2
+    found = model.loglikelihood_rolling([request(short), request(""), request(long)])
+    score = lambda a, b: log_likelihood(model.model, model.variables, [a], [b])[0].log_likelihood
+    prefix, encode = np.array([model.eot_token_id]), model.text.encode
+    assert found[0] == pytest.approx(score(prefix, encode(short)), rel=1e-5)
+    assert found[1] == 0.0
+    tokens = np.concatenate([prefix, encode(long)])
+    whole = score(tokens[:1], tokens[1 : LENGTH + 1])
+    for start in range(LENGTH + 1, len(tokens), LENGTH):
+        stop = min(start + LENGTH, len(tokens))
+        begin = stop - LENGTH - 1  # a full window, for which more of the text is read
+        whole += score(tokens[begin:start], tokens[start:stop])
+    assert found[2] == pytest.approx(whole, rel=1e-5)
+
+
+def ask(model, *contexts, **options):
+    return model.generate_until([SimpleNamespace(args=(text, options)) for text in contexts])
 
 
 def test_texts_end_before_the_first_stop(model):
-    ask = lambda **options: model.generate_until([SimpleNamespace(args=("the hill", options))])[0]
-    text = ask(max_gen_toks=20)
-    assert text
+    text = ask(model, "the hill", max_gen_toks=20)[0]
     middle = text[len(text) // 2]
-    assert ask(max_gen_toks=20, until=["never", middle]) == text[: text.index(middle)]
+    found = ask(model, "the hill", max_gen_toks=20, until=["", "never", middle])
+    assert found == [text[: text.index(middle)]]
+
+
+def test_texts_are_as_long_as_asked_wherever_they_begin(model):
+    alone = ask(model, "the hill", max_gen_toks=5)
+    contexts = "the hill", "", "a much longer beginning, longer than the context can be at all"
+    found = ask(model, *contexts, max_new_tokens=5)
+    assert found[0] == alone[0]
+    assert all(found)
+    with pytest.raises(UserError, match="--gen_kwargs num_beams is not known"):
+        ask(model, "the hill", num_beams=3)
+
+
+def test_draws_differ_from_request_to_request(model):
+    drawn = ask(model, *["the hill"] * 6, max_gen_toks=8, do_sample=True, temperature=1.0)
+    assert len(set(drawn)) == 6
 
 
 @pytest.mark.parametrize(
@@ -153,6 +177,10 @@ def test_mistakes_name_the_argument(folder, tmp_path):
         HarnessModel(str(folder), steps=3)
     with pytest.raises(UserError, match="num_steps"):
         HarnessModel(str(folder), num_steps=-1)
+    with pytest.raises(UserError, match=r"num_steps='2\.5' is not possible"):
+        HarnessModel(str(folder), num_steps="2.5")
+    with pytest.raises(UserError, match="batch_size=0 is not possible"):
+        HarnessModel(str(folder), batch_size=0)
     with pytest.raises(UserError, match="is not a run directory"):
         HarnessModel(str(tmp_path))
 

@@ -103,6 +103,24 @@ def test_per_step_scale_scales_each_step():
     chex.assert_trees_all_close(states[:, 1], states[:, 3])
 
 
+@pytest.mark.parametrize("rule", ["descent", "sphere"])
+def test_a_rate_that_decays_brings_tokens_to_rest(rule):
+    fields = {"name": "NRGPT_H_FF2W", "rule": rule, "rate": "psd"}
+    model, variables = build(**fields, rate_decay=0.5, full_steps=2, num_steps=4)
+    np.testing.assert_allclose(model.bind(variables).rates(), [1.0, 1.0, 0.5, 0.25])
+
+    def states(steps, **changes):
+        deeper, own = model.with_num_steps(variables, steps)
+        deeper = deeper.clone(**changes)
+        return jax.jit(lambda v: deeper.apply(v, TOKENS, method="last_states"))(own)
+
+    chex.assert_trees_all_close(states(2), states(2, rate_decay=1.0), rtol=1e-6)
+    moved = lambda a, b: float(jnp.abs(a - b).max())
+    assert moved(states(3), states(3, rate_decay=1.0)) > 1e-3
+    assert moved(states(20), states(40)) < 1e-4
+    assert moved(states(20, rate_decay=1.0), states(40, rate_decay=1.0)) > 1e-2
+
+
 def test_learned_alpha_and_beta_start_at_their_settings():
     fields = {"name": "NRGPT_H_FF1", "beta": 0.5}
     fixed, variables = build(**fields)

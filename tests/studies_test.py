@@ -1,5 +1,6 @@
 """Studies: runs side by side are the runs one by one, and variants are what their tables say."""
 
+import contextlib
 import importlib
 import json
 import os
@@ -17,7 +18,9 @@ import numpy as np
 import pytest
 from train_helpers import TEXT, config_of
 
+from nrgpt_jax.errors import UserError
 from nrgpt_jax.models import create_model
+from nrgpt_jax.runs.metrics import read_metrics
 from nrgpt_jax.runs.pretrained import load_pretrained
 from nrgpt_jax.training.config_checks import check_config
 from nrgpt_jax.training.loop import train
@@ -73,7 +76,7 @@ def test_models_of_a_size_have_the_same_number_of_parameters(variant):
     config = QUALITY.get_config(variant)
     check_config(config, 1)
     size = variant.partition("_")[0]
-    reference = QUALITY.parameters(QUALITY.get_config(f"{size}_GPT_Rec_parallel").model)
+    reference = QUALITY.parameters(QUALITY.get_config(f"{size}_GPT_Rec_parallel_muon").model)
     assert QUALITY.parameters(config.model) == pytest.approx(reference, rel=0.01)
 
 
@@ -96,13 +99,15 @@ def test_a_page_has_every_variant_and_keeps_its_text():
     found = {
         f"{size}_{way}": {**row, "losses": [value, value + 0.002]}
         for size in quality.SIZES
-        for way, value in {"GPT_Rec_parallel": 2.0, "full": 1.5}.items()
+        for way, value in {"GPT_Rec_parallel_muon": 2.0, "full": 1.5}.items()
     }
     marks = [(quality.BEGIN.format(size), quality.END.format(size)) for size in quality.SIZES]
     text = "before\n" + "\nbetween\n".join(f"{begin}\n{end}" for begin, end in marks) + "\nafter"
     page = quality.page(found, quality.page(found, text))
     assert page.count("| `full` | 1,000 | 0.001 | 1.5010 ± 0.0014 | -0.500 |") == len(marks)
-    assert page.index("`full`") < page.index("`GPT_Rec_parallel`")
+    assert page.index("`full`") < page.index("`GPT_Rec_parallel_muon`")
+    lost = {"small_full": {**row, "losses": [1.5, None]}}
+    assert "| 1.5000 (1 of 2) | +nan |" in quality.page(lost, text)
     assert page.startswith("before\n")
     assert "\nbetween\n" in page
     assert page.endswith("\nafter")
@@ -131,13 +136,39 @@ def test_trainers_end_with_a_study_that_is_killed(tmp_path):
 
 
 def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path, capsys, monkeypatch):
+    made = []
+
     def start(pool, experiment, runs, variant, seed):
-        return pool.submit(lambda: 1 // seed)
+        return pool.submit(lambda: made.append(1 // seed))
+
+    @contextlib.contextmanager
+    def threads(jobs):
+        with ThreadPoolExecutor(jobs) as pool:
+            yield pool
 
     monkeypatch.setattr(runner, "start", start)
-    monkeypatch.setattr(runner, "trainers", ThreadPoolExecutor)
+    monkeypatch.setattr(runner, "trainers", threads)
     monkeypatch.setattr(runner, "prepare", lambda configs: list(configs))
-    chosen = {"only": ["listops_full"], "seeds": 2, "jobs": 1, "side_by_side": False}
+    chosen = {"only": ["listops_full"], "seeds": 3, "jobs": 1, "side_by_side": False}
     given: Any = SimpleNamespace(**chosen, runs=tmp_path)
-    runner.train_all(REST_FILE, given)
+    with pytest.raises(UserError, match="1 of 3 runs failed"):
+        runner.train_all(REST_FILE, given)
+    assert made == [1, 0]
     assert capsys.readouterr().out == "listops_full, seed 0: integer division or modulo by zero\n"
+
+
+def test_what_cannot_be_side_by_side_is_said_before_it_is_trained(config, tmp_path):
+    config.optimizer.schedule = "exponential"
+    with pytest.raises(UserError, match=r"optimizer\.schedule='exponential' .* side by side"):
+        train_directories(config, {(0, 1e-2): tmp_path / "run"})
+
+
+@pytest.mark.slow
+def test_a_training_that_diverges_has_no_loss_side_by_side(config, tmp_path, standard_promotion):
+    del standard_promotion
+    config.max_skipped_steps, config.optimizer.clip_norm = 2, 0.0
+    own = {(0, rate): tmp_path / str(rate) for rate in (1e-2, 1e30)}
+    train_directories(config, own)
+    losses = [read_metrics(workdir)[-1]["val/loss"] for workdir in own.values()]
+    assert losses[0] < 4.0
+    assert losses[1] is None

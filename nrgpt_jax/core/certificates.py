@@ -11,8 +11,8 @@ Behind a norm the rules `projected` and `sphere` do so for the same rates (`core
 All need a token that is not in its own context, the strict mask: otherwise its energy also
 changes as a key of its own, which the gradient does not see. Any energy of a token and its
 context may be meant, rotated scores, recalled inputs, leaks and mixtures too, whose gradients are
-exact; not so gates that are held (FFG), moves that go on (momentum), nor distinct blocks, each with
-an energy of its own.
+exact; not so gates that they leave out (FFG), moves that go on (momentum), nor distinct blocks,
+each with an energy of its own.
 Source: NRGPT (arXiv 2512.16762), section 2.
 """
 
@@ -64,7 +64,7 @@ def guarantee(
     if not strict:
         return Guarantee(None, "the mask is inclusive: a token moves as a key of its own too")
     if not exact:
-        return Guarantee(None, "the gradient of an energy holds a part of the token where it is")
+        return Guarantee(None, "the gradient of an energy leaves out how its gate changes")
     if blocks > 1:
         return Guarantee(None, f"{blocks} blocks take turns, each with an energy of its own")
     if rule in ("projected", "sphere") or (rule == "descent" and NORMS[norm].function is identity):
@@ -138,8 +138,10 @@ def evidence(
     """
 
     def at_step(step):
-        inputs_t, (x, energies, in_x, move) = step
+        inputs_t, (x, energies, _, move) = step
         dynamics = dynamics_at(inputs_t)
+        held = held_energy(dynamics, start(dynamics)._replace(x=x))
+        in_x = jax.grad(lambda x: jnp.sum(held(x)))(x)  # of gates too, unlike the path's
         slopes = jnp.sum(in_x * move, axis=-1)
         steepest = jnp.linalg.norm(in_x, axis=-1) * jnp.linalg.norm(move, axis=-1)
         uphill = slopes > ROUNDING * jnp.finfo(x.dtype).eps * steepest
@@ -147,7 +149,6 @@ def evidence(
         size = jnp.sum(jnp.stack(terms), axis=0)
         resolution = ROUNDING * jnp.finfo(x.dtype).eps * size
         multiples = jnp.asarray(SCALES, x.dtype)
-        held = held_energy(dynamics, start(dynamics)._replace(x=x))
         after = jax.lax.map(lambda multiple: held(x + multiple * move), multiples)
         changes = after - energies["total"][None]
         rises = ~(changes <= resolution[None])  # what is not a number has not fallen

@@ -17,7 +17,7 @@ class Context(NamedTuple):
     x: Float[Array, "D"]  # the token's state, before the norm
     first: Float[Array, "D"]  # its state before the first step
     lagrangian: Float[Array, ""]  # L(x) of the norm: grad L(x) = g where the norm has no gain
-    held: Float[Array, "D"]  # the token's g as it stands, which is not differentiated
+    g: Float[Array, "D"]  # the token's g as it stands: an energy is not differentiated in it
 
 
 class Places(NamedTuple):
@@ -49,7 +49,7 @@ class Surroundings(NamedTuple):
     x: BatchStates
     first: BatchStates
     lagrangian: Float[Array, "B N"]
-    held: BatchStates
+    g: BatchStates
 
     def contexts(self) -> Context:
         """A `Context` of arrays with (B,N) in front of each, but for `memory` (B,K,...)."""
@@ -57,7 +57,7 @@ class Surroundings(NamedTuple):
         seen = count if self.memory is None else self.memory.shape[1]
         mask = jnp.broadcast_to(self.places.mask(count, seen), (batch, count, seen))
         positions = jnp.broadcast_to(self.places.positions(count), (batch, count))
-        own = self.x, self.first, self.lagrangian, self.held
+        own = self.x, self.first, self.lagrangian, self.g
         return Context(self.memory, mask, positions, *own)
 
 

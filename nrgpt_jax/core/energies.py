@@ -46,7 +46,7 @@ class Energy(NamedTuple):
     `memory(params, g, position)` is what it keeps of a token for those that look back at it.
     `scores` are the inner products of an attention energy (H,K), whose `associative_memory` it
     is; `width` names the axes of one such product, heads first. `exact`: with its context held,
-    its gradient in g is all of its change; not so where it reads `Context.held`.
+    its gradient in g is all of its change; not so where it reads `Context.g`.
     """
 
     function: Callable[[Params, Token, Context], Scalar]
@@ -81,23 +81,23 @@ def _free(name: str) -> str:
     return name
 
 
-def feedforward(name: str, specs: Specs, *, held: bool = False):
+def feedforward(name: str, specs: Specs, *, gated: bool = False):
     """Registers an energy of the token alone, trained as the model `NRGPT_H_<name>`.
 
     Args:
       name: what follows `NRGPT_H_`.
       specs: the table of what the function reads; a scale is added.
-      held: whether it is a function of `(params, g, held)` rather than of `(params, g)`, with
+      gated: whether it is a function of `(params, g, own)` rather than of `(params, g)`, with
         the token's g once more, as it stands: nothing promises then that the energy falls.
     """
     scale = {"scale": constant(1.0)}  # the release's scale_ff
 
     def entry(function: Callable[..., Scalar]) -> Energy:
         def scaled(params: Params, g: Token, context: Context) -> Scalar:
-            more = (context.held,) if held else ()
+            more = (context.g,) if gated else ()
             return params["scale"] * function(params, g, *more)
 
-        return Energy(scaled, {**specs, **scale}, "feedforward", exact=not held)
+        return Energy(scaled, {**specs, **scale}, "feedforward", exact=not gated)
 
     return ENERGIES.register(_free(name), entry)
 
@@ -245,14 +245,15 @@ def ff2w(params: Params, g: Token) -> Scalar:
 GATED = {"W1": matrix("D M", uses=1), "b1": vector("M"), "W2": matrix("D M")}
 
 
-@feedforward("FFG", GATED, held=True)
-def ffg(params: Params, g: Token, held: Token) -> Scalar:
-    """E = -(1/2) gelu(g' W1 + b1) . (g W2)^2, the gate read from g' = g, held where it is.
+@feedforward("FFG", GATED, gated=True)
+def ffg(params: Params, g: Token, own: Token) -> Scalar:
+    """E = -(1/2) gelu(g' W1 + b1) . (g W2)^2, with a gate of g' = g that is not differentiated.
 
-    The move is that of a gated MLP whose second matrix is the transpose of the first.
+    Its gradient moves a token as a gated MLP does, by W2^T (gelu(g W1 + b1) * (g W2)): the matrix
+    that leads down is that which leads up.
     Source: causal energy minimisation (arXiv 2605.07588).
     """
-    gate = gelu(held @ params["W1"] + params["b1"])
+    gate = gelu(own @ params["W1"] + params["b1"])
     return -0.5 * jnp.vdot(gate, (g @ params["W2"]) ** 2)
 
 

@@ -52,6 +52,7 @@ _LARGEST = {
     "num_steps": 2**16,
     "mlp_ratio": 2**10,
     "head_dim": 2**18,
+    "full_steps": 2**16,
     "scan_unroll": 2**16,
 }
 _LEAST, _MOST = 1e-12, 1e12  # of factors: what 32 bits can still divide by and square
@@ -66,7 +67,9 @@ def check_model(model: Mapping[str, Any]) -> None:
         require_choice(f"model.{field}", model[field], allowed)
     require_positive(model, "model.", "vocab_size", "context_length", "embed_dim", "num_heads")
     require_positive(model, "model.", "num_steps", "mlp_ratio", "scan_unroll", "beta", "rate_init")
-    require_not_negative(model, "model.", "head_dim", "blocks")
+    require_not_negative(model, "model.", "head_dim", "blocks", "full_steps")
+    decay = model["rate_decay"]
+    require(0 < decay <= 1, "model.rate_decay", decay, "above 0, at most 1")
     check_finite(model, "model.")
     check_at_most(model, "model.", _LARGEST)
     for field in ("beta", "rate_init"):

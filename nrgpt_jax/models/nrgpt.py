@@ -49,6 +49,8 @@ class NRGPT(LanguageModel):
     norm: str = "bare_layer_norm"
     rate: str = "full"
     rate_init: float = 1.0
+    rate_decay: float = 1.0
+    full_steps: int = 0
     rule: str = "descent"
     per_step_scale: bool = False
     kernels: str = "fused"
@@ -125,6 +127,11 @@ class NRGPT(LanguageModel):
         """c_t of every step."""
         return self.given("steps")["scale"] if self.per_step_scale else jnp.ones(self.num_steps)
 
+    def rates(self) -> Float[Array, "T"]:
+        """What the inference rate is multiplied by in every step."""
+        faded = jnp.maximum(jnp.arange(self.num_steps) + 1 - self.full_steps, 0)
+        return self.rate_decay ** faded.astype(jnp.float32)
+
     def _block(self) -> dict[str, Any]:
         """The parameters of a block (or of several, stacked), and what is made of them once."""
         block = self.given("block")
@@ -161,7 +168,15 @@ class NRGPT(LanguageModel):
     ) -> tuple[dict[str, Any], Callable[[Any], Dynamics]]:
         inputs, block_of = self.turns(self._block())
         inputs["scale"] = self.step_scales()
-        return inputs, lambda inputs_t: self._dynamics(block_of(inputs_t), places, x)
+        if self.rate_decay == 1.0:
+            return inputs, lambda inputs_t: self._dynamics(block_of(inputs_t), places, x)
+        inputs["rate"] = self.rates()
+
+        def dynamics_at(inputs_t: Any) -> Dynamics:
+            block = block_of(inputs_t)
+            return self._dynamics({**block, "eta": inputs_t["rate"] * block["eta"]}, places, x)
+
+        return inputs, dynamics_at
 
     def dynamics(self, x: BatchStates) -> tuple[Any, Callable[[Any], Dynamics]]:
         """(inputs, dynamics_at): `dynamics_at` gives the dynamics of a step from its inputs.

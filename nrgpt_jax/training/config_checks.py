@@ -63,9 +63,12 @@ def _check_depth(config: Mapping[str, Any]) -> None:
 
 def _check_drawn(depth: depths.Depth, model: Mapping[str, Any], prefix: str) -> None:
     """Of settings that are other than all steps, always."""
-    alike = model["blocks"] in (0, 1) and model["name"] != "GPT" and not model["per_step_scale"]
+    whole = depth.least == depth.most == depth.gradient_steps and depth.loss_steps == 1
+    own = model["per_step_scale"] or model["rate_decay"] < 1  # steps have sizes of their own
+    alike = model["blocks"] in (0, 1) and model["name"] != "GPT"
+    alike = alike and not (own and (depth.penalty or not whole))
     allowed = "left as it is, like all of depth: the steps of this model are not all alike "
-    allowed += "(model.name, model.blocks, model.per_step_scale)"
+    allowed += "(model.name, model.blocks, model.per_step_scale, model.rate_decay)"
     require(alike, prefix + "distribution", depth.distribution, allowed)
     allowed = f"between {prefix}least={depth.least} and {_LARGEST_DEPTH}"
     require(depth.most >= depth.least, prefix + "most", depth.most, allowed)

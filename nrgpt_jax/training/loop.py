@@ -48,7 +48,7 @@ def train(config: ConfigDict, workdir: Path | str) -> dict[str, float]:
     workdir = Path(workdir)
     config = config.copy_and_resolve_references()
     agreed(lambda: check_config(config, jax.device_count()))
-    dataset = one_ahead(lambda: _resolve(config))  # what it prepares, the others find
+    dataset = one_ahead(lambda: resolve(config))  # what it prepares, the others find
     check_same(config.to_dict())
     changes = agreed(lambda: check_run(workdir, config, dataset.tokenizer))
     with contextlib.ExitStack() as held:
@@ -63,7 +63,7 @@ def train(config: ConfigDict, workdir: Path | str) -> dict[str, float]:
     return found
 
 
-def _resolve(config: ConfigDict) -> Dataset:
+def resolve(config: ConfigDict) -> Dataset:
     """The data set, with what depends on it set in the configuration and checked."""
     dataset = load_dataset(config.data)
     check_length(dataset.train, config.model.context_length, "train")
