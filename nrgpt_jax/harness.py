@@ -104,9 +104,10 @@ class HarnessModel(TemplateLM):
     # Likelihoods ----------------------------------------------------------------------------------
 
     def _loglikelihood_tokens(
-        self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any
+        self, requests: Sequence[tuple[Any, list[int], list[int]]], **others: Any
     ) -> list[tuple[float, bool]]:
         """(log-likelihood in nats, whether it is greedy) of each (texts, context, continuation)."""
+        del others
         found = self._scored([(context, ending) for _, context, ending in requests])
         for (texts, _, _), scores in zip(requests, found, strict=True):
             self.cache_hook.add_partial("loglikelihood", texts, scores)
