@@ -2,12 +2,14 @@
 
 import contextlib
 import functools
+import importlib.util
 import re
 import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from absl import flags
 from decoding_helpers import small_model
@@ -85,6 +87,8 @@ def _mistake_of_python(words: list[str]) -> str | None:
     module, arguments = words[1], words[2:]
     if module == "pip":
         return _mistake_of_pip(arguments)
+    if module == "nrgpt_jax.harness":
+        return _mistake_of_harness(arguments)
     path = ROOT / module.replace(".", "/")
     path = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
     if module.split(".")[0] not in OWN or not path.is_file():
@@ -113,6 +117,20 @@ def _mistake_of_config(arguments: list[str]) -> str | None:
             values(argv)
         except Exception as error:
             return f"{' '.join(arguments)}: {error}"
+    return None
+
+
+def _mistake_of_harness(arguments: list[str]) -> str | None:
+    """By the parser of lm_eval, whose arguments they are."""
+    if not importlib.util.find_spec("lm_eval"):
+        return None
+    from lm_eval.__main__ import HarnessCLI
+
+    with mock.patch("sys.argv", ["lm_eval", *arguments]):
+        try:
+            HarnessCLI().parse_args()
+        except SystemExit:
+            return f"lm_eval does not understand {arguments}"
     return None
 
 

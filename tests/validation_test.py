@@ -12,7 +12,7 @@ from nrgpt_jax.training.config_checks import check_config, check_mesh
     [
         ({"train_steps": -3}, "train_steps=-3 .* positive"),
         ({"eval_prompts": -1}, "eval_prompts=-1 .* negative"),
-        ({"model.name": "NRGPT_X"}, "model.name='NRGPT_X' .* NRGPT_H_FF2W, GPT"),
+        ({"model.name": "NRGPT_X"}, "model.name='NRGPT_X' .* NRGPT_H_FF2W, NRGPT_H_FFG, GPT"),
         (
             {"model.name": "NRGPT"},
             r"model.energies=\(\) .* a tuple of names, each once, of full_rank",
