@@ -61,7 +61,7 @@ WAYS = {
         **{"model.name": "NRGPT_H_FFG", "model.blocks": 2},
     },
 }
-RATES = {"adamw": (5e-4, 1e-3, 2e-3, 4e-3), "muon": (1e-3, 2e-3, 5e-3, 1e-2)}
+RATES = {"adamw": (5e-4, 1e-3, 2e-3, 4e-3), "muon": (2e-3, 5e-3, 1e-2, 2e-2)}
 LARGE = {"GPT_Rec_parallel_muon": (2e-3, 5e-3), "low_rank_rope_FFG_muon": (1e-3, 2e-3)}
 
 
