@@ -105,6 +105,8 @@ def program_flags(path: Path) -> set[str]:
     """The flags that a program defines, by its source."""
     source = path.read_text()
     shared = {name for name in ("config", "workdir") if f"cli.define_{name}_flag()" in source}
+    if "from studies.runner import" in source:
+        source += (ROOT / "studies/runner.py").read_text()
     return shared | set(re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', source))
 
 
