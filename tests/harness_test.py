@@ -154,6 +154,7 @@ def test_texts_are_as_long_as_asked_wherever_they_begin(model):
         ask(model, "the hill", num_beams=3)
 
 
+@pytest.mark.slow
 def test_draws_differ_from_request_to_request(model):
     drawn = ask(model, *["the hill"] * 6, max_gen_toks=8, do_sample=True, temperature=1.0)
     assert len(set(drawn)) == 6

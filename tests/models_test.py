@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from decoding_helpers import small_model
-from marks import slow_but
+from marks import slow, slow_but
 
 from nrgpt_jax import create_model
 from nrgpt_jax.configs import default_config
@@ -103,7 +103,7 @@ def test_per_step_scale_scales_each_step():
     chex.assert_trees_all_close(states[:, 1], states[:, 3])
 
 
-@pytest.mark.parametrize("rule", ["descent", "sphere"])
+@pytest.mark.parametrize("rule", [slow("descent"), "sphere"])
 def test_a_rate_that_decays_brings_tokens_to_rest(rule):
     fields = {"name": "NRGPT_H_FF2W", "rule": rule, "rate": "psd"}
     model, variables = build(**fields, rate_decay=0.5, full_steps=2, num_steps=4)

@@ -43,6 +43,7 @@ def config(tmp_path):
     return config
 
 
+@pytest.mark.slow
 def test_runs_side_by_side_end_where_one_by_one_they_do(config, tmp_path, standard_promotion):
     config.optimizer.learning_rate = RATES[0]
     own = {(seed, rate): tmp_path / f"{seed}_{rate}" for seed in SEEDS for rate in RATES}
