@@ -14,6 +14,8 @@ Variants (`--config=experiments/rest.py:TASK_WAY`):
 
 from functools import partial
 
+import experiments.listops
+import experiments.shakespeare
 from nrgpt_jax.configs import apply_variant, default_config
 
 INJECTION = {"model.energies": ("injection",)}
@@ -21,14 +23,14 @@ PROJECTED = {**INJECTION, "model.rule": "projected", "model.rate": "psd"}
 SPHERE = {**INJECTION, "model.rule": "sphere", "model.rate": "psd"}
 
 
-def to(times, distribution, gradient=8):
+def to(times, distribution):
     """Depths from T to so many times T, a bound that grows until the end."""
     return lambda config: {
         "depth.distribution": distribution,
         "depth.least": config.model.num_steps,
         "depth.most": times * config.model.num_steps,
         "depth.growth_steps": config.train_steps,
-        "depth.gradient_steps": gradient,
+        "depth.gradient_steps": 8,
     }
 
 
@@ -93,35 +95,15 @@ def change(config, task, way):
 
 
 def listops(config):
-    config.train_steps = 5000
     config.data.name = "listops"
-    config.data.listops.learn_questions = False
-    config.data.batch_size = 32
     config.model.mask = "strict"
-    config.model.context_length = 64
-    config.model.embed_dim = 64
-    config.model.num_heads = 4
-    config.model.num_steps = 5
-    config.model.scan_unroll = 5
-    _muon(config)
+    experiments.listops.laptop(config)
+    config.optimizer.accumulation_steps = 1
 
 
 def shakespeare(config):
-    config.train_steps = 2000
     config.data.name = "shakespeare"
-    config.data.batch_size = 16
     config.model.mask = "strict"
-    config.model.attention = "low_rank_rope"
-    config.model.context_length = 128
-    config.model.embed_dim = 128
-    config.model.num_heads = 4
-    config.model.num_steps = 6
-    config.model.scan_unroll = 6
+    experiments.shakespeare.laptop(config)
+    config.train_steps = 2000
     config.optimizer.accumulation_steps = 1
-    _muon(config)
-
-
-def _muon(config):
-    config.optimizer.name = "muon"
-    config.optimizer.learning_rate = 3e-3
-    config.optimizer.final_learning_rate = 1e-4

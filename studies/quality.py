@@ -112,9 +112,8 @@ def page(found: dict[str, dict[str, Any]], text: str) -> str:
 
 
 def _mean(losses: list[float | None]) -> float:
-    """Infinite where a training has diverged, or there is none."""
-    whole = losses and all(value is not None and math.isfinite(value) for value in losses)
-    return float(np.mean([value or 0.0 for value in losses])) if whole else math.inf
+    """Infinite where a training has diverged (None in the file), or there is none."""
+    return float(np.mean([math.inf if value is None else value for value in losses or [None]]))
 
 
 def main(f: flags.FlagValues) -> None:

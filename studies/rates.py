@@ -149,7 +149,8 @@ def page(found: dict[str, list[dict[str, Any]]]) -> str:
         if not cells:
             continue
         first = next(iter(cells.values()))
-        lines += ["", f"## {title}, {min(map(len, cells.values()))} seeds or more"]
+        seeds = sorted({len(rows) for rows in cells.values()})
+        lines += ["", f"## {title}, {' to '.join(map(str, seeds[:1] + seeds[1:][-1:]))} seeds"]
         for columns in (QUALITY, COLUMNS, MOTION):
             names = [n for n in columns if n in first[0]]
             head = ["rate", "guarantee", *(columns[n][0] for n in names)]

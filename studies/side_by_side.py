@@ -30,6 +30,7 @@ from nrgpt_jax.training import depths, losses
 from nrgpt_jax.training.config_checks import check_config
 from nrgpt_jax.training.loop import resolve
 from nrgpt_jax.training.optimizers import create_optimizer
+from nrgpt_jax.training.step import TrainState, advance, initial_state
 
 CHUNK = 250  # training steps between two visits of the host
 
@@ -37,10 +38,8 @@ CHUNK = 250  # training steps between two visits of the host
 class Runs(NamedTuple):
     """Of S seeds and R learning rates, in front of every array."""
 
-    params: Any
-    optimizer: Any
-    skipped: jax.Array  # steps in a row whose update was not finite
-    lost: jax.Array  # whether those were too many
+    state: TrainState
+    lost: jax.Array  # whether too many steps in a row were skipped
 
 
 def train_side_by_side(
@@ -66,47 +65,34 @@ def train_side_by_side(
         scaled = {**c, "learning_rate": rate, "final_learning_rate": final * rate}
         return create_optimizer(scaled, total, specs)
 
-    def initial(seed, rate) -> Runs:
-        tokens = jnp.zeros((1, model.context_length), jnp.int32)
-        params = model.init(jax.random.key(seed), tokens)["params"]
-        return Runs(params, optimizer_of(rate).init(params), jnp.asarray(0), jnp.asarray(False))
-
-    def one_step(run: Runs, batch: Batch, seed, rate, step) -> Runs:
-        key = jax.random.fold_in(jax.random.key(seed), step)
-        scale = 1.0 / jnp.maximum(jnp.sum(batch.weights), 1.0)
+    def loss_and_grads(params, batch: Batch, key, scale, step):
         given = model, batch, rows, key, scale, step, depth
-        loss, grads = jax.value_and_grad(losses.summed_loss)(run.params, *given)
-        finite = jnp.isfinite(loss) & jnp.isfinite(optax.global_norm(grads))
-        updates, optimizer = optimizer_of(rate).update(grads, run.optimizer, run.params)
-        moved = optax.apply_updates(run.params, updates), optimizer
-        stay = run.params, run.optimizer
-        params, optimizer = jax.tree.map(partial(jnp.where, finite), moved, stay)
-        skipped = jnp.where(finite, 0, run.skipped + 1)
-        return Runs(params, optimizer, skipped, run.lost | (skipped >= config.max_skipped_steps))
+        return jax.value_and_grad(losses.summed_loss)(params, *given)
+
+    def initial(seed, rate) -> Runs:
+        return Runs(initial_state(model, optimizer_of(rate), seed), jnp.asarray(False))
+
+    def one_step(run: Runs, batch: Batch, seed, rate) -> Runs:
+        state, _ = advance(run.state, batch, seed, optimizer_of(rate), loss_and_grads)
+        return Runs(state, run.lost | (state.skipped_in_a_row >= config.max_skipped_steps))
 
     @partial(jax.jit, donate_argnums=0)
-    def chunk(runs: Runs, batches: Batch, start) -> Runs:
-        def body(runs: Runs, numbered):
-            step, batch = numbered
-            of_rate = jax.vmap(one_step, (0, None, None, 0, None))
-            of_seed = jax.vmap(of_rate, (0, 0, 0, None, None))
-            return of_seed(runs, batch, seeds_S, rates_R, step), None
-
-        steps = start + jnp.arange(len(batches.inputs))
-        return jax.lax.scan(body, runs, (steps, batches))[0]
+    def chunk(runs: Runs, batches: Batch) -> Runs:
+        of_rate = jax.vmap(one_step, (0, None, None, 0))
+        of_seed = jax.vmap(of_rate, (0, 0, 0, None))
+        step = lambda runs, batch: (of_seed(runs, batch, seeds_S, rates_R), None)
+        return jax.lax.scan(step, runs, batches)[0]
 
     seeds_S, rates_R = jnp.asarray(seeds), jnp.asarray(rates, jnp.float32)
     runs = jax.jit(jax.vmap(jax.vmap(initial, (None, 0)), (0, None)))(seeds_S, rates_R)
-    for start, batches in _chunks(config, seeds, dataset):
-        runs = chunk(runs, batches, start)
-    found = _validation_losses(model, config, dataset, runs.params)
-    return runs.params, np.where(np.asarray(runs.lost), np.nan, found)
+    for batches in _chunks(config, seeds, dataset):
+        runs = chunk(runs, batches)
+    found = _validation_losses(model, config, dataset, runs.state.params)
+    return runs.state.params, np.where(np.asarray(runs.lost), np.nan, found)
 
 
-def _chunks(
-    config: ConfigDict, seeds: Sequence[int], dataset: Dataset
-) -> Iterator[tuple[int, Batch]]:
-    """The batches of all seeds: (K,S,B,N) for K steps, and the number of steps before them."""
+def _chunks(config: ConfigDict, seeds: Sequence[int], dataset: Dataset) -> Iterator[Batch]:
+    """The batches of all seeds: (K,S,B,N) for K steps."""
     fields = config.model.context_length, config.data.batch_size
     streams = [train_batches(dataset.train, *fields, seed) for seed in seeds]
     together = lambda arrays: np.stack(list(arrays))
@@ -114,7 +100,7 @@ def _chunks(
         count = min(CHUNK, config.train_steps - start)
         steps = [[next(stream) for stream in streams] for _ in range(count)]
         of_seeds = [Batch(*map(together, zip(*step, strict=True))) for step in steps]
-        yield start, Batch(*map(together, zip(*of_seeds, strict=True)))
+        yield Batch(*map(together, zip(*of_seeds, strict=True)))
 
 
 def _validation_losses(model, config: ConfigDict, dataset: Dataset, params: Any) -> np.ndarray:

@@ -60,16 +60,14 @@ def test_runs_side_by_side_end_where_one_by_one_they_do(config, tmp_path, standa
     loaded, trained = load_pretrained(together), load_pretrained(alone, "latest")
     assert loaded.config.seed == SEEDS[1]
     assert loaded.config.optimizer == trained.config.optimizer
-    difference = lambda other: max(
-        float(np.abs(a - b).max())
-        for a, b in zip(_leaves(loaded), _leaves(load_pretrained(other, "latest")), strict=True)
-    )
-    assert difference(alone) < 1e-2 * difference(own[SEEDS[0], RATES[1]])
-    assert difference(alone) < 1e-2 * difference(own[SEEDS[1], RATES[0]])
 
+    def distance(other):
+        """Over all parameters together: single ones may follow the sign of noise."""
+        leaves = [jax.tree.leaves(p.variables) for p in (loaded, load_pretrained(other, "latest"))]
+        return sum(float(np.sum((a - b) ** 2)) for a, b in zip(*leaves, strict=True)) ** 0.5
 
-def _leaves(pretrained):
-    return jax.tree.leaves(pretrained.variables)
+    assert distance(alone) < 0.1 * distance(own[SEEDS[0], RATES[1]])
+    assert distance(alone) < 0.1 * distance(own[SEEDS[1], RATES[0]])
 
 
 @pytest.mark.parametrize("variant", QUALITY.variants())

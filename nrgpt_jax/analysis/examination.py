@@ -114,9 +114,8 @@ def examine(
         range.
     """
     model, variables, tokens = _prepared(trained, tokens, num_steps, tolerance)
-    known = trained.tokenizer.size
     with jax.default_matmul_precision("highest"):
-        found = _run(model, variables, tokens, known, tolerance)
+        found = _run(model, variables, tokens, trained.tokenizer.size, tolerance)
     path, speeds, measured, predicted = jax.tree.map(np.asarray, found)
     end = _finite_steps(path.energies["total"])
     if end < 1:

@@ -26,8 +26,9 @@ class Trajectory(NamedTuple):
     """States, energies and their gradients before every step and after the last one.
 
     `energies` are those of every token by term, and their `total`. `gradients` are dE_A/dx_A of
-    the total: of token A's own energy in its own state, with its context held fixed. `moves` are
-    what the steps from there add to the states, the last of them not made.
+    the total: of token A's own energy in its own state, with its context held fixed, and without
+    what a gate (`core.energies.Energy.exact`) adds to it: what a rule follows. `moves` are what
+    the steps from there add to the states, the last of them not made.
     """
 
     states: Float[Array, "T+1 B N D"]

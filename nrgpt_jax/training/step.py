@@ -40,12 +40,19 @@ def create_state(
     """The initial state, created on the devices where it stays."""
 
     def init():
-        tokens = jnp.zeros((1, model.context_length), jnp.int32)
-        params = model.init(jax.random.key(seed), tokens)["params"]
-        zero = jnp.zeros((), jnp.int32)
-        return TrainState(zero, params, optimizer.init(params), zero, zero)
+        return initial_state(model, optimizer, seed)
 
     return jax.jit(init, out_shardings=_places(abstract_state(model, optimizer, mesh)))()
+
+
+def initial_state(
+    model: LanguageModel, optimizer: optax.GradientTransformation, seed: int | jax.Array
+) -> TrainState:
+    """The state before the first step; may be traced."""
+    tokens = jnp.zeros((1, model.context_length), jnp.int32)
+    params = model.init(jax.random.key(seed), tokens)["params"]
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(zero, params, optimizer.init(params), zero, zero)
 
 
 def abstract_state(
@@ -127,36 +134,11 @@ def make_train_step(
     mesh: jax.sharding.Mesh,
     depth: Depth | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """A compiled step `(state, batch) -> (state, metrics)`; it consumes its state.
-
-    Where the loss or the gradient is not finite, parameters and optimizer stay as they are, and
-    the step is counted as skipped.
-
-    Random numbers are a function of seed, step and row of the batch, so that a resumed run
-    repeats them on any devices.
-    """
-
+    """A compiled step `(state, batch) -> (state, metrics)`, as `advance`; it consumes its state."""
     loss_and_grads = make_loss_and_grads(model, accumulation_steps, mesh, depth)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        scale = 1.0 / jnp.maximum(jnp.sum(batch.weights), 1.0)
-        loss, grads = loss_and_grads(state.params, batch, key, scale, state.step)
-        norm = optax.global_norm(grads)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
-        moved = optax.apply_updates(state.params, updates), optimizer_state
-        stay = state.params, state.optimizer
-        params, optimizer_state = jax.tree.map(functools.partial(jnp.where, finite), moved, stay)
-        skipped = state.skipped + ~finite
-        in_a_row = jnp.where(finite, 0, state.skipped_in_a_row + 1)
-        metrics = {
-            "train/loss": loss,
-            "train/grad_norm": norm,
-            "train/skipped_steps": skipped,
-            IN_A_ROW: in_a_row,
-        }
-        return TrainState(state.step + 1, params, optimizer_state, skipped, in_a_row), metrics
+        return advance(state, batch, seed, optimizer, loss_and_grads)
 
     where = _places(abstract_state(model, optimizer, mesh))
     return jax.jit(
@@ -165,3 +147,44 @@ def make_train_step(
         in_shardings=(where, sharding.batch_sharding(mesh)),
         out_shardings=(where, sharding.replicated(mesh)),
     )
+
+
+def advance(
+    state: TrainState,
+    batch: Batch,
+    seed: int | jax.Array,
+    optimizer: optax.GradientTransformation,
+    loss_and_grads: Callable[..., tuple[jax.Array, Any]],
+) -> tuple[TrainState, Metrics]:
+    """The state after one training step, and what is written of it; may be traced.
+
+    Where the loss or the gradient is not finite, parameters and optimizer stay as they are, and
+    the step is counted as skipped.
+
+    Random numbers are a function of seed, step and row of the batch, so that a resumed run
+    repeats them on any devices.
+
+    Args:
+      state, batch: before the step, and what it learns from.
+      seed: of the run.
+      optimizer: of `create_optimizer`.
+      loss_and_grads: of `make_loss_and_grads`, or one like it.
+    """
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    scale = 1.0 / jnp.maximum(jnp.sum(batch.weights), 1.0)
+    loss, grads = loss_and_grads(state.params, batch, key, scale, state.step)
+    norm = optax.global_norm(grads)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
+    moved = optax.apply_updates(state.params, updates), optimizer_state
+    stay = state.params, state.optimizer
+    params, optimizer_state = jax.tree.map(functools.partial(jnp.where, finite), moved, stay)
+    skipped = state.skipped + ~finite
+    in_a_row = jnp.where(finite, 0, state.skipped_in_a_row + 1)
+    metrics = {
+        "train/loss": loss,
+        "train/grad_norm": norm,
+        "train/skipped_steps": skipped,
+        IN_A_ROW: in_a_row,
+    }
+    return TrainState(state.step + 1, params, optimizer_state, skipped, in_a_row), metrics
