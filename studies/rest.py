@@ -8,6 +8,7 @@ the numbers to docs/rest.json. Each seed's measurement is kept in its run direct
 """
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,11 @@ from nrgpt_jax.core.convergence import Attraction, attraction
 from nrgpt_jax.core.dynamics import Convergence, Walk
 from nrgpt_jax.datasets import Dataset, load_recorded
 from nrgpt_jax.datasets.pipeline import validation_batches
-from nrgpt_jax.generation.engine import Settings
+from nrgpt_jax.generation.engine import Settings, cache_bytes, generate
+from nrgpt_jax.generation.sampling import Sampling
+from nrgpt_jax.generation.scoring import read_one_by_one
 from nrgpt_jax.models import sharding
+from nrgpt_jax.models.decoding import Decoding
 from nrgpt_jax.runs.pretrained import Pretrained, load_pretrained
 from nrgpt_jax.training import evaluation
 from studies.runner import ROOT, define_flags, measure_all
@@ -32,6 +36,8 @@ TIMES = (1, 2, 4, 16, 100)  # the trained number of steps
 WINDOWS = 64  # of the validation split, for the losses
 ANSWERED_AT, ONE_ROW_AT = (1, 2, 4, 16), (1, 4)
 PROMPTS = 500  # held-out ones, answered greedily
+TOLERANCES = (0.001, 0.01, 0.1)  # of the energy, at which tokens of a text stop
+TEXTS_AT_ONCE, ROUNDS = 16, 3  # for the speed of generation
 MOST, UNTIL = 4, Convergence(0.1, "energy")  # times T, for tokens that stop by themselves
 REST, TEXTS, TOKENS = 16, 4, 64  # when and on what tokens are asked whether they attract
 TOLERANCE = 1e-3  # of rest: what one more step changes of a state, relative
@@ -42,7 +48,8 @@ def measure(workdir: Path) -> dict[str, Any]:
     """The numbers of one run."""
     trained = load_pretrained(workdir, "latest")
     dataset = load_recorded(trained.config.data)
-    return {**_losses(trained, dataset), **_answers(trained, dataset), **_rest(trained, dataset)}
+    parts = _losses, _reading, _answers, _speed, _rest
+    return {name: number for part in parts for name, number in part(trained, dataset).items()}
 
 
 def _losses(trained: Pretrained, dataset: Dataset) -> dict[str, float]:
@@ -55,6 +62,55 @@ def _losses(trained: Pretrained, dataset: Dataset) -> dict[str, float]:
         step = evaluation.make_eval_step(model, mesh)
         seen = evaluation.evaluate_loss(step, variables["params"], windows, mesh)
         found[f"loss_at_{times}T"] = seen["val/loss"]
+    return found
+
+
+def _reading(trained: Pretrained, dataset: Dataset) -> dict[str, float]:
+    """Loss of the same windows, of a corpus, where each token is decoded: with both caches, and
+    with tokens that stop by themselves, with their mean number of steps."""
+    if dataset.prompts:
+        return {}
+    model, T = trained.model, trained.model.num_steps
+    windows = validation_batches(dataset.validation, model.context_length, WINDOWS, WINDOWS)
+    batch = next(windows)
+    texts = np.concatenate([batch.inputs, batch.targets[:, -1:]], axis=1)
+
+    def read(cache: str, times: int, until: Convergence | None = None) -> tuple[float, float]:
+        deep, variables = model.with_num_steps(trained.variables, times * T)
+        found = read_one_by_one(deep, variables, texts, Decoding(cache, until))
+        mean = lambda values: float(np.average(values, weights=batch.weights))
+        return mean(-found.log_probs), mean(found.steps) / T
+
+    found = {f"one_row_loss_at_{n}T": read("fixed_point", n)[0] for n in ONE_ROW_AT}
+    for tolerance in TOLERANCES:
+        stopped = read("exact", MOST, Convergence(tolerance, "energy"))
+        found[f"stopped_loss_{tolerance}"], found[f"stopped_steps_{tolerance}"] = stopped
+    return found
+
+
+def _speed(trained: Pretrained, dataset: Dataset) -> dict[str, float]:
+    """Characters a second and megabytes of the cache, for `TEXTS_AT_ONCE` texts of a corpus."""
+    if dataset.prompts:
+        return {}
+    model, T = trained.model, trained.model.num_steps
+    new = model.context_length - 1
+    prompts = [np.array([symbol]) for symbol in range(TEXTS_AT_ONCE)]
+    sampling, times = Sampling(temperature=1.0), dict[str, list[float]]()
+    ways = {
+        "exact": Settings(sampling),
+        "one_row": Settings(sampling, cache="fixed_point"),
+        "stopping": Settings(sampling, num_steps=MOST * T, until=UNTIL),
+    }
+    for number in range(1 + ROUNDS):
+        for way, settings in ways.items():
+            begin = time.perf_counter()
+            generate(model, trained.variables, prompts, new, settings)
+            if number:  # the first compiles
+                times.setdefault(way, []).append(time.perf_counter() - begin)
+    found = {f"{w}_speed": TEXTS_AT_ONCE * new / float(np.median(t)) for w, t in times.items()}
+    for way in ("exact", "one_row"):
+        shape = TEXTS_AT_ONCE, model.context_length, ways[way].cache
+        found[f"{way}_megabytes"] = cache_bytes(model, trained.variables, *shape) / 1e6
     return found
 
 

@@ -9,6 +9,7 @@ loss. There are no checkpoints: a run directory is written at the end, as an exp
 
 import json
 import math
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -85,7 +86,11 @@ def train_side_by_side(
 
     seeds_S, rates_R = jnp.asarray(seeds), jnp.asarray(rates, jnp.float32)
     runs = jax.jit(jax.vmap(jax.vmap(initial, (None, 0)), (0, None)))(seeds_S, rates_R)
-    for batches in _chunks(config, seeds, dataset):
+    begun, waiting = time.monotonic(), runs.lost
+    for number, batches in enumerate(_chunks(config, seeds, dataset)):
+        waiting, ended = runs.lost.sum(), int(waiting.sum())  # waits for the chunk before only
+        said = f"{number * CHUNK} of {total} steps, {ended} runs lost"
+        print(f"{said}, {time.monotonic() - begun:.0f} s", flush=True)
         runs = chunk(runs, batches)
     found = _validation_losses(model, config, dataset, runs.state.params)
     return runs.state.params, np.where(np.asarray(runs.lost), np.nan, found)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nrgpt_jax.array_types import Variables
-from nrgpt_jax.errors import UserError
+from nrgpt_jax.errors import UserError, require
 from nrgpt_jax.generation.loop import as_tokens, bucket
 from nrgpt_jax.models import LanguageModel
 from nrgpt_jax.models.decoding import Decoding
@@ -112,6 +112,50 @@ def token_energies(model: LanguageModel, variables: Variables, tokens: np.ndarra
 @partial(jax.jit, static_argnums=0)
 def _last_energies(model, variables, tokens):
     return model.apply(variables, tokens, method="energies")["total"][-1, 0]
+
+
+class Read(NamedTuple):
+    """Of every token that has another behind it, in texts that were read one by one."""
+
+    log_probs: np.ndarray  # (B,N-1) of the next one, nats
+    steps: np.ndarray  # (B,N-1) that its state made
+
+
+def read_one_by_one(
+    model: LanguageModel, variables: Variables, tokens: np.ndarray, decoding: Decoding
+) -> Read:
+    """What the tokens of texts are predicted from when each is decoded, as generated ones are.
+
+    Args:
+      model, variables: as of `create_model`.
+      tokens: (B,N), at most one more than the context length.
+      decoding: which cache, and when a token stops.
+
+    Raises:
+      UserError: a text is longer, or has less than two tokens.
+    """
+    allowed = f"between 2 and {model.context_length + 1}, one more than the context length"
+    length = tokens.shape[1]
+    require(2 <= length <= model.context_length + 1, "length of a text", length, allowed)
+    return Read(*map(np.asarray, _read(model, decoding, variables, jnp.asarray(tokens))))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _read(model, decoding, variables, tokens):
+    call = partial(model.apply, variables)
+    rows, length = tokens.shape
+
+    def one(cache, given):
+        position, token, following = given
+        at = jnp.full(rows, position)
+        logits, cache, steps = call(token, at, cache, decoding, method="decode")
+        log_p = jax.nn.log_softmax(logits)
+        return cache, (jnp.take_along_axis(log_p, following[:, None], axis=1)[:, 0], steps)
+
+    cache = call(rows, length - 1, decoding.cache, method="empty_cache")
+    given = jnp.arange(length - 1), tokens[:, :-1].T, tokens[:, 1:].T
+    _, (log_probs, steps) = jax.lax.scan(one, cache, given)
+    return log_probs.T, steps.T
 
 
 class CacheError(NamedTuple):
