@@ -10,6 +10,8 @@
 #   make export EXP=shakespeare OUT=folder          safetensors, tokenizer, compiled functions
 #   make data EXP=shakespeare                       prepare the data only
 #   make launch EXP=openwebtext TPU=name ZONE=zone  train elsewhere; DRY_RUN=1 (docs/launch.md)
+#   make sweep SWEEP=listops_transition             many runs, here or LAUNCHER=slurm (docs/sweeps.md)
+#   make results                                    the paper's figures and tables from them
 #   make bench RELEASE=path/to/clone                speed and memory of training, beside the
 #   make bench-generation RELEASE=path/to/clone     authors' code; of making text
 #   make rates                                      what rates with a guarantee cost (docs/rates.md)
@@ -31,7 +33,7 @@ NAME := $(firstword $(subst :, ,$(EXP)))
 CONFIG := --config=experiments/$(subst $(NAME):,$(NAME).py:,$(EXP)$(if $(findstring :,$(EXP)),,.py))
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: setup demo data train evaluate harness sample analyze export launch bench bench-generation rates rest quality signal docs test test-all lint clean
+.PHONY: setup demo data train evaluate harness sample analyze export launch bench bench-generation sweep results rates rest quality signal docs test test-all lint clean
 
 setup: .venv/installed
 .venv/installed: setup.cfg pyproject.toml constraints.txt
@@ -95,6 +97,19 @@ LAUNCH = $(call flag,ACTION,action) $(if $(DRY_RUN),--dry_run) $(call flag,TPU,t
     $(call flag,CLUSTER,cluster) $(call flag,TPU_TYPE,tpu_type)
 launch: setup
 	@$(BIN)/python -m nrgpt_jax.launch $(CONFIG) --workdir="$$WORKDIR" --target=$(TARGET) $(LAUNCH) $(ARGS)
+
+SWEEP ?= listops_transition
+LAUNCHER ?= local
+.venv/installed-sweep: .venv/installed
+	$(PIP_INSTALL) '.[sweep]'
+	@touch $@
+
+SCALE := $(firstword $(subst :, ,$(SWEEP)))
+sweep: $(if $(filter slurm,$(LAUNCHER)),.venv/installed-sweep,setup)
+	@$(BIN)/python -m nrgpt_jax.sweep --sweep=experiments/$(SCALE).py$(SWEEP:$(SCALE)%=%) --launcher=$(LAUNCHER) $(ARGS)
+
+results: setup
+	@$(BIN)/python -m studies.results $(ARGS)
 
 bench-generation: setup
 	@$(BIN)/python -m benchmarks.generation $(if $(RELEASE),--release=$(RELEASE)) $(ARGS)

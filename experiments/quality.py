@@ -16,10 +16,8 @@ Variants (`--config=experiments/quality.py:SIZE_WAY` or `:SIZE_WAY@LEARNING_RATE
 
 from functools import partial
 
-import jax
-
 from nrgpt_jax.configs import apply_variant, default_config
-from nrgpt_jax.models import abstract_params, create_model
+from nrgpt_jax.models import create_model, num_parameters
 
 MUON = {"optimizer.name": "muon"}
 ROPE = {"model.attention": "low_rank_rope"}
@@ -121,7 +119,7 @@ def parameters(model):
     """How many a model has, in Shakespeare's characters."""
     model = model.copy_and_resolve_references()
     model.vocab_size = 65
-    return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(create_model(model))))
+    return num_parameters(create_model(model))
 
 
 def fitting_ratio(model, count):

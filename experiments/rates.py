@@ -17,7 +17,8 @@ Each rate has the norm that its proposition asks for, and all have the strict ma
 
 from functools import partial
 
-from nrgpt_jax.configs import apply_variant, default_config
+from nrgpt_jax.configs import apply_variant, default_config, with_seeds
+from nrgpt_jax.errors import UserError
 
 NORMS = {  # by rate
     "full": "bare_layer_norm",
@@ -32,6 +33,13 @@ def get_config(variant: str = "listops_gamma"):
     config = default_config()
     config.experiment = "rates"
     return apply_variant(config, variant, variants())
+
+
+def get_sweep(scale: str = ""):
+    """All variants with three seeds."""
+    if scale:
+        raise UserError(f"there is no scale {scale!r}; the only one has no name")
+    return with_seeds({name: get_config(name) for name in variants()}, seeds=3)
 
 
 def variants():

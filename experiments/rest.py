@@ -16,7 +16,8 @@ from functools import partial
 
 import experiments.listops
 import experiments.shakespeare
-from nrgpt_jax.configs import apply_variant, default_config
+from nrgpt_jax.configs import apply_variant, default_config, with_seeds
+from nrgpt_jax.errors import UserError
 
 INJECTION = {"model.energies": ("injection",)}
 PROJECTED = {**INJECTION, "model.rule": "projected", "model.rate": "psd"}
@@ -61,6 +62,7 @@ WAYS = {
     "sphere": (SPHERE,),
     "sphere_decay": (SPHERE, decay),
     "sphere_decay_held": (SPHERE, decay, held(1)),
+    "sphere_decay_held_2": (SPHERE, decay, held(2)),
     "injection_near_long": (INJECTION, long, NEAR),
     "injection_far_long": (INJECTION, long, FAR),
     "projected_near_long": (PROJECTED, long, NEAR),
@@ -74,6 +76,13 @@ def get_config(variant: str = "listops_full"):
     config = default_config()
     config.experiment = "rest"
     return apply_variant(config, variant, variants())
+
+
+def get_sweep(scale: str = ""):
+    """All variants with three seeds."""
+    if scale:
+        raise UserError(f"there is no scale {scale!r}; the only one has no name")
+    return with_seeds({name: get_config(name) for name in variants()}, seeds=3)
 
 
 def variants():

@@ -63,6 +63,7 @@ def _data() -> ConfigDict:
     c.fingerprint = ""  # set when a run starts: names the content it is trained on
     c.tokenizer = "char"  # of text: char, byte, gpt2 (byte pairs)
     c.validation_fraction = 0.1  # last part of a text or stream; share of documents
+    c.train_fraction = 1.0  # of the training split, its first part: what is learned from
     c.batch_size = 64  # windows a step, over all devices
     c.listops = _listops()
     return c
@@ -159,6 +160,17 @@ def apply_variant(
         raise UserError(f"there is no variant {variant!r} of {config.experiment}; it has {known}")
     variants[variant](config)
     return config
+
+
+def with_seeds(configs: Mapping[str, ConfigDict], seeds: int) -> dict[str, ConfigDict]:
+    """Each configuration with the seeds 0, 1, ...: `NAME/0` and so on, seed by seed."""
+    found: dict[str, ConfigDict] = {}
+    for seed in range(seeds):
+        for name, config in configs.items():
+            own = config.copy_and_resolve_references()
+            own.seed = seed
+            found[f"{name}/{seed}"] = own
+    return found
 
 
 # As a record in a file --------------------------------------------------------------------------

@@ -8,12 +8,9 @@ ones that the table shows. It goes between the marks in docs/quality.md, the num
 docs/quality.json.
 """
 
-import itertools
 import json
 import math
-from concurrent.futures import Executor, Future
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -23,17 +20,9 @@ from nrgpt_jax import cli
 from nrgpt_jax.analysis.examination import plain
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.runs.metrics import read_metrics
-from studies.runner import (
-    ROOT,
-    Directories,
-    define_flags,
-    failure,
-    load,
-    prepare,
-    start,
-    train_side_by_side,
-    trainers,
-)
+from nrgpt_jax.sweeps.loading import load_module
+from nrgpt_jax.sweeps.progress import is_done
+from studies.runner import ROOT, define_flags, train_possible
 from studies.tables import spread, table
 
 EXPERIMENT, DOCS = ROOT / "experiments/quality.py", ROOT / "docs"
@@ -42,49 +31,49 @@ SIZES = ("small", "large")
 REFERENCE = "GPT_Rec_parallel"
 
 
-def tuned(pool: Executor, names: list[str], f: flags.FlagValues) -> dict[str, dict[str, Any]]:
+def tuned(names: list[str], f: flags.FlagValues) -> dict[str, dict[str, Any]]:
     """Trains these variants; the learning rate of each, and its losses in nats a character."""
-    experiment, runs, searches, found = load(EXPERIMENT), Path(f.runs), {}, {}
+    experiment, runs = load_module(EXPERIMENT), Path(f.runs)
     cell = lambda name, rate: f"{name}@{rate:g}"
-    if f.side_by_side:
-        own = {name: _directories(experiment, name, f) for name in names}
-        train_side_by_side(pool, EXPERIMENT, own)
+    searched = [cell(name, rate) for name in names for rate in experiment.rates(name)]
+    # Side by side the other seeds of every learning rate cost little more.
+    train([(c, s) for c in searched for s in range(f.seeds + 1 if f.side_by_side else 1)], f)
+    found = {}
     for name in names:
-        rates = experiment.rates(name)
-        searches[name] = {r: start(pool, EXPERIMENT, runs, cell(name, r), 0) for r in rates}
-    repeats = {}
-    for name, search in searches.items():
-        searched = {r: loss(run, runs, cell(name, r), 0) for r, run in search.items()}
-        best = min(searched, key=lambda r: searched[r])
-        seeds = range(1, f.seeds + 1)
-        repeats[name] = {s: start(pool, EXPERIMENT, runs, cell(name, best), s) for s in seeds}
+        seen = {rate: loss(runs / cell(name, rate) / "0") for rate in experiment.rates(name)}
         found[name] = {
             "parameters": experiment.parameters(experiment.get_config(name).model),
-            "searched": {f"{rate:g}": seen for rate, seen in searched.items()},
-            "learning_rate": best,
+            "searched": {f"{rate:g}": found for rate, found in seen.items()},
+            "learning_rate": min(seen, key=lambda rate: seen[rate]),
         }
+    seeds = range(1, f.seeds + 1)
+    best = {name: cell(name, row["learning_rate"]) for name, row in found.items()}
+    train([(c, seed) for c in best.values() for seed in seeds], f)
     for name, row in found.items():
-        cells = repeats[name].items()
-        row["losses"] = [loss(run, runs, cell(name, row["learning_rate"]), s) for s, run in cells]
-        print(name, row, flush=True)
+        row["losses"] = [loss(runs / best[name] / str(seed)) for seed in seeds]
     return found
 
 
-def _directories(experiment: ModuleType, name: str, f: flags.FlagValues) -> Directories:
-    """Of every seed and learning rate."""
-    cells = itertools.product(range(f.seeds + 1), experiment.rates(name))
-    return {(seed, r): Path(f.runs) / f"{name}@{r:g}" / str(seed) for seed, r in cells}
+def train(cells: list[tuple[str, int]], f: flags.FlagValues) -> None:
+    """Trains variants with seeds; that one diverges is a result.
+
+    Raises:
+      UserError: one has failed otherwise.
+    """
+    experiment, configs = load_module(EXPERIMENT), {}
+    for variant, seed in cells:
+        workdir = Path(f.runs) / variant / str(seed)
+        configs[workdir] = experiment.get_config(variant)
+        configs[workdir].seed = seed
+    for workdir, why in train_possible(configs, f).items():
+        if not why.startswith("UserError"):  # which says that it has diverged
+            raise UserError(f"{workdir}: {why}; its log is there; --retry trains it again")
 
 
-def loss(run: Future, runs: Path, variant: str, seed: int) -> float:
+def loss(workdir: Path) -> float:
     """The validation loss after the last step; infinite where the training diverged."""
-    error = failure(run, f"{variant}, seed {seed}")
-    if isinstance(error, UserError):
-        return math.inf
-    if error is not None:
-        raise error
-    last = [r["val/loss"] for r in read_metrics(runs / variant / str(seed)) if "val/loss" in r][-1]
-    return math.inf if last is None else last
+    seen = [line["val/loss"] for line in read_metrics(workdir) if "val/loss" in line]
+    return seen[-1] if is_done(workdir) and seen[-1] is not None else math.inf
 
 
 def page(found: dict[str, dict[str, Any]], text: str) -> str:
@@ -118,12 +107,10 @@ def _mean(losses: list[float | None]) -> float:
 
 def main(f: flags.FlagValues) -> None:
     """Trains and writes."""
-    experiment, found = load(EXPERIMENT), dict[str, dict[str, Any]]()
+    experiment, found = load_module(EXPERIMENT), dict[str, dict[str, Any]]()
     names = f.only or experiment.variants()
-    prepare(map(experiment.get_config, names))
-    with trainers(f.jobs) as pool:
-        for size in SIZES:
-            found |= tuned(pool, [name for name in names if name.startswith(size)], f)
+    for size in SIZES:
+        found |= tuned([name for name in names if name.startswith(size)], f)
     if not f.measure:
         return
     kept = DOCS / "quality.json"

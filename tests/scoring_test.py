@@ -125,6 +125,7 @@ def test_texts_read_one_by_one_have_the_likelihoods_of_the_whole(model_and_varia
 
 
 def test_texts_that_cannot_be_read_one_by_one_are_refused(model_and_variables):
+    model, variables = model_and_variables
     for length in (1, LENGTH + 2):
         with pytest.raises(UserError, match="length of a text"):
-            read_one_by_one(*model_and_variables, np.ones((1, length), int), Decoding())
+            read_one_by_one(model, variables, np.ones((1, length), int), Decoding())

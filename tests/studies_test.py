@@ -1,73 +1,18 @@
-"""Studies: runs side by side are the runs one by one, and variants are what their tables say."""
+"""Studies: variants are what their tables say, and what is trained is measured once."""
 
-import contextlib
 import importlib
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+import math
 from types import SimpleNamespace
 from typing import Any
 
-import jax
-import numpy as np
 import pytest
-from train_helpers import TEXT, config_of
 
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.models import create_model
-from nrgpt_jax.runs.metrics import read_metrics
-from nrgpt_jax.runs.pretrained import load_pretrained
 from nrgpt_jax.training.config_checks import check_config
-from nrgpt_jax.training.loop import train
 from studies import quality, runner
-from studies.side_by_side import train_directories
 
 QUALITY, REST = (importlib.import_module(f"experiments.{name}") for name in ("quality", "rest"))
-REST_FILE = runner.ROOT / "experiments/rest.py"
-SEEDS, RATES = (0, 3), (5e-3, 1e-2)
-
-
-@pytest.fixture
-def config(tmp_path):
-    """Of a model with random depths, without dropout."""
-    corpus = tmp_path / "text.txt"
-    corpus.write_text(TEXT)
-    config = config_of(corpus)
-    config.model.dropout = 0.0
-    config.depth.update({"distribution": "uniform", "least": 1, "most": 4, "gradient_steps": 2})
-    return config
-
-
-@pytest.mark.slow
-def test_runs_side_by_side_end_where_one_by_one_they_do(config, tmp_path, standard_promotion):
-    config.optimizer.learning_rate = RATES[0]
-    own = {(seed, rate): tmp_path / f"{seed}_{rate}" for seed in SEEDS for rate in RATES}
-    train_directories(config.copy_and_resolve_references(), own)
-    scale = config.optimizer.final_learning_rate / config.optimizer.learning_rate
-    config.seed, config.optimizer.learning_rate = SEEDS[1], RATES[1]
-    config.optimizer.final_learning_rate = scale * RATES[1]
-    alone = tmp_path / "alone"
-    found = train(config, alone)
-    together = own[SEEDS[1], RATES[1]]
-    assert runner.is_done(together)
-    line = json.loads((together / "metrics.jsonl").read_text())
-    assert line["val/loss"] == pytest.approx(found["val/loss"], rel=1e-3)
-    loaded, trained = load_pretrained(together), load_pretrained(alone, "latest")
-    assert loaded.config.seed == SEEDS[1]
-    assert loaded.config.optimizer == trained.config.optimizer
-
-    def distance(other):
-        """Over all parameters together: single ones may follow the sign of noise."""
-        leaves = [jax.tree.leaves(p.variables) for p in (loaded, load_pretrained(other, "latest"))]
-        return sum(float(np.sum((a - b) ** 2)) for a, b in zip(*leaves, strict=True)) ** 0.5
-
-    assert distance(alone) < 0.1 * distance(own[SEEDS[0], RATES[1]])
-    assert distance(alone) < 0.1 * distance(own[SEEDS[1], RATES[0]])
 
 
 @pytest.mark.parametrize("variant", QUALITY.variants())
@@ -112,62 +57,49 @@ def test_a_page_has_every_variant_and_keeps_its_text():
     assert page.endswith("\nafter")
 
 
-@pytest.mark.slow
-def test_trainers_end_with_a_study_that_is_killed(tmp_path):
-    script = tmp_path / "study.py"
-    script.write_text(
-        "import os, signal\nfrom studies.runner import trainers\n"
-        "if __name__ == '__main__':\n"
-        "    with trainers(1) as pool:\n"
-        "        print(pool.submit(os.getpid).result(), flush=True)\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+def test_a_study_measures_what_is_trained_once(tmp_path, monkeypatch):
+    experiment = tmp_path / "study.py"
+    experiment.write_text(
+        "from nrgpt_jax.configs import default_config\n"
+        "variants = lambda: ['a', 'b']\n"
+        "get_config = lambda name: default_config()\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(runner.ROOT)}
-    command = [sys.executable, str(script)]
-    ended = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
-    assert ended.returncode == -signal.SIGKILL
-    worker = Path(f"/proc/{int(ended.stdout)}")
-    for _ in range(60):
-        if not worker.exists():
-            return
-        time.sleep(1.0)
-    pytest.fail(f"{worker} is still there")
+    trained, seen = [], []
+
+    def train_all(configs, f):
+        trained.extend(configs)
+        for workdir in configs:
+            workdir.mkdir(parents=True, exist_ok=True)
+
+    def measure(workdir):
+        seen.append(workdir)
+        return {"number": len(seen)}
+
+    monkeypatch.setattr(runner, "train_all", train_all)
+    monkeypatch.setattr(runner, "is_done", lambda workdir: workdir.name != "2")
+    given: Any = SimpleNamespace(
+        only=["a"], seeds=3, runs=tmp_path / "r", measure=True, again=False
+    )
+    found = runner.measure_all(experiment, measure, given)
+    assert trained == [tmp_path / "r/a" / str(seed) for seed in range(3)]
+    assert found == {"a": [{"number": 1}, {"number": 2}]}
+    assert runner.measure_all(experiment, measure, given) == found
+    assert len(seen) == 2
 
 
-def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path, capsys, monkeypatch):
-    made = []
+def test_a_learning_rate_with_which_training_diverges_is_not_taken(tmp_path, monkeypatch):
+    losses = {0.0005: 2.0, 0.001: math.inf, 0.002: 1.5, 0.004: 1.8}
 
-    def start(pool, experiment, runs, variant, seed):
-        return pool.submit(lambda: made.append(1 // seed))
+    def loss(workdir):
+        return losses[float(workdir.parent.name.partition("@")[2])]
 
-    @contextlib.contextmanager
-    def threads(jobs):
-        with ThreadPoolExecutor(jobs) as pool:
-            yield pool
-
-    monkeypatch.setattr(runner, "start", start)
-    monkeypatch.setattr(runner, "trainers", threads)
-    monkeypatch.setattr(runner, "prepare", lambda configs: list(configs))
-    chosen = {"only": ["listops_full"], "seeds": 3, "jobs": 1, "side_by_side": False}
-    given: Any = SimpleNamespace(**chosen, runs=tmp_path)
-    with pytest.raises(UserError, match="1 of 3 runs failed"):
-        runner.train_all(REST_FILE, given)
-    assert made == [1, 0]
-    assert capsys.readouterr().out == "listops_full, seed 0: integer division or modulo by zero\n"
-
-
-def test_what_cannot_be_side_by_side_is_said_before_it_is_trained(config, tmp_path):
-    config.optimizer.schedule = "exponential"
-    with pytest.raises(UserError, match=r"optimizer\.schedule='exponential' .* side by side"):
-        train_directories(config, {(0, 1e-2): tmp_path / "run"})
-
-
-@pytest.mark.slow
-def test_a_training_that_diverges_has_no_loss_side_by_side(config, tmp_path, standard_promotion):
-    del standard_promotion
-    config.max_skipped_steps, config.optimizer.clip_norm = 2, 0.0
-    own = {(0, rate): tmp_path / str(rate) for rate in (1e-2, 1e30)}
-    train_directories(config, own)
-    losses = [read_metrics(workdir)[-1]["val/loss"] for workdir in own.values()]
-    assert losses[0] < 4.0
-    assert losses[1] is None
+    monkeypatch.setattr(quality, "train_possible", lambda configs, f: {})
+    monkeypatch.setattr(quality, "loss", loss)
+    given: Any = SimpleNamespace(runs=tmp_path, seeds=2, side_by_side=False)
+    row = quality.tuned(["small_full"], given)["small_full"]
+    assert row["learning_rate"] == 0.002
+    assert row["losses"] == [1.5, 1.5]
+    told = {"failed": "OSError: no space left"}
+    monkeypatch.setattr(quality, "train_possible", lambda configs, f: told)
+    with pytest.raises(UserError, match="no space left"):
+        quality.tuned(["small_full"], given)

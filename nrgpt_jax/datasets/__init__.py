@@ -36,7 +36,9 @@ def load_dataset(data: Mapping[str, Any]) -> Dataset:
     Raises:
       UserError: it cannot be downloaded, read or split; the message says what to do.
     """
-    return DATASETS[data["name"]](data)
+    whole = DATASETS[data["name"]](data)
+    kept = round(data["train_fraction"] * len(whole.train))
+    return whole._replace(train=whole.train.first(kept))
 
 
 def load_recorded(data: Mapping[str, Any]) -> Dataset:

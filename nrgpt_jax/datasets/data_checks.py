@@ -31,6 +31,8 @@ def check_data(data: Mapping[str, Any]) -> None:
     require_choice("data.tokenizer", data["tokenizer"], kinds)
     fraction = data["validation_fraction"]
     require(0 < fraction < 1, "data.validation_fraction", fraction, "0 < fraction < 1")
+    fraction = data["train_fraction"]
+    require(0 < fraction <= 1, "data.train_fraction", fraction, "0 < fraction <= 1")
     require_positive(data, "data.", "batch_size")
     check_at_most(data, "data.", {"batch_size": _LARGEST_BATCH})
     require("\0" not in data["path"], "data.path", data["path"], "a path without the character 0")

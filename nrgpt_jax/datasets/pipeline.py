@@ -55,7 +55,7 @@ def check_length(stream: Stream, context_length: int, split: str) -> None:
         raise UserError(
             f"the {split} split has {len(stream)} tokens, model.context_length="
             f"{context_length} needs {context_length + 1}; lower it, give more text, or change "
-            "data.validation_fraction"
+            "data.validation_fraction or data.train_fraction"
         )
 
 

@@ -29,6 +29,10 @@ class Stream(abc.ABC):
         """All tokens (tokens,) int32, of a stream that fits in memory."""
         return self.read(0, len(self))[0].astype(np.int32)
 
+    def first(self, count: int) -> "Stream":
+        """Its first tokens, so many or all there are."""
+        return self if count >= len(self) else _Beginning(self, count)
+
     @abc.abstractmethod
     def __len__(self) -> int:
         """The number of tokens."""
@@ -65,6 +69,17 @@ class ArrayStream(Stream):
     def read(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray | None]:
         window = slice(start, start + count)
         return self._tokens[window], None if self._weights is None else self._weights[window]
+
+
+class _Beginning(Stream):
+    def __init__(self, whole: Stream, count: int):
+        self._whole, self._count = whole, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def read(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray | None]:
+        return self._whole.read(start, count)
 
 
 class Shard(NamedTuple):

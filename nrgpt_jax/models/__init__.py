@@ -20,6 +20,7 @@ __all__ = [
     "abstract_params",
     "create_model",
     "model_names",
+    "num_parameters",
     "parameter_shapes",
     "parameter_specs",
 ]
@@ -59,6 +60,11 @@ def abstract_params(model: LanguageModel) -> Any:
     is_spec = lambda spec: isinstance(spec, ParameterSpec)
     shape = lambda spec: jax.ShapeDtypeStruct(spec.shape(model.sizes), "float32")
     return jax.tree.map(shape, parameter_specs(model), is_leaf=is_spec)
+
+
+def num_parameters(model: LanguageModel) -> int:
+    """How many parameters it has, embeddings and head included."""
+    return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(model)))
 
 
 def parameter_shapes(model: LanguageModel) -> dict[str, tuple[int, ...]]:

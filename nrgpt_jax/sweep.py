@@ -1,0 +1,62 @@
+"""Trains the runs of a sweep.
+
+    python -m nrgpt_jax.sweep --sweep=experiments/listops_transition.py[:SCALE] [--runs=DIR]
+    python -m nrgpt_jax.sweep --launcher=slurm --option=timeout_min=60 --option=gpus_per_node=1 ...
+
+An experiment file with `get_sweep(scale)` names the runs: configurations by name, of which each has
+a directory `DIR/NAME`. The same command again goes on: what is trained is left, what was stopped
+goes on, what has failed is told apart (`--retry` trains it again). `DIR/summary.csv` has a line for
+each run.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from nrgpt_jax import cli
+from nrgpt_jax.errors import UserError
+from nrgpt_jax.sweeps.engine import LAUNCHERS, Launcher, run_all
+from nrgpt_jax.sweeps.loading import load
+from nrgpt_jax.sweeps.progress import Watch, write_summary
+
+
+def options(pairs: Sequence[str]) -> dict[str, int | str]:
+    """`NAME=VALUE`, numbers as numbers. Raises UserError where one is not so."""
+    found: dict[str, int | str] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise UserError(f"--option={pair!r} is not possible: NAME=VALUE")
+        found[name] = int(value) if value.isdecimal() else value
+    return found
+
+
+def main(f: flags.FlagValues) -> None:
+    """Trains, shows, sums up."""
+    path, _, scale = f.sweep.partition(":")
+    runs = Path(f.runs or f"runs/{Path(path).stem}{'-' if scale else ''}{scale}")
+    configs = {runs / name: config for name, config in load(Path(path), scale).items()}
+    watch = Watch(configs)
+    launcher = Launcher(f.launcher, f.jobs, options(f.option))
+    failed = run_all(configs, launcher, side_by_side=f.side_by_side, retry=f.retry, watch=watch)
+    watch.show()
+    write_summary(runs / "summary.csv", configs)
+    print(f"written to {runs / 'summary.csv'}")
+    if failed:
+        workdir, why = next(iter(failed.items()))
+        raise UserError(
+            f"{len(failed)} of {len(configs)} runs failed ({workdir}: {why}); its log is there; "
+            "--retry trains them again"
+        )
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("sweep", None, "FILE.py or FILE.py:SCALE, with get_sweep.", required=True)
+    flags.DEFINE_string("runs", None, "Where the runs are; runs/FILE-SCALE by default.")
+    flags.DEFINE_enum("launcher", "local", LAUNCHERS, "Here, or on a SLURM cluster.")
+    flags.DEFINE_integer("jobs", 2, "Train so many at a time.", 1)
+    flags.DEFINE_multi_string("option", [], "NAME=VALUE of submitit: timeout_min=60, ...")
+    flags.DEFINE_boolean("side_by_side", False, "Like runs as one program, for an accelerator.")
+    flags.DEFINE_boolean("retry", False, "Train again what has failed.")
+    cli.run(lambda: main(flags.FLAGS))

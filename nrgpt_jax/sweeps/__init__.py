@@ -1,0 +1,1 @@
+"""Many runs: trained here or on a cluster, watched, and summed up."""

@@ -1,0 +1,197 @@
+"""Trains the runs of a sweep: here, in several processes, or as the jobs of a SLURM cluster.
+
+A run is a run directory and its configuration. What is trained is left, what was stopped goes on,
+and what has failed is told apart and left until it is asked for again.
+"""
+
+import contextlib
+import dataclasses
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+from ml_collections import ConfigDict
+
+from nrgpt_jax import disk, host
+from nrgpt_jax.datasets import load_dataset
+from nrgpt_jax.errors import FAILED, UserError, require_choice
+from nrgpt_jax.sweeps.progress import FAILURE_FILE, failure_of, in_use, is_done
+from nrgpt_jax.sweeps.side_by_side import groups, train_directories
+from nrgpt_jax.training.loop import train
+
+Configs: TypeAlias = Mapping[Path, ConfigDict]
+"""Of the runs, by run directory."""
+
+LAUNCHERS = ("local", "slurm")
+
+
+class Launcher(NamedTuple):
+    """Where runs are trained, and how many at a time."""
+
+    name: str = "local"
+    jobs: int = 2
+    options: Mapping[str, Any] = {}  # of submitit's executor: timeout_min, slurm_partition, ...
+
+
+def run_all(
+    configs: Configs,
+    launcher: Launcher,
+    *,
+    side_by_side: bool = False,
+    retry: bool = False,
+    watch: Callable[[], object] = lambda: None,
+) -> dict[Path, str]:
+    """Trains every run that is not trained yet, in the order given.
+
+    Args:
+      configs: the runs; their directories have one parent's parent, for compiled programs.
+      launcher: where.
+      side_by_side: runs that differ in seed, part of the data and learning rate alone are trained
+        as one program, for an accelerator; those that were begun one by one go on so.
+      retry: train again what has failed.
+      watch: called every few seconds, and at the end.
+
+    Returns:
+      Why those that have failed did, now or before.
+    """
+    todo = {w: c for w, c in configs.items() if not is_done(w) and (retry or not failure_of(w))}
+    for workdir in todo:
+        (workdir / FAILURE_FILE).unlink(missing_ok=True)
+    prepare(todo.values())
+    parts: Sequence[Configs] = [{workdir: config} for workdir, config in todo.items()]
+    if side_by_side:
+        begun = {w: c for w, c in todo.items() if (w / "checkpoints").exists()}
+        fresh = {w: c for w, c in todo.items() if w not in begun}
+        parts = [*groups(fresh), *({w: c} for w, c in begun.items())]
+    with executor(launcher, next(iter(configs)).parent.parent) as submit:
+        jobs = submit([Training(part) for part in parts])
+        while not all(job.done() for job in jobs):
+            watch()
+            time.sleep(1.0)
+        for part, job in zip(parts, jobs, strict=True):
+            _note(part, job.exception())
+    watch()
+    return {workdir: why for workdir in configs if (why := failure_of(workdir))}
+
+
+def prepare(configs: Iterable[ConfigDict]) -> None:
+    """Prepares the data of all of them, which the trainings then find."""
+    for fields in {config.data.to_json(): config.data for config in configs}.values():
+        load_dataset(fields)
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """The training of one run, or of several side by side, as an executor is given it."""
+
+    configs: Configs
+
+    def __call__(self) -> None:
+        """Trains; what fails is written to the run directory."""
+        left = {w.resolve(): config for w, config in self.configs.items() if not is_done(w)}
+        for workdir in left:
+            workdir.mkdir(parents=True, exist_ok=True)
+        if len(left) > 1:
+            self._log(left, train_directories, left)
+        elif left:
+            [(workdir, config)] = left.items()
+            if not in_use(workdir):
+                self._log(left, train, config, workdir)
+        jax.clear_caches()
+
+    def _log(self, runs: Configs, work: Callable[..., object], *arguments: object) -> None:
+        first = next(iter(runs))
+        host.cache_compilations(first.parent.parent)
+        with contextlib.ExitStack() as held:
+            log = held.enter_context((first / "log").open("a"))
+            held.enter_context(contextlib.redirect_stdout(log))
+            held.enter_context(contextlib.redirect_stderr(log))
+            try:
+                work(*arguments)
+            except Exception as error:
+                _note(runs, error)
+
+    def checkpoint(self) -> Any:
+        """What submitit starts again when a job has reached its time limit or was preempted."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def _note(runs: Configs, error: BaseException | None) -> None:
+    """Writes why runs have failed; a signal that has stopped them is no failure."""
+    if error is None or isinstance(error, (SystemExit, KeyboardInterrupt)):
+        return
+    why = " ".join(str(error).split())[:1000] or type(error).__name__
+    for workdir in runs:
+        if not is_done(workdir) and not failure_of(workdir):
+            disk.write_json(workdir / FAILURE_FILE, {"kind": type(error).__name__, "why": why})
+
+
+@contextlib.contextmanager
+def executor(launcher: Launcher, root: Path) -> Iterator[Callable[[Sequence[Training]], list[Any]]]:
+    """A function that begins trainings; what it returns has `done` and `exception`.
+
+    Raises:
+      UserError: the launcher is not known, or not installed.
+    """
+    require_choice("launcher", launcher.name, LAUNCHERS)
+    if launcher.name == "slurm":
+        yield lambda trainings: submit_jobs(launcher, root, trainings)
+        return
+    with trainers(launcher.jobs) as pool:
+        yield lambda trainings: [pool.submit(training) for training in trainings]
+
+
+def submit_jobs(
+    launcher: Launcher, root: Path, trainings: Sequence[Training], cluster: str = "slurm"
+) -> list[Any]:
+    """Hands trainings to submitit: on SLURM as an array, of which `jobs` run at a time.
+
+    Its scripts and logs are in `root/jobs`.
+    """
+    try:
+        import submitit
+    except ImportError:
+        raise UserError("the launcher slurm needs submitit: pip install -e '.[sweep]'") from None
+    made = submitit.AutoExecutor(root / "jobs", cluster=cluster)
+    parallel = {"slurm_array_parallelism": launcher.jobs}
+    try:
+        made.update_parameters(**parallel, **launcher.options)
+    except (NameError, NotImplementedError, TypeError, ValueError) as error:
+        raise UserError(f"an option of the cluster is not possible: {error}") from None
+    with made.batch():
+        return [made.submit(training) for training in trainings]
+
+
+@contextlib.contextmanager
+def trainers(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """So many processes that train, one run after the other; on a CPU each with a core."""
+    before = dict(os.environ)
+    os.environ.update(JAX_NUM_CPU_DEVICES="1", OMP_NUM_THREADS="1")  # they inherit it
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(jobs, context, _begin, (os.getpid(),))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)  # where all went well nothing is left to cancel
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _begin(parent: int) -> None:
+    """Prepares this process, and ends it when its parent has gone."""
+    host.use_all_cores(1)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(FAILED)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,43 @@
+"""Sweeps as experiment files describe them: `get_sweep(scale)` beside `get_config(variant)`."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+from ml_collections import ConfigDict
+
+from nrgpt_jax.configs import check_complete
+from nrgpt_jax.errors import UserError
+
+
+def load_module(experiment: Path) -> ModuleType:
+    """An experiment file as a module. Raises UserError when there is none."""
+    if not experiment.is_file():
+        known = ", ".join(sorted(p.stem for p in experiment.parent.glob("[!_]*.py"))) or "none"
+        raise UserError(f"there is no experiment {experiment}; {experiment.parent}/ has {known}")
+    spec = importlib.util.spec_from_file_location(experiment.stem, experiment)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def load(experiment: Path, scale: str = "") -> dict[str, ConfigDict]:
+    """The runs of a sweep by name.
+
+    Raises:
+      UserError: the file describes none, or none of this scale, or one is not possible.
+    """
+    module = load_module(experiment)
+    if not hasattr(module, "get_sweep"):
+        raise UserError(f"{experiment} has no get_sweep(scale); it describes no sweep")
+    configs = dict(module.get_sweep(scale))
+    for name, config in configs.items():
+        check_complete(config)
+        parts = Path(name).parts
+        if Path(name).is_absolute() or ".." in parts or len(parts) != 2:
+            raise UserError(f"{name!r} of {experiment} is no name of a run: VARIANT/SEED")
+    if not configs:
+        raise UserError(f"the sweep of {experiment} has no runs")
+    return configs

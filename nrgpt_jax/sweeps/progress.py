@@ -1,0 +1,176 @@
+"""How far the runs of a sweep are: from what their directories hold, and as a table of numbers."""
+
+import csv
+import json
+import math
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from nrgpt_jax import disk
+from nrgpt_jax.errors import UserError
+from nrgpt_jax.models import create_model, num_parameters
+from nrgpt_jax.runs.directory import CONFIG_FILE, load_config, locked
+from nrgpt_jax.runs.metrics import read_metrics
+
+FAILURE_FILE = "failed.json"
+EVERY = 10.0  # seconds between two looks at all runs
+STATES = ("done", "training", "stopped", "failed", "waiting")
+
+
+class Progress(NamedTuple):
+    """Of one run."""
+
+    state: str  # of STATES
+    step: int
+    of: int  # training steps
+    losses: list[float]  # of its evaluations on the validation split, nats; NaN: it has diverged
+
+
+def progress(workdir: Path, config: ConfigDict) -> Progress:
+    """What the directory of a run says of it."""
+    lines = read_metrics(workdir) if workdir.is_dir() else []
+    seen = [line["val/loss"] for line in lines if "val/loss" in line]
+    losses = [math.nan if loss is None else loss for loss in seen]
+    step = max((line["step"] for line in lines), default=0)
+    state = "waiting"
+    if is_done(workdir):
+        state = "done"
+    elif in_use(workdir):
+        state = "training"
+    elif failure_of(workdir):
+        state = "failed"
+    elif lines:
+        state = "stopped"
+    return Progress(state, step, config.train_steps, losses)
+
+
+def is_done(workdir: Path) -> bool:
+    """Whether a run was trained to its last step."""
+    try:
+        target = json.loads((workdir / CONFIG_FILE).read_text())["train_steps"]
+    except FileNotFoundError:
+        return False
+    return any(r["step"] == target and "val/loss" in r for r in read_metrics(workdir))
+
+
+def in_use(workdir: Path) -> bool:
+    """Whether a process trains there."""
+    if not (workdir / "lock").exists():
+        return False
+    try:
+        with locked(workdir):
+            return False
+    except UserError:
+        return True
+
+
+def failure_of(workdir: Path) -> str:
+    """Why a run has failed; empty if it has not."""
+    try:
+        found = disk.read_json(workdir / FAILURE_FILE, dict[str, Any], "remove it")
+    except FileNotFoundError:
+        return ""
+    return f"{found.get('kind')}: {found.get('why')}"
+
+
+def write_summary(path: Path, configs: Mapping[Path, ConfigDict]) -> list[dict[str, Any]]:
+    """Writes a line for each run to a CSV file: its state, what it differs in, its losses.
+
+    Returns:
+      The lines.
+    """
+    root = path.parent
+    varied = varied_fields(configs)
+    lines = []
+    for workdir, config in configs.items():
+        seen = progress(workdir, config)
+        finite = [loss for loss in seen.losses if math.isfinite(loss)]
+        lines.append(
+            {
+                "run": str(workdir.relative_to(root)),
+                "state": seen.state,
+                "step": seen.step,
+                "parameters": parameters(workdir),
+                "val/loss": seen.losses[-1] if seen.losses else None,
+                "best val/loss": min(finite, default=None),
+                "failure": failure_of(workdir),
+                **varied[workdir],
+            }
+        )
+    with disk.replacing(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(lines[0]))
+        writer.writeheader()
+        writer.writerows(lines)
+    return lines
+
+
+def parameters(workdir: Path) -> int | None:
+    """How many a run has; None before it has begun."""
+    if not (workdir / CONFIG_FILE).exists():
+        return None
+    return num_parameters(create_model(load_config(workdir)))
+
+
+def varied_fields(configs: Mapping[Path, ConfigDict]) -> dict[Path, dict[str, Any]]:
+    """The fields in which the runs differ, with their values."""
+    flat = {workdir: _flat(config.to_dict()) for workdir, config in configs.items()}
+    first = next(iter(flat.values()))
+    names = [name for name in first if any(f[name] != first[name] for f in flat.values())]
+    return {workdir: {name: f[name] for name in names} for workdir, f in flat.items()}
+
+
+def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value
+    return found
+
+
+def status(configs: Mapping[Path, ConfigDict]) -> list[str]:
+    """A line of counts, and one for each run that is being trained or has failed."""
+    seen = {workdir: progress(workdir, config) for workdir, config in configs.items()}
+    counts = Counter(run.state for run in seen.values())
+    lines = [", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])]
+    for workdir, run in seen.items():
+        name = "/".join(workdir.parts[-2:])
+        if run.state == "training":
+            loss = f", validation loss {run.losses[-1]:.4f}" if run.losses else ""
+            lines.append(f"  {name}: step {run.step:,} of {run.of:,}{loss}")
+        if run.state == "failed":
+            lines.append(f"  {name}: failed: {failure_of(workdir)}")
+    return lines
+
+
+class Watch:
+    """Prints how far the runs are, in place on a terminal."""
+
+    def __init__(self, configs: Mapping[Path, ConfigDict]):
+        self._configs, self._printed, self._next = configs, list[str](), 0.0
+        self._in_place = sys.stdout.isatty()
+
+    def __call__(self) -> None:
+        """Looks, unless it has just looked."""
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + EVERY
+        self.show()
+
+    def show(self) -> None:
+        """Looks now."""
+        lines = status(self._configs)
+        if self._in_place:
+            up = f"\x1b[{len(self._printed)}A\x1b[J" if self._printed else ""
+            sys.stdout.write(up + "\n".join(lines) + "\n")
+        elif lines[:1] != self._printed[:1]:
+            sys.stdout.write("\n".join(lines) + "\n")
+        sys.stdout.flush()
+        self._printed = lines

@@ -1,0 +1,207 @@
+"""Trains runs that differ in seed, part of the data and learning rate alone side by side, as one
+program.
+
+Small models leave an accelerator idle; `jax.vmap` over runs fills it. Batches, initial parameters,
+optimizer, losses and random numbers are those of `nrgpt_jax.train` on one device, so that a run
+ends where that one would, but for rounding; one that would have ended as diverged has no validation
+loss. There are no checkpoints: a run directory is written at the end, as an export
+(`runs.pretrained`) with the losses of all evaluations in its metrics.jsonl.
+"""
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from nrgpt_jax.datasets import Dataset, load_dataset
+from nrgpt_jax.datasets.pipeline import Batch, train_batches, validation_batches
+from nrgpt_jax.datasets.streams import Stream
+from nrgpt_jax.errors import require
+from nrgpt_jax.models import create_model, parameter_specs
+from nrgpt_jax.runs.directory import locked
+from nrgpt_jax.runs.metrics import FILE_NAME
+from nrgpt_jax.runs.pretrained import Pretrained, save_pretrained
+from nrgpt_jax.training import depths, losses
+from nrgpt_jax.training.config_checks import check_config
+from nrgpt_jax.training.loop import resolve
+from nrgpt_jax.training.optimizers import create_optimizer
+from nrgpt_jax.training.step import TrainState, advance, initial_state
+
+CHUNK = 250  # training steps between two visits of the host, at most
+VARIED = ("seed", "data.train_fraction", "optimizer.learning_rate", "optimizer.final_learning_rate")
+
+
+class Source(NamedTuple):
+    """What the batches of a run are made from."""
+
+    seed: int
+    train: Stream
+
+
+class Runs(NamedTuple):
+    """Of S sources and R learning rates, in front of every array."""
+
+    state: TrainState
+    lost: jax.Array  # whether too many steps in a row were skipped
+
+
+class Evaluation(NamedTuple):
+    """Of all runs, (S,R) each, in nats; NaN of those that diverged."""
+
+    step: int
+    train_loss: np.ndarray  # the mean over the steps since the last visit of the host
+    validation_loss: np.ndarray
+
+
+def train_side_by_side(
+    config: ConfigDict, sources: Sequence[Source], rates: Sequence[float], dataset: Dataset
+) -> tuple[Any, list[Evaluation]]:
+    """Trains one model with every source and every learning rate.
+
+    Args:
+      config: of a training; its learning rates are scaled as one.
+      sources, rates: S and R of them.
+      dataset: of the configuration, for validation.
+
+    Returns:
+      The parameters, (S,R,...) each, and the evaluations, the last after the last step.
+    """
+    model, total = create_model(config), config.train_steps
+    depth, c = depths.of_config(config), config.optimizer.to_dict()
+    rows, specs = jnp.arange(config.data.batch_size), parameter_specs(model)
+    final = c["final_learning_rate"] / c["learning_rate"]
+
+    def optimizer_of(rate) -> optax.GradientTransformation:
+        scaled = {**c, "learning_rate": rate, "final_learning_rate": final * rate}
+        return create_optimizer(scaled, total, specs)
+
+    def loss_and_grads(params, batch: Batch, key, scale, step):
+        given = model, batch, rows, key, scale, step, depth
+        return jax.value_and_grad(losses.summed_loss)(params, *given)
+
+    def initial(seed, rate) -> Runs:
+        return Runs(initial_state(model, optimizer_of(rate), seed), jnp.asarray(False))
+
+    def one_step(run: Runs, batch: Batch, seed, rate) -> tuple[Runs, jax.Array]:
+        state, metrics = advance(run.state, batch, seed, optimizer_of(rate), loss_and_grads)
+        lost = run.lost | (state.skipped_in_a_row >= config.max_skipped_steps)
+        return Runs(state, lost), metrics["train/loss"]
+
+    @partial(jax.jit, donate_argnums=0)
+    def chunk(runs: Runs, batches: Batch) -> tuple[Runs, jax.Array]:
+        of_rate = jax.vmap(one_step, (0, None, None, 0))
+        of_source = jax.vmap(of_rate, (0, 0, 0, None))
+        runs, seen = jax.lax.scan(lambda r, b: of_source(r, b, seeds_S, rates_R), runs, batches)
+        return runs, jnp.mean(seen, axis=0)
+
+    seeds_S = jnp.asarray([source.seed for source in sources])
+    rates_R = jnp.asarray(rates, jnp.float32)
+    runs = jax.jit(jax.vmap(jax.vmap(initial, (None, 0)), (0, None)))(seeds_S, rates_R)
+    validate, found = _validation(model, config, dataset), list[Evaluation]()
+    step, begun = 0, time.monotonic()
+    for batches in _chunks(config, sources):
+        runs, train_loss = chunk(runs, batches)
+        step += len(batches.inputs)
+        if step % config.eval_every == 0 or step == total:
+            lost, seen = np.asarray(runs.lost), validate(runs.state.params)
+            hidden = [np.where(lost, np.nan, loss) for loss in (train_loss, seen)]
+            found.append(Evaluation(step, *hidden))
+            least, most = np.nanmin(hidden[1], initial=np.inf), np.nanmax(hidden[1], initial=0)
+            said = f"{step} of {total} steps, {time.monotonic() - begun:.0f} s, validation losses"
+            print(f"{said} {least:.4f} to {most:.4f}", flush=True)
+    return runs.state.params, found
+
+
+def _chunks(config: ConfigDict, sources: Sequence[Source]) -> Iterator[Batch]:
+    """The batches of all sources: (K,S,B,N) for K steps; an evaluation is at the end of one."""
+    fields = config.model.context_length, config.data.batch_size
+    streams = [train_batches(source.train, *fields, source.seed) for source in sources]
+    together = lambda arrays: np.stack(list(arrays))
+    most = min(CHUNK, config.eval_every)
+    size = next(n for n in range(most, 0, -1) if config.eval_every % n == 0)
+    for start in range(0, config.train_steps, size):
+        count = min(size, config.train_steps - start)
+        steps = [[next(stream) for stream in streams] for _ in range(count)]
+        of_sources = [Batch(*map(together, zip(*step, strict=True))) for step in steps]
+        yield Batch(*map(together, zip(*of_sources, strict=True)))
+
+
+def _validation(model, config: ConfigDict, dataset: Dataset):
+    """`parameters (S,R,...) -> losses (S,R)` over the validation windows."""
+    of_run = lambda params, batch: losses.batch_sums(params, model, batch)
+    sums = jax.jit(jax.vmap(jax.vmap(of_run, (0, None)), (0, None)))
+    length, most = config.model.context_length, config.eval_windows
+
+    def validate(params: Any) -> np.ndarray:
+        windows = validation_batches(dataset.validation, length, config.data.batch_size, most)
+        found = [sums(params, batch) for batch in windows]
+        total = {name: sum(np.asarray(p[name]) for p in found) for name in ("loss", "weights")}
+        return np.asarray(total["loss"] / total["weights"])
+
+    return validate
+
+
+def groups(configs: Mapping[Path, ConfigDict]) -> list[dict[Path, ConfigDict]]:
+    """Run directories by what has to be the same of those that are trained side by side."""
+    found: dict[str, dict[Path, ConfigDict]] = {}
+    for workdir, config in configs.items():
+        same = config.copy_and_resolve_references()
+        c = same.optimizer
+        ratio = c.final_learning_rate / c.learning_rate  # it is scaled with the other
+        same.update_from_flattened_dict(dict.fromkeys(VARIED, 0))
+        found.setdefault(f"{same.to_json()} {ratio:.6g}", {})[workdir] = config
+    return list(found.values())
+
+
+def train_directories(configs: Mapping[Path, ConfigDict]) -> None:
+    """Trains configurations of one of the `groups`, and writes each to its directory.
+
+    All seeds and parts of the data are trained with all the learning rates, whether asked for or
+    not.
+
+    Raises:
+      UserError: a setting is not possible side by side, or at all.
+    """
+    source_of = lambda config: (config.seed, config.data.train_fraction)
+    config = next(iter(configs.values())).copy_and_resolve_references()
+    keys = sorted({source_of(each) for each in configs.values()})
+    rates = sorted({each.optimizer.learning_rate for each in configs.values()})
+    check_config(config, 1)
+    require(config.spike_factor == 0, "spike_factor", config.spike_factor, "0 side by side")
+    schedule, allowed = config.optimizer.schedule, "cosine or constant side by side"
+    require(schedule != "exponential", "optimizer.schedule", schedule, allowed)
+    dataset = resolve(config)
+    part = lambda share: load_dataset({**config.data, "train_fraction": share}).train
+    parts = {share: part(share) for share in {share for _, share in keys}}
+    sources = [Source(seed, parts[share]) for seed, share in keys]
+    with contextlib.ExitStack() as held:
+        for workdir in configs:
+            held.enter_context(locked(workdir))
+        params, found = train_side_by_side(config, sources, rates, dataset)
+        for workdir, given in configs.items():
+            at = keys.index(source_of(given)), rates.index(given.optimizer.learning_rate)
+            own = given.copy_and_resolve_references()
+            resolved = config.copy_and_resolve_references()
+            own.model.vocab_size, own.data = resolved.model.vocab_size, resolved.data
+            own.data.train_fraction = given.data.train_fraction
+            of_run = jax.tree.map(lambda leaf, at=at: np.asarray(leaf[at]), params)
+            pretrained = Pretrained(create_model(own), {"params": of_run}, dataset.tokenizer, own)
+            save_pretrained(workdir, pretrained)
+            lines = [json.dumps(_line(evaluation, at)) for evaluation in found]
+            (workdir / FILE_NAME).write_text("\n".join(lines) + "\n")
+
+
+def _line(evaluation: Evaluation, at: tuple[int, int]) -> dict[str, float | None]:
+    number = lambda losses: float(losses[at]) if math.isfinite(losses[at]) else None
+    seen = {"train/loss": evaluation.train_loss, "val/loss": evaluation.validation_loss}
+    return {"step": evaluation.step, **{name: number(losses) for name, losses in seen.items()}}

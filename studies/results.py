@@ -1,0 +1,78 @@
+"""The paper's figures and tables from what sweeps have trained: writes docs/results.md.
+
+    make sweep SWEEP=listops_transition && make sweep SWEEP=overfitting && make results
+
+Each section is written where its runs are there (`--runs`/NAME of the sweep); the numbers of the
+others stay as docs/results.json has them.
+"""
+
+import json
+from pathlib import Path
+
+from absl import flags
+
+from nrgpt_jax import cli
+from studies.paper import overfitting, records, scaling, transition
+from studies.paper.records import Record
+from studies.runner import ROOT
+
+DOCS = ROOT / "docs"
+TRANSITIONS = {"listops_transition": "modulo 5", "listops_transition-gpu": "modulo 10"}
+SWEEPS = (*TRANSITIONS, "shakespeare_scaling", "overfitting")
+BEGIN, END = "<!-- table of {} -->", "<!-- end of the table of {} -->"
+
+
+def collect(runs: Path, name: str) -> list[Record]:
+    """The records of a sweep; where prompts are answered, of the runs that are shown."""
+    found = records.of_sweep(runs / name)
+    if name in TRANSITIONS:
+        shown = [run for cell in records.at_best_rates(found).values() for run in cell]
+        for record in shown:
+            variant = f"{record['model']}_{record['size']}@{record['rate']:g}"
+            record["answered"] = records.answered(runs / name / variant / str(record["seed"]))
+            print(name, variant, record["seed"], record["answered"], flush=True)
+        return shown
+    return found
+
+
+def page(found: dict[str, list[Record]], text: str) -> str:
+    """docs/results.md with the tables in their places."""
+    writers = dict.fromkeys(TRANSITIONS, transition.lines)
+    writers |= {"shakespeare_scaling": scaling.lines, "overfitting": overfitting.lines}
+    for name, of_sweep in found.items():
+        begin, end = BEGIN.format(name), END.format(name)
+        before, _, rest = text.partition(begin)
+        after = rest.partition(end)[2]
+        lines = writers[name](of_sweep)
+        text = "\n".join([before + begin, "", *lines, "", end + after])
+    return text
+
+
+def draw(found: dict[str, list[Record]], folder: Path) -> None:
+    """Writes the figures of what is there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tasks = {title: found[name] for name, title in TRANSITIONS.items() if name in found}
+    if tasks:
+        transition.figure(tasks).savefig(folder / "listops_transition.png")
+    for name, section in (("shakespeare_scaling", scaling), ("overfitting", overfitting)):
+        if name in found:
+            section.figure(found[name]).savefig(folder / f"{name}.png")
+
+
+def main(f: flags.FlagValues) -> None:
+    """Reads, measures, writes."""
+    kept = DOCS / "results.json"
+    found = json.loads(kept.read_text()) if kept.exists() else {}
+    for name in SWEEPS:
+        found[name] = collect(Path(f.runs), name) or found.get(name, [])
+    found = {name: of_sweep for name, of_sweep in found.items() if of_sweep}
+    text = page(found, (DOCS / "results.md").read_text())
+    draw(found, DOCS / "figures")
+    kept.write_text(json.dumps(found) + "\n")
+    (DOCS / "results.md").write_text(text)
+    print(f"written to {DOCS / 'results.md'}")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("runs", "runs", "Where the sweeps are.")
+    cli.run(lambda: main(flags.FLAGS))

@@ -1,0 +1,76 @@
+"""The figures of the paper: fits find what made the points, and tables say what the runs say."""
+
+import numpy as np
+import pytest
+
+from studies import results
+from studies.paper import overfitting, transition
+from studies.paper.records import at_best_rates, lowest
+
+
+def run(model="GPT", size=1, rate=0.1, seed=0, **fields):
+    """A record."""
+    losses = {"steps": [1, 2, 3], "train": [3.0, 2.0, 1.0], "validation": [3.0, 2.0, 2.5]}
+    own = {"model": model, "size": size, "rate": rate, "seed": seed, "parameters": 1000 * size}
+    return {**own, **losses, **fields}
+
+
+@pytest.mark.parametrize(("middle", "slope"), [(1.5e4, 4.0), (3e4, 2.0)])
+def test_a_fit_crosses_where_the_points_do(middle, slope):
+    counts = np.geomspace(3e3, 2e5, 8)
+    shares = transition.logistic(np.log(counts), np.log(middle), slope)
+    expected = middle * 4 ** (1 / slope)  # the odds of 80% are 4
+    assert transition.crossing(*transition.fit(counts, shares)) == pytest.approx(expected, rel=1e-3)
+    low, high = transition.interval(counts, shares)
+    assert 0.8 * expected < low < expected < high < 1.25 * expected
+
+
+def test_the_interval_widens_with_the_spread_of_seeds():
+    counts = np.repeat(np.geomspace(3e3, 2e5, 8), 2)
+    shares = transition.logistic(np.log(counts), np.log(2e4), 3.0)
+    apart = np.clip(shares + np.tile([-0.1, 0.1], 8), 0, 1)
+    width = lambda shares: np.subtract(*transition.interval(counts, shares)[::-1])
+    assert width(apart) > 2 * width(shares)
+
+
+def test_the_learning_rate_of_a_cell_is_the_better_one_over_its_seeds():
+    runs = [run(rate=0.1, validation=[2.0]), run(rate=0.1, seed=1, validation=[3.0])]
+    runs += [run(rate=0.2, validation=[2.4]), run(rate=0.2, seed=1, validation=[2.4])]
+    runs += [run(rate=0.3, validation=[None]), run(rate=0.3, seed=1, validation=[1.0])]
+    assert at_best_rates(runs) == {("GPT", 1): runs[2:4]}
+    assert lowest(run()) == (2.0, 1)
+
+
+def test_losses_at_equal_training_loss_are_interpolated():
+    assert overfitting.validation_at(run(), 1.5) == pytest.approx(2.25)
+    assert overfitting.validation_at(run(), 3.5) == 3.0
+    assert np.isnan(overfitting.validation_at(run(), 0.5))
+
+
+def test_the_page_has_the_tables_and_figures_of_what_was_run(tmp_path):
+    shares = {1: 0.0, 10: 0.5, 20: 0.9, 40: 1.0}
+    listops = [
+        run(model, size, seed=seed, answered=share)
+        for model in transition.PAPER
+        for size, share in shares.items()
+        for seed in range(2)
+    ]
+    others = [
+        run(model, size, seed=s) for model in ("GPT", "FFG_rope") for size in (1, 2) for s in (0, 1)
+    ]
+    found = {"listops_transition": listops, "shakespeare_scaling": others, "overfitting": others}
+    marks = [f"{results.BEGIN.format(n)}\n{results.END.format(n)}" for n in found]
+    text = "before\n" + "\nbetween\n".join(marks) + "\nafter"
+    page = results.page(found, results.page(found, text))
+    assert page.startswith("before\n")
+    assert page.endswith("\nafter")
+    assert page.count("\nbetween\n") == 2
+    assert "| `NRGPT_H_FF1` | 20 | 20,000 | 0.1 | 2 | 2.000 ± 0.000 | 90.0% ± 0.0% |" in page
+    assert "| `GPT` | 2 | 2,000 | 0.1 | 2 | 2.0000 ± 0.0000 |" in page
+    assert "| 1/2 | `FFG_rope` | 2 | 2.000 ± 0.000 | 2 ± 0 | 2.500 ± 0.000 |" in page
+    results.draw(found, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "listops_transition.png",
+        "shakespeare_scaling.png",
+        "overfitting.png",
+    }

@@ -1,0 +1,286 @@
+"""Sweeps: every run once, whatever stops them; what fails is told apart."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from train_helpers import TEXT, config_of
+
+from nrgpt_jax import sweep
+from nrgpt_jax.configs import with_seeds
+from nrgpt_jax.errors import UserError
+from nrgpt_jax.runs.directory import locked
+from nrgpt_jax.runs.pretrained import load_pretrained
+from nrgpt_jax.sweeps import engine, progress
+from nrgpt_jax.sweeps.engine import Launcher, Training, run_all
+from nrgpt_jax.sweeps.loading import load
+from nrgpt_jax.sweeps.side_by_side import groups, train_directories
+from nrgpt_jax.training.loop import train
+
+ROOT = Path(__file__).resolve().parent.parent
+SEEDS, RATES, PARTS = (0, 3), (5e-3, 1e-2), (0.5, 1.0)
+EXPERIMENT = """
+from nrgpt_jax.configs import with_seeds
+from train_helpers import config_of
+
+def get_sweep(scale):
+    config = config_of({corpus!r})
+    config.train_steps, config.eval_every, config.checkpoint_every = 60, 20, 10
+    return with_seeds({{"small": config}}, seeds=3)
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Of a model with random depths, without dropout."""
+    corpus = tmp_path / "text.txt"
+    corpus.write_text(TEXT)
+    config = config_of(corpus)
+    config.model.dropout = 0.0
+    config.depth.update({"distribution": "uniform", "least": 1, "most": 4, "gradient_steps": 2})
+    return config
+
+
+@pytest.fixture
+def in_threads(monkeypatch):
+    """Trains in this process."""
+
+    @contextmanager
+    def trainers(jobs):
+        with ThreadPoolExecutor(jobs) as pool:
+            yield pool
+
+    monkeypatch.setattr(engine, "trainers", trainers)
+
+
+def varied(config, seed, rate, part):
+    """The configuration with another seed, learning rate and part of the data."""
+    own = config.copy_and_resolve_references()
+    own.seed, own.data.train_fraction = seed, part
+    own.optimizer.final_learning_rate *= rate / own.optimizer.learning_rate
+    own.optimizer.learning_rate = rate
+    return own
+
+
+def test_what_is_done_is_left_and_what_fails_is_told_apart(
+    config, tmp_path, in_threads, monkeypatch
+):
+    made = []
+
+    def pretend(config, workdir):
+        made.append(workdir.name)
+        if config.seed == 1:
+            raise UserError("diverged here")
+        (workdir / "config.json").write_text(json.dumps({"train_steps": config.train_steps}))
+        line = {"step": config.train_steps, "val/loss": 1.0 + config.seed}
+        (workdir / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+
+    monkeypatch.setattr(engine, "train", pretend)
+    monkeypatch.setattr(engine, "prepare", list)
+    configs = {tmp_path / name: c for name, c in with_seeds({"v": config}, 3).items()}
+    looks = []
+    watch = lambda: looks.append(progress.status(configs)[0])
+    failed = run_all(configs, Launcher(jobs=1), watch=watch)
+    assert failed == {tmp_path / "v/1": "UserError: diverged here"}
+    assert made == ["0", "1", "2"]
+    assert looks[-1] == "2 done, 1 failed"
+    assert progress.status(configs)[1] == "  v/1: failed: UserError: diverged here"
+    assert run_all(configs, Launcher(jobs=1)) == failed
+    assert made == ["0", "1", "2"]
+    monkeypatch.setattr(progress, "parameters", lambda workdir: 7)
+    path = tmp_path / "summary.csv"
+    progress.write_summary(path, configs)
+    rows = list(csv.DictReader(path.open()))
+    assert [(r["run"], r["state"], r["val/loss"], r["seed"]) for r in rows] == [
+        ("v/0", "done", "1.0", "0"),
+        ("v/1", "failed", "", "1"),
+        ("v/2", "done", "3.0", "2"),
+    ]
+    run_all(configs, Launcher(jobs=1), retry=True)
+    assert made == ["0", "1", "2", "1"]
+
+
+def test_a_run_that_another_process_trains_is_left_to_it(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "train", lambda *_: pytest.fail("trained twice"))
+    workdir = tmp_path / "v/0"
+    with locked(workdir):
+        assert progress.progress(workdir, config).state == "training"
+        Training({workdir: config})()
+    assert progress.progress(workdir, config).state == "waiting"
+    assert not progress.failure_of(workdir)
+
+
+def test_runs_that_differ_in_what_can_be_side_by_side_are_grouped(config):
+    runs = {Path(f"a/{s}{r}"): varied(config, s, r, p) for s in SEEDS for r in RATES for p in PARTS}
+    other = config.copy_and_resolve_references()
+    other.model.embed_dim = 8
+    found = groups({**runs, Path("b/0"): other})
+    assert [len(group) for group in found] == [len(runs), 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("get_config = 1", r"has no get_sweep"),
+        ("get_sweep = lambda scale: {}", "has no runs"),
+        ("get_sweep = lambda scale: {'a/0': 1}", "returns what default_config"),
+        (
+            "from nrgpt_jax.configs import default_config\n"
+            "get_sweep = lambda scale: {'../0': default_config()}",
+            "no name of a run",
+        ),
+    ],
+)
+def test_a_sweep_that_is_none_is_said_in_a_line(tmp_path, text, message):
+    experiment = tmp_path / "e.py"
+    experiment.write_text(text)
+    with pytest.raises(UserError, match=message):
+        load(experiment)
+    with pytest.raises(UserError, match=r"there is no experiment .*; .* has e$"):
+        load(tmp_path / "f.py")
+
+
+@pytest.mark.parametrize("name", ["listops_transition", "listops_transition:gpu", "rates", "rest",
+                                  "listops_transition:paper", "shakespeare_scaling", "overfitting",
+                                  "shakespeare_scaling:paper"])  # fmt: skip
+def test_every_sweep_is_possible(name):
+    from nrgpt_jax.training.config_checks import check_config
+
+    name, _, scale = name.partition(":")
+    configs = load(ROOT / f"experiments/{name}.py", scale)
+    for config in configs.values():
+        check_config(config, 1)
+    with pytest.raises(UserError, match="scale"):
+        load(ROOT / f"experiments/{name}.py", "nope")
+
+
+def test_options_of_a_cluster_are_numbers_or_words():
+    assert sweep.options(["timeout_min=60", "slurm_partition=a=b"]) == {
+        "timeout_min": 60,
+        "slurm_partition": "a=b",
+    }
+    with pytest.raises(UserError, match="NAME=VALUE"):
+        sweep.options(["timeout"])
+
+
+def test_a_wrong_launcher_or_option_is_said_in_a_line(config, tmp_path):
+    with (
+        pytest.raises(UserError, match="launcher='nope'"),
+        engine.executor(Launcher("nope"), tmp_path),
+    ):
+        pass
+    wrong = Launcher("slurm", options={"nope": 1})
+    with pytest.raises(UserError, match="an option of the cluster is not possible"):
+        engine.submit_jobs(wrong, tmp_path, [Training({tmp_path: config})], "local")
+
+
+@pytest.mark.slow
+def test_jobs_of_a_cluster_train(config, tmp_path):
+    configs = {tmp_path / "v/0": config}
+    [job] = engine.submit_jobs(Launcher("slurm", options={"timeout_min": 10}), tmp_path,
+                               [Training(configs)], "local")  # fmt: skip
+    job.wait()
+    assert job.exception() is None
+    assert progress.is_done(tmp_path / "v/0")
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_goes_on_to_the_same_table(tmp_path):
+    corpus, experiment = tmp_path / "text.txt", tmp_path / "e.py"
+    corpus.write_text(TEXT)
+    experiment.write_text(EXPERIMENT.format(corpus=str(corpus)))
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+
+    def start(folder):
+        command = [sys.executable, "-m", "nrgpt_jax.sweep", f"--sweep={experiment}"]
+        command += [f"--runs={tmp_path / folder}", "--jobs=2"]
+        nowhere = subprocess.DEVNULL
+        return subprocess.Popen(command, start_new_session=True, stdout=nowhere, env=environment)
+
+    assert start("whole").wait() == 0
+    killed = start("killed")
+    while not list((tmp_path / "killed").glob("small/*/checkpoints/*")):
+        time.sleep(0.05)
+        assert killed.poll() is None
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert not (tmp_path / "killed/summary.csv").exists()
+    assert start("killed").wait() == 0
+    whole, again = ((tmp_path / f / "summary.csv").read_text() for f in ("whole", "killed"))
+    assert whole == again
+    assert whole.count(",done,60,") == 3
+
+
+@pytest.mark.slow
+def test_trainers_end_with_a_sweep_that_is_killed(tmp_path):
+    script = tmp_path / "study.py"
+    script.write_text(
+        "import os, signal\nfrom nrgpt_jax.sweeps.engine import trainers\n"
+        "if __name__ == '__main__':\n"
+        "    with trainers(1) as pool:\n"
+        "        print(pool.submit(os.getpid).result(), flush=True)\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(script)]
+    ended = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
+    assert ended.returncode == -signal.SIGKILL
+    worker = Path(f"/proc/{int(ended.stdout)}")
+    for _ in range(60):
+        if not worker.exists():
+            return
+        time.sleep(1.0)
+    pytest.fail(f"{worker} is still there")
+
+
+@pytest.mark.slow
+def test_runs_side_by_side_end_where_one_by_one_they_do(config, tmp_path, standard_promotion):
+    del standard_promotion
+    cells = [(seed, rate, part) for seed in SEEDS for rate in RATES for part in PARTS]
+    own = {tmp_path / "_".join(map(str, cell)): varied(config, *cell) for cell in cells}
+    train_directories(own)
+    cell = SEEDS[1], RATES[1], PARTS[0]
+    alone, together = tmp_path / "alone", tmp_path / "_".join(map(str, cell))
+    train(varied(config, *cell), alone)
+    assert progress.is_done(together)
+    found, expected = (progress.progress(w, config).losses for w in (together, alone))
+    assert found == pytest.approx(expected, rel=1e-3)
+    loaded, trained = load_pretrained(together), load_pretrained(alone, "latest")
+    assert loaded.config.seed == SEEDS[1]
+    assert loaded.config.optimizer == trained.config.optimizer
+    assert loaded.config.data == trained.config.data
+
+    def distance(other):
+        """Over all parameters together: single ones may follow the sign of noise."""
+        leaves = [jax.tree.leaves(p.variables) for p in (loaded, load_pretrained(other, "latest"))]
+        return sum(float(np.sum((a - b) ** 2)) for a, b in zip(*leaves, strict=True)) ** 0.5
+
+    for other in ((SEEDS[0], *cell[1:]), (cell[0], RATES[0], cell[2]), (*cell[:2], PARTS[1])):
+        assert distance(alone) < 0.1 * distance(tmp_path / "_".join(map(str, other)))
+
+
+def test_what_cannot_be_side_by_side_is_said_before_it_is_trained(config, tmp_path):
+    config.optimizer.schedule = "exponential"
+    with pytest.raises(UserError, match=r"optimizer\.schedule='exponential' .* side by side"):
+        train_directories({tmp_path / "run": config})
+
+
+@pytest.mark.slow
+def test_a_training_that_diverges_has_no_loss_side_by_side(config, tmp_path, standard_promotion):
+    del standard_promotion
+    config.max_skipped_steps, config.optimizer.clip_norm = 2, 0.0
+    own = {tmp_path / str(rate): varied(config, 0, rate, 1.0) for rate in (1e-2, 1e30)}
+    train_directories(own)
+    losses = [progress.progress(workdir, config).losses[-1] for workdir in own]
+    assert losses[0] < 4.0
+    assert np.isnan(losses[1])
