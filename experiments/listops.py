@@ -7,6 +7,7 @@ and 2), in 7 minutes. The variant demo: 96.3%, two and a half minutes.
 
 Variants (`--config=experiments/listops.py:NAME`):
     (none)         sized for a laptop CPU
+    rest           comes to rest: its rate has a guarantee, and its steps fade (docs/rest.md)
     demo           modulo 5, smaller still: minutes (`make demo`)
     paper          the paper's accuracy study; one point of its sweep over the width
                    (--config.model.embed_dim=8 ... 256) and over three models
@@ -25,6 +26,7 @@ def get_config(variant: str = ""):
     config.model.mask = "strict"
     variants = {
         "": laptop,
+        "rest": rest,
         "demo": demo,
         "paper": paper,
         "deep_scalar": lambda c: deep(c, "scalar"),
@@ -47,6 +49,14 @@ def laptop(config):
     config.optimizer.name = "muon"
     config.optimizer.learning_rate = 3e-3
     config.optimizer.final_learning_rate = 1e-4
+
+
+def rest(config):
+    """States on a sphere, a `psd` rate, five steps, and five more that fade."""
+    import experiments.rest  # which builds on this file
+
+    laptop(config)
+    experiments.rest.come_to_rest(config)
 
 
 def demo(config):

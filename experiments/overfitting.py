@@ -2,13 +2,13 @@
 
     make sweep SWEEP=overfitting ARGS="--side_by_side"      # on one GPU
 
-Four models of experiments/quality.py with equal parameters (223 thousand), equal steps (4,000 of
+Three models of experiments/quality.py with equal parameters (223 thousand), equal steps (4,000 of
 12 x 64 characters: 49 epochs of a sixteenth, 3 of the whole) and the learning rates that were best
 there, three seeds, no dropout, on the first 1/16, 1/8, 1/4, 1/2 and the whole of the training
 split. The validation split is the same for all.
 
 Variants (`--config=experiments/overfitting.py:MODEL_PARTS`):
-    MODEL  GPT, GPT_Rec_parallel, NRGPT_H_FF2W, FFG_rope
+    MODEL  GPT, GPT_Rec_parallel, NRGPT_H_FF2W
     PARTS  1, 2, 4, 8, 16: learns from one part of so many
 """
 
@@ -20,7 +20,6 @@ MODELS = {  # in experiments/quality.py
     "GPT": "small_GPT_muon@0.005",
     "GPT_Rec_parallel": "small_GPT_Rec_parallel_muon@0.005",
     "NRGPT_H_FF2W": "small_full_muon@0.002",
-    "FFG_rope": "small_low_rank_rope_FFG_muon@0.002",
 }
 PARTS = (1, 2, 4, 8, 16)
 

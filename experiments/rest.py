@@ -49,6 +49,13 @@ def decay(config):
     return {"model.num_steps": 2 * steps, "model.full_steps": steps, "model.rate_decay": 0.5}
 
 
+def come_to_rest(config):
+    """The way `sphere_decay`."""
+    config.model.mask = "strict"
+    config.update_from_flattened_dict(SPHERE)
+    config.update_from_flattened_dict(decay(config))
+
+
 def long(config):
     return {"train_steps": 2 * config.train_steps}
 

@@ -7,6 +7,8 @@ Seen on two CPU cores: validation loss 1.663 nats a character, in 4 minutes; bel
 
 Variants (`--config=experiments/shakespeare.py:NAME`):
     (none)  sized for a laptop CPU
+    best    the same with the gated feed-forward energy (FFG), which learned most (docs/quality.md)
+    rest    comes to rest: its rate has a guarantee, and its steps fade (docs/rest.md)
     quick   the sizes of nanoGPT's recipe for CPUs; about a minute (docs/time_to_loss.md)
     paper   the paper's scaling study; one point of its sweep over model (NRGPT_H_FF2W,
             NRGPT_H_FF2, GPT, GPT_Rec_parallel), width (32 ... 768), heads (1, 2, 4, 8), steps
@@ -23,7 +25,7 @@ def get_config(variant: str = ""):
     config.experiment = "shakespeare"
     config.data.name = "shakespeare"
     config.model.mask = "inclusive"
-    return apply_variant(config, variant, {"": laptop, "quick": quick, "paper": paper})
+    return apply_variant(config, variant, VARIANTS)
 
 
 def laptop(config):
@@ -39,6 +41,20 @@ def laptop(config):
     config.model.scan_unroll = 6
     config.data.batch_size = 16
     config.optimizer.accumulation_steps = 4
+
+
+def best(config):
+    """A gated feed-forward energy of as many parameters."""
+    laptop(config)
+    config.model.name = "NRGPT_H_FFG"
+
+
+def rest(config):
+    """States on a sphere, a `psd` rate, six steps, and six more that fade."""
+    import experiments.rest  # which builds on this file
+
+    laptop(config)
+    experiments.rest.come_to_rest(config)
 
 
 def quick(config):
@@ -73,3 +89,6 @@ def paper(config):
     config.optimizer.final_learning_rate = 1e-4
     config.optimizer.schedule = "exponential"
     config.optimizer.beta2 = 0.95
+
+
+VARIANTS = {"": laptop, "best": best, "rest": rest, "quick": quick, "paper": paper}

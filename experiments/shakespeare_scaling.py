@@ -7,7 +7,7 @@ Four models at three widths, three seeds each: T=6, 4 heads, batches of 32 x 128
 FFG_rope is NRGPT_H_FFG with low-rank scores and rotary positions; the others are the paper's.
 
 Scales (`get_sweep`):
-    (none)  D=64, 128, 256
+    (none)  D=32, 64, 128
     paper   D=32 ... 768, as released: batch 64 x 256, AdamW, dropout 0.1, 40,000 steps, the grid of
             heads, steps and learning rates one by one (experiments/shakespeare.py:paper)
 
@@ -25,7 +25,7 @@ MODELS = {
     "NRGPT_H_FF2W": {"model.name": "NRGPT_H_FF2W", "model.attention": "full_rank"},
     "FFG_rope": {"model.name": "NRGPT_H_FFG", "model.attention": "low_rank_rope"},
 }
-WIDTHS = {"": (64, 128, 256), "paper": (32, 64, 128, 256, 384, 512, 768)}
+WIDTHS = {"": (32, 64, 128), "paper": (32, 64, 128, 256, 384, 512, 768)}
 RATES = {"": (2e-3, 5e-3), "paper": (1e-3, 1e-4)}
 SEEDS = {"": 3, "paper": 1}
 

@@ -7,18 +7,22 @@ others stay as docs/results.json has them.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
 from nrgpt_jax import cli
-from studies.paper import overfitting, records, scaling, transition
+from nrgpt_jax.runs.pretrained import load_pretrained
+from studies.paper import cost, overfitting, records, samples, scaling, transition
 from studies.paper.records import Record
 from studies.runner import ROOT
 
 DOCS = ROOT / "docs"
 TRANSITIONS = {"listops_transition": "modulo 5", "listops_transition-gpu": "modulo 10"}
-SWEEPS = (*TRANSITIONS, "shakespeare_scaling", "overfitting")
+SCALING, JUDGE = "shakespeare_scaling", "GPT"
+SWEEPS = (*TRANSITIONS, SCALING, "overfitting")
 BEGIN, END = "<!-- table of {} -->", "<!-- end of the table of {} -->"
 
 
@@ -35,10 +39,25 @@ def collect(runs: Path, name: str) -> list[Record]:
     return found
 
 
-def page(found: dict[str, list[Record]], text: str) -> str:
+def sampled(runs: Path) -> dict[str, samples.Numbers]:
+    """What the models of the largest width write, and the corpus; seed 0 of each."""
+    best, largest = records.at_best_rates(records.of_sweep(runs / SCALING)), {}
+    for (model, width), cell in sorted(best.items()):
+        variant = f"{model}_{width}@{cell[0]['rate']:g}"
+        if (runs / SCALING / variant / "0/model.safetensors").exists():
+            largest[model] = load_pretrained(runs / SCALING / variant / "0")
+    if JUDGE not in largest:
+        return {}
+    made = {f"`{model}`": samples.texts_of(trained) for model, trained in largest.items()}
+    judge = largest[JUDGE]
+    return samples.measure({**made, "the corpus": samples.real_texts(judge)}, judge)
+
+
+def page(found: dict[str, Any], text: str) -> str:
     """docs/results.md with the tables in their places."""
-    writers = dict.fromkeys(TRANSITIONS, transition.lines)
-    writers |= {"shakespeare_scaling": scaling.lines, "overfitting": overfitting.lines}
+    writers: dict[str, Callable[[Any], list[str]]] = dict.fromkeys(TRANSITIONS, transition.lines)
+    writers |= {SCALING: scaling.lines, "overfitting": overfitting.lines}
+    writers |= {"samples": samples.lines, "cost": cost.lines}
     for name, of_sweep in found.items():
         begin, end = BEGIN.format(name), END.format(name)
         before, _, rest = text.partition(begin)
@@ -48,13 +67,13 @@ def page(found: dict[str, list[Record]], text: str) -> str:
     return text
 
 
-def draw(found: dict[str, list[Record]], folder: Path) -> None:
+def draw(found: dict[str, Any], folder: Path) -> None:
     """Writes the figures of what is there."""
     folder.mkdir(parents=True, exist_ok=True)
     tasks = {title: found[name] for name, title in TRANSITIONS.items() if name in found}
     if tasks:
         transition.figure(tasks).savefig(folder / "listops_transition.png")
-    for name, section in (("shakespeare_scaling", scaling), ("overfitting", overfitting)):
+    for name, section in ((SCALING, scaling), ("overfitting", overfitting)):
         if name in found:
             section.figure(found[name]).savefig(folder / f"{name}.png")
 
@@ -65,6 +84,9 @@ def main(f: flags.FlagValues) -> None:
     found = json.loads(kept.read_text()) if kept.exists() else {}
     for name in SWEEPS:
         found[name] = collect(Path(f.runs), name) or found.get(name, [])
+    found["samples"] = sampled(Path(f.runs)) or found.get("samples", {})
+    if f.cost or "cost" not in found:
+        found["cost"] = cost.measure()
     found = {name: of_sweep for name, of_sweep in found.items() if of_sweep}
     text = page(found, (DOCS / "results.md").read_text())
     draw(found, DOCS / "figures")
@@ -75,4 +97,5 @@ def main(f: flags.FlagValues) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("runs", "runs", "Where the sweeps are.")
+    flags.DEFINE_boolean("cost", False, "Measure what tokens cost anew; leave the machine alone.")
     cli.run(lambda: main(flags.FLAGS))

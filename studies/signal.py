@@ -1,8 +1,9 @@
 """Is energy a signal? Finds corrupted text by energy and by surprise: writes docs/signal.md.
 
-    python -m studies.signal [--runs=runs/rates] [--seeds=3]
+    python -m studies.signal [--runs=runs] [--seeds=3]
 
-Reads the runs of `make rates`. A part of the symbols of validation windows is replaced by others,
+Reads the runs of `make rates` and of `make rest`; of those that are not there, docs/signal.json
+keeps what was measured before. A part of the symbols of validation windows is replaced by others,
 drawn as often as they occur in the corpus, or all are shuffled. Scores:
 
     surprise   -log p(token | those before it), nats: the baseline
@@ -14,6 +15,7 @@ chance that it is, 0.5 where it says nothing, less where it is lower there.
 """
 
 import json
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,20 +26,31 @@ import matplotlib as mpl
 import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
-from scipy import stats
+from scipy import optimize, stats
 
 from nrgpt_jax import cli
-from nrgpt_jax.analysis.figures import BLACK, BLUE, ORANGE, STYLE
+from nrgpt_jax.analysis.figures import BLACK, BLUE, GREEN, ORANGE, STYLE
 from nrgpt_jax.datasets import load_recorded
 from nrgpt_jax.runs.pretrained import Pretrained, load_pretrained
+from nrgpt_jax.sweeps.progress import is_done
 from studies.tables import spread, table
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-TASKS, RATES = ("shakespeare", "listops"), ("full", "gamma", "psd", "scalar", "identity")
+MODELS = {  # by where their runs are
+    "rates": ("full", "gamma", "psd", "scalar", "identity"),
+    "rest": ("full", "full_decay", "sphere_decay", "sphere_decay_held"),
+}
+TASKS = ("shakespeare", "listops")
 SHARES = (0.02, 0.05, 0.1, 0.2, 0.5)  # of the symbols of a text, replaced
 TOKEN_SHARE = 0.1  # where single tokens are told apart
 WINDOWS = 256
-SCORES = {"surprise": (BLACK, "-"), "energy": (BLUE, "--"), "change": (ORANGE, "-.")}
+SCORES = {
+    "surprise": (BLACK, "-"),
+    "energy": (BLUE, "--"),
+    "change": (ORANGE, "-."),
+    "steps": (GREEN, ":"),
+}
+AT_REST = 0.1  # how far an energy may still be from its last
 
 
 def corrupted(tokens: np.ndarray, share: float, random: np.random.Generator) -> np.ndarray:
@@ -58,7 +71,15 @@ def _scores(model, variables, tokens, known: int):
         "surprise": surprise,
         "energy": energy[:, -1, 1:],
         "change": (energy[:, -1] - energy[:, 0])[:, 1:],
+        "steps": _until_rest(energy)[:, 1:],
     }
+
+
+def _until_rest(energy):
+    """The step (B,N) from which on energies (B,T+1,N) stay near their last."""
+    near = jnp.abs(energy - energy[:, -1:]) <= AT_REST
+    from_here = jnp.flip(jnp.cumprod(jnp.flip(near, axis=1), axis=1), axis=1)
+    return energy.shape[1] - jnp.sum(from_here, axis=1)
 
 
 def scores(trained: Pretrained, tokens: np.ndarray) -> dict[str, np.ndarray]:
@@ -89,6 +110,7 @@ def measure(trained: Pretrained, seed: int) -> dict[str, Any]:
         found["spearman"][name] = float(rank)
         found["tokens"][name] = auroc(values[wrong], values[~wrong])
         found["curve"][name] = _curve(values[wrong], values[~wrong])
+    found["together"] = together(scores(trained, changed), wrong)
     texts = {f"{share:g}": corrupted(intact, share, random) for share in SHARES}
     texts["shuffled"] = random.permuted(intact, axis=1)
     for label, tokens in texts.items():
@@ -97,6 +119,30 @@ def measure(trained: Pretrained, seed: int) -> dict[str, Any]:
             name: auroc(seen[name].mean(axis=1), plain[name].mean(axis=1)) for name in SCORES
         }
     return found
+
+
+def together(seen: dict[str, np.ndarray], wrong: np.ndarray) -> dict[str, float]:
+    """Areas over the second half of the windows: of surprise, and of a logistic regression on all
+    scores that was fitted to the first half."""
+    half = len(wrong) // 2
+    features = np.stack([values.astype(float) for values in seen.values()], axis=-1)
+    known = features[:half].reshape(-1, len(seen))
+    features = (features - known.mean(axis=0)) / np.maximum(known.std(axis=0), 1e-9)
+    x, y = features[:half].reshape(-1, len(seen)), wrong[:half].ravel()
+
+    def loss(w):
+        z = x @ w[1:] + w[0]
+        return np.mean(np.logaddexp(0, z) - y * z), np.concatenate(
+            [[np.mean(p := 1 / (1 + np.exp(-z)) - y)], x.T @ p / len(y)]
+        )
+
+    fitted = optimize.minimize(loss, np.zeros(1 + len(seen)), jac=True).x
+    score, is_wrong = features[half:] @ fitted[1:], wrong[half:]
+    alone = seen["surprise"][half:]
+    return {
+        "surprise": auroc(alone[is_wrong], alone[~is_wrong]),
+        "all": auroc(score[is_wrong], score[~is_wrong]),
+    }
 
 
 def _curve(wrong: np.ndarray, right: np.ndarray) -> list[float]:
@@ -108,34 +154,37 @@ def _curve(wrong: np.ndarray, right: np.ndarray) -> list[float]:
 # The page -----------------------------------------------------------------------------------------
 
 Found = dict[str, dict[str, list[dict[str, Any]]]]
-"""By task and rate, one record a seed."""
+"""By study and task, and by model, one record a seed."""
 
 
 def figure(found: Found) -> Figure:
     """ROC curves of tokens, and areas against the share of replaced symbols."""
+    shown = {
+        "rate gamma": found["rates_shakespeare"]["gamma"],
+        "at rest: sphere_decay": found["rest_shakespeare"]["sphere_decay"],
+    }
     with mpl.rc_context(STYLE):
         drawn = Figure(figsize=(12, 4.4), layout="constrained")
         axes = drawn.subplots(1, 3)
-        records = found["shakespeare"]["gamma"]
+        at_rest = found["rest_shakespeare"]["sphere_decay"]
         for name, (colour, style) in SCORES.items():
-            curves = np.array([r["curve"][name] for r in records])
+            curves = np.array([r["curve"][name] for r in at_rest])
             _band(axes[0], np.linspace(0, 1, 51), curves, colour, style, name)
-            for axis, rate in zip(axes[1:], ("gamma", "full"), strict=True):
-                areas = [
-                    [r["texts"][f"{share:g}"][name] for share in SHARES]
-                    for r in found["shakespeare"][rate]
-                ]
-                _band(axis, 100 * np.array(SHARES), np.array(areas), colour, style, name)
+            for axis, records in zip(axes[1:], shown.values(), strict=True):
+                texts = [[r["texts"][f"{share:g}"] for share in SHARES] for r in records]
+                if name in texts[0][0]:
+                    areas = np.array([[text[name] for text in own] for own in texts])
+                    _band(axis, 100 * np.array(SHARES), areas, colour, style, name)
         axes[0].plot([0, 1], [0, 1], color="#999999", lw=1)
         axes[0].set(
-            title=f"wrong characters among {1 - TOKEN_SHARE:.0%} right ones\n(rate gamma)",
+            title=f"wrong characters, a tenth of all\n({list(shown)[1]})",
             xlabel="false positive rate",
             ylabel="true positive rate",
         )
-        for axis, rate in zip(axes[1:], ("gamma", "full"), strict=True):
+        for axis, model in zip(axes[1:], shown, strict=True):
             axis.axhline(0.5, color="#999999", lw=1)
             axis.set(
-                title=f"corrupted texts of 64 characters\n(rate {rate})",
+                title=f"corrupted texts\n({model})",
                 xlabel="characters replaced (%)",
                 ylabel="area under the ROC curve",
                 ylim=(0, 1.02),
@@ -155,40 +204,57 @@ def _band(axis, x, values, colour, style, label) -> None:
 
 
 NOTES = f"""\
-Written by `make signal`, from the runs of `make rates`; mean ± standard deviation over seeds.
+Written by `make signal`, from the runs of `make rates` and, of models whose tokens come to rest
+because their steps fade, of `make rest`; mean ± standard deviation over seeds.
 {WINDOWS} windows of the validation split; a share of their symbols is replaced by others, drawn as
 often as they occur, or all are shuffled. *Surprise* is -log p of a token given those before it, the
 baseline; *energy* is the token's after the last step; *change* is that minus its energy before the
-first step. Tables give the area under the ROC curve for "higher where it is wrong": 0.5 says
-nothing, and less says that the score is lower there.
+first step; *steps* is how many it makes until its energy stays within {AT_REST} of its last. Tables
+give the area under the ROC curve for "higher where it is wrong": 0.5 says nothing, and less says
+that the score is lower there. *All together* is a logistic regression on all scores, fitted to half
+of the windows; it and *surprise alone* are measured on the other half.
 
 ![Areas and ROC curves](figures/signal.png)
 """
+TITLES = {
+    "rates_shakespeare": "Shakespeare, inference rates",
+    "rates_listops": "ListOps, inference rates",
+    "rest_shakespeare": "Shakespeare, models at rest",
+    "rest_listops": "ListOps, models at rest",
+}
 
 
 def page(found: Found) -> str:
     """docs/signal.md"""
     lines = ["# Energy as a signal", "", *NOTES.splitlines()]
-    for task, by_rate in found.items():
-        count = len(next(iter(by_rate.values())))
-        lines += ["", f"## {task}, {count} seeds", "", "Single tokens, a tenth of them wrong:", ""]
-        head = ["rate", *SCORES]
-        lines += table(head, [[f"`{r}`", *_cells(by_rate[r], "tokens")] for r in by_rate])
+    for key, by_model in found.items():
+        first = next(iter(by_model.values()))
+        names = [name for name in SCORES if name in first[0]["tokens"]]
+        lines += ["", f"## {TITLES[key]}, {len(first)} seeds", ""]
+        lines += ["Single tokens, a tenth of them wrong:", ""]
+        both = {"surprise": "surprise alone", "all": "all together"}
+        both = both if "together" in first[0] else {}
+        rows = [
+            [f"`{m}`", *_cells(rows, "tokens", names), *_cells(rows, "together", both)]
+            for m, rows in by_model.items()
+        ]
+        lines += table(["model", *names, *both.values()], rows)
         lines += ["", "Rank correlation with surprise, over the tokens of intact text:", ""]
-        lines += table(head, [[f"`{r}`", *_cells(by_rate[r], "spearman")] for r in by_rate])
+        rows = [[f"`{m}`", *_cells(rows, "spearman", names)] for m, rows in by_model.items()]
+        lines += table(["model", *names], rows)
         lines += ["", "Whole texts against intact ones, by the mean over their tokens:", ""]
         labels = {**{f"{s:g}": f"{s:.0%} replaced" for s in SHARES}, "shuffled": "shuffled"}
         rows = [
-            [f"`{rate}`", score, *(_area(records, label, score) for label in labels)]
-            for rate, records in by_rate.items()
-            for score in SCORES
+            [f"`{model}`", score, *(_area(records, label, score) for label in labels)]
+            for model, records in by_model.items()
+            for score in names
         ]
-        lines += table(["rate", "score", *labels.values()], rows)
+        lines += table(["model", "score", *labels.values()], rows)
     return "\n".join(lines) + "\n"
 
 
-def _cells(records: list[dict[str, Any]], what: str) -> list[str]:
-    return [spread([r[what][name] for r in records]) for name in SCORES]
+def _cells(records: list[dict[str, Any]], what: str, names: Iterable[str]) -> list[str]:
+    return [spread([r[what][name] for r in records]) for name in names]
 
 
 def _area(records: list[dict[str, Any]], label: str, score: str) -> str:
@@ -197,21 +263,25 @@ def _area(records: list[dict[str, Any]], label: str, score: str) -> str:
 
 def main(f: flags.FlagValues) -> None:
     """Measures, writes."""
-    found: Found = {}
-    for task in TASKS:
-        for rate in RATES:
-            runs = [Path(f.runs) / f"{task}_{rate}" / str(seed) for seed in range(f.seeds)]
-            records = [measure(load_pretrained(run), seed) for seed, run in enumerate(runs)]
-            found.setdefault(task, {})[rate] = records
-            print(task, rate, records[0]["tokens"], flush=True)
+    kept = DOCS / "signal.json"
+    found: Found = json.loads(kept.read_text()) if kept.exists() else {}
+    for study, models in MODELS.items():
+        for task in TASKS:
+            for model in models:
+                runs = [Path(f.runs) / study / f"{task}_{model}" / str(s) for s in range(f.seeds)]
+                if not all(map(is_done, runs)):
+                    continue
+                records = [measure(load_pretrained(run), seed) for seed, run in enumerate(runs)]
+                found.setdefault(f"{study}_{task}", {})[model] = records
+                print(study, task, model, records[0]["tokens"], flush=True)
     (DOCS / "figures").mkdir(exist_ok=True)
     figure(found).savefig(DOCS / "figures/signal.png")
-    (DOCS / "signal.json").write_text(json.dumps(found, indent=1) + "\n")
+    kept.write_text(json.dumps(found, indent=1) + "\n")
     (DOCS / "signal.md").write_text(page(found))
     print(f"written to {DOCS / 'signal.md'}")
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("runs", "runs/rates", "Where the runs of `make rates` are.")
+    flags.DEFINE_string("runs", "runs", "Where the runs of `make rates` and `make rest` are.")
     flags.DEFINE_integer("seeds", 3, "So many of each.", 1)
     cli.run(lambda: main(flags.FLAGS))

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from studies import results
-from studies.paper import overfitting, transition
+from studies import results, signal
+from studies.paper import cost, overfitting, samples, transition
 from studies.paper.records import at_best_rates, lowest
 
 
@@ -74,3 +74,33 @@ def test_the_page_has_the_tables_and_figures_of_what_was_run(tmp_path):
         "shakespeare_scaling.png",
         "overfitting.png",
     }
+
+
+def test_different_words_are_counted():
+    assert samples.distinct(["a b a b", "a"], 1) == pytest.approx(2 / 5)
+    assert samples.distinct(["a b a b", "a"], 2) == pytest.approx(2 / 3)
+    assert samples.distinct([""], 2) == 0.0
+
+
+def test_models_whose_cost_is_compared_have_the_same_size():
+    prepared = cost.measure(rounds=0, names=("GPT", "FFG_rope"))
+    sizes = [numbers["parameters"] for numbers in prepared.values()]
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.01)
+    # Keys and values of a layer of half the width, or one tensor of the whole width.
+    assert prepared["GPT"]["cache"] == prepared["FFG_rope"]["cache"]
+
+
+def test_a_score_that_adds_to_surprise_is_found():
+    random = np.random.default_rng(0)
+    wrong = random.random((40, 50)) < 0.2
+    surprise, other = (random.normal(size=wrong.shape) + shift * wrong for shift in (1.0, 1.0))
+    noise = random.normal(size=wrong.shape)
+    both = signal.together({"surprise": surprise, "other": other}, wrong)
+    assert both["all"] > both["surprise"] + 0.05
+    useless = signal.together({"surprise": surprise, "other": noise}, wrong)
+    assert useless["all"] == pytest.approx(useless["surprise"], abs=0.02)
+
+
+def test_steps_are_counted_until_the_energy_stays():
+    energy = np.array([[5.0, 1.0, 3.0, 1.05, 1.0], [1.0, 1.0, 1.0, 1.0, 1.0]]).T[None]
+    assert np.asarray(signal._until_rest(energy)).tolist() == [[3, 0]]

@@ -1,0 +1,105 @@
+"""What a token costs at equal parameters: operations, time, memory."""
+
+import statistics
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+
+import experiments.quality
+from nrgpt_jax.configs import default_config
+from nrgpt_jax.datasets.pipeline import Batch
+from nrgpt_jax.generation.engine import Settings, cache_bytes, generate
+from nrgpt_jax.generation.sampling import Sampling
+from nrgpt_jax.models import create_model, num_parameters, parameter_specs, sharding
+from nrgpt_jax.models.flops import train_flops_per_token
+from nrgpt_jax.training import step as steps
+from nrgpt_jax.training.optimizers import create_optimizer
+from studies.tables import table
+
+MODELS = {  # in experiments/quality.py
+    "GPT": "small_GPT_muon",
+    "GPT_Rec_parallel": "small_GPT_Rec_parallel_muon",
+    "NRGPT_H_FF2W": "small_full_muon",
+    "FFG_rope": "small_low_rank_rope_FFG_muon",
+}
+ROUNDS, STEPS, NEW = 5, 10, 63
+Numbers = dict[str, float]
+
+
+def measure(rounds: int = ROUNDS, names: Iterable[str] = MODELS) -> dict[str, Numbers]:
+    """Of every model, the medians of rounds in which they take turns in this process.
+
+    Args:
+      rounds: after one that compiles; 0: nothing is timed.
+      names: of `MODELS`.
+    """
+    ways, times = {}, dict[str, dict[str, list[float]]]()
+    found: dict[str, Numbers] = {}
+    for name in names:
+        config = experiments.quality.get_config(MODELS[name])
+        config.model.vocab_size = 65
+        found[name], ways[name] = _prepared(config)
+    for number in range(1 + rounds if rounds else 0):
+        for name, own in ways.items():
+            for way, work in own.items():
+                begin = time.perf_counter()
+                jax.block_until_ready(work())
+                if number:  # the first compiles
+                    taken = time.perf_counter() - begin
+                    times.setdefault(name, {}).setdefault(way, []).append(taken)
+    for name, own_times in times.items():
+        batch = experiments.quality.get_config(MODELS[name]).data.batch_size
+        median = {way: statistics.median(seconds) for way, seconds in own_times.items()}
+        found[name]["train_speed"] = STEPS * batch * (NEW + 1) / median["train"]
+        found[name]["latency"] = 1e3 * median["one"] / NEW
+        found[name]["speed"] = 16 * NEW / median["sixteen"]
+    return found
+
+
+def _prepared(config) -> tuple[Numbers, dict[str, Any]]:
+    model, mesh = create_model(config), sharding.make_mesh(default_config().mesh)
+    optimizer = create_optimizer(config.optimizer, config.train_steps, parameter_specs(model))
+    train_step = steps.make_train_step(model, optimizer, 0, 1, mesh)
+    held = [steps.create_state(model, optimizer, 0, mesh)]
+    variables = {"params": jax.tree.map(jax.numpy.copy, held[0].params)}
+    shape = config.data.batch_size, config.model.context_length
+    tokens = np.random.default_rng(0).integers(0, 65, shape, np.int32)
+    batch = sharding.put_batch(Batch(tokens, tokens, np.ones(shape, np.float32)), mesh)
+
+    def train():
+        for _ in range(STEPS):
+            held[0], metrics = train_step(held[0], batch)
+        return metrics
+
+    settings = Settings(Sampling(temperature=1.0))
+    make = lambda count: generate(model, variables, [np.array([1])] * count, NEW, settings)
+    cache = cache_bytes(model, variables, 1, config.model.context_length)
+    operations = train_flops_per_token(model)
+    numbers = {
+        "parameters": num_parameters(model),
+        "operations": operations / 3 if operations else float("nan"),
+        "cache": cache / config.model.context_length,
+    }
+    return numbers, {"train": train, "one": lambda: make(1), "sixteen": lambda: make(16)}
+
+
+def lines(found: dict[str, Numbers]) -> list[str]:
+    """A row for each model."""
+    head = ["model", "parameters", "forward operations a token", "training, tokens/s"]
+    head += ["one text, ms a token", "16 texts, tokens/s", "cache, bytes a token"]
+    rows = [
+        [
+            f"`{name}`",
+            f"{row['parameters']:,.0f}",
+            f"{row['operations']:,.0f}",
+            f"{row['train_speed']:,.0f}",
+            f"{row['latency']:.2f}",
+            f"{row['speed']:,.0f}",
+            f"{row['cache']:,.0f}",
+        ]
+        for name, row in found.items()
+    ]
+    return table(head, rows)
