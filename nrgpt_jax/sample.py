@@ -270,7 +270,10 @@ def _define_flags() -> None:
     flags.DEFINE_boolean("until_converged", False, "A token stops when it has converged.")
     flags.DEFINE_float("tolerance", None, "Of --until_converged; 1e-3.")
     flags.DEFINE_enum(
-        "criterion", None, CRITERIA, "Change of the energy (the default), or norm of its gradient."
+        "criterion",
+        None,
+        CRITERIA,
+        "Change of the energy (the default), its gradient, or change of the state.",
     )
     flags.DEFINE_integer("max_steps", None, "Of --until_converged; 4 times those of training.")
     flags.DEFINE_enum(

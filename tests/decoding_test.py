@@ -11,7 +11,7 @@ from marks import slow, slow_but
 
 from nrgpt_jax.core import rules
 from nrgpt_jax.core.contexts import Context
-from nrgpt_jax.core.dynamics import Convergence
+from nrgpt_jax.core.dynamics import CRITERIA, Convergence
 from nrgpt_jax.core.energies import ENERGIES
 from nrgpt_jax.core.norms import NORMS
 from nrgpt_jax.errors import UserError
@@ -86,11 +86,11 @@ def still_model(**fields):
     return model, {"params": {**params, "block": {**params["block"], "norm": norm}}}
 
 
-@pytest.mark.parametrize("criterion", ["energy", "gradient"])
+@pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("mask", slow_but(["strict"], ["strict", "inclusive"]))
 def test_reading_at_once_or_one_by_one_stops_at_the_same_step(criterion, mask):
     model, variables = still_model(mask=mask, num_steps=40)
-    decoding = Decoding(until=Convergence(0.02, criterion))
+    decoding = Decoding(until=Convergence(0.1 if criterion == "state" else 0.02, criterion))
     one_by_one = cached_logits(model, variables, TOKENS, LENGTHS, decoding)
     late, position, late_steps = one_by_one[-1]
     (logits, _, steps), *_ = cached_logits(model, variables, TOKENS, position + 1, decoding)
@@ -111,6 +111,20 @@ def test_until_converged_is_the_plain_path_up_to_there():
         change = np.abs(np.diff(energies, axis=1))
         rests = np.concatenate([change <= tolerance, np.ones((3, 1), bool)], axis=1)
         assert steps.tolist() == np.minimum(1 + rests.argmax(axis=1), 40).tolist()
+
+
+def test_a_state_that_hardly_changes_stops():
+    model, variables = still_model(num_steps=40)
+    path = jax.jit(lambda v: model.apply(v, TOKENS[:, :1], method="trajectory"))(variables)
+    states = np.asarray(path.states)[:, :, 0]
+    length = partial(np.linalg.norm, axis=-1)
+    for tolerance in (0.3, 0.1):
+        decoding = Decoding(until=Convergence(tolerance, "state"))
+        (_, _, steps), *_ = cached_logits(model, variables, TOKENS[:, :1], [1, 1, 1], decoding)
+        rests = length(np.diff(states, axis=1)) <= tolerance * length(states[:, :-1])
+        rests = np.concatenate([rests, np.ones((3, 1), bool)], axis=1)
+        assert steps.tolist() == rests.argmax(axis=1).tolist()
+        assert max(steps.tolist()) < 40
 
 
 def test_padding_and_ended_sequences_are_not_waited_for():

@@ -166,15 +166,17 @@ class Convergence(NamedTuple):
     """When a token has come to rest and stops.
 
     `energy`: a step changed its energy by at most the tolerance. `gradient`: the gradient of its
-    energy in its state, dE_A/dx_A, has at most that norm. Both are of the token alone, so how
-    far a token goes never depends on what follows it. What a rule keeps (a velocity) is not asked.
+    energy in its state, dE_A/dx_A, has at most that norm. `state`: the next step would change its
+    state by at most so much of its length, ||x(t+1) - x(t)|| <= tolerance ||x(t)||. All are of
+    the token alone, so how far a token goes never depends on what follows it. What a rule keeps (a
+    velocity) is not asked. An energy can stand still by chance, half-way up or down.
     """
 
     tolerance: float = 1e-3
     criterion: str = "energy"
 
 
-CRITERIA = ("energy", "gradient")
+CRITERIA = ("energy", "gradient", "state")
 
 
 def _of_moving(moving: Bool[Array, "B N"], new: jax.Array, old: jax.Array) -> jax.Array:
@@ -215,6 +217,9 @@ def until_at_rest(
         new, seen = make_step(state, inputs_t)
         if until.criterion == "energy":
             at_rest = jnp.abs(seen.total - before_BxN) <= until.tolerance
+        elif until.criterion == "state":
+            length = partial(jnp.linalg.norm, axis=-1)
+            at_rest = length(new.x - state.x) <= until.tolerance * length(state.x)
         else:
             in_x = slope_in_x(state, inputs_t, seen)
             at_rest = jnp.linalg.norm(in_x, axis=-1) <= until.tolerance
