@@ -117,10 +117,10 @@ def parse(argv: Sequence[str]) -> list[str]:
         _end_output()
         sys.exit(_UNREAD)
     except Exception as error:  # of a flag, of its value, or anything in an experiment's file
-        _fail(_reason(error, experiments))
+        _fail(reason(error, experiments))
 
 
-def _reason(error: BaseException, experiments: Sequence[Path]) -> str:
+def reason(error: BaseException, experiments: Sequence[Path]) -> str:
     """What went wrong while flags were parsed; in an experiment's own lines, where."""
     cause: BaseException | None = error
     while cause is not None:  # what wraps it holds its traceback as a text

@@ -41,13 +41,19 @@ def main(f: flags.FlagValues) -> None:
     launcher = Launcher(f.launcher, f.jobs, options(f.option))
     failed = run_all(configs, launcher, side_by_side=f.side_by_side, retry=f.retry, watch=watch)
     watch.show()
-    write_summary(runs / "summary.csv", configs)
+    lines = write_summary(runs / "summary.csv", configs)
     print(f"written to {runs / 'summary.csv'}")
     if failed:
         workdir, why = next(iter(failed.items()))
         raise UserError(
             f"{len(failed)} of {len(configs)} runs failed ({workdir}: {why}); its log is there; "
             "--retry trains them again"
+        )
+    left = [line["run"] for line in lines if line["state"] not in ("done", "diverged")]
+    if left:
+        raise UserError(
+            f"{len(left)} of {len(configs)} runs are not trained to their end "
+            f"({left[0]}); the same command goes on"
         )
 
 

@@ -21,7 +21,8 @@ from nrgpt_jax.analysis.examination import plain
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.runs.metrics import read_metrics
 from nrgpt_jax.sweeps.loading import load_module
-from nrgpt_jax.sweeps.progress import is_done
+from nrgpt_jax.sweeps.progress import failure_of, is_done
+from nrgpt_jax.training.divergence import RunDiverged
 from studies.runner import ROOT, define_flags, train_possible
 from studies.tables import spread, table
 
@@ -66,14 +67,22 @@ def train(cells: list[tuple[str, int]], f: flags.FlagValues) -> None:
         configs[workdir] = experiment.get_config(variant)
         configs[workdir].seed = seed
     for workdir, why in train_possible(configs, f).items():
-        if not why.startswith("UserError"):  # which says that it has diverged
+        if not why.startswith(RunDiverged.__name__):
             raise UserError(f"{workdir}: {why}; its log is there; --retry trains it again")
 
 
 def loss(workdir: Path) -> float:
-    """The validation loss after the last step; infinite where the training diverged."""
-    seen = [line["val/loss"] for line in read_metrics(workdir) if "val/loss" in line]
-    return seen[-1] if is_done(workdir) and seen[-1] is not None else math.inf
+    """The validation loss after the last step; infinite where the training diverged.
+
+    Raises:
+      UserError: it was neither trained to the end nor has it diverged.
+    """
+    if is_done(workdir):
+        last = [line["val/loss"] for line in read_metrics(workdir) if "val/loss" in line][-1]
+        return math.inf if last is None else last
+    if failure_of(workdir).startswith(RunDiverged.__name__):
+        return math.inf
+    raise UserError(f"{workdir} is not trained to its end; the same command goes on")
 
 
 def page(found: dict[str, dict[str, Any]], text: str) -> str:

@@ -13,14 +13,18 @@ from typing import Any
 
 from absl import flags
 
-from nrgpt_jax import cli
+from nrgpt_jax import cli, disk
 from nrgpt_jax.runs.pretrained import load_pretrained
 from studies.paper import cost, overfitting, records, samples, scaling, transition
 from studies.paper.records import Record
 from studies.runner import ROOT
 
 DOCS = ROOT / "docs"
-TRANSITIONS = {"listops_transition": "modulo 5", "listops_transition-gpu": "modulo 10"}
+TRANSITIONS = {
+    "listops_transition": "modulo 5",
+    "listops_transition-gpu": "modulo 10",
+    "listops_transition-paper": "modulo 10, the paper's sizes and steps",
+}
 SCALING, JUDGE = "shakespeare_scaling", "GPT"
 SWEEPS = (*TRANSITIONS, SCALING, "overfitting")
 BEGIN, END = "<!-- table of {} -->", "<!-- end of the table of {} -->"
@@ -41,15 +45,18 @@ def collect(runs: Path, name: str) -> list[Record]:
 
 def sampled(runs: Path) -> dict[str, samples.Numbers]:
     """What the models of the largest width write, and the corpus; seed 0 of each."""
-    best, largest = records.at_best_rates(records.of_sweep(runs / SCALING)), {}
-    for (model, width), cell in sorted(best.items()):
-        variant = f"{model}_{width}@{cell[0]['rate']:g}"
-        if (runs / SCALING / variant / "0/model.safetensors").exists():
-            largest[model] = load_pretrained(runs / SCALING / variant / "0")
+    best = records.at_best_rates(records.of_sweep(runs / SCALING))
+    widths = [{width for name, width in best if name == model} for model in scaling.COLOURS]
+    common = set.intersection(*widths)
+    largest = {
+        model: load_pretrained(runs / SCALING / f"{model}_{width}@{cell[0]['rate']:g}" / "0")
+        for (model, width), cell in sorted(best.items())
+        if common and width == max(common)
+    }
     if JUDGE not in largest:
         return {}
-    made = {f"`{model}`": samples.texts_of(trained) for model, trained in largest.items()}
-    judge = largest[JUDGE]
+    judge, title = largest[JUDGE], lambda model: f"`{model}`{', the judge' * (model == JUDGE)}"
+    made = {title(model): samples.texts_of(trained) for model, trained in largest.items()}
     return samples.measure({**made, "the corpus": samples.real_texts(judge)}, judge)
 
 
@@ -88,9 +95,9 @@ def main(f: flags.FlagValues) -> None:
     if f.cost or "cost" not in found:
         found["cost"] = cost.measure()
     found = {name: of_sweep for name, of_sweep in found.items() if of_sweep}
+    disk.write_whole(kept, (json.dumps(found) + "\n").encode())
     text = page(found, (DOCS / "results.md").read_text())
     draw(found, DOCS / "figures")
-    kept.write_text(json.dumps(found) + "\n")
     (DOCS / "results.md").write_text(text)
     print(f"written to {DOCS / 'results.md'}")
 

@@ -11,6 +11,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
+from nrgpt_jax import disk
 from nrgpt_jax.analysis.examination import plain
 from nrgpt_jax.configs import with_seeds
 from nrgpt_jax.errors import UserError
@@ -64,7 +65,8 @@ def measured(
     """The numbers of a run, which are kept in its `<name>.json`."""
     kept = workdir / f"{name}.json"
     if f.again or not kept.exists():
-        kept.write_text(json.dumps(plain(measure(workdir)), indent=1, allow_nan=False) + "\n")
+        numbers = json.dumps(plain(measure(workdir)), indent=1, allow_nan=False)
+        disk.write_whole(kept, (numbers + "\n").encode())
         print(workdir, "measured", flush=True)
     return json.loads(kept.read_text())
 

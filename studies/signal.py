@@ -8,13 +8,15 @@ drawn as often as they occur in the corpus, or all are shuffled. Scores:
 
     surprise   -log p(token | those before it), nats: the baseline
     energy     E_A after the last step
-    change     E_A after the last step minus E_A before the first
+after the last step minus E_A before the first
+    steps      until E_A stays near what it is at the end
 
 Each is expected to be higher where a token is wrong; the area under the ROC curve (AUROC) is the
 chance that it is, 0.5 where it says nothing, less where it is lower there.
 """
 
 import json
+import math
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -28,7 +30,7 @@ from absl import flags
 from matplotlib.figure import Figure
 from scipy import optimize, stats
 
-from nrgpt_jax import cli
+from nrgpt_jax import cli, disk
 from nrgpt_jax.analysis.figures import BLACK, BLUE, GREEN, ORANGE, STYLE
 from nrgpt_jax.datasets import load_recorded
 from nrgpt_jax.runs.pretrained import Pretrained, load_pretrained
@@ -41,6 +43,7 @@ MODELS = {  # by where their runs are
     "rest": ("full", "full_decay", "sphere_decay", "sphere_decay_held"),
 }
 TASKS = ("shakespeare", "listops")
+SHOWN = ("rates_shakespeare", "gamma"), ("rest_shakespeare", "sphere_decay")  # in the figure
 SHARES = (0.02, 0.05, 0.1, 0.2, 0.5)  # of the symbols of a text, replaced
 TOKEN_SHARE = 0.1  # where single tokens are told apart
 WINDOWS = 256
@@ -146,7 +149,9 @@ def together(seen: dict[str, np.ndarray], wrong: np.ndarray) -> dict[str, float]
 
 
 def _curve(wrong: np.ndarray, right: np.ndarray) -> list[float]:
-    """True positive rates at false positive rates of 0, 0.02, ... 1."""
+    """True positive rates at false positive rates of 0, 0.02, ... 1; ties are broken by lot."""
+    random = np.random.default_rng(0)
+    wrong, right = (values + 1e-4 * random.random(values.shape) for values in (wrong, right))
     thresholds = np.quantile(right, np.linspace(1, 0, 51), method="higher")
     return [float(np.mean(wrong >= t)) for t in thresholds]
 
@@ -159,14 +164,11 @@ Found = dict[str, dict[str, list[dict[str, Any]]]]
 
 def figure(found: Found) -> Figure:
     """ROC curves of tokens, and areas against the share of replaced symbols."""
-    shown = {
-        "rate gamma": found["rates_shakespeare"]["gamma"],
-        "at rest: sphere_decay": found["rest_shakespeare"]["sphere_decay"],
-    }
+    shown = {f"{key.partition('_')[0]}: {model}": found[key][model] for key, model in SHOWN}
     with mpl.rc_context(STYLE):
         drawn = Figure(figsize=(12, 4.4), layout="constrained")
         axes = drawn.subplots(1, 3)
-        at_rest = found["rest_shakespeare"]["sphere_decay"]
+        at_rest = list(shown.values())[1]
         for name, (colour, style) in SCORES.items():
             curves = np.array([r["curve"][name] for r in at_rest])
             _band(axes[0], np.linspace(0, 1, 51), curves, colour, style, name)
@@ -193,7 +195,7 @@ def figure(found: Found) -> Figure:
             axis.set_xticks([2, 5, 10, 20, 50], ["2", "5", "10", "20", "50"])
             axis.set_xticks([], minor=True)
         handles, labels = axes[0].get_legend_handles_labels()
-        drawn.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+        drawn.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     return drawn
 
 
@@ -228,12 +230,13 @@ def page(found: Found) -> str:
     """docs/signal.md"""
     lines = ["# Energy as a signal", "", *NOTES.splitlines()]
     for key, by_model in found.items():
-        first = next(iter(by_model.values()))
-        names = [name for name in SCORES if name in first[0]["tokens"]]
-        lines += ["", f"## {TITLES[key]}, {len(first)} seeds", ""]
+        records = [record for rows in by_model.values() for record in rows]
+        names = [n for n in SCORES if any(n in record["tokens"] for record in records)]
+        seeds = len(next(iter(by_model.values())))
+        lines += ["", f"## {TITLES[key]}, {seeds} seeds", ""]
         lines += ["Single tokens, a tenth of them wrong:", ""]
         both = {"surprise": "surprise alone", "all": "all together"}
-        both = both if "together" in first[0] else {}
+        both = both if any("together" in record for record in records) else {}
         rows = [
             [f"`{m}`", *_cells(rows, "tokens", names), *_cells(rows, "together", both)]
             for m, rows in by_model.items()
@@ -254,11 +257,11 @@ def page(found: Found) -> str:
 
 
 def _cells(records: list[dict[str, Any]], what: str, names: Iterable[str]) -> list[str]:
-    return [spread([r[what][name] for r in records]) for name in names]
+    return [spread([r.get(what, {}).get(name, math.nan) for r in records]) for name in names]
 
 
 def _area(records: list[dict[str, Any]], label: str, score: str) -> str:
-    return spread([r["texts"][label][score] for r in records])
+    return spread([r["texts"][label].get(score, math.nan) for r in records])
 
 
 def main(f: flags.FlagValues) -> None:
@@ -274,9 +277,10 @@ def main(f: flags.FlagValues) -> None:
                 records = [measure(load_pretrained(run), seed) for seed, run in enumerate(runs)]
                 found.setdefault(f"{study}_{task}", {})[model] = records
                 print(study, task, model, records[0]["tokens"], flush=True)
+    disk.write_whole(kept, (json.dumps(found, indent=1) + "\n").encode())
     (DOCS / "figures").mkdir(exist_ok=True)
-    figure(found).savefig(DOCS / "figures/signal.png")
-    kept.write_text(json.dumps(found, indent=1) + "\n")
+    if all(model in found.get(key, {}) for key, model in SHOWN):
+        figure(found).savefig(DOCS / "figures/signal.png")
     (DOCS / "signal.md").write_text(page(found))
     print(f"written to {DOCS / 'signal.md'}")
 

@@ -1,11 +1,13 @@
 """The figures of the paper: fits find what made the points, and tables say what the runs say."""
 
+import math
+
 import numpy as np
 import pytest
 
 from studies import results, signal
 from studies.paper import cost, overfitting, samples, transition
-from studies.paper.records import at_best_rates, lowest
+from studies.paper.records import at_best_rates, lowest, of_sweep
 
 
 def run(model="GPT", size=1, rate=0.1, seed=0, **fields):
@@ -39,6 +41,30 @@ def test_the_learning_rate_of_a_cell_is_the_better_one_over_its_seeds():
     runs += [run(rate=0.3, validation=[None]), run(rate=0.3, seed=1, validation=[1.0])]
     assert at_best_rates(runs) == {("GPT", 1): runs[2:4]}
     assert lowest(run()) == (2.0, 1)
+    runs += [run(rate=0.4, validation=[1.0])]  # its other seed has failed
+    assert at_best_rates(runs) == {("GPT", 1): runs[2:4]}
+    assert math.isnan(lowest(run(validation=[1.0, None]))[0])
+
+
+def test_a_crossing_that_no_size_holds_is_no_number():
+    counts = np.array([4e3, 8e3, 16e3, 32e3])
+    assert transition.where(counts, np.array([0.9, 0.95, 1.0, 1.0])) == "below the smallest, 4,000"
+    assert transition.where(counts, np.zeros(4)) == "beyond the largest, 32,000"
+    assert transition.where(counts, np.array([0.1, 0.4, 0.9, 1.0])).startswith("1")
+
+
+def test_only_directories_of_runs_are_read(tmp_path):
+    for name in ("cache/x", "jobs/1_submitted.pkl"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("nothing of ours")
+    assert of_sweep(tmp_path) == []
+
+
+def test_runs_that_diverged_have_no_part_in_figures(tmp_path):
+    lost = run(train=[3.0, None, None], validation=[3.0, None, None], seed=1)
+    found = {"overfitting": [run(), lost], "shakespeare_scaling": [run(), lost]}
+    results.draw(found, tmp_path)
+    assert "| nan |" not in "\n".join(overfitting.lines(found["overfitting"]))
 
 
 def test_losses_at_equal_training_loss_are_interpolated():

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from train_helpers import TEXT, config_of
 
-from nrgpt_jax import sweep
+from nrgpt_jax import disk, sweep
 from nrgpt_jax.configs import with_seeds
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.runs.directory import locked
@@ -81,7 +82,13 @@ def test_what_is_done_is_left_and_what_fails_is_told_apart(
         made.append(workdir.name)
         if config.seed == 1:
             raise UserError("diverged here")
-        (workdir / "config.json").write_text(json.dumps({"train_steps": config.train_steps}))
+        finish(config, workdir)
+
+    def finish(config, workdir):
+        recorded = config.copy_and_resolve_references()
+        recorded.model.vocab_size = 9
+        disk.write_json(workdir / "config.json", recorded.to_dict())
+        (workdir / "model.safetensors").touch()
         line = {"step": config.train_steps, "val/loss": 1.0 + config.seed}
         (workdir / "metrics.jsonl").write_text(json.dumps(line) + "\n")
 
@@ -108,16 +115,30 @@ def test_what_is_done_is_left_and_what_fails_is_told_apart(
     ]
     run_all(configs, Launcher(jobs=1), retry=True)
     assert made == ["0", "1", "2", "1"]
+    finish(configs[tmp_path / "v/1"], tmp_path / "v/1")  # as `make train` may, beside the sweep
+    assert run_all(configs, Launcher(jobs=1)) == {}
+    configs[tmp_path / "v/0"].train_steps += 1
+    with pytest.raises(UserError, match="v/0 holds another run: train_steps=12 there, 13 here"):
+        run_all(configs, Launcher(jobs=1))
 
 
-def test_a_run_that_another_process_trains_is_left_to_it(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "train", lambda *_: pytest.fail("trained twice"))
+def test_a_run_that_another_process_trains_is_left_to_it(config, tmp_path):
     workdir = tmp_path / "v/0"
+    other = varied(config, 1, RATES[1], 1.0)
     with locked(workdir):
         assert progress.progress(workdir, config).state == "training"
         Training({workdir: config})()
+        Training({workdir: config, tmp_path / "v/1": other})()
     assert progress.progress(workdir, config).state == "waiting"
     assert not progress.failure_of(workdir)
+    assert not progress.failure_of(tmp_path / "v/1")
+
+
+def test_a_setting_that_is_not_possible_is_said_before_anything_is_trained(config, tmp_path):
+    config.optimizer.name = "nope"
+    with pytest.raises(UserError, match=r"optimizer\.name='nope'"):
+        run_all({tmp_path / "v/0": config}, Launcher())
+    assert not (tmp_path / "v").exists()
 
 
 def test_runs_that_differ_in_what_can_be_side_by_side_are_grouped(config):
@@ -132,6 +153,8 @@ def test_runs_that_differ_in_what_can_be_side_by_side_are_grouped(config):
     ("text", "message"),
     [
         ("get_config = 1", r"has no get_sweep"),
+        ("get_sweep = lambda scale: nope", r"e\.py, line 1: NameError: name 'nope'"),
+        ("import nope", r"e\.py, line 1: ModuleNotFoundError"),
         ("get_sweep = lambda scale: {}", "has no runs"),
         ("get_sweep = lambda scale: {'a/0': 1}", "returns what default_config"),
         (
@@ -180,7 +203,7 @@ def test_a_wrong_launcher_or_option_is_said_in_a_line(config, tmp_path):
     ):
         pass
     wrong = Launcher("slurm", options={"nope": 1})
-    with pytest.raises(UserError, match="an option of the cluster is not possible"):
+    with pytest.raises(UserError, match="the cluster does not take the jobs: Parameter 'nope'"):
         engine.submit_jobs(wrong, tmp_path, [Training({tmp_path: config})], "local")
 
 
@@ -195,7 +218,7 @@ def test_jobs_of_a_cluster_train(config, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_killed_goes_on_to_the_same_table(tmp_path):
+def test_what_stops_a_sweep_leaves_nothing_out_of_its_table(tmp_path):
     corpus, experiment = tmp_path / "text.txt", tmp_path / "e.py"
     corpus.write_text(TEXT)
     experiment.write_text(EXPERIMENT.format(corpus=str(corpus)))
@@ -203,22 +226,46 @@ def test_a_sweep_that_is_killed_goes_on_to_the_same_table(tmp_path):
 
     def start(folder):
         command = [sys.executable, "-m", "nrgpt_jax.sweep", f"--sweep={experiment}"]
-        command += [f"--runs={tmp_path / folder}", "--jobs=2"]
+        command += [f"--runs={tmp_path / folder}", "--jobs=1"]
         nowhere = subprocess.DEVNULL
         return subprocess.Popen(command, start_new_session=True, stdout=nowhere, env=environment)
 
+    def stopped(folder, number):
+        begun = start(folder)
+        while not list((tmp_path / folder).glob("small/*/checkpoints/latest/*")):
+            time.sleep(0.05)
+            assert begun.poll() is None
+        os.killpg(begun.pid, number)
+        return begun.wait()
+
     assert start("whole").wait() == 0
-    killed = start("killed")
-    while not list((tmp_path / "killed").glob("small/*/checkpoints/*")):
-        time.sleep(0.05)
-        assert killed.poll() is None
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait()
-    assert not (tmp_path / "killed/summary.csv").exists()
-    assert start("killed").wait() == 0
-    whole, again = ((tmp_path / f / "summary.csv").read_text() for f in ("whole", "killed"))
-    assert whole == again
+    assert stopped("stopped", signal.SIGINT) == 128 + signal.SIGINT
+    assert not (tmp_path / "stopped/small/1/metrics.jsonl").exists()
+    assert stopped("killed", signal.SIGKILL) == -signal.SIGKILL
+    whole = (tmp_path / "whole/summary.csv").read_text()
     assert whole.count(",done,60,") == 3
+    for folder in ("stopped", "killed"):
+        assert not (tmp_path / folder / "summary.csv").exists()
+        assert start(folder).wait() == 0
+        assert (tmp_path / folder / "summary.csv").read_text() == whole
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_takes_no_other_run_with_it(config, tmp_path):
+    config.train_steps = 40
+    configs = {tmp_path / name: c for name, c in with_seeds({"v": config}, 2).items()}
+    killed = []
+
+    def kill():
+        if not killed and (tmp_path / "v/0/log").exists():
+            killed.extend(multiprocessing.active_children())
+            for process in killed:
+                process.kill()
+
+    failed = run_all(configs, Launcher(jobs=1), watch=kill)
+    assert list(failed) == [tmp_path / "v/0"]
+    assert "its process was killed" in failed[tmp_path / "v/0"]
+    assert progress.is_done(tmp_path / "v/1")
 
 
 @pytest.mark.slow

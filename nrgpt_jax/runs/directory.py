@@ -7,6 +7,7 @@ else, and `evaluate` only the data set that it names.
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -30,6 +31,7 @@ from nrgpt_jax.runs.record_checks import check_recorded
 CONFIG_FILE, TOKENIZER_FILE = "config.json", "tokenizer.json"
 FORMAT = 2  # of the layout of a run directory
 RECORDED_VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint")
+_TRIES = 5  # to lock a directory, in a fifth of a second
 FIXED = ("model", "data", "seed")  # what a run cannot change half-way, but for
 FREE = ("model.scan_unroll", "model.remat", "model.kernels", "data.path")  # how, and from where
 
@@ -136,6 +138,10 @@ def _record_of(workdir: Path) -> dict[str, Any]:
     return {}
 
 
+class InUse(UserError):
+    """Another process trains in a run directory."""
+
+
 class Lock(NamedTuple):
     """Held by the one process that trains in a run directory."""
 
@@ -157,14 +163,31 @@ class Lock(NamedTuple):
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[Lock]:
-    """Keeps a second training process out of a run. Raises UserError when one is there."""
+    """Keeps a second training process out of a run. Raises InUse when one is there."""
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / "lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another process is training in {workdir}; wait or stop it") from None
+        for left in reversed(range(_TRIES)):  # whoever only looks (`in_use`) lets go at once
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if not left:
+                    said = f"another process is training in {workdir}; wait or stop it"
+                    raise InUse(said) from None
+                time.sleep(0.05)
         yield Lock(workdir, file.fileno())
+
+
+def in_use(workdir: Path) -> bool:
+    """Whether a process trains in a directory."""
+    try:
+        with (workdir / "lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return False
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -6,12 +6,15 @@ and what has failed is told apart and left until it is asked for again.
 
 import contextlib
 import dataclasses
+import datetime
+import math
 import multiprocessing
 import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import CancelledError, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -21,14 +24,18 @@ from ml_collections import ConfigDict
 from nrgpt_jax import disk, host
 from nrgpt_jax.datasets import load_dataset
 from nrgpt_jax.errors import FAILED, UserError, require_choice
-from nrgpt_jax.sweeps.progress import FAILURE_FILE, failure_of, in_use, is_done
+from nrgpt_jax.runs.directory import InUse, in_use
+from nrgpt_jax.sweeps.progress import FAILURE_FILE, check_same, failure_of, is_done
 from nrgpt_jax.sweeps.side_by_side import groups, train_directories
+from nrgpt_jax.training.config_checks import check_config
 from nrgpt_jax.training.loop import train
 
 Configs: TypeAlias = Mapping[Path, ConfigDict]
 """Of the runs, by run directory."""
 
 LAUNCHERS = ("local", "slurm")
+MINUTES, RESTARTS = 60, 1000  # of a job on a cluster, unless told otherwise
+_stopped = threading.Event()  # in a process that trains
 
 
 class Launcher(NamedTuple):
@@ -60,24 +67,50 @@ def run_all(
     Returns:
       Why those that have failed did, now or before.
     """
+    for workdir, config in configs.items():
+        check_config(config, math.prod(n for n in config.mesh.values() if n > 0))
+        check_same(workdir, config)
     todo = {w: c for w, c in configs.items() if not is_done(w) and (retry or not failure_of(w))}
     for workdir in todo:
         (workdir / FAILURE_FILE).unlink(missing_ok=True)
     prepare(todo.values())
-    parts: Sequence[Configs] = [{workdir: config} for workdir, config in todo.items()]
+    parts: list[Configs] = [{workdir: config} for workdir, config in todo.items()]
     if side_by_side:
-        begun = {w: c for w, c in todo.items() if (w / "checkpoints").exists()}
+        begun = {w: c for w, c in todo.items() if (w / "checkpoints").exists() or in_use(w)}
         fresh = {w: c for w, c in todo.items() if w not in begun}
         parts = [*groups(fresh), *({w: c} for w, c in begun.items())]
-    with executor(launcher, next(iter(configs)).parent.parent) as submit:
+    while parts:
+        parts = _run(parts, launcher, next(iter(configs)).parent.parent, watch)
+    watch()
+    return {workdir: why for workdir in configs if (why := failure_of(workdir))}
+
+
+def _run(
+    parts: Sequence[Configs], launcher: Launcher, root: Path, watch: Callable[[], object]
+) -> list[Configs]:
+    """Trains, and gives those that never began because the process of another was killed."""
+    began, left = time.time(), list[Configs]()
+    with executor(launcher, root) as submit:
         jobs = submit([Training(part) for part in parts])
         while not all(job.done() for job in jobs):
             watch()
             time.sleep(1.0)
         for part, job in zip(parts, jobs, strict=True):
-            _note(part, job.exception())
-    watch()
-    return {workdir: why for workdir in configs if (why := failure_of(workdir))}
+            error = job.exception()
+            if isinstance(error, BrokenProcessPool) and not _has_begun(part, began):
+                left.append(part)
+            elif isinstance(error, BrokenProcessPool):
+                _note(part, MemoryError("its process was killed; is the memory full?"))
+            else:
+                _note(part, error)
+    if len(left) == len(parts):
+        raise UserError("the processes of the sweep end before they begin; see the logs")
+    return left
+
+
+def _has_begun(part: Configs, since: float) -> bool:
+    logs = [workdir / "log" for workdir in part]
+    return any(log.exists() and log.stat().st_mtime >= since for log in logs)
 
 
 def prepare(configs: Iterable[ConfigDict]) -> None:
@@ -94,6 +127,8 @@ class Training:
 
     def __call__(self) -> None:
         """Trains; what fails is written to the run directory."""
+        if _stopped.is_set():  # by Ctrl-C: a pool would hand out what is queued already
+            return
         left = {w.resolve(): config for w, config in self.configs.items() if not is_done(w)}
         for workdir in left:
             workdir.mkdir(parents=True, exist_ok=True)
@@ -101,8 +136,7 @@ class Training:
             self._log(left, train_directories, left)
         elif left:
             [(workdir, config)] = left.items()
-            if not in_use(workdir):
-                self._log(left, train, config, workdir)
+            self._log(left, train, config, workdir)
         jax.clear_caches()
 
     def _log(self, runs: Configs, work: Callable[..., object], *arguments: object) -> None:
@@ -110,10 +144,15 @@ class Training:
         host.cache_compilations(first.parent.parent)
         with contextlib.ExitStack() as held:
             log = held.enter_context((first / "log").open("a"))
+            log.write(f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S} begins\n")
+            log.flush()
             held.enter_context(contextlib.redirect_stdout(log))
             held.enter_context(contextlib.redirect_stderr(log))
             try:
                 work(*arguments)
+            except (SystemExit, KeyboardInterrupt):
+                _stopped.set()
+                raise
             except Exception as error:
                 _note(runs, error)
 
@@ -125,12 +164,14 @@ class Training:
 
 
 def _note(runs: Configs, error: BaseException | None) -> None:
-    """Writes why runs have failed; a signal that has stopped them is no failure."""
-    if error is None or isinstance(error, (SystemExit, KeyboardInterrupt)):
+    """Writes why runs have failed; what has stopped them from outside is no failure."""
+    stopped = isinstance(error, (SystemExit, KeyboardInterrupt, CancelledError, InUse))
+    if error is None or stopped or type(error).__name__ == "UncompletedJobError":  # of submitit
         return
     why = " ".join(str(error).split())[:1000] or type(error).__name__
     for workdir in runs:
         if not is_done(workdir) and not failure_of(workdir):
+            workdir.mkdir(parents=True, exist_ok=True)
             disk.write_json(workdir / FAILURE_FILE, {"kind": type(error).__name__, "why": why})
 
 
@@ -160,14 +201,16 @@ def submit_jobs(
         import submitit
     except ImportError:
         raise UserError("the launcher slurm needs submitit: pip install -e '.[sweep]'") from None
-    made = submitit.AutoExecutor(root / "jobs", cluster=cluster)
-    parallel = {"slurm_array_parallelism": launcher.jobs}
+    given = {"timeout_min": MINUTES, "slurm_array_parallelism": launcher.jobs, **launcher.options}
     try:
-        made.update_parameters(**parallel, **launcher.options)
-    except (NameError, NotImplementedError, TypeError, ValueError) as error:
-        raise UserError(f"an option of the cluster is not possible: {error}") from None
-    with made.batch():
-        return [made.submit(training) for training in trainings]
+        # A job that comes to its time limit is submitted again, as often as it needs.
+        made = submitit.AutoExecutor(root / "jobs", cluster=cluster, slurm_max_num_timeout=RESTARTS)
+        made.update_parameters(**given)
+        with made.batch():
+            return [made.submit(training) for training in trainings]
+    except Exception as error:  # it raises many kinds
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"the cluster does not take the jobs: {reason}") from None
 
 
 @contextlib.contextmanager

@@ -1,11 +1,14 @@
 """Sweeps as experiment files describe them: `get_sweep(scale)` beside `get_config(variant)`."""
 
+import contextlib
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 from ml_collections import ConfigDict
 
+from nrgpt_jax import cli
 from nrgpt_jax.configs import check_complete
 from nrgpt_jax.errors import UserError
 
@@ -19,8 +22,18 @@ def load_module(experiment: Path) -> ModuleType:
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with _told(experiment):
+        spec.loader.exec_module(module)
     return module
+
+
+@contextlib.contextmanager
+def _told(experiment: Path) -> Iterator[None]:
+    """Mistakes in an experiment's own lines end in one line that says where."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(cli.reason(error, [experiment])) from None
 
 
 def load(experiment: Path, scale: str = "") -> dict[str, ConfigDict]:
@@ -32,7 +45,8 @@ def load(experiment: Path, scale: str = "") -> dict[str, ConfigDict]:
     module = load_module(experiment)
     if not hasattr(module, "get_sweep"):
         raise UserError(f"{experiment} has no get_sweep(scale); it describes no sweep")
-    configs = dict(module.get_sweep(scale))
+    with _told(experiment):
+        configs = dict(module.get_sweep(scale))
     for name, config in configs.items():
         check_complete(config)
         parts = Path(name).parts

@@ -1,7 +1,6 @@
 """How far the runs of a sweep are: from what their directories hold, and as a table of numbers."""
 
 import csv
-import json
 import math
 import sys
 import time
@@ -13,14 +12,16 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from nrgpt_jax import disk
+from nrgpt_jax.datasets.tokenizers import RESTORE
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.models import create_model, num_parameters
-from nrgpt_jax.runs.directory import CONFIG_FILE, load_config, locked
+from nrgpt_jax.runs.directory import CONFIG_FILE, FREE, differences, in_use, load_config
 from nrgpt_jax.runs.metrics import read_metrics
+from nrgpt_jax.runs.pretrained import WEIGHTS_FILE
 
 FAILURE_FILE = "failed.json"
 EVERY = 10.0  # seconds between two looks at all runs
-STATES = ("done", "training", "stopped", "failed", "waiting")
+STATES = ("done", "diverged", "training", "stopped", "failed", "waiting")
 
 
 class Progress(NamedTuple):
@@ -38,36 +39,42 @@ def progress(workdir: Path, config: ConfigDict) -> Progress:
     seen = [line["val/loss"] for line in lines if "val/loss" in line]
     losses = [math.nan if loss is None else loss for loss in seen]
     step = max((line["step"] for line in lines), default=0)
-    state = "waiting"
+    state = "stopped" if lines else "waiting"
     if is_done(workdir):
-        state = "done"
+        state = "diverged" if math.isnan(losses[-1]) else "done"
     elif in_use(workdir):
         state = "training"
     elif failure_of(workdir):
         state = "failed"
-    elif lines:
-        state = "stopped"
     return Progress(state, step, config.train_steps, losses)
 
 
 def is_done(workdir: Path) -> bool:
-    """Whether a run was trained to its last step."""
+    """Whether a run was trained, evaluated and saved to its last step. Raises UserError where its
+    config.json cannot be read."""
+    path = workdir / CONFIG_FILE
     try:
-        target = json.loads((workdir / CONFIG_FILE).read_text())["train_steps"]
-    except FileNotFoundError:
+        target = disk.read_json(path, dict[str, Any], RESTORE).get("train_steps")
+    except (FileNotFoundError, NotADirectoryError):
         return False
-    return any(r["step"] == target and "val/loss" in r for r in read_metrics(workdir))
+    places = workdir / "checkpoints/latest" / str(target), workdir / WEIGHTS_FILE
+    saved = any(place.exists() for place in places)
+    return saved and any(r["step"] == target and "val/loss" in r for r in read_metrics(workdir))
 
 
-def in_use(workdir: Path) -> bool:
-    """Whether a process trains there."""
-    if not (workdir / "lock").exists():
-        return False
-    try:
-        with locked(workdir):
-            return False
-    except UserError:
-        return True
+def check_same(workdir: Path, config: ConfigDict) -> None:
+    """Raises UserError where a directory holds a run of another configuration."""
+    if not (workdir / CONFIG_FILE).exists():
+        return
+    recorded = load_config(workdir)
+    asked = config.copy_and_resolve_references()
+    asked.model.vocab_size = recorded.model.vocab_size  # which a run finds out by itself
+    asked.data.fingerprint = recorded.data.fingerprint
+    changed = differences(recorded.to_dict(), asked.to_dict())
+    changed = [change for change in changed if change.split("=")[0] not in FREE]
+    if changed:
+        cure = "name another --runs, or remove it"
+        raise UserError(f"{workdir} holds another run: {changed[0]}; {cure}")
 
 
 def failure_of(workdir: Path) -> str:
@@ -76,7 +83,7 @@ def failure_of(workdir: Path) -> str:
         found = disk.read_json(workdir / FAILURE_FILE, dict[str, Any], "remove it")
     except FileNotFoundError:
         return ""
-    return f"{found.get('kind')}: {found.get('why')}"
+    return "" if is_done(workdir) else f"{found.get('kind')}: {found.get('why')}"
 
 
 def write_summary(path: Path, configs: Mapping[Path, ConfigDict]) -> list[dict[str, Any]]:

@@ -97,14 +97,18 @@ def save_batch(workdir: Path, step: int, batch: Batch) -> Path:
     return path
 
 
-def ended(error: Diverged, workdir: Path, batch: Batch, checkpoints: Checkpoints) -> UserError:
+class RunDiverged(UserError):
+    """A run has diverged, for good."""
+
+
+def ended(error: Diverged, workdir: Path, batch: Batch, checkpoints: Checkpoints) -> RunDiverged:
     """Keeps what is needed to look into it; returns the error that says how to go on."""
     saved = save_batch(workdir, error.first, batch)
     aside = checkpoints.set_aside(error.bad_from, workdir / FOLDER)
     left = checkpoints.whole_steps("latest")
     begin = f"from the checkpoint of step {left[-1]}" if left else "from the beginning"
     kept = f"; states that led to it are in {aside[0].parent}" if aside else ""
-    return UserError(
+    return RunDiverged(
         f"the {error} (its batch is {saved}{kept}); lower "
         f"--config.optimizer.learning_rate and run the command again: it goes on {begin}"
     )

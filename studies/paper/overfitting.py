@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from nrgpt_jax.analysis.figures import STYLE
-from studies.paper.records import Record, lowest
+from studies.paper.records import Record, lowest, numbers
 from studies.paper.scaling import COLOURS
 from studies.tables import spread, table
 
@@ -26,7 +26,7 @@ def lines(records: list[Record]) -> list[str]:
     for (parts, model), runs in cells.items():
         best, at = zip(*(lowest(run) for run in runs), strict=True)
         steps = [run["steps"][i] for run, i in zip(runs, at, strict=True)]
-        train, last = ([run[name][-1] for run in runs] for name in ("train", "validation"))
+        train, last = ([numbers(run, n)[-1] for run in runs] for n in ("train", "validation"))
         values = [(best, ".3f"), (steps, ".0f"), (last, ".3f"), (train, ".3f")]
         rows.append([_part(parts), f"`{model}`", len(runs), *(spread(*value) for value in values)])
     head = ["of the training split", "model", "seeds", "best validation loss", "at step"]
@@ -40,7 +40,8 @@ def _at_equal_training_loss(cells: dict[tuple[int, str], list[Record]]) -> list[
     rows = []
     for parts in sorted({parts for parts, _ in cells}):
         own = {model: cells[parts, model] for model in models if (parts, model) in cells}
-        level = max(max(run["train"][-1] for run in runs) for runs in own.values())
+        ends = [numbers(run, "train")[-1] for runs in own.values() for run in runs]
+        level = float(np.nanmax(ends))
         seen = [[validation_at(run, level) for run in own.get(model, [])] for model in models]
         rows.append([_part(parts), f"{level:.3f}", *(spread(values, ".3f") for values in seen)])
     names = (f"`{model}`" for model in models)
@@ -49,9 +50,9 @@ def _at_equal_training_loss(cells: dict[tuple[int, str], list[Record]]) -> list[
 
 def validation_at(run: Record, level: float) -> float:
     """The validation loss when the training loss first came down to a level, interpolated."""
-    train, validation = np.array(run["train"]), np.array(run["validation"])
+    train, validation = numbers(run, "train"), numbers(run, "validation")
     at = int(np.argmax(train <= level))
-    if train[at] > level:
+    if not train[at] <= level:
         return math.nan
     if at == 0:
         return float(validation[0])
@@ -75,12 +76,14 @@ def figure(records: list[Record]) -> Figure:
                 continue
             shares = [100 / parts for parts in own]
             best = [np.mean([lowest(run)[0] for run in runs]) for runs in own.values()]
-            last = [np.mean([run["validation"][-1] for run in runs]) for runs in own.values()]
+            last = [
+                np.mean([numbers(run, "validation")[-1] for run in runs]) for runs in own.values()
+            ]
             left.plot(shares, last, color=colour, marker="o", lw=2, label=f"{model}, at the end")
             left.plot(shares, best, color=colour, marker="o", lw=1.5, ls="--", mfc="white")
             for run in own[max(own)]:
-                right.plot(run["steps"], run["validation"], color=colour, lw=1.5)
-                right.plot(run["steps"], run["train"], color=colour, lw=1.5, ls=":")
+                right.plot(run["steps"], numbers(run, "validation"), color=colour, lw=1.5)
+                right.plot(run["steps"], numbers(run, "train"), color=colour, lw=1.5, ls=":")
         most = max(parts for parts, _ in cells)
         left.set(xscale="log", xlabel="part of the training split (%)")
         left.set(ylabel="validation loss (nats)", title="at the end, and at its best (dashed)")

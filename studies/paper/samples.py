@@ -14,7 +14,7 @@ Numbers = dict[str, float]
 NAMES = {
     "distinct_1": "different words",
     "distinct_2": "different pairs of words",
-    "known": "words that are in the corpus",
+    "known": "words that are in the training text",
     "perplexity": "perplexity a character, under the judge",
 }
 

@@ -5,7 +5,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from nrgpt_jax.analysis.figures import BLACK, BLUE, GREEN, ORANGE, STYLE
-from studies.paper.records import Record, at_best_rates, lowest
+from studies.paper.records import Record, at_best_rates, lowest, numbers
 from studies.tables import spread, table
 
 COLOURS = {"GPT": BLACK, "GPT_Rec_parallel": ORANGE, "NRGPT_H_FF2W": BLUE, "FFG_rope": GREEN}
@@ -17,7 +17,7 @@ def lines(records: list[Record]) -> list[str]:
     for (model, width), runs in sorted(at_best_rates(records).items()):
         best = [lowest(run)[0] for run in runs]
         train = [run["train"][lowest(run)[1]] for run in runs]
-        last = [run["validation"][-1] for run in runs]
+        last = [numbers(run, "validation")[-1] for run in runs]
         row = [f"`{model}`", width, f"{runs[0]['parameters']:,}", f"{runs[0]['rate']:g}", len(runs)]
         rows.append([*row, *(spread(values, ".4f") for values in (best, train, last))])
     head = ["model", "width", "parameters", "learning rate", "seeds", "best validation loss"]
@@ -39,7 +39,7 @@ def figure(records: list[Record]) -> Figure:
             means, spreads = [np.mean(b) for b in best], [np.std(b, ddof=1) for b in best]
             left.errorbar(counts, means, spreads, color=colour, marker="o", lw=2, label=model)
             for runs in own.values():
-                course = [np.mean([run[name] for run in runs], axis=0) for name in _AXES]
+                course = [np.mean([numbers(run, name) for run in runs], axis=0) for name in _AXES]
                 right.plot(*course, color=colour, lw=1.5)
                 right.plot(course[0][-1], course[1][-1], "o", color=colour, ms=5)
         edge = right.get_xlim()

@@ -73,14 +73,19 @@ def lines(records: list[Record]) -> list[str]:
     found = table([*head, "validation loss", "answered"], rows)
     crossings = []
     for model, runs in by_model.items():
-        points = _points(runs)
-        crossed, (low, high) = crossing(*fit(*points)), interval(*points)
-        here = f"{crossed:,.0f} ({low:,.0f} to {high:,.0f})"
-        if points[0].max() < crossed:
-            here += ", beyond the largest"
-        crossings.append([f"`{model}`", here, f"{PAPER[model]:,.0f}"])
+        crossings.append([f"`{model}`", where(*_points(runs)), f"{PAPER[model]:,.0f}"])
     head = ["model", f"crosses {percent(CROSSED, 0)} at (95% interval)", "the paper"]
     return [*found, "", *table(head, crossings)]
+
+
+def where(counts: np.ndarray, shares: np.ndarray) -> str:
+    """The crossing with its interval, where the sizes hold it."""
+    crossed, (low, high) = crossing(*fit(counts, shares)), interval(counts, shares)
+    if crossed < counts.min():
+        return f"below the smallest, {counts.min():,.0f}"
+    if crossed > counts.max():
+        return f"beyond the largest, {counts.max():,.0f}"
+    return f"{crossed:,.0f} ({low:,.0f} to {high:,.0f})"
 
 
 def _points(runs: list[Record]) -> tuple[np.ndarray, np.ndarray]:
