@@ -106,12 +106,19 @@ def a_prepared_folder_is_read(names, capsys):
     assert bytes(names["tokens"][:16].astype(np.uint8)) == b"Once upon a time"
 
 
+def a_sweep_names_its_runs(names, capsys):
+    found = names["get_sweep"]()
+    assert len(found) == 6
+    assert (found["width_32/1"].model.embed_dim, found["width_32/1"].seed) == (32, 1)
+
+
 CHECKS = {
     "CONTRIBUTING.md": a_new_rate_and_data_set_hold,
     "docs/data.md": a_prepared_folder_is_read,
     "docs/energies.md": a_new_energy_is_decoded,
     "docs/models.md": models_hold,
     "docs/sampling.md": samples_hold,
+    "docs/sweeps.md": a_sweep_names_its_runs,
     "docs/text.md": an_experiment_holds,
 }
 
