@@ -26,8 +26,8 @@ def spread(values: Sequence[float], form: str = ".3f") -> str:
     known = known[np.isfinite(known)]
     if not len(known):
         return "none"
-    digits = int(form[1:-1])
-    write = lambda x: percent(x, digits) if form.endswith("%") else f"{x:{form}}"
+    share = form.endswith("%")
+    write = lambda x: percent(x, int(form[1:-1])) if share else f"{x:{form}}"
     text = write(known.mean())
     if len(known) > 1:
         text += f" ± {write(known.std(ddof=1))}"

@@ -24,11 +24,11 @@ PROMPT = "max_10,(,1,7,),="
     [
         (
             ["--config=experiments/nope.py"],
-            "has c4, listops, openwebtext, quality, rates, rest, shakespeare",
+            "has c4, listops, listops_transition, openwebtext, overfitting, quality, rates, rest,",
         ),
         (
             ["--config=experiments/listops.py:nope"],
-            "no variant 'nope' of listops; it has 'demo', 'paper'",
+            "no variant 'nope' of listops; it has 'rest', 'demo', 'paper'",
         ),
         (["--config=experiments/listops.py", "--config.model.embed=3"], "did you mean"),
         (["--config=experiments/listops.py", "--config.train_steps=1e3"], "train_steps=1e3"),
