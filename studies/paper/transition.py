@@ -114,5 +114,8 @@ def figure(of_tasks: Mapping[str, list[Record]]) -> Figure:
             axes[1, column].set(xlabel="parameters", ylabel="validation loss (nats)")
             for axis in axes[:, column]:
                 axis.set_xscale("log")
+                axis.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
+                axis.xaxis.set_major_formatter(lambda count, _: f"{count:,.0f}")
+                axis.xaxis.set_minor_locator(mpl.ticker.NullLocator())
         axes[0, 0].legend(frameon=False, fontsize=10, loc="upper left")
     return drawn
