@@ -254,7 +254,7 @@ def test_what_stops_a_sweep_leaves_nothing_out_of_its_table(tmp_path):
 def test_a_process_that_is_killed_takes_no_other_run_with_it(config, tmp_path):
     config.train_steps = 40
     configs = {tmp_path / name: c for name, c in with_seeds({"v": config}, 2).items()}
-    killed = []
+    killed = list[multiprocessing.process.BaseProcess]()
 
     def kill():
         if not killed and (tmp_path / "v/0/log").exists():
