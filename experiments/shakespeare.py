@@ -3,7 +3,7 @@
     make train EXP=shakespeare
 
 Seen on two CPU cores: validation loss 1.663 nats a character, in 4 minutes; below 2.0 after
-80 seconds.
+80 seconds. The variant best: 1.620, in 4 minutes and 20 seconds.
 
 Variants (`--config=experiments/shakespeare.py:NAME`):
     (none)  sized for a laptop CPU
