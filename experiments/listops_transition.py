@@ -18,43 +18,31 @@ Variants (`--config=experiments/listops_transition.py:MODEL_WIDTH`, the scale (n
 """
 
 import experiments.listops
-from nrgpt_jax.configs import default_config, with_seeds
-from nrgpt_jax.errors import UserError
+from experiments._grid import Grid, point, runs
+from nrgpt_jax.configs import default_config
 
+NAME = "listops_transition"
 MODELS = ("GPT_Rec_parallel", "NRGPT_H_FF1", "NRGPT_H_FF2W")
-WIDTHS = {
-    "": (12, 16, 24, 32, 48),
-    "gpu": (12, 16, 24, 32, 48),
-    "paper": tuple(round(8 * 32 ** (i / 15)) for i in range(16)),
+GRIDS = {
+    "": Grid((12, 16, 24, 32, 48), (1e-2,), seeds=1),
+    "gpu": Grid((12, 16, 24, 32, 48), (3e-3, 1e-2), seeds=3),
+    "paper": Grid(tuple(round(8 * 32 ** (i / 15)) for i in range(16)), (5e-4,), seeds=1),
 }
-RATES = {"": (1e-2,), "gpu": (3e-3, 1e-2), "paper": (5e-4,)}
-SEEDS = {"": 1, "gpu": 3, "paper": 1}
 
 
 def get_config(variant: str = "NRGPT_H_FF2W_32"):
-    model, _, width = variant.rpartition("_")
-    if model not in MODELS or not width.isdecimal():
-        raise UserError(f"{variant!r} is no variant of listops_transition: MODEL_WIDTH")
-    return _config("", model, int(width), RATES[""][0])
+    model, width = point(NAME, variant, MODELS)
+    return _config("", model, width, GRIDS[""].rates[0])
 
 
 def get_sweep(scale: str = ""):
     """The runs `MODEL_WIDTH@LEARNING_RATE/SEED`."""
-    if scale not in WIDTHS:
-        known = ", ".join(filter(None, WIDTHS))
-        raise UserError(f"listops_transition has no scale {scale!r}; it has {known}")
-    cells = {
-        f"{model}_{width}@{rate:g}": _config(scale, model, width, rate)
-        for width in WIDTHS[scale]
-        for model in MODELS
-        for rate in RATES[scale]
-    }
-    return with_seeds(cells, SEEDS[scale])
+    return runs(NAME, scale, GRIDS, MODELS, _config)
 
 
 def _config(scale, model, width, rate):
     config = default_config()
-    config.experiment = "listops_transition"
+    config.experiment = NAME
     config.data.name = "listops"
     config.model.mask = "strict"
     if scale == "paper":

@@ -13,7 +13,7 @@ Variants (`--config=experiments/overfitting.py:MODEL_PARTS`):
 """
 
 import experiments.quality
-from nrgpt_jax.configs import with_seeds
+from experiments._grid import all_variants
 from nrgpt_jax.errors import UserError
 
 MODELS = {  # in experiments/quality.py
@@ -39,7 +39,5 @@ def get_config(variant: str = "NRGPT_H_FF2W_16"):
 
 def get_sweep(scale: str = ""):
     """The runs `MODEL_PARTS/SEED`."""
-    if scale:
-        raise UserError("overfitting has one scale, without a name")
     names = [f"{model}_{parts}" for model in MODELS for parts in PARTS]
-    return with_seeds({name: get_config(name) for name in names}, seeds=3)
+    return all_variants("overfitting", scale, get_config, names)

@@ -17,8 +17,8 @@ Each rate has the norm that its proposition asks for, and all have the strict ma
 
 from functools import partial
 
-from nrgpt_jax.configs import apply_variant, default_config, with_seeds
-from nrgpt_jax.errors import UserError
+from experiments._grid import all_variants
+from nrgpt_jax.configs import apply_variant, default_config
 
 NORMS = {  # by rate
     "full": "bare_layer_norm",
@@ -37,9 +37,7 @@ def get_config(variant: str = "listops_gamma"):
 
 def get_sweep(scale: str = ""):
     """All variants with three seeds."""
-    if scale:
-        raise UserError(f"there is no scale {scale!r}; the only one has no name")
-    return with_seeds({name: get_config(name) for name in variants()}, seeds=3)
+    return all_variants("rates", scale, get_config, variants())
 
 
 def variants():

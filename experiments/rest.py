@@ -16,8 +16,8 @@ from functools import partial
 
 import experiments.listops
 import experiments.shakespeare
-from nrgpt_jax.configs import apply_variant, default_config, with_seeds
-from nrgpt_jax.errors import UserError
+from experiments._grid import all_variants
+from nrgpt_jax.configs import apply_variant, default_config
 
 INJECTION = {"model.energies": ("injection",)}
 PROJECTED = {**INJECTION, "model.rule": "projected", "model.rate": "psd"}
@@ -52,8 +52,12 @@ def decay(config):
 def come_to_rest(config):
     """The way `sphere_decay`."""
     config.model.mask = "strict"
-    config.update_from_flattened_dict(SPHERE)
-    config.update_from_flattened_dict(decay(config))
+    go(config, WAYS["sphere_decay"])
+
+
+def go(config, way):
+    for changes in way:
+        config.update_from_flattened_dict(changes(config) if callable(changes) else changes)
 
 
 def long(config):
@@ -87,9 +91,7 @@ def get_config(variant: str = "listops_full"):
 
 def get_sweep(scale: str = ""):
     """All variants with three seeds."""
-    if scale:
-        raise UserError(f"there is no scale {scale!r}; the only one has no name")
-    return with_seeds({name: get_config(name) for name in variants()}, seeds=3)
+    return all_variants("rest", scale, get_config, variants())
 
 
 def variants():
@@ -105,8 +107,7 @@ def variants():
 def change(config, task, way):
     task(config)
     config.eval_prompts = 0  # answers are asked for by the study
-    for changes in way:
-        config.update_from_flattened_dict(changes(config) if callable(changes) else changes)
+    go(config, way)
     config.eval_every = config.checkpoint_every = config.train_steps // 4
 
 

@@ -16,43 +16,35 @@ Variants (`--config=experiments/shakespeare_scaling.py:MODEL_WIDTH`):
 """
 
 import experiments.shakespeare
-from nrgpt_jax.configs import default_config, with_seeds
-from nrgpt_jax.errors import UserError
+from experiments._grid import Grid, point, runs
+from nrgpt_jax.configs import default_config
 
+NAME = "shakespeare_scaling"
 MODELS = {
     "GPT": {"model.name": "GPT"},
     "GPT_Rec_parallel": {"model.name": "GPT_Rec_parallel"},
     "NRGPT_H_FF2W": {"model.name": "NRGPT_H_FF2W", "model.attention": "full_rank"},
     "FFG_rope": {"model.name": "NRGPT_H_FFG", "model.attention": "low_rank_rope"},
 }
-WIDTHS = {"": (32, 64, 128), "paper": (32, 64, 128, 256, 384, 512, 768)}
-RATES = {"": (2e-3, 5e-3), "paper": (1e-3, 1e-4)}
-SEEDS = {"": 3, "paper": 1}
+GRIDS = {
+    "": Grid((32, 64, 128), (2e-3, 5e-3), seeds=3),
+    "paper": Grid((32, 64, 128, 256, 384, 512, 768), (1e-3, 1e-4), seeds=1),
+}
 
 
 def get_config(variant: str = "NRGPT_H_FF2W_128"):
-    model, _, width = variant.rpartition("_")
-    if model not in MODELS or not width.isdecimal():
-        raise UserError(f"{variant!r} is no variant of shakespeare_scaling: MODEL_WIDTH")
-    return _config("", model, int(width), RATES[""][0])
+    model, width = point(NAME, variant, MODELS)
+    return _config("", model, width, GRIDS[""].rates[0])
 
 
 def get_sweep(scale: str = ""):
     """The runs `MODEL_WIDTH@LEARNING_RATE/SEED`."""
-    if scale not in WIDTHS:
-        raise UserError(f"shakespeare_scaling has no scale {scale!r}; it has paper")
-    cells = {
-        f"{model}_{width}@{rate:g}": _config(scale, model, width, rate)
-        for width in WIDTHS[scale]
-        for model in MODELS
-        for rate in RATES[scale]
-    }
-    return with_seeds(cells, SEEDS[scale])
+    return runs(NAME, scale, GRIDS, MODELS, _config)
 
 
 def _config(scale, model, width, rate):
     config = default_config()
-    config.experiment = "shakespeare_scaling"
+    config.experiment = NAME
     config.data.name = "shakespeare"
     config.model.mask = "inclusive"
     if scale == "paper":

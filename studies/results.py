@@ -65,8 +65,7 @@ def page(found: dict[str, Any], text: str) -> str:
     writers: dict[str, Callable[[Any], list[str]]] = dict.fromkeys(TRANSITIONS, transition.lines)
     writers |= {SCALING: scaling.lines, "overfitting": overfitting.lines}
     writers |= {"samples": samples.lines, "cost": cost.lines}
-    shown = {name: of for name, of in found.items() if BEGIN.format(name) in text}
-    for name, of_sweep in shown.items():
+    for name, of_sweep in found.items():
         begin, end = BEGIN.format(name), END.format(name)
         before, _, rest = text.partition(begin)
         after = rest.partition(end)[2]

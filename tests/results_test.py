@@ -73,7 +73,8 @@ def test_losses_at_equal_training_loss_are_interpolated():
     assert np.isnan(overfitting.validation_at(run(), 0.5))
 
 
-def test_the_page_has_the_tables_and_figures_of_what_was_run(tmp_path):
+def test_the_page_has_the_tables_and_figures_of_what_was_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(transition, "DRAWS", 10)
     shares = {1: 0.0, 10: 0.5, 20: 0.9, 40: 1.0}
     listops = [
         run(model, size, seed=seed, answered=share)
@@ -109,11 +110,12 @@ def test_different_words_are_counted():
 
 
 def test_models_whose_cost_is_compared_have_the_same_size():
-    prepared = cost.measure(rounds=0, names=("GPT", "FFG_rope"))
-    sizes = [numbers["parameters"] for numbers in prepared.values()]
-    assert sizes[0] == pytest.approx(sizes[1], rel=0.01)
+    found = {name: cost.counted(cost.config_of(name)) for name in cost.MODELS}
+    sizes = [numbers["parameters"] for numbers in found.values()]
+    assert sizes == pytest.approx([sizes[0]] * len(sizes), rel=0.01)
     # Keys and values of a layer of half the width, or one tensor of the whole width.
-    assert prepared["GPT"]["cache"] == prepared["FFG_rope"]["cache"]
+    assert found["GPT"]["cache"] == found["FFG_rope"]["cache"]
+    assert 2 * found["FFG_rope"]["cache"] == found["GPT_Rec_parallel"]["cache"]
 
 
 def test_a_score_that_adds_to_surprise_is_found():

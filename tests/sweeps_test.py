@@ -19,8 +19,9 @@ from train_helpers import TEXT, config_of
 
 from nrgpt_jax import disk, sweep
 from nrgpt_jax.configs import with_seeds
+from nrgpt_jax.datasets import load_dataset
 from nrgpt_jax.errors import UserError
-from nrgpt_jax.runs.directory import locked
+from nrgpt_jax.runs.directory import in_use, locked
 from nrgpt_jax.runs.pretrained import load_pretrained
 from nrgpt_jax.sweeps import engine, progress
 from nrgpt_jax.sweeps.engine import Launcher, Training, run_all
@@ -141,6 +142,20 @@ def test_a_setting_that_is_not_possible_is_said_before_anything_is_trained(confi
     assert not (tmp_path / "v").exists()
 
 
+def test_a_part_of_the_data_is_its_beginning(config):
+    whole = load_dataset(config.data)
+    config.data.train_fraction = 0.25
+    part = load_dataset(config.data)
+    count = round(len(whole.train) / 4)
+    assert part.train.tokens.tolist() == whole.train.tokens[:count].tolist()
+    assert part.validation.tokens.tolist() == whole.validation.tokens.tolist()
+
+
+def test_who_only_looks_leaves_nothing(tmp_path):
+    assert not in_use(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_runs_that_differ_in_what_can_be_side_by_side_are_grouped(config):
     runs = {Path(f"a/{s}{r}"): varied(config, s, r, p) for s in SEEDS for r in RATES for p in PARTS}
     other = config.copy_and_resolve_references()
@@ -200,6 +215,12 @@ def test_a_wrong_launcher_or_option_is_said_in_a_line(config, tmp_path):
     with (
         pytest.raises(UserError, match="launcher='nope'"),
         engine.executor(Launcher("nope"), tmp_path),
+    ):
+        pass
+    local = Launcher(options={"timeout_min": 1})
+    with (
+        pytest.raises(UserError, match="it is of the launcher slurm"),
+        engine.executor(local, tmp_path),
     ):
         pass
     wrong = Launcher("slurm", options={"nope": 1})

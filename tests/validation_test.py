@@ -41,6 +41,7 @@ from nrgpt_jax.training.config_checks import check_config, check_mesh
         ),
         ({"data.batch_size": 6, "optimizer.accumulation_steps": 2}, "accumulation_steps=2"),
         ({"data.validation_fraction": 0.0}, "data.validation_fraction=0.0"),
+        ({"data.train_fraction": 1.5}, "data.train_fraction=1.5"),
         ({"data.tokenizer": "bpe"}, "data.tokenizer='bpe'"),
         ({"data.listops.operations": ("max", "mean")}, "operations='mean'"),
         ({"data.listops.modulus": 1}, "modulus=1"),

@@ -181,7 +181,7 @@ def locked(workdir: Path) -> Iterator[Lock]:
 def in_use(workdir: Path) -> bool:
     """Whether a process trains in a directory."""
     try:
-        with (workdir / "lock").open("a") as file:
+        with (workdir / "lock").open() as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return False
     except FileNotFoundError:

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 from nrgpt_jax import disk, host
 from nrgpt_jax.datasets import load_dataset
-from nrgpt_jax.errors import FAILED, UserError, require_choice
+from nrgpt_jax.errors import FAILED, UserError, require, require_choice
 from nrgpt_jax.runs.directory import InUse, in_use
 from nrgpt_jax.sweeps.progress import FAILURE_FILE, check_same, failure_of, is_done
 from nrgpt_jax.sweeps.side_by_side import groups, train_directories
@@ -186,6 +186,7 @@ def executor(launcher: Launcher, root: Path) -> Iterator[Callable[[Sequence[Trai
     if launcher.name == "slurm":
         yield lambda trainings: submit_jobs(launcher, root, trainings)
         return
+    require(not launcher.options, "option", dict(launcher.options), "it is of the launcher slurm")
     with trainers(launcher.jobs) as pool:
         yield lambda trainings: [pool.submit(training) for training in trainings]
 

@@ -12,7 +12,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ from nrgpt_jax.datasets import Dataset, load_dataset
 from nrgpt_jax.datasets.pipeline import Batch, train_batches, validation_batches
 from nrgpt_jax.datasets.streams import Stream
 from nrgpt_jax.errors import require
-from nrgpt_jax.models import create_model, parameter_specs
+from nrgpt_jax.models import LanguageModel, create_model, parameter_specs
 from nrgpt_jax.runs.directory import locked
 from nrgpt_jax.runs.metrics import FILE_NAME
 from nrgpt_jax.runs.pretrained import Pretrained, save_pretrained
@@ -77,13 +77,35 @@ def train_side_by_side(
       The parameters, (S,R,...) each, and the evaluations, the last after the last step.
     """
     model, total = create_model(config), config.train_steps
+    runs, advance_all = _program(model, config, sources, rates)
+    validate, found = _validation(model, config, dataset), list[Evaluation]()
+    step, begun = 0, time.monotonic()
+    for batches in _chunks(config, sources):
+        runs, train_loss = advance_all(runs, batches)
+        step += len(batches.inputs)
+        if step % config.eval_every == 0 or step == total:
+            lost, seen = np.asarray(runs.lost), validate(runs.state.params)
+            hidden = [np.where(lost, np.nan, loss) for loss in (train_loss, seen)]
+            found.append(Evaluation(step, *hidden))
+            least, most = np.nanmin(hidden[1], initial=np.inf), np.nanmax(hidden[1], initial=0)
+            said = f"{step} of {total} steps, {time.monotonic() - begun:.0f} s, validation losses"
+            print(f"{said} {least:.4f} to {most:.4f}", flush=True)
+    return runs.state.params, found
+
+
+def _program(
+    model: LanguageModel, config: ConfigDict, sources: Sequence[Source], rates: Sequence[float]
+) -> tuple[Runs, Callable[[Runs, Batch], tuple[Runs, jax.Array]]]:
+    """All runs before their first step, and what advances them by the batches of K steps."""
     depth, c = depths.of_config(config), config.optimizer.to_dict()
     rows, specs = jnp.arange(config.data.batch_size), parameter_specs(model)
     final = c["final_learning_rate"] / c["learning_rate"]
+    seeds_S = jnp.asarray([source.seed for source in sources])
+    rates_R = jnp.asarray(rates, jnp.float32)
 
     def optimizer_of(rate) -> optax.GradientTransformation:
         scaled = {**c, "learning_rate": rate, "final_learning_rate": final * rate}
-        return create_optimizer(scaled, total, specs)
+        return create_optimizer(scaled, config.train_steps, specs)
 
     def loss_and_grads(params, batch: Batch, key, scale, step):
         given = model, batch, rows, key, scale, step, depth
@@ -98,28 +120,14 @@ def train_side_by_side(
         return Runs(state, lost), metrics["train/loss"]
 
     @partial(jax.jit, donate_argnums=0)
-    def chunk(runs: Runs, batches: Batch) -> tuple[Runs, jax.Array]:
+    def advance_all(runs: Runs, batches: Batch) -> tuple[Runs, jax.Array]:
         of_rate = jax.vmap(one_step, (0, None, None, 0))
         of_source = jax.vmap(of_rate, (0, 0, 0, None))
         runs, seen = jax.lax.scan(lambda r, b: of_source(r, b, seeds_S, rates_R), runs, batches)
         return runs, jnp.mean(seen, axis=0)
 
-    seeds_S = jnp.asarray([source.seed for source in sources])
-    rates_R = jnp.asarray(rates, jnp.float32)
-    runs = jax.jit(jax.vmap(jax.vmap(initial, (None, 0)), (0, None)))(seeds_S, rates_R)
-    validate, found = _validation(model, config, dataset), list[Evaluation]()
-    step, begun = 0, time.monotonic()
-    for batches in _chunks(config, sources):
-        runs, train_loss = chunk(runs, batches)
-        step += len(batches.inputs)
-        if step % config.eval_every == 0 or step == total:
-            lost, seen = np.asarray(runs.lost), validate(runs.state.params)
-            hidden = [np.where(lost, np.nan, loss) for loss in (train_loss, seen)]
-            found.append(Evaluation(step, *hidden))
-            least, most = np.nanmin(hidden[1], initial=np.inf), np.nanmax(hidden[1], initial=0)
-            said = f"{step} of {total} steps, {time.monotonic() - begun:.0f} s, validation losses"
-            print(f"{said} {least:.4f} to {most:.4f}", flush=True)
-    return runs.state.params, found
+    begin = jax.jit(jax.vmap(jax.vmap(initial, (None, 0)), (0, None)))
+    return begin(seeds_S, rates_R), advance_all
 
 
 def _chunks(config: ConfigDict, sources: Sequence[Source]) -> Iterator[Batch]:

@@ -2,18 +2,25 @@
 
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 import experiments.quality
 from nrgpt_jax.configs import default_config
 from nrgpt_jax.datasets.pipeline import Batch
 from nrgpt_jax.generation.engine import Settings, cache_bytes, generate
 from nrgpt_jax.generation.sampling import Sampling
-from nrgpt_jax.models import create_model, num_parameters, parameter_specs, sharding
+from nrgpt_jax.models import (
+    abstract_params,
+    create_model,
+    num_parameters,
+    parameter_specs,
+    sharding,
+)
 from nrgpt_jax.models.flops import train_flops_per_token
 from nrgpt_jax.training import step as steps
 from nrgpt_jax.training.optimizers import create_optimizer
@@ -29,20 +36,12 @@ ROUNDS, STEPS, NEW = 5, 10, 63
 Numbers = dict[str, float]
 
 
-def measure(rounds: int = ROUNDS, names: Iterable[str] = MODELS) -> dict[str, Numbers]:
-    """Of every model, the medians of rounds in which they take turns in this process.
-
-    Args:
-      rounds: after one that compiles; 0: nothing is timed.
-      names: of `MODELS`.
-    """
-    ways, times = {}, dict[str, dict[str, list[float]]]()
-    found: dict[str, Numbers] = {}
-    for name in names:
-        config = experiments.quality.get_config(MODELS[name])
-        config.model.vocab_size = 65
-        found[name], ways[name] = _prepared(config)
-    for number in range(1 + rounds if rounds else 0):
+def measure() -> dict[str, Numbers]:
+    """Of every model, the medians of rounds in which they take turns in this process."""
+    times = dict[str, dict[str, list[float]]]()
+    found = {name: counted(config_of(name)) for name in MODELS}
+    ways = {name: _ways(config_of(name)) for name in MODELS}
+    for number in range(1 + ROUNDS):
         for name, own in ways.items():
             for way, work in own.items():
                 begin = time.perf_counter()
@@ -51,7 +50,7 @@ def measure(rounds: int = ROUNDS, names: Iterable[str] = MODELS) -> dict[str, Nu
                     taken = time.perf_counter() - begin
                     times.setdefault(name, {}).setdefault(way, []).append(taken)
     for name, own_times in times.items():
-        batch = experiments.quality.get_config(MODELS[name]).data.batch_size
+        batch = config_of(name).data.batch_size
         median = {way: statistics.median(seconds) for way, seconds in own_times.items()}
         found[name]["train_speed"] = STEPS * batch * (NEW + 1) / median["train"]
         found[name]["latency"] = 1e3 * median["one"] / NEW
@@ -59,7 +58,26 @@ def measure(rounds: int = ROUNDS, names: Iterable[str] = MODELS) -> dict[str, Nu
     return found
 
 
-def _prepared(config) -> tuple[Numbers, dict[str, Any]]:
+def config_of(name: str) -> ConfigDict:
+    """The configuration of one of `MODELS`."""
+    config = experiments.quality.get_config(MODELS[name])
+    config.model.vocab_size = 65
+    return config
+
+
+def counted(config: ConfigDict) -> Numbers:
+    """What needs no clock: parameters, operations of a forward pass, bytes of the cache a token."""
+    model, length = create_model(config), config.model.context_length
+    operations = train_flops_per_token(model)
+    return {
+        "parameters": num_parameters(model),
+        "operations": operations / 3 if operations else float("nan"),
+        "cache": cache_bytes(model, {"params": abstract_params(model)}, 1, length) / length,
+    }
+
+
+def _ways(config: ConfigDict) -> dict[str, Callable[[], Any]]:
+    """What is timed: training steps, one text, and sixteen."""
     model, mesh = create_model(config), sharding.make_mesh(default_config().mesh)
     optimizer = create_optimizer(config.optimizer, config.train_steps, parameter_specs(model))
     train_step = steps.make_train_step(model, optimizer, 0, 1, mesh)
@@ -76,14 +94,7 @@ def _prepared(config) -> tuple[Numbers, dict[str, Any]]:
 
     settings = Settings(Sampling(temperature=1.0))
     make = lambda count: generate(model, variables, [np.array([1])] * count, NEW, settings)
-    cache = cache_bytes(model, variables, 1, config.model.context_length)
-    operations = train_flops_per_token(model)
-    numbers = {
-        "parameters": num_parameters(model),
-        "operations": operations / 3 if operations else float("nan"),
-        "cache": cache / config.model.context_length,
-    }
-    return numbers, {"train": train, "one": lambda: make(1), "sixteen": lambda: make(16)}
+    return {"train": train, "one": lambda: make(1), "sixteen": lambda: make(16)}
 
 
 def lines(found: dict[str, Numbers]) -> list[str]:
