@@ -39,6 +39,19 @@ def held(descents):
     return lambda config: {"depth.held": descents}
 
 
+def settle(config):
+    """On from the model of `sphere_decay_held`, until further held descents change nothing."""
+    return {
+        "init_from": f"runs/rest/{config.data.name}_sphere_decay_held/{{seed}}",
+        "depth.held_before": 4,
+        "depth.consistency": 2.0,
+        "train_steps": 3 * config.train_steps // 10,
+        "optimizer.learning_rate": 1.5e-3,
+        "optimizer.final_learning_rate": 7.5e-5,
+        "optimizer.warmup_steps": 50,
+    }
+
+
 def penalty(config):
     return {"depth.penalty": 1.0}
 
@@ -73,6 +86,7 @@ WAYS = {
     "sphere": (SPHERE,),
     "sphere_decay": (SPHERE, decay),
     "sphere_decay_held": (SPHERE, decay, held(1)),
+    "sphere_decay_settled": (SPHERE, decay, held(1), settle),
     "sphere_decay_held_2": (SPHERE, decay, held(2)),
     "injection_near_long": (INJECTION, long, NEAR),
     "injection_far_long": (INJECTION, long, FAR),

@@ -114,6 +114,8 @@ def _depth() -> ConfigDict:
     c.gradient_steps = 0  # the gradient goes through the last so many; 0: all
     c.loss_steps = 1  # the loss is the mean over the states after the last so many
     c.held = 0  # and over so many more descents, each in a context that stays where the last ended
+    c.held_before = 0  # up to so many, drawn anew each time, come before all, without a gradient
+    c.consistency = 0.0  # times ||v - u||^2 / ||u||^2; v one held descent after u, behind the norm
     c.penalty = 0.0  # times (||J v|| / ||v|| - penalty_bound)^2 where positive; J of one more step
     c.penalty_bound = 0.9
     return c
@@ -132,6 +134,7 @@ def default_config() -> ConfigDict:
     c = ConfigDict()
     c.experiment = "default"  # for the records
     c.seed = 0
+    c.init_from = ""  # a run or an exported folder to take the first parameters of; {seed} in it
     c.train_steps = 1000
     c.log_every = 20  # steps between lines of metrics.jsonl
     c.eval_every = 250  # steps between evaluations on the fixed validation windows

@@ -15,7 +15,7 @@ from absl import flags
 
 from nrgpt_jax import cli, disk
 from nrgpt_jax.runs.pretrained import load_pretrained
-from studies.paper import cost, overfitting, records, samples, scaling, transition
+from studies.paper import cost, overfitting, records, samples, scaling, trajectories, transition
 from studies.paper.records import Record
 from studies.runner import ROOT
 
@@ -64,7 +64,7 @@ def page(found: dict[str, Any], text: str) -> str:
     """docs/results.md with the tables in their places."""
     writers: dict[str, Callable[[Any], list[str]]] = dict.fromkeys(TRANSITIONS, transition.lines)
     writers |= {SCALING: scaling.lines, "overfitting": overfitting.lines}
-    writers |= {"samples": samples.lines, "cost": cost.lines}
+    writers |= {"samples": samples.lines, "cost": cost.lines, "trajectories": trajectories.lines}
     for name, of_sweep in found.items():
         begin, end = BEGIN.format(name), END.format(name)
         before, _, rest = text.partition(begin)
@@ -80,7 +80,8 @@ def draw(found: dict[str, Any], folder: Path) -> None:
     tasks = {title: found[name] for name, title in TRANSITIONS.items() if name in found}
     if tasks:
         transition.figure(tasks).savefig(folder / "listops_transition.png")
-    for name, section in ((SCALING, scaling), ("overfitting", overfitting)):
+    sections = {SCALING: scaling, "overfitting": overfitting, "trajectories": trajectories}
+    for name, section in sections.items():
         if name in found:
             section.figure(found[name]).savefig(folder / f"{name}.png")
 
@@ -91,6 +92,7 @@ def main(f: flags.FlagValues) -> None:
     found = json.loads(kept.read_text()) if kept.exists() else {}
     for name in SWEEPS:
         found[name] = collect(Path(f.runs), name) or found.get(name, [])
+    found["trajectories"] = trajectories.measure(Path(f.runs)) or found.get("trajectories", {})
     found["samples"] = sampled(Path(f.runs)) or found.get("samples", {})
     if f.cost or "cost" not in found:
         found["cost"] = cost.measure()

@@ -156,6 +156,13 @@ def test_a_penalty_is_of_what_exceeds_its_bound():
         ({"mask": "inclusive"}, {"penalty": 1.0}, "depth.penalty=1.0 .* model.mask=strict"),
         ({"name": "GPT_Rec"}, {"held": 1}, "depth.held=1 .* an energy"),
         ({}, {"penalty": float("nan")}, "depth.penalty"),
+        ({"mask": "strict"}, {"held_before": 2}, "depth.held_before=2 .* depth.held"),
+        ({"mask": "strict"}, {"consistency": 1.0}, "depth.consistency=1.0 .* depth.held"),
+        (
+            {"mask": "strict"},
+            {"held": 1, "held_before": 2, "loss_steps": 2},
+            "depth.loss_steps=2 .* depth.held_before",
+        ),
         (
             {"mask": "strict"},
             {"held": 1, "gradient_steps": 2},
@@ -211,3 +218,37 @@ def test_a_second_descent_sees_the_others_where_the_first_has_ended():
     loss = losses.summed_loss(variables["params"], model, batch, ROWS, KEY, 1.0, 0, depth)
     at = lambda state: jnp.sum(losses.cross_entropy(bound.readout(state.x), jnp.asarray(TOKENS)))
     chex.assert_trees_all_close(loss, sum(map(at, (end, again, third))) / 3, rtol=1e-5)
+
+
+def test_held_descents_may_come_before_and_are_pulled_together():
+    """Loss and gradient against plain descents; the number of those before is that of the key."""
+    model, variables = small_model(num_steps=2, mask="strict")
+    depth = depth_of(least=2, most=2, held=1, held_before=2, consistency=0.5)
+    batch = Batch(TOKENS, TOKENS, np.ones(TOKENS.shape, np.float32))
+
+    def plain(params: Any, before: int):
+        given = lambda context: (TOKENS, Walk(context=context))
+        end = lambda params, c: model.apply({"params": params}, *given(c), method="walk")
+        context = None
+        for _ in range(before):
+            context = end(jax.lax.stop_gradient(params), context)
+        one = end(params, context)
+        two = end(params, one)
+        at = lambda state: model.apply({"params": params}, state.x, method="readout")
+        losses_of = [losses.cross_entropy(at(state), jnp.asarray(TOKENS)) for state in (one, two)]
+        bare = lambda x: (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True)
+        u, v = bare(one.x), bare(two.x)
+        apart = jnp.sum((v - u) ** 2, axis=-1) / jnp.sum(u**2, axis=-1)
+        return jnp.sum((losses_of[0] + losses_of[1]) / 2 + 0.5 * apart)
+
+    ours = lambda p, key: losses.summed_loss(p, model, batch, ROWS, key, 1.0, 0, depth)
+    found = jax.jit(jax.value_and_grad(ours))
+    of_number = jax.jit(jax.value_and_grad(plain), static_argnums=1)
+    wanted = [of_number(variables["params"], number) for number in range(3)]
+    seen = set()
+    for number in range(12):
+        loss, gradient = found(variables["params"], jax.random.key(number))
+        which = int(np.argmin([abs(loss - value) for value, _ in wanted]))
+        chex.assert_trees_all_close((loss, gradient), wanted[which], rtol=2e-3, atol=1e-4)
+        seen.add(which)
+    assert seen == {0, 1, 2}

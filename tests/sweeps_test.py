@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from train_helpers import TEXT, config_of
+from train_helpers import TEXT, config_of, save_untrained
 
 from nrgpt_jax import disk, sweep
 from nrgpt_jax.configs import with_seeds
@@ -121,6 +121,27 @@ def test_what_is_done_is_left_and_what_fails_is_told_apart(
     configs[tmp_path / "v/0"].train_steps += 1
     with pytest.raises(UserError, match="v/0 holds another run: train_steps=12 there, 13 here"):
         run_all(configs, Launcher(jobs=1))
+
+
+def test_a_run_waits_for_the_one_whose_model_it_begins_with(config, tmp_path, monkeypatch):
+    made = []
+
+    def note(parts, *_):
+        made.append(parts)
+        return []
+
+    monkeypatch.setattr(engine, "_run", note)
+    monkeypatch.setattr(engine, "prepare", list)
+    after = config.copy_and_resolve_references()
+    after.init_from = str(tmp_path / "first/{seed}")
+    configs = {
+        tmp_path / f"{name}/{seed}": c
+        for name, given in {"second": after, "first": config}.items()
+        for seed, c in enumerate(with_seeds({name: given}, 2).values())
+    }
+    run_all(configs, Launcher(jobs=1))
+    names = [sorted(str(w.relative_to(tmp_path)) for part in parts for w in part) for parts in made]
+    assert names == [["first/0", "first/1"], ["second/0", "second/1"]]
 
 
 def test_a_run_that_another_process_trains_is_left_to_it(config, tmp_path):
@@ -314,6 +335,9 @@ def test_trainers_end_with_a_sweep_that_is_killed(tmp_path):
 @pytest.mark.slow
 def test_runs_side_by_side_end_where_one_by_one_they_do(config, tmp_path, standard_promotion):
     del standard_promotion
+    config.init_from = str(tmp_path / "begin/{seed}")
+    for seed in SEEDS:
+        save_untrained(config, tmp_path / f"begin/{seed}", seed + 5)
     cells = [(seed, rate, part) for seed in SEEDS for rate in RATES for part in PARTS]
     own = {tmp_path / "_".join(map(str, cell)): varied(config, *cell) for cell in cells}
     train_directories(own)

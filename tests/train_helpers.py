@@ -4,7 +4,13 @@ import json
 import os
 import signal
 
+import jax
+import numpy as np
+
 from nrgpt_jax.configs import default_config
+from nrgpt_jax.models import create_model
+from nrgpt_jax.runs.pretrained import Pretrained, save_pretrained
+from nrgpt_jax.training import loop
 from nrgpt_jax.training.step_log import StepLog
 
 TEXT = "the tokens roll down the hill, and the hill rolls down the tokens. " * 40
@@ -19,6 +25,17 @@ def config_of(corpus):
     c.data.update({"name": "text", "path": str(corpus), "batch_size": 8})
     c.optimizer.update({"learning_rate": 1e-2, "warmup_steps": 2})
     return c
+
+
+def save_untrained(config, folder, seed):
+    """The model of a configuration with the parameters of a seed, as an exported folder."""
+    own = config.copy_and_resolve_references()
+    tokenizer = loop.resolve(own).tokenizer
+    model = create_model(own)
+    tokens = np.zeros((1, model.context_length), np.int32)
+    params = model.init(jax.random.key(seed), tokens)["params"]
+    save_pretrained(folder, Pretrained(model, {"params": params}, tokenizer, own))
+    return params
 
 
 def values(workdir):

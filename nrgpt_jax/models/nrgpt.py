@@ -228,6 +228,12 @@ class NRGPT(LanguageModel):
         pushed = jax.jvp(step_at, (state.x,), (v.astype(state.x.dtype),))[1]
         return jnp.linalg.norm(pushed, axis=-1) / jnp.linalg.norm(v, axis=-1)
 
+    def squared_distance(self, x: BatchStates, y: BatchStates) -> Float[Array, "B N"]:
+        """||v - u||^2 / ||u||^2 of u = n(x) and v = n(y), n the norm without gain and bias."""
+        norm = bind_norm(self.norm, self.given("block")["norm"], norm_kernel(self.norm, "plain"))
+        u, v = norm.unit(x), norm.unit(y)
+        return jnp.sum(jnp.square(v - u), axis=-1) / jnp.sum(jnp.square(u), axis=-1)
+
     # What energies show ---------------------------------------------------------------------------
 
     def trajectory(self, tokens: Tokens) -> core.Trajectory:

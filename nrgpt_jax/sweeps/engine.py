@@ -29,6 +29,7 @@ from nrgpt_jax.sweeps.progress import FAILURE_FILE, check_same, failure_of, is_d
 from nrgpt_jax.sweeps.side_by_side import groups, train_directories
 from nrgpt_jax.training.config_checks import check_config
 from nrgpt_jax.training.loop import train
+from nrgpt_jax.training.warm_start import folder_of
 
 Configs: TypeAlias = Mapping[Path, ConfigDict]
 """Of the runs, by run directory."""
@@ -54,7 +55,8 @@ def run_all(
     retry: bool = False,
     watch: Callable[[], object] = lambda: None,
 ) -> dict[Path, str]:
-    """Trains every run that is not trained yet, in the order given.
+    """Trains every run that is not trained yet, in the order given, but for those that begin with
+    the model of another one: they wait for it.
 
     Args:
       configs: the runs; their directories have one parent's parent, for compiled programs.
@@ -74,15 +76,30 @@ def run_all(
     for workdir in todo:
         (workdir / FAILURE_FILE).unlink(missing_ok=True)
     prepare(todo.values())
-    parts: list[Configs] = [{workdir: config} for workdir, config in todo.items()]
-    if side_by_side:
-        begun = {w: c for w, c in todo.items() if (w / "checkpoints").exists() or in_use(w)}
-        fresh = {w: c for w, c in todo.items() if w not in begun}
-        parts = [*groups(fresh), *({w: c} for w, c in begun.items())]
-    while parts:
-        parts = _run(parts, launcher, next(iter(configs)).parent.parent, watch)
+    while todo:
+        awaited = {workdir.resolve() for workdir in todo}
+        ready = {w: c for w, c in todo.items() if _source(c) not in awaited} or todo
+        parts = _parts(ready, side_by_side)
+        while parts:
+            parts = _run(parts, launcher, next(iter(configs)).parent.parent, watch)
+        todo = {w: c for w, c in todo.items() if w not in ready}
     watch()
     return {workdir: why for workdir in configs if (why := failure_of(workdir))}
+
+
+def _source(config: ConfigDict) -> Path | None:
+    """The directory of the model that a run begins with."""
+    given = config.init_from
+    return Path(folder_of(given, config.seed)).resolve() if given else None
+
+
+def _parts(configs: Configs, side_by_side: bool) -> list[Configs]:
+    """What is trained as one program each."""
+    if not side_by_side:
+        return [{workdir: config} for workdir, config in configs.items()]
+    begun = {w: c for w, c in configs.items() if (w / "checkpoints").exists() or in_use(w)}
+    fresh = {w: c for w, c in configs.items() if w not in begun}
+    return [*groups(fresh), *({w: c} for w, c in begun.items())]
 
 
 def _run(

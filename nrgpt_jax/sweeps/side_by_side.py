@@ -36,6 +36,7 @@ from nrgpt_jax.training.config_checks import check_config
 from nrgpt_jax.training.loop import resolve
 from nrgpt_jax.training.optimizers import create_optimizer
 from nrgpt_jax.training.step import TrainState, advance, initial_state
+from nrgpt_jax.training.warm_start import initial_params
 
 CHUNK = 250  # training steps between two visits of the host, at most
 VARIED = ("seed", "data.train_fraction", "optimizer.learning_rate", "optimizer.final_learning_rate")
@@ -78,6 +79,10 @@ def train_side_by_side(
     """
     model, total = create_model(config), config.train_steps
     runs, advance_all = _program(model, config, sources, rates)
+    if config.init_from:
+        state: Any = runs.state
+        params = _trained(config, sources, rates, model, dataset)
+        runs = runs._replace(state=state.replace(params=params))
     validate, found = _validation(model, config, dataset), list[Evaluation]()
     step, begun = 0, time.monotonic()
     for batches in _chunks(config, sources):
@@ -128,6 +133,20 @@ def _program(
 
     begin = jax.jit(jax.vmap(jax.vmap(initial, (None, 0)), (0, None)))
     return begin(seeds_S, rates_R), advance_all
+
+
+def _trained(
+    config: ConfigDict,
+    sources: Sequence[Source],
+    rates: Sequence[float],
+    model: LanguageModel,
+    dataset: Dataset,
+) -> Any:
+    """The parameters (S,R,...) of `init_from`, of every source."""
+    of = lambda source: initial_params(config.init_from, source.seed, model, dataset.tokenizer)
+    of_sources = jax.tree.map(lambda *leaves: np.stack(leaves), *map(of, sources))
+    of_rates = lambda leaf: jnp.repeat(leaf[:, None], len(rates), axis=1)
+    return jax.tree.map(of_rates, of_sources)
 
 
 def _chunks(config: ConfigDict, sources: Sequence[Source]) -> Iterator[Batch]:

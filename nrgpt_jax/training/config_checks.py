@@ -47,10 +47,13 @@ def _check_depth(config: Mapping[str, Any]) -> None:
     require_choice(prefix + "distribution", fields["distribution"], depths.DISTRIBUTIONS)
     require_choice(prefix + "each", fields["each"], depths.EACH)
     check_finite(fields, prefix)
-    counts = ("least", "most", "gradient_steps", "loss_steps", "held")
+    counts = ("least", "most", "gradient_steps", "loss_steps", "held", "held_before")
     limits = {**dict.fromkeys(counts, _LARGEST_DEPTH), "growth_steps": _LARGEST_COUNT}
     check_at_most(fields, prefix, limits)
-    require_not_negative(fields, prefix, *limits, "penalty", "penalty_bound")
+    require_not_negative(fields, prefix, *limits, "penalty", "penalty_bound", "consistency")
+    for field in ("held_before", "consistency"):
+        possible, allowed = fields["held"] or not fields[field], f"0 without {prefix}held"
+        require(possible, prefix + field, fields[field], allowed)
     require_positive(fields, prefix, "loss_steps")
     if fields["distribution"] == "fixed":
         for field in ("least", "most", "growth_steps"):
@@ -83,6 +86,8 @@ def _check_drawn(depth: depths.Depth, model: Mapping[str, Any], prefix: str) -> 
     allowed = f"0, or at least {prefix}most={depth.most}, with {prefix}held"
     whole = depth.gradient_steps == depth.most or not depth.held
     require(whole, prefix + "gradient_steps", depth.gradient_steps, allowed)
+    single, allowed = depth.loss_steps == 1 or not depth.held_before, f"1 with {prefix}held_before"
+    require(single, prefix + "loss_steps", depth.loss_steps, allowed)
 
 
 def check_config(config: Mapping[str, Any], num_devices: int) -> None:

