@@ -108,7 +108,11 @@ SCALE := $(firstword $(subst :, ,$(SWEEP)))
 sweep: $(if $(filter slurm,$(LAUNCHER)),.venv/installed-sweep,setup)
 	@$(BIN)/python -m nrgpt_jax.sweep --sweep=experiments/$(SCALE).py$(SWEEP:$(SCALE)%=%) --launcher=$(LAUNCHER) $(ARGS)
 
-results: setup
+.venv/installed-samples: .venv/installed
+	$(PIP_INSTALL) '.[samples]'
+	@touch $@
+
+results: .venv/installed-samples
 	@$(BIN)/python -m studies.results $(ARGS)
 
 bench-generation: setup

@@ -5,7 +5,8 @@
 
 ListOps as `make train EXP=listops` has it (modulo 10, D=64, 4 heads, T=5, 5,000 training steps),
 and Shakespeare as `make train EXP=shakespeare` has it, but with the strict mask and 2,000 training
-steps (D=128, 4 heads, T=6). A name that ends in _long has twice the training steps.
+steps (D=128, 4 heads, T=6). A name that ends in _long has twice the training steps;
+`sphere_decay_settled` begins with the model of `sphere_decay_held` beside it, and has three tenths.
 
 Variants (`--config=experiments/rest.py:TASK_WAY`):
     TASK  listops, shakespeare
@@ -42,7 +43,7 @@ def held(descents):
 def settle(config):
     """On from the model of `sphere_decay_held`, until further held descents change nothing."""
     return {
-        "init_from": f"runs/rest/{config.data.name}_sphere_decay_held/{{seed}}",
+        "init_from": f"{{workdir}}/../../{config.data.name}_sphere_decay_held/{{seed}}",
         "depth.held_before": 4,
         "depth.consistency": 2.0,
         "train_steps": 3 * config.train_steps // 10,

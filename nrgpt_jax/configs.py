@@ -134,7 +134,7 @@ def default_config() -> ConfigDict:
     c = ConfigDict()
     c.experiment = "default"  # for the records
     c.seed = 0
-    c.init_from = ""  # a run or an exported folder to take the first parameters of; {seed} in it
+    c.init_from = ""  # a run or folder to take the first parameters of; {seed} and {workdir} in it
     c.train_steps = 1000
     c.log_every = 20  # steps between lines of metrics.jsonl
     c.eval_every = 250  # steps between evaluations on the fixed validation windows

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
 from nrgpt_jax import cli
 from nrgpt_jax.core.convergence import Attraction, attraction
 from nrgpt_jax.core.dynamics import Convergence, Walk
+from nrgpt_jax.core.step import State
 from nrgpt_jax.datasets import Dataset, load_recorded
 from nrgpt_jax.datasets.pipeline import validation_batches
 from nrgpt_jax.generation.engine import Settings, cache_bytes, generate
@@ -28,6 +30,7 @@ from nrgpt_jax.models import sharding
 from nrgpt_jax.models.decoding import Decoding
 from nrgpt_jax.runs.pretrained import Pretrained, load_pretrained
 from nrgpt_jax.training import evaluation
+from nrgpt_jax.training.losses import cross_entropy
 from studies.runner import ROOT, define_flags, measure_all
 from studies.tables import spread, table
 
@@ -39,6 +42,7 @@ PROMPTS = 200  # held-out ones, answered greedily
 TOLERANCES = (0.01, 0.03, 0.1)  # of the state, at which tokens of a text stop
 TEXTS_AT_ONCE, ROUNDS = 16, 3  # for the speed of generation
 MOST, UNTIL = 4, Convergence(0.03, "state")  # times T, for tokens that stop by themselves
+DESCENTS = (0, 1, 2, 4, 8)  # held ones after the usual one, for the losses
 REST, TEXTS, TOKENS = 16, 4, 64  # when and on what tokens are asked whether they attract
 TOLERANCE = 1e-3  # of rest: what one more step changes of a state, relative
 BEGIN, END = "<!-- table -->", "<!-- end of the table -->"
@@ -48,7 +52,7 @@ def measure(workdir: Path) -> dict[str, Any]:
     """The numbers of one run."""
     trained = load_pretrained(workdir, "latest")
     dataset = load_recorded(trained.config.data)
-    parts = _losses, _reading, _answers, _speed, _rest
+    parts = _losses, _held, _reading, _answers, _speed, _rest
     return {name: number for part in parts for name, number in part(trained, dataset).items()}
 
 
@@ -62,6 +66,27 @@ def _losses(trained: Pretrained, dataset: Dataset) -> dict[str, float]:
         step = evaluation.make_eval_step(model, mesh)
         seen = evaluation.evaluate_loss(step, variables["params"], windows, mesh)
         found[f"loss_at_{times}T"] = seen["val/loss"]
+    return found
+
+
+def _held(trained: Pretrained, dataset: Dataset) -> dict[str, float]:
+    """Validation loss in nats after further descents, each held where the one before has ended."""
+    model = trained.model
+    batch = next(validation_batches(dataset.validation, model.context_length, WINDOWS, WINDOWS))
+    weights, targets = jnp.asarray(batch.weights), jnp.asarray(batch.targets)
+
+    @jax.jit
+    def descend(variables, context: State | None) -> tuple[State, jax.Array]:
+        bound = model.bind(variables)
+        end = bound.after(bound.embed(batch.inputs), Walk(context=context))
+        losses = cross_entropy(bound.readout(end.x), targets)
+        return end, jnp.sum(losses * weights) / jnp.sum(weights)
+
+    context, found = None, {}
+    for number in range(DESCENTS[-1] + 1):
+        context, loss = descend(trained.variables, context)
+        if number in DESCENTS:
+            found[f"loss_held_{number}"] = float(loss)
     return found
 
 
@@ -190,22 +215,25 @@ COLUMNS = {  # what one seed's number is called, and how a mean is written
 }
 
 
+HELD = {f"loss_held_{n}": (f"{n} held" if n else "loss, none held", ".3f") for n in DESCENTS}
+
+
 def page(found: dict[str, list[dict[str, Any]]], text: str) -> str:
-    """docs/rest.md with the tables, one a task, in their place."""
+    """docs/rest.md with the tables, two a task, in their place."""
     number = lambda value: np.nan if value is None else value
     lines = []
     for task in dict.fromkeys(variant.partition("_")[0] for variant in found):
         own = {v: rows for v, rows in found.items() if v.startswith(task)}
-        columns = {
-            n: c for n, c in COLUMNS.items() if any(n in r for rows in own.values() for r in rows)
-        }
-        rows = [
-            [f"`{variant}`", str(len(rows))]
-            + [spread([number(row[n]) for row in rows], form) for n, (_, form) in columns.items()]
-            for variant, rows in own.items()
-        ]
-        head = ["variant", "seeds", *(name for name, _ in columns.values())]
-        lines += ["", *table(head, rows)]
+        known = {name for rows in own.values() for row in rows for name in row}
+        for shown in (COLUMNS, HELD):
+            columns = {name: column for name, column in shown.items() if name in known}
+            rows = [
+                [f"`{variant}`", str(len(rows))]
+                + [spread([number(row[n]) for row in rows], f) for n, (_, f) in columns.items()]
+                for variant, rows in own.items()
+            ]
+            head = ["variant", "seeds", *(name for name, _ in columns.values())]
+            lines += ["", *table(head, rows)]
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     return "\n".join([before + BEGIN, *lines, "", END + after])

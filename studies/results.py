@@ -92,7 +92,7 @@ def main(f: flags.FlagValues) -> None:
     found = json.loads(kept.read_text()) if kept.exists() else {}
     for name in SWEEPS:
         found[name] = collect(Path(f.runs), name) or found.get(name, [])
-    found["trajectories"] = trajectories.measure(Path(f.runs)) or found.get("trajectories", {})
+    found["trajectories"] = found.get("trajectories", {}) | trajectories.measure(Path(f.runs))
     found["samples"] = sampled(Path(f.runs)) or found.get("samples", {})
     if f.cost or "cost" not in found:
         found["cost"] = cost.measure()

@@ -223,7 +223,7 @@ def test_a_second_descent_sees_the_others_where_the_first_has_ended():
 def test_held_descents_may_come_before_and_are_pulled_together():
     """Loss and gradient against plain descents; the number of those before is that of the key."""
     model, variables = small_model(num_steps=2, mask="strict")
-    depth = depth_of(least=2, most=2, held=1, held_before=2, consistency=0.5)
+    depth = depth_of(least=2, most=2, held=2, held_before=2, consistency=0.5)
     batch = Batch(TOKENS, TOKENS, np.ones(TOKENS.shape, np.float32))
 
     def plain(params: Any, before: int):
@@ -232,14 +232,16 @@ def test_held_descents_may_come_before_and_are_pulled_together():
         context = None
         for _ in range(before):
             context = end(jax.lax.stop_gradient(params), context)
-        one = end(params, context)
-        two = end(params, one)
-        at = lambda state: model.apply({"params": params}, state.x, method="readout")
-        losses_of = [losses.cross_entropy(at(state), jnp.asarray(TOKENS)) for state in (one, two)]
-        bare = lambda x: (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True)
-        u, v = bare(one.x), bare(two.x)
-        apart = jnp.sum((v - u) ** 2, axis=-1) / jnp.sum(u**2, axis=-1)
-        return jnp.sum((losses_of[0] + losses_of[1]) / 2 + 0.5 * apart)
+        ends = []
+        for _ in range(3):
+            context = end(params, context)
+            ends.append(context.x)
+        at = lambda x: model.apply({"params": params}, x, method="readout")
+        mean = sum(losses.cross_entropy(at(x), jnp.asarray(TOKENS)) for x in ends) / 3
+        u, v, w = ((x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True) for x in ends)
+        square = lambda x: jnp.sum(x**2, axis=-1)
+        apart = (square(v - u) / square(u) + square(w - v) / square(v)) / 2
+        return jnp.sum(mean + 0.5 * apart)
 
     ours = lambda p, key: losses.summed_loss(p, model, batch, ROWS, key, 1.0, 0, depth)
     found = jax.jit(jax.value_and_grad(ours))

@@ -118,6 +118,11 @@ def test_the_page_has_the_tables_and_figures_of_what_was_run(tmp_path, monkeypat
     }
 
 
+def test_the_page_shows_the_numbers_that_are_kept():
+    text = (results.DOCS / "results.md").read_text()
+    assert results.page(json.loads((results.DOCS / "results.json").read_text()), text) == text
+
+
 @pytest.mark.slow
 def test_the_smallest_run_of_the_page_is_made_again(tmp_path):
     """By its sweep; close, for no two machines end a training with the same bits."""

@@ -74,6 +74,17 @@ def varied(config, seed, rate, part):
     return own
 
 
+def finish(config, workdir):
+    """Leaves what a run leaves that was trained to its end."""
+    recorded = config.copy_and_resolve_references()
+    recorded.model.vocab_size = 9
+    workdir.mkdir(parents=True, exist_ok=True)
+    disk.write_json(workdir / "config.json", recorded.to_dict())
+    (workdir / "model.safetensors").touch()
+    line = {"step": config.train_steps, "val/loss": 1.0 + config.seed}
+    (workdir / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+
+
 def test_what_is_done_is_left_and_what_fails_is_told_apart(
     config, tmp_path, in_threads, monkeypatch
 ):
@@ -84,14 +95,6 @@ def test_what_is_done_is_left_and_what_fails_is_told_apart(
         if config.seed == 1:
             raise UserError("diverged here")
         finish(config, workdir)
-
-    def finish(config, workdir):
-        recorded = config.copy_and_resolve_references()
-        recorded.model.vocab_size = 9
-        disk.write_json(workdir / "config.json", recorded.to_dict())
-        (workdir / "model.safetensors").touch()
-        line = {"step": config.train_steps, "val/loss": 1.0 + config.seed}
-        (workdir / "metrics.jsonl").write_text(json.dumps(line) + "\n")
 
     monkeypatch.setattr(engine, "train", pretend)
     monkeypatch.setattr(engine, "prepare", list)
@@ -124,24 +127,24 @@ def test_what_is_done_is_left_and_what_fails_is_told_apart(
 
 
 def test_a_run_waits_for_the_one_whose_model_it_begins_with(config, tmp_path, monkeypatch):
+    """And is left where that is not trained, for whatever reason."""
     made = []
 
-    def note(parts, *_):
-        made.append(parts)
+    def train_but_one(parts, *_):
+        together = {workdir: config for part in parts for workdir, config in part.items()}
+        made.append(sorted(str(workdir.relative_to(tmp_path)) for workdir in together))
+        for workdir, config in together.items():
+            if workdir.name != "1":
+                finish(config, workdir)
         return []
 
-    monkeypatch.setattr(engine, "_run", note)
+    monkeypatch.setattr(engine, "_run", train_but_one)
     monkeypatch.setattr(engine, "prepare", list)
     after = config.copy_and_resolve_references()
-    after.init_from = str(tmp_path / "first/{seed}")
-    configs = {
-        tmp_path / f"{name}/{seed}": c
-        for name, given in {"second": after, "first": config}.items()
-        for seed, c in enumerate(with_seeds({name: given}, 2).values())
-    }
-    run_all(configs, Launcher(jobs=1))
-    names = [sorted(str(w.relative_to(tmp_path)) for part in parts for w in part) for parts in made]
-    assert names == [["first/0", "first/1"], ["second/0", "second/1"]]
+    after.init_from = "{workdir}/../../first/{seed}"
+    configs = with_seeds({"second": after, "first": config}, 2)
+    assert run_all({tmp_path / name: c for name, c in configs.items()}, Launcher(jobs=1)) == {}
+    assert made == [["first/0", "first/1"], ["second/0"]]
 
 
 def test_a_run_that_another_process_trains_is_left_to_it(config, tmp_path):
@@ -333,8 +336,12 @@ def test_trainers_end_with_a_sweep_that_is_killed(tmp_path):
 
 
 @pytest.mark.slow
-def test_runs_side_by_side_end_where_one_by_one_they_do(config, tmp_path, standard_promotion):
+@pytest.mark.parametrize("held", [False, True])
+def test_runs_side_by_side_end_where_one_by_one_they_do(config, tmp_path, standard_promotion, held):
     del standard_promotion
+    if held:
+        config.model.mask = "strict"
+        config.depth.update({"gradient_steps": 0, "held": 1, "held_before": 2, "consistency": 0.5})
     config.init_from = str(tmp_path / "begin/{seed}")
     for seed in SEEDS:
         save_untrained(config, tmp_path / f"begin/{seed}", seed + 5)

@@ -19,7 +19,7 @@ def config(tmp_path):
     corpus.write_text(TEXT)
     config = config_of(corpus)
     config.seed = 3
-    config.init_from = str(tmp_path / "trained/{seed}")
+    config.init_from = "{workdir}/../trained/{seed}"
     return config
 
 
@@ -34,13 +34,14 @@ def test_the_first_parameters_are_those_of_the_trained_model(config, tmp_path):
     shutil.rmtree(tmp_path / "trained")
     config.train_steps = 2
     assert loop.train(config, tmp_path / "run")
-    with pytest.raises(UserError, match=r"init_from=.*trained/3: .* not a run directory"):
+    with pytest.raises(UserError, match=r"init_from=.*trained/3 is no trained model"):
         loop.train(config, tmp_path / "other")
     assert not (tmp_path / "other/config.json").exists()
 
 
 def test_a_model_that_does_not_fit_is_refused(config, tmp_path):
-    save_untrained(config, tmp_path / "trained/3", seed=8)
+    folder = tmp_path / "trained/3"
+    save_untrained(config, folder, seed=8)
     config.model.embed_dim = 32
     with pytest.raises(UserError, match=r"another model: its block/.* is \(.*16.*\), .* \(.*32"):
         loop.train(config, tmp_path / "run")

@@ -32,7 +32,7 @@ CONFIG_FILE, TOKENIZER_FILE = "config.json", "tokenizer.json"
 FORMAT = 2  # of the layout of a run directory
 RECORDED_VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint")
 _TRIES = 5  # to lock a directory, in a fifth of a second
-FIXED = ("model", "data", "seed")  # what a run cannot change half-way, but for
+FIXED = ("model", "data", "seed", "init_from")  # what a run cannot change half-way, but for
 FREE = ("model.scan_unroll", "model.remat", "model.kernels", "data.path")  # how, and from where
 
 

@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -55,8 +55,10 @@ def run_all(
     retry: bool = False,
     watch: Callable[[], object] = lambda: None,
 ) -> dict[Path, str]:
-    """Trains every run that is not trained yet, in the order given, but for those that begin with
-    the model of another one: they wait for it.
+    """Trains every run that is not trained yet, in the order given.
+
+    A run that begins with the model of another one waits until that is trained; where it fails,
+    or another process trains it, the run is left.
 
     Args:
       configs: the runs; their directories have one parent's parent, for compiled programs.
@@ -76,9 +78,8 @@ def run_all(
     for workdir in todo:
         (workdir / FAILURE_FILE).unlink(missing_ok=True)
     prepare(todo.values())
-    while todo:
-        awaited = {workdir.resolve() for workdir in todo}
-        ready = {w: c for w, c in todo.items() if _source(c) not in awaited} or todo
+    known = {workdir.resolve() for workdir in configs}
+    while ready := {w: c for w, c in todo.items() if not _waits(w, c, known)}:
         parts = _parts(ready, side_by_side)
         while parts:
             parts = _run(parts, launcher, next(iter(configs)).parent.parent, watch)
@@ -87,10 +88,11 @@ def run_all(
     return {workdir: why for workdir in configs if (why := failure_of(workdir))}
 
 
-def _source(config: ConfigDict) -> Path | None:
-    """The directory of the model that a run begins with."""
+def _waits(workdir: Path, config: ConfigDict, known: Collection[Path]) -> bool:
+    """Whether a run begins with the model of one of these that is not trained to its end."""
     given = config.init_from
-    return Path(folder_of(given, config.seed)).resolve() if given else None
+    source = folder_of(given, config.seed, workdir).resolve()
+    return bool(given) and source in known and not is_done(source)
 
 
 def _parts(configs: Configs, side_by_side: bool) -> list[Configs]:

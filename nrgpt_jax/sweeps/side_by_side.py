@@ -36,7 +36,7 @@ from nrgpt_jax.training.config_checks import check_config
 from nrgpt_jax.training.loop import resolve
 from nrgpt_jax.training.optimizers import create_optimizer
 from nrgpt_jax.training.step import TrainState, advance, initial_state
-from nrgpt_jax.training.warm_start import initial_params
+from nrgpt_jax.training.warm_start import folder_of, initial_params
 
 CHUNK = 250  # training steps between two visits of the host, at most
 VARIED = ("seed", "data.train_fraction", "optimizer.learning_rate", "optimizer.final_learning_rate")
@@ -143,7 +143,8 @@ def _trained(
     dataset: Dataset,
 ) -> Any:
     """The parameters (S,R,...) of `init_from`, of every source."""
-    of = lambda source: initial_params(config.init_from, source.seed, model, dataset.tokenizer)
+    folder = lambda source: folder_of(config.init_from, source.seed, Path())
+    of = lambda source: initial_params(folder(source), model, dataset.tokenizer)
     of_sources = jax.tree.map(lambda *leaves: np.stack(leaves), *map(of, sources))
     of_rates = lambda leaf: jnp.repeat(leaf[:, None], len(rates), axis=1)
     return jax.tree.map(of_rates, of_sources)
@@ -208,6 +209,7 @@ def train_directories(configs: Mapping[Path, ConfigDict]) -> None:
     schedule, allowed = config.optimizer.schedule, "cosine or constant side by side"
     require(schedule != "exponential", "optimizer.schedule", schedule, allowed)
     dataset = resolve(config)
+    config.init_from = config.init_from.replace("{workdir}", str(next(iter(configs))))
     part = lambda share: load_dataset({**config.data, "train_fraction": share}).train
     parts = {share: part(share) for share in {share for _, share in keys}}
     sources = [Source(seed, parts[share]) for seed, share in keys]

@@ -134,13 +134,13 @@ def make_states(
     first = model.clone(num_steps=depth.gradient_steps - depth.loss_steps + 1)
     always = depth.least == depth.most  # then all of them are made
     left_out = None if always else jnp.maximum(depth.gradient_steps - count, 0)
+    held = lambda context: Walk(left_out=left_out, context=context)
     alone = lambda: apply(first, Walk(begin, left_out))
 
     def after_others() -> State:
-        walk = lambda context: Walk(left_out=left_out, context=context)
-        end = lambda context: whole.apply(forgotten, tokens, walk(context), method="walk")
+        end = lambda context: whole.apply(forgotten, tokens, held(context), method="walk")
         descend = lambda _, context: cast(State, end(context))
-        return apply(first, walk(jax.lax.fori_loop(1, others, descend, descend(0, None))))
+        return apply(first, held(jax.lax.fori_loop(1, others, descend, descend(0, None))))
 
     others = jax.random.randint(jax.random.fold_in(key, _OF_OTHERS), (), 0, depth.held_before + 1)
     ends = [jax.lax.cond(others > 0, after_others, alone) if depth.held_before else alone()]
@@ -148,7 +148,7 @@ def make_states(
         ends.append(apply(model.clone(num_steps=1), Walk(ends[-1]), number))
     last = len(ends) - 1
     for number in range(depth.loss_steps, depth.loss_steps + depth.held):
-        ends.append(apply(whole, Walk(left_out=left_out, context=ends[-1]), number))
+        ends.append(apply(whole, held(ends[-1]), number))
     penalty = _penalty(params, model, tokens, ends[last:], rows, key, depth)
     return Made([end.x for end in ends], penalty)
 

@@ -29,7 +29,7 @@ from nrgpt_jax.training.hosts import check_same, check_shared
 from nrgpt_jax.training.run_directory import RunDirectory
 from nrgpt_jax.training.step_log import StepLog
 from nrgpt_jax.training.stop import Stop
-from nrgpt_jax.training.warm_start import initial_params
+from nrgpt_jax.training.warm_start import folder_of, initial_params
 
 
 def train(config: ConfigDict, workdir: Path | str) -> dict[str, float]:
@@ -119,8 +119,8 @@ class Trainer:
         state: Any = steps.create_state(model, optimizer, config.seed, self.mesh)
         if not config.init_from:
             return state
-        given = config.init_from, config.seed, model, self.dataset.tokenizer
-        params = agreed(lambda: initial_params(*given))
+        folder = folder_of(config.init_from, config.seed, self.run_directory.path)
+        params = initial_params(folder, model, self.dataset.tokenizer)
         where = jax.tree.map(lambda leaf: leaf.sharding, self.shapes.params)
         return state.replace(params=jax.device_put(params, where))
 

@@ -1,5 +1,6 @@
 """Parameters to begin with: those of a trained model instead of drawn ones."""
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,31 +10,29 @@ from flax import traverse_util
 from nrgpt_jax.datasets.tokenizers import Tokenizer, as_record
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.models import LanguageModel, abstract_params
-from nrgpt_jax.runs.pretrained import load_pretrained
+from nrgpt_jax.processes import agreed
+from nrgpt_jax.runs.directory import CONFIG_FILE
+from nrgpt_jax.runs.pretrained import WEIGHTS_FILE, load_pretrained
 
 
-def folder_of(init_from: str, seed: int) -> str:
-    """The folder of the trained model, of a seed."""
-    return init_from.replace("{seed}", str(seed))
+def folder_of(init_from: str, seed: int, workdir: Path) -> Path:
+    """The folder of the trained model; {seed} and {workdir} in its name are those of the run."""
+    return Path(init_from.replace("{seed}", str(seed)).replace("{workdir}", str(workdir)))
 
 
-def initial_params(init_from: str, seed: int, model: LanguageModel, tokenizer: Tokenizer) -> Any:
-    """The parameters of a trained model, as numpy arrays.
+def initial_params(folder: Path, model: LanguageModel, tokenizer: Tokenizer) -> Any:
+    """The parameters of a trained model, as numpy arrays; with several processes all call it.
 
     Args:
-      init_from: a run directory, whose best checkpoint is taken, or an exported folder.
-      seed: what {seed} stands for in its name.
+      folder: a run directory, whose best checkpoint is taken, or an exported folder.
       model: that is to be trained; its parameters have the same names and shapes.
       tokenizer: of the data; the same symbols.
 
     Raises:
-      UserError: there is no such model, or it does not fit.
+      UserError: there is no such model, on any host, or it does not fit.
     """
-    folder = folder_of(init_from, seed)
-    try:
-        found = load_pretrained(folder)
-    except UserError as error:
-        raise UserError(f"init_from={folder}: {error}") from None
+    agreed(lambda: _check_there(folder))  # before all of them read it together
+    found = load_pretrained(folder)
     if as_record(found.tokenizer) != as_record(tokenizer):
         raise UserError(
             f"init_from={folder} knows other symbols than the data of this run; take the same "
@@ -48,6 +47,14 @@ def initial_params(init_from: str, seed: int, model: LanguageModel, tokenizer: T
                 f"configuration {shape(wanted)}; take the fields of its config.json in model"
             )
     return jax.tree.map(np.asarray, found.variables["params"])
+
+
+def _check_there(folder: Path) -> None:
+    trained = (folder / "checkpoints/best").is_dir() or (folder / WEIGHTS_FILE).exists()
+    if not trained or not (folder / CONFIG_FILE).exists():
+        raise UserError(
+            f"init_from={folder} is no trained model; train it first, or name another run or folder"
+        )
 
 
 def _shapes(params: Any) -> dict[str, tuple[int, ...]]:

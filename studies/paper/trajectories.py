@@ -12,6 +12,7 @@ from nrgpt_jax.analysis.figures import BLACK, STYLE
 from nrgpt_jax.cli import percent
 from nrgpt_jax.datasets import load_recorded
 from nrgpt_jax.runs.pretrained import load_pretrained
+from nrgpt_jax.sweeps.progress import is_done
 from studies.tables import table
 
 TOKENS, TIMES = 64, 2  # of the validation split; steps, times those of training
@@ -33,7 +34,7 @@ RUNS = (
 
 def measure(runs: Path) -> dict[str, dict[str, Any]]:
     """Of each run that is there: T, and the energies (TIMES T + 1, TOKENS) of the first tokens."""
-    return {title: _energies(runs / run) for title, run in RUNS if (runs / run).exists()}
+    return {title: _energies(runs / run) for title, run in RUNS if is_done(runs / run)}
 
 
 def _energies(workdir: Path) -> dict[str, Any]:
