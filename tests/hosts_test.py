@@ -147,6 +147,18 @@ def test_a_run_of_one_goes_on_as_two(corpus, whole, tmp_path):
 
 
 @pytest.mark.slow
+def test_two_begin_with_a_trained_model_as_one_does(corpus, whole, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    alone(corpus, one, 1, init_from=whole, train_steps=6)
+    given = arguments(corpus, two, init_from=whole, train_steps=6)
+    ended = [process.end() for process in start_two(given, given)]
+    assert [process.returncode for process in ended] == [0, 0], ended[0].stderr
+    found, wanted = losses(two), losses(one)
+    assert found == pytest.approx(wanted, rel=1e-5)
+    assert wanted[1, "train/loss"] < losses(whole)[1, "train/loss"]
+
+
+@pytest.mark.slow
 def test_processes_that_differ_end_in_one_line_each(corpus, tmp_path):
     other = shutil.copy(corpus, tmp_path / "other.txt")
     with open(other, "a") as file:
