@@ -186,6 +186,14 @@ def test_runs_that_differ_in_what_can_be_side_by_side_are_grouped(config):
     other.model.embed_dim = 8
     found = groups({**runs, Path("b/0"): other})
     assert [len(group) for group in found] == [len(runs), 1]
+    config.init_from = "{workdir}/../../trained/{seed}"
+    begins = {
+        Path(f"{way}/{seed}"): varied(config, seed, 0.1, 1.0) for way in "ab" for seed in (0, 1)
+    }
+    assert [len(group) for group in groups(begins)] == [4]
+    config.init_from = "{workdir}/../trained"
+    begins = {workdir: varied(config, int(workdir.name), 0.1, 1.0) for workdir in begins}
+    assert [len(group) for group in groups(begins)] == [2, 2]
 
 
 @pytest.mark.parametrize(

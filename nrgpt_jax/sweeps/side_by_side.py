@@ -187,8 +187,14 @@ def groups(configs: Mapping[Path, ConfigDict]) -> list[dict[Path, ConfigDict]]:
         c = same.optimizer
         ratio = c.final_learning_rate / c.learning_rate  # it is scaled with the other
         same.update_from_flattened_dict(dict.fromkeys(VARIED, 0))
+        same.init_from = _of_workdir(config.init_from, workdir)
         found.setdefault(f"{same.to_json()} {ratio:.6g}", {})[workdir] = config
     return list(found.values())
+
+
+def _of_workdir(init_from: str, workdir: Path) -> str:
+    """The same for all run directories from which it leads to the same place, but for {seed}."""
+    return str(Path(init_from.replace("{workdir}", str(workdir))).resolve()) if init_from else ""
 
 
 def train_directories(configs: Mapping[Path, ConfigDict]) -> None:
@@ -209,7 +215,7 @@ def train_directories(configs: Mapping[Path, ConfigDict]) -> None:
     schedule, allowed = config.optimizer.schedule, "cosine or constant side by side"
     require(schedule != "exponential", "optimizer.schedule", schedule, allowed)
     dataset = resolve(config)
-    config.init_from = config.init_from.replace("{workdir}", str(next(iter(configs))))
+    config.init_from = _of_workdir(config.init_from, next(iter(configs)))
     part = lambda share: load_dataset({**config.data, "train_fraction": share}).train
     parts = {share: part(share) for share in {share for _, share in keys}}
     sources = [Source(seed, parts[share]) for seed, share in keys]
