@@ -122,7 +122,7 @@ def test_jit_equals_no_jit(name):
 
 @pytest.mark.parametrize(
     "fields",
-    [TOGETHER, {"rule": "projected", "rate": "psd", "norm": "layer_norm", "blocks": 3}],
+    [slow(TOGETHER), {"rule": "projected", "rate": "psd", "norm": "layer_norm", "blocks": 3}],
     ids=name_of,
 )
 def test_models_by_kernels_and_by_definitions_are_the_same(fields):

@@ -32,7 +32,7 @@ def prepared(case):
     return dynamics, state, jax.jit(jax.jacfwd(whole))(state.x.reshape(-1))
 
 
-@pytest.mark.parametrize("case", slow_but(["own key", "sphere"], CASES))
+@pytest.mark.parametrize("case", slow_but(["sphere"], CASES))
 @with_float64
 def test_blocks_are_the_diagonal_of_the_whole_jacobian(case):
     dynamics, state, whole = prepared(case)

@@ -55,8 +55,8 @@ def _few_expressions(monkeypatch):
     "name",
     [
         "NRGPT_H_FF2W_strict",
-        "GPT",
-        "GPT_Rec_parallel",
+        slow("GPT"),
+        slow("GPT_Rec_parallel"),
         slow("NRGPT_H_FF1"),
     ],
 )

@@ -221,7 +221,7 @@ def test_a_second_descent_sees_the_others_where_the_first_has_ended():
 
 
 def test_held_descents_may_come_before_and_are_pulled_together():
-    """Loss and gradient against plain descents; the number of those before is that of the key."""
+    """Against plain descents, of any number before; the gradient where there are two."""
     model, variables = small_model(num_steps=2, mask="strict")
     depth = depth_of(least=2, most=2, held=2, held_before=2, consistency=0.5)
     batch = Batch(TOKENS, TOKENS, np.ones(TOKENS.shape, np.float32))
@@ -245,12 +245,15 @@ def test_held_descents_may_come_before_and_are_pulled_together():
 
     ours = lambda p, key: losses.summed_loss(p, model, batch, ROWS, key, 1.0, 0, depth)
     found = jax.jit(jax.value_and_grad(ours))
-    of_number = jax.jit(jax.value_and_grad(plain), static_argnums=1)
-    wanted = [of_number(variables["params"], number) for number in range(3)]
+    params, of_number = variables["params"], jax.jit(plain, static_argnums=1)
+    wanted = [of_number(params, number) for number in range(3)]
     seen = set()
     for number in range(12):
-        loss, gradient = found(variables["params"], jax.random.key(number))
-        which = int(np.argmin([abs(loss - value) for value, _ in wanted]))
-        chex.assert_trees_all_close((loss, gradient), wanted[which], rtol=2e-3, atol=1e-4)
+        loss, gradient = found(params, jax.random.key(number))
+        which = int(np.argmin([abs(loss - value) for value in wanted]))
+        chex.assert_trees_all_close(loss, wanted[which], rtol=2e-3)
+        if which == 2 and which not in seen:
+            expected = jax.jit(jax.grad(plain), static_argnums=1)(params, which)
+            chex.assert_trees_all_close(gradient, expected, rtol=2e-3, atol=1e-4)
         seen.add(which)
     assert seen == {0, 1, 2}

@@ -188,6 +188,7 @@ def test_memory_does_not_grow_with_the_square_of_the_context():
     assert grown["fused"] < 1.3 < 1.7 < grown["plain"], grown
 
 
+@pytest.mark.slow
 def test_memory_is_nearly_flat_in_the_number_of_steps_with_remat():
     fields = {"embed_dim": 64, "context_length": 128}
     grown = {}

