@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from train_helpers import TEXT, config_of, values
+from train_helpers import config_in, values
 
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.runs.checkpoints import Checkpoints
@@ -18,9 +18,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 @pytest.fixture
 def config(tmp_path):
-    corpus = tmp_path / "text.txt"
-    corpus.write_text(TEXT)
-    config = config_of(corpus)
+    config = config_in(tmp_path)
     config.log_every = 1
     return config
 

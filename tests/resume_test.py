@@ -1,7 +1,7 @@
 """A run that was stopped and gone on with ends as one that was left alone, in every mode."""
 
 import pytest
-from train_helpers import TEXT, config_of, stop_at
+from train_helpers import config_in, stop_at
 
 from nrgpt_jax.training import loop
 from studies.reliability import judge
@@ -50,9 +50,7 @@ MODES = {
 
 @pytest.mark.parametrize("mode", MODES)
 def test_goes_on_exactly(tmp_path, monkeypatch, mode):
-    corpus = tmp_path / "text.txt"
-    corpus.write_text(TEXT)
-    config = config_of(corpus)
+    config = config_in(tmp_path)
     config.update_from_flattened_dict(MODES[mode])
     loop.train(config, tmp_path / "whole")
     for step in (5, 6):

@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from train_helpers import TEXT, config_of, save_untrained
+from train_helpers import TEXT, config_in, save_untrained
 
 from nrgpt_jax import disk, sweep
 from nrgpt_jax.configs import with_seeds
@@ -45,9 +45,7 @@ def get_sweep(scale):
 @pytest.fixture
 def config(tmp_path):
     """Of a model with random depths, without dropout."""
-    corpus = tmp_path / "text.txt"
-    corpus.write_text(TEXT)
-    config = config_of(corpus)
+    config = config_in(tmp_path)
     config.model.dropout = 0.0
     config.depth.update({"distribution": "uniform", "least": 1, "most": 4, "gradient_steps": 2})
     return config

@@ -27,6 +27,13 @@ def config_of(corpus):
     return c
 
 
+def config_in(folder):
+    """The same, with the corpus in a folder."""
+    corpus = folder / "text.txt"
+    corpus.write_text(TEXT)
+    return config_of(corpus)
+
+
 def save_untrained(config, folder, seed):
     """The model of a configuration with the parameters of a seed, as an exported folder."""
     own = config.copy_and_resolve_references()

@@ -4,7 +4,7 @@ import shutil
 
 import chex
 import pytest
-from train_helpers import TEXT, config_of, save_untrained
+from train_helpers import TEXT, config_in, save_untrained
 
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.runs.pretrained import load_pretrained
@@ -15,9 +15,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 @pytest.fixture
 def config(tmp_path):
-    corpus = tmp_path / "text.txt"
-    corpus.write_text(TEXT)
-    config = config_of(corpus)
+    config = config_in(tmp_path)
     config.seed = 3
     config.init_from = "{workdir}/../trained/{seed}"
     return config

@@ -194,7 +194,7 @@ def groups(configs: Mapping[Path, ConfigDict]) -> list[dict[Path, ConfigDict]]:
 
 def _of_workdir(init_from: str, workdir: Path) -> str:
     """The same for all run directories from which it leads to the same place, but for {seed}."""
-    return str(Path(init_from.replace("{workdir}", str(workdir))).resolve()) if init_from else ""
+    return str(folder_of(init_from, "{seed}", workdir).resolve()) if init_from else ""
 
 
 def train_directories(configs: Mapping[Path, ConfigDict]) -> None:

@@ -16,7 +16,7 @@ whole of it, here on each token's own block.
 """
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -136,14 +136,10 @@ def make_states(
     left_out = None if always else jnp.maximum(depth.gradient_steps - count, 0)
     held = lambda context: Walk(left_out=left_out, context=context)
     alone = lambda: apply(first, Walk(begin, left_out))
-
-    def after_others() -> State:
-        end = lambda context: whole.apply(forgotten, tokens, held(context), method="walk")
-        descend = lambda _, context: cast(State, end(context))
-        return apply(first, held(jax.lax.fori_loop(1, others, descend, descend(0, None))))
-
-    others = jax.random.randint(jax.random.fold_in(key, _OF_OTHERS), (), 0, depth.held_before + 1)
-    ends = [jax.lax.cond(others > 0, after_others, alone) if depth.held_before else alone()]
+    end: Any = lambda context: whole.apply(forgotten, tokens, held(context), method="walk")
+    after = lambda context: apply(first, held(context))
+    most = depth.held_before
+    ends = [_after_drawn(most, key, end, after, alone) if most else alone()]
     for number in range(1, depth.loss_steps):
         ends.append(apply(model.clone(num_steps=1), Walk(ends[-1]), number))
     last = len(ends) - 1
@@ -151,6 +147,20 @@ def make_states(
         ends.append(apply(whole, held(ends[-1]), number))
     penalty = _penalty(params, model, tokens, ends[last:], rows, key, depth)
     return Made([end.x for end in ends], penalty)
+
+
+def _after_drawn(
+    most: int,
+    key: Key,
+    end: Callable[[State | None], State],
+    after: Callable[[State], State],
+    alone: Callable[[], State],
+) -> State:
+    """`after` the end of so many descents, each held where the one before has ended; without one
+    `alone`."""
+    count = jax.random.randint(jax.random.fold_in(key, _OF_OTHERS), (), 0, most + 1)
+    ends = lambda: jax.lax.fori_loop(1, count, lambda _, context: end(context), end(None))
+    return jax.lax.cond(count > 0, lambda: after(ends()), alone)
 
 
 def _penalty(

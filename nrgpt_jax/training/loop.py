@@ -115,12 +115,13 @@ class Trainer:
         self.last_evaluation: dict[str, float] = {}
 
     def _first_state(self, optimizer: optax.GradientTransformation) -> steps.TrainState:
-        config, model = self.config, self.model
+        config, model, params = self.config, self.model, None
+        if config.init_from:  # before anything is compiled
+            folder = folder_of(config.init_from, config.seed, self.run_directory.path)
+            params = initial_params(folder, model, self.dataset.tokenizer)
         state: Any = steps.create_state(model, optimizer, config.seed, self.mesh)
-        if not config.init_from:
+        if params is None:
             return state
-        folder = folder_of(config.init_from, config.seed, self.run_directory.path)
-        params = initial_params(folder, model, self.dataset.tokenizer)
         where = jax.tree.map(lambda leaf: leaf.sharding, self.shapes.params)
         return state.replace(params=jax.device_put(params, where))
 

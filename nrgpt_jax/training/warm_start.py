@@ -15,7 +15,7 @@ from nrgpt_jax.runs.directory import CONFIG_FILE
 from nrgpt_jax.runs.pretrained import WEIGHTS_FILE, load_pretrained
 
 
-def folder_of(init_from: str, seed: int, workdir: Path) -> Path:
+def folder_of(init_from: str, seed: int | str, workdir: Path) -> Path:
     """The folder of the trained model; {seed} and {workdir} in its name are those of the run."""
     return Path(init_from.replace("{seed}", str(seed)).replace("{workdir}", str(workdir)))
 
