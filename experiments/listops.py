@@ -8,6 +8,7 @@ and 2), in 7 minutes. The variant demo: 96.3%, two and a half minutes.
 Variants (`--config=experiments/listops.py:NAME`):
     (none)         sized for a laptop CPU
     rest           comes to rest: its rate has a guarantee, and its steps fade (docs/rest.md)
+    long           four times as many training steps (docs/results.md)
     demo           modulo 5, smaller still: minutes (`make demo`)
     paper          the paper's accuracy study; one point of its sweep over the width
                    (--config.model.embed_dim=8 ... 256) and over three models
@@ -27,6 +28,7 @@ def get_config(variant: str = ""):
     variants = {
         "": laptop,
         "rest": rest,
+        "long": long,
         "demo": demo,
         "paper": paper,
         "deep_scalar": lambda c: deep(c, "scalar"),
@@ -57,6 +59,13 @@ def rest(config):
 
     laptop(config)
     experiments.rest.come_to_rest(config)
+
+
+def long(config):
+    """20,000 steps: what is answered greedily is then answered at temperature 1 too."""
+    laptop(config)
+    config.train_steps = 20_000
+    config.eval_every = config.checkpoint_every = 1000
 
 
 def demo(config):

@@ -5,8 +5,8 @@
 
 ListOps as `make train EXP=listops` has it (modulo 10, D=64, 4 heads, T=5, 5,000 training steps),
 and Shakespeare as `make train EXP=shakespeare` has it, but with the strict mask and 2,000 training
-steps (D=128, 4 heads, T=6). A name that ends in _long has twice the training steps;
-`sphere_decay_settled` begins with the model of `sphere_decay_held` beside it, and has three tenths.
+steps (D=128, 4 heads, T=6). A name that ends in _long has twice the training steps, one in _short
+three tenths of them; `sphere_decay_settled` begins with the model of `sphere_decay_held` beside it.
 
 Variants (`--config=experiments/rest.py:TASK_WAY`):
     TASK  listops, shakespeare
@@ -46,10 +46,21 @@ def settle(config):
         "init_from": f"{{workdir}}/../../{config.data.name}_sphere_decay_held/{{seed}}",
         "depth.held_before": 4,
         "depth.consistency": 2.0,
-        "train_steps": 3 * config.train_steps // 10,
         "optimizer.learning_rate": 1.5e-3,
         "optimizer.final_learning_rate": 7.5e-5,
         "optimizer.warmup_steps": 50,
+    }
+
+
+def further(config):
+    """On from the model of `sphere_decay`, with six more steps that fade."""
+    return {
+        "init_from": f"{{workdir}}/../../{config.data.name}_sphere_decay/{{seed}}",
+        "model.num_steps": config.model.num_steps + 6,
+        "train_steps": config.train_steps // 10,
+        "optimizer.learning_rate": 5e-4,
+        "optimizer.final_learning_rate": 2.5e-5,
+        "optimizer.warmup_steps": 20,
     }
 
 
@@ -78,16 +89,23 @@ def long(config):
     return {"train_steps": 2 * config.train_steps}
 
 
+def short(config):
+    return {"train_steps": 3 * config.train_steps // 10}
+
+
 NEAR = to(4, "uniform")
 FAR = to(20, "log_uniform")
 WAYS = {
     "full": (),
+    "full_long": (long,),
     "full_decay": (decay,),
     "full_held": (held(2),),
     "sphere": (SPHERE,),
     "sphere_decay": (SPHERE, decay),
+    "sphere_decay_further": (SPHERE, decay, further),
     "sphere_decay_held": (SPHERE, decay, held(1)),
     "sphere_decay_settled": (SPHERE, decay, held(1), settle),
+    "sphere_decay_settled_short": (SPHERE, decay, held(1), settle, short),
     "sphere_decay_held_2": (SPHERE, decay, held(2)),
     "injection_near_long": (INJECTION, long, NEAR),
     "injection_far_long": (INJECTION, long, FAR),

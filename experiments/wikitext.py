@@ -12,11 +12,19 @@ Variants (`--config=experiments/wikitext.py:NAME`):
     (none)  WikiText-2: NRGPT_H_FF2W, 6 steps, D=256
     103     WikiText-103: 12 steps, D=768, windows of 1024 tokens
     small   a short run of a small model on two CPU cores
+
+Sweep: the models of experiments/shakespeare_scaling.py, as `small` has them, 1,000 steps, two
+learning rates, three seeds (docs/results.md).
+
+    make sweep SWEEP=wikitext ARGS="--config.data.path=folder"
 """
 
 from experiments import openwebtext
+from experiments._grid import Grid, runs
+from experiments.shakespeare_scaling import MODELS
 from nrgpt_jax.configs import apply_variant, default_config
 
+GRIDS = {"": Grid((64,), (1e-3, 3e-3), seeds=3)}
 WIKITEXT_103 = "hf://datasets/Salesforce/wikitext/wikitext-103-raw-v1"
 
 
@@ -52,3 +60,19 @@ def hundred_three(config):
 def small(config):
     """Windows of 64 tokens, D=64: minutes on two CPU cores."""
     openwebtext.small(config)
+
+
+def get_sweep(scale: str = ""):
+    """The runs `MODEL_WIDTH@LEARNING_RATE/SEED`."""
+    return runs("wikitext", scale, GRIDS, MODELS, _config)
+
+
+def _config(scale, model, width, rate):
+    config = get_config("small")
+    config.train_steps = config.checkpoint_every = 1000
+    config.eval_every = 250
+    config.update_from_flattened_dict(MODELS[model])
+    config.model.embed_dim = width
+    config.optimizer.learning_rate = rate
+    config.optimizer.final_learning_rate = 0.1 * rate
+    return config

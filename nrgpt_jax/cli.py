@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -195,6 +195,17 @@ def _fail(message: str, code: int = MISTAKE) -> NoReturn:
 def define_config_flag() -> flags.FlagHolder:
     """--config=experiments/NAME.py[:variant], with --config.field=value."""
     return config_flags.DEFINE_config_file("config", lock_config=True)
+
+
+def define_changes_flag() -> flags.FlagHolder:
+    """--config.field=value of every configuration; `changes` gives those that are named."""
+    _check_fields(sys.argv)  # the definition looks at them, before they are parsed
+    return config_flags.DEFINE_config_dict("config", default_config(), "Changed in every run.")
+
+
+def changes(holder: flags.FlagHolder) -> dict[str, Any]:
+    """The values of a flag of `define_changes_flag`, by the dotted names of their fields."""
+    return config_flags.get_override_values(flags.FLAGS[holder.name])
 
 
 def define_workdir_flag() -> flags.FlagHolder:

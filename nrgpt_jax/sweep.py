@@ -2,6 +2,7 @@
 
     python -m nrgpt_jax.sweep --sweep=experiments/listops_transition.py[:SCALE] [--runs=DIR]
     python -m nrgpt_jax.sweep --launcher=slurm --option=timeout_min=60 --option=gpus_per_node=1 ...
+    python -m nrgpt_jax.sweep --config.field=value ...                    # in every run
 
 An experiment file with `get_sweep(scale)` names the runs: configurations by name, of which each has
 a directory `DIR/NAME`. The same command again goes on: what is trained is left, what was stopped
@@ -9,8 +10,9 @@ goes on, what has failed is told apart (`--retry` trains it again). `DIR/summary
 each run.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -32,11 +34,11 @@ def options(pairs: Sequence[str]) -> dict[str, int | str]:
     return found
 
 
-def main(f: flags.FlagValues) -> None:
-    """Trains, shows, sums up."""
+def main(f: flags.FlagValues, changes: Mapping[str, Any]) -> None:
+    """Trains, shows, sums up; `changes` are set in every configuration."""
     path, _, scale = f.sweep.partition(":")
     runs = Path(f.runs or f"runs/{Path(path).stem}{'-' if scale else ''}{scale}")
-    configs = {runs / name: config for name, config in load(Path(path), scale).items()}
+    configs = {runs / name: config for name, config in load(Path(path), scale, changes).items()}
     watch = Watch(configs)
     launcher = Launcher(f.launcher, f.jobs, options(f.option))
     failed = run_all(configs, launcher, side_by_side=f.side_by_side, retry=f.retry, watch=watch)
@@ -65,4 +67,5 @@ if __name__ == "__main__":
     flags.DEFINE_multi_string("option", [], "NAME=VALUE of submitit: timeout_min=60, ...")
     flags.DEFINE_boolean("side_by_side", False, "Like runs as one program, for an accelerator.")
     flags.DEFINE_boolean("retry", False, "Train again what has failed.")
-    cli.run(lambda: main(flags.FLAGS))
+    changed = cli.define_changes_flag()
+    cli.run(lambda: main(flags.FLAGS, cli.changes(changed)))

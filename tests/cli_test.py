@@ -28,7 +28,7 @@ PROMPT = "max_10,(,1,7,),="
         ),
         (
             ["--config=experiments/listops.py:nope"],
-            "no variant 'nope' of listops; it has 'rest', 'demo', 'paper'",
+            "no variant 'nope' of listops; it has 'rest', 'long', 'demo', 'paper'",
         ),
         (["--config=experiments/listops.py", "--config.model.embed=3"], "did you mean"),
         (["--config=experiments/listops.py", "--config.train_steps=1e3"], "train_steps=1e3"),
@@ -45,6 +45,16 @@ def test_mistakes_end_in_one_line(arguments, message, tmp_path):
     assert lines[0].startswith("error: ")
     assert message in lines[0]
     assert not workdir.exists(), "nothing is written"
+
+
+@pytest.mark.slow
+def test_a_wrong_field_of_a_sweep_ends_in_one_line(tmp_path):
+    where = "--sweep=experiments/overfitting.py", f"--runs={tmp_path / 'runs'}"
+    done = program("sweep", *where, "--config.data.pth=x")
+    assert done.returncode != 0
+    assert done.stderr.startswith("error: unknown field --config.data.pth; did you mean data.path")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ from train_helpers import config_of
 
 def get_sweep(scale):
     config = config_of({corpus!r})
-    config.train_steps, config.eval_every, config.checkpoint_every = 60, 20, 10
+    config.eval_every, config.checkpoint_every = 20, 10
     return with_seeds({{"small": config}}, seeds=3)
 """
 
@@ -220,7 +220,7 @@ def test_a_sweep_that_is_none_is_said_in_a_line(tmp_path, text, message):
 
 @pytest.mark.parametrize("name", ["listops_transition", "listops_transition:gpu", "rates", "rest",
                                   "listops_transition:paper", "shakespeare_scaling", "overfitting",
-                                  "shakespeare_scaling:paper"])  # fmt: skip
+                                  "shakespeare_scaling:paper", "wikitext"])  # fmt: skip
 def test_every_sweep_is_possible(name):
     from nrgpt_jax.training.config_checks import check_config
 
@@ -230,6 +230,12 @@ def test_every_sweep_is_possible(name):
         check_config(config, 1)
     with pytest.raises(UserError, match="scale"):
         load(ROOT / f"experiments/{name}.py", "nope")
+
+
+def test_fields_are_changed_in_all_runs_of_a_sweep():
+    configs = load(ROOT / "experiments/wikitext.py", changes={"data.path": "folder", "seed": 7})
+    assert {(config.data.path, config.seed) for config in configs.values()} == {("folder", 7)}
+    assert len({config.model.name for config in configs.values()}) == 4
 
 
 def test_options_of_a_cluster_are_numbers_or_words():
@@ -277,7 +283,7 @@ def test_what_stops_a_sweep_leaves_nothing_out_of_its_table(tmp_path):
 
     def start(folder):
         command = [sys.executable, "-m", "nrgpt_jax.sweep", f"--sweep={experiment}"]
-        command += [f"--runs={tmp_path / folder}", "--jobs=1"]
+        command += [f"--runs={tmp_path / folder}", "--jobs=1", "--config.train_steps=60"]
         nowhere = subprocess.DEVNULL
         return subprocess.Popen(command, start_new_session=True, stdout=nowhere, env=environment)
 

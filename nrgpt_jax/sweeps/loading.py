@@ -2,9 +2,10 @@
 
 import contextlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -36,8 +37,15 @@ def _told(experiment: Path) -> Iterator[None]:
         raise UserError(cli.reason(error, [experiment])) from None
 
 
-def load(experiment: Path, scale: str = "") -> dict[str, ConfigDict]:
+def load(
+    experiment: Path, scale: str = "", changes: Mapping[str, Any] | None = None
+) -> dict[str, ConfigDict]:
     """The runs of a sweep by name.
+
+    Args:
+      experiment: its file.
+      scale: of the sweep.
+      changes: what is set in all configurations, by the dotted names of fields.
 
     Raises:
       UserError: the file describes none, or none of this scale, or one is not possible.
@@ -49,6 +57,7 @@ def load(experiment: Path, scale: str = "") -> dict[str, ConfigDict]:
         configs = dict(module.get_sweep(scale))
     for name, config in configs.items():
         check_complete(config)
+        config.update_from_flattened_dict(dict(changes or {}))
         parts = Path(name).parts
         if Path(name).is_absolute() or ".." in parts or len(parts) != 2:
             raise UserError(f"{name!r} of {experiment} is no name of a run: VARIANT/SEED")
