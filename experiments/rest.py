@@ -52,18 +52,6 @@ def settle(config):
     }
 
 
-def further(config):
-    """On from the model of `sphere_decay`, with six more steps that fade."""
-    return {
-        "init_from": f"{{workdir}}/../../{config.data.name}_sphere_decay/{{seed}}",
-        "model.num_steps": config.model.num_steps + 6,
-        "train_steps": config.train_steps // 10,
-        "optimizer.learning_rate": 5e-4,
-        "optimizer.final_learning_rate": 2.5e-5,
-        "optimizer.warmup_steps": 20,
-    }
-
-
 def penalty(config):
     return {"depth.penalty": 1.0}
 
@@ -102,7 +90,6 @@ WAYS = {
     "full_held": (held(2),),
     "sphere": (SPHERE,),
     "sphere_decay": (SPHERE, decay),
-    "sphere_decay_further": (SPHERE, decay, further),
     "sphere_decay_held": (SPHERE, decay, held(1)),
     "sphere_decay_settled": (SPHERE, decay, held(1), settle),
     "sphere_decay_settled_short": (SPHERE, decay, held(1), settle, short),

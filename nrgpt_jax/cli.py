@@ -175,6 +175,7 @@ def _check_fields(argv: Sequence[str]) -> None:
     fields = field_names(default_config())
     for argument in argv:
         name = argument.partition("=")[0].lstrip("-")
+        name = name.removeprefix("no") if name.startswith("noconfig.") else name
         field = name.removeprefix("config.")
         if name.startswith("config.") and field not in fields:
             last = field.rpartition(".")[2]

@@ -233,9 +233,14 @@ def test_every_sweep_is_possible(name):
 
 
 def test_fields_are_changed_in_all_runs_of_a_sweep():
-    configs = load(ROOT / "experiments/wikitext.py", changes={"data.path": "folder", "seed": 7})
-    assert {(config.data.path, config.seed) for config in configs.values()} == {("folder", 7)}
+    experiment = ROOT / "experiments/wikitext.py"
+    configs = load(experiment, changes={"data.path": "folder"})
+    assert {config.data.path for config in configs.values()} == {"folder"}
     assert len({config.model.name for config in configs.values()}) == 4
+    with pytest.raises(UserError, match="^seed differs between the runs"):
+        load(experiment, changes={"seed": 7})
+    with pytest.raises(UserError, match="operations"):
+        load(experiment, changes={"data.listops.operations": (5,)})
 
 
 def test_options_of_a_cluster_are_numbers_or_words():

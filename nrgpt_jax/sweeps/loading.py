@@ -1,8 +1,10 @@
 """Sweeps as experiment files describe them: `get_sweep(scale)` beside `get_config(variant)`."""
 
 import contextlib
+import functools
 import importlib.util
 from collections.abc import Iterator, Mapping
+from operator import getitem
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -57,10 +59,23 @@ def load(
         configs = dict(module.get_sweep(scale))
     for name, config in configs.items():
         check_complete(config)
-        config.update_from_flattened_dict(dict(changes or {}))
         parts = Path(name).parts
         if Path(name).is_absolute() or ".." in parts or len(parts) != 2:
             raise UserError(f"{name!r} of {experiment} is no name of a run: VARIANT/SEED")
     if not configs:
         raise UserError(f"the sweep of {experiment} has no runs")
+    _change(configs, dict(changes or {}))
     return configs
+
+
+def _change(configs: dict[str, ConfigDict], changes: dict[str, Any]) -> None:
+    """Sets fields in all configurations. Raises UserError for one that tells runs apart."""
+    for field in changes:
+        value_in = lambda config, names=field.split("."): functools.reduce(getitem, names, config)
+        values = {str(value_in(config)) for config in configs.values()}
+        if len(values) > 1:
+            raise UserError(f"{field} differs between the runs of this sweep: it cannot be set")
+    for name, config in configs.items():
+        configs[name] = ConfigDict(config)
+        configs[name].update_from_flattened_dict(changes)
+        check_complete(configs[name])
