@@ -237,7 +237,7 @@ def test_fields_are_changed_in_all_runs_of_a_sweep():
     configs = load(experiment, changes={"data.path": "folder"})
     assert {config.data.path for config in configs.values()} == {"folder"}
     assert len({config.model.name for config in configs.values()}) == 4
-    with pytest.raises(UserError, match="^seed differs between the runs"):
+    with pytest.raises(UserError, match=r"^seed differs between the runs"):
         load(experiment, changes={"seed": 7})
     with pytest.raises(UserError, match="operations"):
         load(experiment, changes={"data.listops.operations": (5,)})

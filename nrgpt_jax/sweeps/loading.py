@@ -71,8 +71,8 @@ def load(
 def _change(configs: dict[str, ConfigDict], changes: dict[str, Any]) -> None:
     """Sets fields in all configurations. Raises UserError for one that tells runs apart."""
     for field in changes:
-        value_in = lambda config, names=field.split("."): functools.reduce(getitem, names, config)
-        values = {str(value_in(config)) for config in configs.values()}
+        names = field.split(".")
+        values = {str(functools.reduce(getitem, names, config)) for config in configs.values()}
         if len(values) > 1:
             raise UserError(f"{field} differs between the runs of this sweep: it cannot be set")
     for name, config in configs.items():
