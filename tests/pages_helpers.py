@@ -98,24 +98,30 @@ def _mistake_of_python(words: list[str]) -> str | None:
         name = argument.partition("=")[0].removeprefix("--").split(".")[0]
         if not argument.startswith("--") or name not in known:
             return f"{module} does not know {argument}"
-    return _mistake_of_config([a for a in arguments if a.startswith("--config")])
+    in_all_runs = "cli.define_changes_flag()" in path.read_text()
+    return _mistake_of_config([a for a in arguments if a.startswith("--config")], in_all_runs)
 
 
 def program_flags(path: Path) -> set[str]:
     """The flags that a program defines, by its source."""
     source = path.read_text()
-    shared = {name for name in ("config", "workdir") if f"cli.define_{name}_flag()" in source}
+    flag_of = {"config": "config", "changes": "config", "workdir": "workdir"}
+    shared = {flag for name, flag in flag_of.items() if f"cli.define_{name}_flag()" in source}
     if "from studies.runner import" in source:
         source += (ROOT / "studies/runner.py").read_text()
     return shared | set(re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', source))
 
 
-def _mistake_of_config(arguments: list[str]) -> str | None:
+def _mistake_of_config(arguments: list[str], in_all_runs: bool) -> str | None:
     """Whether experiment, variant, fields and the types of their values are there."""
     argv, values = ["program", *arguments], flags.FlagValues()
-    config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values, sys_argv=argv)
+    parsed: Any = {"lock_config": True, "flag_values": values, "sys_argv": argv}
     with contextlib.chdir(ROOT):
         try:
+            if in_all_runs:
+                config_flags.DEFINE_config_dict("config", default_config(), **parsed)
+            else:
+                config_flags.DEFINE_config_file("config", **parsed)
             values(argv)
         except Exception as error:
             return f"{' '.join(arguments)}: {error}"
