@@ -62,7 +62,7 @@ def rest(config):
 
 
 def long(config):
-    """20,000 steps: what is answered greedily is then answered at temperature 1 too."""
+    """20,000 steps, for answers that are drawn at temperature 1."""
     laptop(config)
     config.train_steps = 20_000
     config.eval_every = config.checkpoint_every = 1000
