@@ -48,11 +48,15 @@ def test_mistakes_end_in_one_line(arguments, message, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_wrong_field_of_a_sweep_ends_in_one_line(tmp_path):
+@pytest.mark.parametrize(
+    ("field", "near"), [("config.data.pth=x", "data.path"), ("noconfig.wnadb", "wandb")]
+)
+def test_a_wrong_field_of_a_sweep_ends_in_one_line(tmp_path, field, near):
     where = "--sweep=experiments/overfitting.py", f"--runs={tmp_path / 'runs'}"
-    done = program("sweep", *where, "--config.data.pth=x")
+    done = program("sweep", *where, f"--{field}")
     assert done.returncode != 0
-    assert done.stderr.startswith("error: unknown field --config.data.pth; did you mean data.path")
+    assert done.stderr.startswith("error: unknown field --config.")
+    assert f"; did you mean {near}" in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "runs").exists()
 

@@ -64,18 +64,18 @@ def load(
             raise UserError(f"{name!r} of {experiment} is no name of a run: VARIANT/SEED")
     if not configs:
         raise UserError(f"the sweep of {experiment} has no runs")
-    _change(configs, dict(changes or {}))
-    return configs
+    return _changed(configs, dict(changes)) if changes else configs
 
 
-def _change(configs: dict[str, ConfigDict], changes: dict[str, Any]) -> None:
-    """Sets fields in all configurations. Raises UserError for one that tells runs apart."""
+def _changed(configs: dict[str, ConfigDict], changes: dict[str, Any]) -> dict[str, ConfigDict]:
+    """With fields set in all of them. Raises UserError for one that tells runs apart."""
     for field in changes:
         names = field.split(".")
         values = {str(functools.reduce(getitem, names, config)) for config in configs.values()}
         if len(values) > 1:
             raise UserError(f"{field} differs between the runs of this sweep: it cannot be set")
-    for name, config in configs.items():
-        configs[name] = ConfigDict(config)
-        configs[name].update_from_flattened_dict(changes)
-        check_complete(configs[name])
+    found = {name: ConfigDict(config) for name, config in configs.items()}
+    for config in found.values():
+        config.update_from_flattened_dict(changes)
+        check_complete(config)
+    return found
