@@ -80,7 +80,12 @@ def use_all_cores(windows_at_once: int) -> None:
 
 
 def cache_compilations(workdir: Path | str) -> None:
-    """Keeps compiled programs in `cache/` of a run directory, for the next start."""
+    """Keeps compiled programs for the next start, in `cache/` of a run directory.
+
+    JAX_COMPILATION_CACHE_DIR names another folder, which many runs may share.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
     jax.config.update("jax_compilation_cache_dir", str(Path(workdir) / "cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 

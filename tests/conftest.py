@@ -15,7 +15,7 @@ from strictness import pytest_make_collect_report, pytest_runtest_makereport  # 
 
 # Every shape and type in an annotation is checked when its function is called.
 _rooms = [f"nrgpt_jax.{room}" for room in ("core", "kernels", "models")]
-install_import_hook([*_rooms, "nrgpt_jax.analysis.landscape"], "beartype.beartype")
+install_import_hook([*_rooms, "nrgpt_jax.analysis.landscape"], "annotations.checked")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -25,6 +25,15 @@ jax.config.update("jax_enable_x64", False)
 def pytest_collection_modifyitems(items):
     """The longest tests come first, so that all workers end together."""
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compilation_cache(tmp_path_factory):
+    """Many tests compile the same programs: all workers share them."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    jax.config.update("jax_compilation_cache_dir", str(shared / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 @pytest.fixture(scope="session", autouse=True)
