@@ -13,10 +13,14 @@ Variants (`--config=experiments/wikitext.py:NAME`):
     103     WikiText-103: 12 steps, D=768, windows of 1024 tokens
     small   a short run of a small model on two CPU cores
 
-Sweep: the models of experiments/shakespeare_scaling.py, as `small` has them, 1,000 steps, two
-learning rates, three seeds (docs/results.md).
+Sweep: the models of experiments/shakespeare_scaling.py, as `small` has them, two learning rates
+(docs/results.md).
 
     make sweep SWEEP=wikitext ARGS="--config.data.path=folder"
+
+Scales (`get_sweep`):
+    (none)  500 steps, one seed: two CPU cores
+    gpu     1,000 steps, three seeds: one GPU, `--side_by_side`
 """
 
 from experiments import openwebtext
@@ -24,7 +28,7 @@ from experiments._grid import Grid, runs
 from experiments.shakespeare_scaling import MODELS
 from nrgpt_jax.configs import apply_variant, default_config
 
-GRIDS = {"": Grid((64,), (1e-3, 3e-3), seeds=3)}
+GRIDS = {"": Grid((64,), (1e-3, 3e-3), seeds=1), "gpu": Grid((64,), (1e-3, 3e-3), seeds=3)}
 WIKITEXT_103 = "hf://datasets/Salesforce/wikitext/wikitext-103-raw-v1"
 
 
@@ -69,8 +73,8 @@ def get_sweep(scale: str = ""):
 
 def _config(scale, model, width, rate):
     config = get_config("small")
-    config.train_steps = config.checkpoint_every = 1000
-    config.eval_every = 250
+    config.train_steps = config.checkpoint_every = 1000 if scale == "gpu" else 500
+    config.eval_every = config.train_steps // 4
     config.update_from_flattened_dict(MODELS[model])
     config.model.embed_dim = width
     config.optimizer.learning_rate = rate

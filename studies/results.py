@@ -25,8 +25,9 @@ TRANSITIONS = {
     "listops_transition-gpu": "modulo 10",
     "listops_transition-paper": "modulo 10, the paper's sizes and steps",
 }
-SCALING, WIKITEXT, JUDGE = "shakespeare_scaling", "wikitext", "GPT"
-SWEEPS = (*TRANSITIONS, SCALING, WIKITEXT, "overfitting")
+SCALING, JUDGE = "shakespeare_scaling", "GPT"
+SCALINGS = (SCALING, "wikitext", "wikitext-gpu")
+SWEEPS = (*TRANSITIONS, *SCALINGS, "overfitting")
 BEGIN, END = "<!-- table of {} -->", "<!-- end of the table of {} -->"
 
 
@@ -63,7 +64,7 @@ def sampled(runs: Path) -> dict[str, samples.Numbers]:
 def page(found: dict[str, Any], text: str) -> str:
     """docs/results.md with the tables in their places."""
     writers: dict[str, Callable[[Any], list[str]]] = dict.fromkeys(TRANSITIONS, transition.lines)
-    writers |= dict.fromkeys((SCALING, WIKITEXT), scaling.lines)
+    writers |= dict.fromkeys(SCALINGS, scaling.lines)
     writers |= {"overfitting": overfitting.lines}
     writers |= {"samples": samples.lines, "cost": cost.lines, "trajectories": trajectories.lines}
     for name, of_sweep in found.items():

@@ -35,9 +35,11 @@ def test_a_sweep_that_is_none_is_said_in_a_line(tmp_path, text, message):
         load(tmp_path / "f.py")
 
 
-@pytest.mark.parametrize("name", ["listops_transition", "listops_transition:gpu", "rates", "rest",
-                                  "listops_transition:paper", "shakespeare_scaling", "overfitting",
-                                  "shakespeare_scaling:paper", "wikitext"])  # fmt: skip
+@pytest.mark.parametrize("name", [
+    "listops_transition", "listops_transition:gpu", "listops_transition:paper", "overfitting",
+    "rates", "rest", "shakespeare_scaling", "shakespeare_scaling:paper", "wikitext",
+    "wikitext:gpu",
+])  # fmt: skip
 def test_every_sweep_is_possible(name):
     name, _, scale = name.partition(":")
     configs = load(ROOT / f"experiments/{name}.py", scale)
@@ -49,10 +51,10 @@ def test_every_sweep_is_possible(name):
 
 def test_fields_are_changed_in_all_runs_of_a_sweep():
     experiment = ROOT / "experiments/wikitext.py"
-    configs = load(experiment, changes={"data.path": "folder"})
+    configs = load(experiment, "gpu", changes={"data.path": "folder"})
     assert {config.data.path for config in configs.values()} == {"folder"}
     assert len({config.model.name for config in configs.values()}) == 4
     with pytest.raises(UserError, match=r"^seed differs between the runs"):
-        load(experiment, changes={"seed": 7})
+        load(experiment, "gpu", changes={"seed": 7})
     with pytest.raises(UserError, match="operations"):
         load(experiment, changes={"data.listops.operations": (5,)})
