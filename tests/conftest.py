@@ -4,6 +4,7 @@ import os
 
 from studies.programs import compiled_fast
 
+os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)  # programs keep theirs in their runs
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # JAX_PLATFORMS=cuda runs them on a GPU
 if os.environ["JAX_PLATFORMS"] == "cpu":
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=2 {compiled_fast()}"
