@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from core_helpers import dynamics_of, make_dynamics
 from descent_helpers import follow, well, with_float64
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from marks import slow, slow_but
 
@@ -46,6 +46,8 @@ def random_model(key, numbers, width, rate, norm, rule, energies=PAPER, strict=T
     """A random model whose rate is turned around (sign) and made uneven or skewed (size)."""
     sign, size = numbers
     x = jax.random.normal(jax.random.fold_in(key, 1), (1, 4, width), dtype=jnp.float64)
+    if rule == "sphere":  # so wide that the norm's epsilon counts for nothing
+        x = 100 * x / jnp.std(x, axis=-1, keepdims=True)
 
     def change(eta):
         if eta.ndim == 1:  # a diagonal, positive as before
@@ -66,6 +68,7 @@ def test_energy_falls_where_a_proposition_promises_it(case, width):
     """At every small step, for every token, with its context held fixed."""
 
     @given(steps=STEPS, seed=SEEDS)
+    @example(steps=[6e-5, 9e-5, 1e-4, 9e-5], seed=524)  # a small gradient, of a narrow state
     @settings(max_examples=15, deadline=None)
     def check(steps, seed):
         choices = (width, *CONDITIONS[case])
