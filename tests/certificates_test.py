@@ -46,8 +46,8 @@ def random_model(key, numbers, width, rate, norm, rule, energies=PAPER, strict=T
     """A random model whose rate is turned around (sign) and made uneven or skewed (size)."""
     sign, size = numbers
     x = jax.random.normal(jax.random.fold_in(key, 1), (1, 4, width), dtype=jnp.float64)
-    if rule == "sphere":  # so wide that the norm's epsilon counts for nothing
-        x = 100 * x / jnp.std(x, axis=-1, keepdims=True)
+    if rule == "sphere":  # none so narrow that the norm's epsilon counts
+        x = x / jnp.std(x, axis=-1, keepdims=True)
 
     def change(eta):
         if eta.ndim == 1:  # a diagonal, positive as before
