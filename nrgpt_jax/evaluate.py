@@ -1,6 +1,6 @@
 """Evaluates a run over the whole validation split, and on all its held-out prompts.
 
-    python -m nrgpt_jax.evaluate --workdir=DIR [--checkpoint=best]
+    python -m nrgpt_jax.evaluate --workdir=DIR [--checkpoint=best] [--num_steps=10]
 
 Prints a table and writes it to DIR/evaluation.json.
 """
@@ -14,9 +14,11 @@ import jax
 from absl import flags
 
 from nrgpt_jax import cli, disk, host
+from nrgpt_jax.core.caches import CACHES
 from nrgpt_jax.datasets import load_recorded
 from nrgpt_jax.datasets.pipeline import validation_batches
-from nrgpt_jax.generation.engine import Settings
+from nrgpt_jax.errors import UserError
+from nrgpt_jax.generation.engine import Settings, check_settings
 from nrgpt_jax.generation.sampling import Sampling
 from nrgpt_jax.models import create_model, sharding
 from nrgpt_jax.runs.checkpoints import KINDS
@@ -29,24 +31,41 @@ FILE_NAME = "evaluation.json"
 TOKENS_AT_ONCE = 2**14  # of a device
 
 
-def evaluate(workdir: Path | str, checkpoint: str = "best", prompts: int = 0) -> dict[str, float]:
+def evaluate(
+    workdir: Path | str,
+    checkpoint: str = "best",
+    prompts: int = 0,
+    num_steps: int | None = None,
+    cache: str = "exact",
+) -> dict[str, float]:
     """Losses and accuracies of a run.
 
     Args:
       workdir: its directory.
       checkpoint: `best` (lowest validation loss) or `latest`.
       prompts: answer only so many of each prompt set; 0 answers all.
+      num_steps: steps of the descent, of losses and answers; None: as many as in training.
+      cache: of the answers, `exact` or `fixed_point`.
 
     Returns:
       `val/loss` (nats a token), `val/token_accuracy`; for data sets with prompts
       `accuracy/<set>` (greedy) and `accuracy_sampled/<set>` (drawn at temperature 1).
+
+    Raises:
+      UserError: the model cannot make so many steps or has no such cache, or nothing is asked.
     """
     workdir = Path(workdir)
     config = load_config(workdir)
     dataset = load_recorded(config.data)
     check_tokenizer(workdir, config, dataset.tokenizer)
     model, mesh = create_model(config), sharding.make_mesh()
+    greedy = Settings(cache=cache, num_steps=num_steps)
+    check_settings(model, greedy)
+    if cache != "exact" and not dataset.prompts:
+        raise UserError(f"--cache={cache} is for answers, and this data set asks nothing")
     step, params = read_params(workdir, checkpoint, model)
+    model, variables = model.with_num_steps({"params": params}, num_steps or model.num_steps)
+    params = variables["params"]
     devices = jax.device_count()
     size = -(-config.data.batch_size // devices) * devices  # a multiple, also on other machines
     length = config.model.context_length
@@ -57,8 +76,8 @@ def evaluate(workdir: Path | str, checkpoint: str = "best", prompts: int = 0) ->
     windows = validation_batches(dataset.validation, length, size)
     found: dict[str, float] = {"step": step}
     found |= evaluation.evaluate_loss(eval_step, params, windows, mesh)
-    drawn = Settings(Sampling(temperature=1.0))
-    for name, settings in (("accuracy", Settings()), ("accuracy_sampled", drawn)):
+    drawn = greedy._replace(sampling=Sampling(temperature=1.0))
+    for name, settings in (("accuracy", greedy), ("accuracy_sampled", drawn)):
         scores = evaluation.evaluate_prompts(
             model, params, dataset.prompts, settings=settings, limit=prompts or None
         )
@@ -82,12 +101,15 @@ def report(found: Mapping[str, float]) -> str:
     return "\n".join(lines)
 
 
-def main(workdir: str, checkpoint: str, prompts: int) -> None:
+def main(
+    workdir: str, checkpoint: str, prompts: int, num_steps: int | None = None, cache: str = "exact"
+) -> None:
     """Prints what `evaluate` finds, and writes it."""
     host.cache_compilations(workdir)
-    found = evaluate(workdir, checkpoint, prompts)
+    found = evaluate(workdir, checkpoint, prompts, num_steps, cache)
     print(report(found), flush=True)  # before the disk can be full
-    disk.write_whole(Path(workdir) / FILE_NAME, (json.dumps(found, indent=1) + "\n").encode())
+    record = json.dumps({**found, "num_steps": num_steps, "cache": cache}, indent=1) + "\n"
+    disk.write_whole(Path(workdir) / FILE_NAME, record.encode())
     print(f"written to {Path(workdir) / FILE_NAME}", file=sys.stderr)
 
 
@@ -95,4 +117,10 @@ if __name__ == "__main__":
     _workdir = cli.define_workdir_flag()
     _checkpoint = flags.DEFINE_enum("checkpoint", "best", KINDS, "Which parameters.")
     _prompts = flags.DEFINE_integer("prompts", 0, "Answer so many of each prompt set; 0: all.", 0)
-    cli.run(lambda: main(_workdir.value, _checkpoint.value, _prompts.value))
+    _num_steps = flags.DEFINE_integer("num_steps", None, "Steps of the descent; as in training.")
+    _cache = flags.DEFINE_enum("cache", "exact", CACHES, "Of the answers, as in sample.")
+    cli.run(
+        lambda: main(
+            _workdir.value, _checkpoint.value, _prompts.value, _num_steps.value, _cache.value
+        )
+    )

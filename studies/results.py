@@ -62,12 +62,14 @@ def sampled(runs: Path) -> dict[str, samples.Numbers]:
 
 
 def page(found: dict[str, Any], text: str) -> str:
-    """docs/results.md with the tables in their places."""
+    """docs/results.md with the tables in their places; where nothing was found it stays."""
     writers: dict[str, Callable[[Any], list[str]]] = dict.fromkeys(TRANSITIONS, transition.lines)
     writers |= dict.fromkeys(SCALINGS, scaling.lines)
     writers |= {"overfitting": overfitting.lines}
     writers |= {"samples": samples.lines, "cost": cost.lines, "trajectories": trajectories.lines}
     for name, of_sweep in found.items():
+        if not of_sweep:
+            continue
         begin, end = BEGIN.format(name), END.format(name)
         before, _, rest = text.partition(begin)
         after = rest.partition(end)[2]

@@ -6,6 +6,10 @@ import re
 import pytest
 from programs_helpers import program
 
+from nrgpt_jax.errors import UserError
+from nrgpt_jax.evaluate import evaluate
+from nrgpt_jax.training import evaluation
+
 SMALL = (
     "--config.train_steps=4",
     "--config.eval_every=2",
@@ -74,13 +78,36 @@ def run(tmp_path_factory):
 @pytest.mark.long
 def test_train_and_evaluate(run):
     assert (run / "cache").is_dir(), "where compiled programs are kept"
-    evaluated = program("evaluate", f"--workdir={run}")
+    how = {"num_steps": 3, "cache": "fixed_point"}
+    given = [f"--{name}={value}" for name, value in how.items()]
+    evaluated = program("evaluate", f"--workdir={run}", *given)
     assert evaluated.returncode == 0, evaluated.stderr
     record = json.loads((run / "evaluation.json").read_text())
+    assert record.items() >= how.items()
     for name in ("listops", "listops_add", "listops_max"):
         greedy, drawn = record[f"accuracy/{name}"], record[f"accuracy_sampled/{name}"]
         assert re.search(rf"^{name} +{greedy:.1%} +{drawn:.1%}$", evaluated.stdout, re.MULTILINE)
     assert re.search(rf"^val/loss +{record['val/loss']:.4f}$", evaluated.stdout, re.MULTILINE)
+
+
+@pytest.mark.long
+def test_an_evaluation_has_the_depth_and_the_cache_that_are_wanted(run, monkeypatch):
+    """Each loss at its depth, and answers with the settings of both."""
+    asked = []
+
+    def answer(*_, settings, limit):
+        asked.append((settings.num_steps, settings.cache, limit))
+        return {}
+
+    monkeypatch.setattr(evaluation, "evaluate_prompts", answer)
+    usual, as_trained, deeper = (
+        evaluate(run, num_steps=n, cache="fixed_point")["val/loss"] for n in (None, 2, 3)
+    )
+    assert usual == as_trained
+    assert abs(deeper - usual) > 1e-6
+    assert asked == [(n, "fixed_point", None) for n in (None, None, 2, 2, 3, 3)]
+    with pytest.raises(UserError, match="num_steps=0"):
+        evaluate(run, num_steps=0)
 
 
 @pytest.mark.long

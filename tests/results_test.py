@@ -127,6 +127,7 @@ def test_the_page_shows_the_numbers_that_are_kept():
     quick = {name: found for name, found in kept.items() if name not in results.TRANSITIONS}
     assert len(quick) >= 5
     assert results.page(quick, text) == text
+    assert results.page({name: [] for name in results.SWEEPS}, text) == text, "nothing was found"
 
 
 @pytest.mark.slow
