@@ -6,7 +6,8 @@
 ListOps as `make train EXP=listops` has it (modulo 10, D=64, 4 heads, T=5, 5,000 training steps),
 and Shakespeare as `make train EXP=shakespeare` has it, but with the strict mask and 2,000 training
 steps (D=128, 4 heads, T=6). A name that ends in _long has twice the training steps, one in _short
-three tenths of them; `sphere_decay_settled` begins with the model of `sphere_decay_held` beside it.
+three tenths of them; `sphere_decay_settled` begins with the model of `sphere_decay_held` beside it,
+and `sphere_decay_decoded`, of four fifths as many steps, with that of `sphere_decay_settled`.
 
 Variants (`--config=experiments/rest.py:TASK_WAY`):
     TASK  listops, shakespeare
@@ -42,12 +43,23 @@ def held(descents):
 
 def settle(config):
     """On from the model of `sphere_decay_held`, until further held descents change nothing."""
+    further = {"depth.held_before": 4, "depth.consistency": 2.0}
+    return {**on_from(config, "sphere_decay_held", 1.5e-3, 7.5e-5), **further}
+
+
+def decode(config):
+    """On from the model of `sphere_decay_settled`, with the loss of tokens that are decoded."""
+    further = {"depth.decoded": True, "train_steps": 4 * config.train_steps // 5}
+    further["model.scan_unroll"] = 1  # faster, for single tokens, in less time of compilation
+    return {**on_from(config, "sphere_decay_settled", 1e-3, 5e-5), **further}
+
+
+def on_from(config, way, learning_rate, final_learning_rate):
+    """With the model of another way of the same task and seed, and a new optimizer."""
     return {
-        "init_from": f"{{workdir}}/../../{config.data.name}_sphere_decay_held/{{seed}}",
-        "depth.held_before": 4,
-        "depth.consistency": 2.0,
-        "optimizer.learning_rate": 1.5e-3,
-        "optimizer.final_learning_rate": 7.5e-5,
+        "init_from": f"{{workdir}}/../../{config.data.name}_{way}/{{seed}}",
+        "optimizer.learning_rate": learning_rate,
+        "optimizer.final_learning_rate": final_learning_rate,
         "optimizer.warmup_steps": 50,
     }
 
@@ -93,6 +105,7 @@ WAYS = {
     "sphere_decay_held": (SPHERE, decay, held(1)),
     "sphere_decay_settled": (SPHERE, decay, held(1), settle),
     "sphere_decay_settled_short": (SPHERE, decay, held(1), settle, short),
+    "sphere_decay_decoded": (SPHERE, decay, decode),
     "sphere_decay_held_2": (SPHERE, decay, held(2)),
     "injection_near_long": (INJECTION, long, NEAR),
     "injection_far_long": (INJECTION, long, FAR),

@@ -115,6 +115,7 @@ def _depth() -> ConfigDict:
     c.loss_steps = 1  # the loss is the mean over the states after the last so many
     c.held = 0  # and over so many more descents, each in a context that stays where the last ended
     c.held_before = 0  # up to so many, drawn anew each time, come before all, without a gradient
+    c.decoded = False  # and over those of tokens decoded behind a prompt, with a fixed-point cache
     c.consistency = 0.0  # times ||v - u||^2 / ||u||^2; v one held descent after u, behind the norm
     c.penalty = 0.0  # times (||J v|| / ||v|| - penalty_bound)^2 where positive; J of one more step
     c.penalty_bound = 0.9

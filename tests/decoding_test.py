@@ -148,6 +148,20 @@ def test_padding_and_ended_sequences_are_not_waited_for():
     assert every[1] > 0
 
 
+@pytest.mark.parametrize("mask", slow_but(["strict"], ["strict", "inclusive"]))
+def test_tokens_stop_with_a_fixed_point_cache_too(mask):
+    """Near to where all steps lead; and there, where nothing is tolerated."""
+    model, variables = still_model(num_steps=20, mask=mask, full_steps=2, rate_decay=0.5)
+    logits = {}
+    for tolerance in (0.0, 1e-3):
+        decoding = Decoding("fixed_point", Convergence(tolerance, "state"))
+        logits[tolerance], _, steps = cached_logits(model, variables, TOKENS, LENGTHS, decoding)[-1]
+        assert (max(steps.tolist()) < 20) == bool(tolerance)
+    all_steps, *_ = cached_logits(model, variables, TOKENS, LENGTHS, Decoding("fixed_point"))[-1]
+    np.testing.assert_allclose(logits[0.0], all_steps, atol=1e-4)
+    np.testing.assert_allclose(logits[1e-3], all_steps, atol=0.1)
+
+
 @pytest.mark.parametrize("name", NRGPTS)
 def test_no_tolerance_makes_all_steps(name):
     model, variables = small_model(name=name)

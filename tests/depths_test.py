@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from decoding_helpers import small_model
+from decoding_helpers import cached_logits, small_model
 from marks import slow
 
 from nrgpt_jax.configs import default_config
@@ -17,6 +17,7 @@ from nrgpt_jax.core.step import held_step, start, step
 from nrgpt_jax.datasets.pipeline import Batch
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.models import sharding
+from nrgpt_jax.models.decoding import Decoding
 from nrgpt_jax.training import depths, losses
 from nrgpt_jax.training import step as training
 from nrgpt_jax.training.config_checks import check_config
@@ -155,6 +156,14 @@ def test_a_penalty_is_of_what_exceeds_its_bound():
         ({"name": "GPT_Rec"}, {"penalty": 1.0}, "depth.penalty=1.0 .* an energy"),
         ({"mask": "inclusive"}, {"penalty": 1.0}, "depth.penalty=1.0 .* model.mask=strict"),
         ({"name": "GPT_Rec"}, {"held": 1}, "depth.held=1 .* an energy"),
+        ({"mask": "inclusive"}, {"decoded": True}, "depth.decoded=True .* model.mask=strict"),
+        ({"mask": "strict"}, {"decoded": True, "gradient_steps": 2}, "steps=2 .* depth.decoded"),
+        ({"mask": "strict"}, {"decoded": True, "distribution": "uniform"}, "least=1 .*decoded"),
+        (
+            {"mask": "strict"},
+            {"decoded": True, "held": 1, "held_before": 2},
+            "depth.held_before=2 .* depth.decoded",
+        ),
         ({}, {"penalty": float("nan")}, "depth.penalty"),
         ({"mask": "strict"}, {"held_before": 2}, "depth.held_before=2 .* depth.held"),
         ({"mask": "strict"}, {"consistency": 1.0}, "depth.consistency=1.0 .* depth.held"),
@@ -178,14 +187,24 @@ def test_mistakes_are_named(model, depth, message):
         check_config(config.to_dict(), 1)
 
 
-@pytest.mark.parametrize("parts", [slow(1), slow(2)])
-def test_a_training_step_is_the_same_in_parts_and_on_two_devices(parts, standard_promotion):
-    """With dropout, computed again, unrolled, in sequences of depths of their own."""
+MANY = {"least": 2, "most": 6, "each": "sequence", "gradient_steps": 4, "loss_steps": 2}
+
+
+@pytest.mark.parametrize(
+    ("parts", "fields"),
+    [
+        slow(1, {**MANY, "penalty": 0.1}),
+        slow(2, {**MANY, "penalty": 0.1}),
+        slow(2, {"distribution": "fixed", "decoded": True}),
+    ],
+)
+def test_a_training_step_is_the_same_in_parts_and_on_two_devices(parts, fields, standard_promotion):
+    """With dropout, computed again, unrolled, in sequences of depths of their own; and decoded."""
     del standard_promotion
     model, variables = small_model(
-        num_steps=3, dropout=0.2, remat="step", mask="strict", rule="sphere"
+        num_steps=4, dropout=0.2, remat="step", mask="strict", rule="sphere"
     )
-    depth = depth_of(least=2, most=6, each="sequence", gradient_steps=4, loss_steps=2, penalty=0.1)
+    depth = depth_of(**fields)
     tokens = np.concatenate([TOKENS, TOKENS[:1]])
     batch = Batch(tokens[:, :-1], tokens[:, 1:], np.ones((4, 7), np.float32))
     found = []
@@ -257,3 +276,50 @@ def test_held_descents_may_come_before_and_are_pulled_together():
             chex.assert_trees_all_close(gradient, expected, rtol=2e-3, atol=1e-4)
         seen.add(which)
     assert seen == {0, 1, 2}
+
+
+def test_decoded_tokens_are_those_of_a_fixed_point_cache():
+    model, variables = small_model(num_steps=3, mask="strict", rule="sphere", rate="psd")
+    end = model.apply(variables, TOKENS, Walk(), method="walk")
+    decoded = jax.jit(lambda prompt: model.apply(variables, TOKENS, end, prompt, method="decoded"))
+    x = decoded(3)
+    found = model.apply(variables, x, method="readout")
+    wanted = cached_logits(model, variables, TOKENS, [3, 3, 3], Decoding("fixed_point"))
+    wanted = jnp.stack([logits for logits, _, _ in wanted], axis=1)
+    chex.assert_trees_all_close(found[:, 2:], wanted, rtol=1e-4, atol=1e-4)
+    chex.assert_trees_all_equal(x[:, :3], end.x[:, :3])
+    assert jnp.abs(x[:, 3:] - end.x[:, 3:]).max() > 1e-2, "is not the usual descent"
+
+
+def test_loss_of_decoded_tokens_goes_back_through_all_of_them():
+    """Against plain steps of single tokens, for every prompt that may be drawn."""
+    model, variables = small_model(num_steps=2, mask="strict")
+    depth = depth_of(least=2, most=2, decoded=True)
+    tokens = TOKENS[:, :6]
+    batch = Batch(tokens, tokens, np.ones(tokens.shape, np.float32))
+
+    def plain(params: Any, prompt: jax.Array):
+        bound = model.bind({"params": params})
+        inputs, dynamics_at = bound.dynamics(bound.embed(tokens))
+        dynamics = dynamics_at(jax.tree.map(lambda leaf: leaf[0], inputs))
+        end = bound.walk(tokens, Walk())
+        last = end
+        for at in range(1, tokens.shape[1]):
+            in_place, x = held_step(dynamics, last), start(dynamics).x
+            for _ in range(2):
+                x = in_place(x)
+            x = jnp.where(at < prompt, last.x, x)
+            last = last._replace(x=last.x.at[:, at].set(x[:, at]))
+        each = lambda x: losses.cross_entropy(bound.readout(x), jnp.asarray(tokens))
+        return jnp.sum(each(end.x) + each(last.x)) / 2
+
+    ours = lambda p, key: losses.summed_loss(p, model, batch, ROWS, key, 1.0, 0, depth)
+    found, params = jax.jit(jax.value_and_grad(ours)), variables["params"]
+    of_prompt = jax.jit(jax.value_and_grad(plain))
+    wanted, seen = {n: of_prompt(params, jnp.asarray(n)) for n in (1, 2, 3)}, set()
+    for number in range(12):
+        given = found(params, jax.random.key(number))
+        nearest = min(wanted, key=lambda n: abs(given[0] - wanted[n][0]))
+        chex.assert_trees_all_close(given, wanted[nearest], rtol=2e-3, atol=1e-4)
+        seen.add(nearest)
+    assert seen == {1, 2, 3}

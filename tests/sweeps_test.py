@@ -303,12 +303,16 @@ def test_trainers_end_with_a_sweep_that_is_killed(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("held", [False, True])
-def test_runs_side_by_side_end_where_one_by_one_they_do(config, tmp_path, standard_promotion, held):
+@pytest.mark.parametrize(
+    "depth", [{}, {"held": 1, "held_before": 2, "consistency": 0.5}, {"decoded": True}]
+)
+def test_runs_side_by_side_end_where_one_by_one_they_do(
+    config, tmp_path, standard_promotion, depth
+):
     del standard_promotion
-    if held:
+    if depth:
         config.model.mask = "strict"
-        config.depth.update({"gradient_steps": 0, "held": 1, "held_before": 2, "consistency": 0.5})
+        config.depth.update({"gradient_steps": 0, **depth})
     config.init_from = str(tmp_path / "begin/{seed}")
     for seed in SEEDS:
         save_untrained(config, tmp_path / f"begin/{seed}", seed + 5)

@@ -84,9 +84,7 @@ def _score(model, num_symbols, variables, tokens):
     def scores(logits, targets):
         known = jnp.arange(logits.shape[-1]) < (num_symbols or logits.shape[-1])
         logits = jnp.where(known[None, None], logits, -jnp.inf)
-        log_probs = jax.nn.log_softmax(logits)
-        chosen = jnp.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0]
-        return chosen, jnp.argmax(logits, axis=-1) == targets
+        return _log_probs(logits, targets), jnp.argmax(logits, axis=-1) == targets
 
     x = model.apply(variables, tokens[:, :-1], method="last_states")
     return map_logits(model, variables["params"], x, scores, tokens[:, 1:])
@@ -143,19 +141,17 @@ def read_one_by_one(
 @partial(jax.jit, static_argnums=(0, 1))
 def _read(model, decoding, variables, tokens):
     call = partial(model.apply, variables)
-    rows, length = tokens.shape
+    given, following = tokens[:, :-1], tokens[:, 1:]
+    cache = call(*given.shape, decoding.cache, method="empty_cache")
+    x = call(given, method="embed")
+    x, steps = call(x, cache, decoding, method="one_by_one")
+    log_probs = map_logits(model, variables["params"], x, _log_probs, following)
+    return log_probs, steps
 
-    def one(cache, given):
-        position, token, following = given
-        at = jnp.full(rows, position)
-        logits, cache, steps = call(token, at, cache, decoding, method="decode")
-        log_p = jax.nn.log_softmax(logits)
-        return cache, (jnp.take_along_axis(log_p, following[:, None], axis=1)[:, 0], steps)
 
-    cache = call(rows, length - 1, decoding.cache, method="empty_cache")
-    given = jnp.arange(length - 1), tokens[:, :-1].T, tokens[:, 1:].T
-    _, (log_probs, steps) = jax.lax.scan(one, cache, given)
-    return log_probs.T, steps.T
+def _log_probs(logits, targets):
+    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)
+    return chosen[..., 0]
 
 
 class CacheError(NamedTuple):

@@ -253,6 +253,38 @@ class LanguageModel(nn.Module):
         """
         raise TypeError(f"{type(self).__name__} does not define descend")
 
+    def one_by_one(
+        self,
+        x: BatchStates,
+        cache: Cache,
+        decoding: Decoding,
+        prompt: Int[Array, ""] | int = 0,
+    ) -> tuple[BatchStates, Int[Array, "B N"]]:
+        """`descend` of one token after the other, each in the context of those before.
+
+        Args:
+          x: (B,N,D).
+          cache: of N slots, those of the prompt filled.
+          decoding: which cache, and when a token stops.
+          prompt: so many tokens, of every sequence, stay where they are.
+
+        Returns:
+          The states after the last step, and the number of steps that every token made.
+        """
+        stay = lambda cache, x, at: (x, cache, jnp.zeros(x.shape[:2], jnp.int32))
+        move = lambda cache, x, at: self.descend(x, cache, at, decoding)
+
+        def one(cache: Cache, given: tuple[jax.Array, jax.Array]):
+            position, x = given
+            at = jnp.full(len(x), position)
+            x, cache, steps = jax.lax.cond(position >= prompt, move, stay, cache, x[:, None], at)
+            return cache, (x[:, 0], steps[:, 0])
+
+        body = one if self.remat == "none" else jax.checkpoint(one)
+        given = jnp.arange(x.shape[1]), jnp.swapaxes(x, 0, 1)
+        found = jax.lax.scan(body, cache, given)[1]
+        return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), found)
+
     def empty_cache(self, batch: Any, slots: int, kind: str = "exact") -> Cache:
         """A cache for `slots` tokens of `batch` sequences, of a kind of `caches.CACHES`."""
         steps = 1 if kind == "fixed_point" else self.num_steps

@@ -209,6 +209,22 @@ class NRGPT(LanguageModel):
         step = lambda state, i: (one_step(dynamics_at(i), state, i["scale"])[0], None)
         return core.run(step, start(dynamics_at(first)), first, count)
 
+    def decoded(self, tokens: Tokens, end: State, prompt: Int[Array, ""]) -> BatchStates:
+        """Where tokens end that are decoded behind a prompt, with a fixed-point cache.
+
+        Args:
+          tokens: (B,N).
+          end: of their usual descent, where those of the prompt stay.
+          prompt: so many tokens are read at once.
+        """
+        x, (rows, count) = self.embed(tokens), tokens.shape
+        inputs, dynamics_at = self.dynamics(x)
+        empty = self.empty_cache(rows, count, "fixed_point")
+        cache = core.settle(dynamics_at, inputs, end._replace(cache=empty), True).cache
+        read = jnp.arange(count)[:, None] < prompt
+        x = jnp.where(read, end.x, x)
+        return self.one_by_one(x, cache, Decoding("fixed_point"), prompt)[0]
+
     def _dropped(self, keys: RowKeys, count: int) -> Dropout:
         keep = 1.0 - self.dropout
         mask = lambda key, *shape: jax.random.bernoulli(key, keep, shape).astype(jnp.float32) / keep
@@ -269,8 +285,12 @@ class NRGPT(LanguageModel):
     ) -> tuple[BatchStates, Cache, Int[Array, "B P"]]:
         self.check_decoding(decoding)
         inputs, dynamics_at = self._bind(x, Places(self.strict, position))
-        step = lambda state, i: one_step(dynamics_at(i), state, i["scale"])
-        begin = start(dynamics_at(_first(inputs)), cache)
+        fixed_point = decoding.cache == "fixed_point"
+        # A token that does not see itself finds the same rows there in all of its steps.
+        hold = fixed_point and self.strict and position is not None
+        held = {name: rows[0] for name, rows in cache.items()} if hold else None
+        step = lambda state, i: one_step(dynamics_at(i), state, i["scale"], held=held)
+        begin = start(dynamics_at(_first(inputs)), None if hold else cache)
         if decoding.until is None:
             alone = lambda state, i: (step(state, i)[0], None)
             state, _ = core.rollout(alone, begin, inputs, unroll=self.scan_unroll)
@@ -280,7 +300,8 @@ class NRGPT(LanguageModel):
             moving = jnp.ones(x.shape[:2], bool) if active is None else active
             found = core.until_at_rest(step, in_x, begin, inputs, moving, decoding.until)
             state, steps = found
-        fixed_point = decoding.cache == "fixed_point"
+        if hold:
+            state = state._replace(cache=cache)
         if fixed_point or decoding.until is not None:
             state = core.settle(dynamics_at, inputs, state, fixed_point)
         return state.x, state.cache, steps

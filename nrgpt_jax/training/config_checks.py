@@ -83,11 +83,18 @@ def _check_drawn(depth: depths.Depth, model: Mapping[str, Any], prefix: str) -> 
     allowed = "left as it is: it needs a model with an energy, and model.mask=strict"
     require(strict or not depth.penalty, prefix + "penalty", depth.penalty, allowed)
     require(strict or not depth.held, prefix + "held", depth.held, allowed)
+    require(strict or not depth.decoded, prefix + "decoded", depth.decoded, allowed)
     allowed = f"0, or at least {prefix}most={depth.most}, with {prefix}held"
     whole = depth.gradient_steps == depth.most or not depth.held
     require(whole, prefix + "gradient_steps", depth.gradient_steps, allowed)
     single, allowed = depth.loss_steps == 1 or not depth.held_before, f"1 with {prefix}held_before"
     require(single, prefix + "loss_steps", depth.loss_steps, allowed)
+    if depth.decoded:
+        steps, allowed = model["num_steps"], f"0 with {prefix}decoded: all steps are made, always"
+        wanted = {"least": steps, "most": steps, "gradient_steps": steps, "held_before": 0}
+        for field, number in wanted.items():
+            found = getattr(depth, field)
+            require(found == number, prefix + field, found, allowed)
 
 
 def check_config(config: Mapping[str, Any], num_devices: int) -> None:

@@ -7,7 +7,9 @@ a fixed point, this is the first term of the series of the implicit gradient. Th
 the last state, or the mean over the last few, and, with `held`, over further descents, in each of
 which a token sees the others where the one before has ended: what a fixed-point cache shows a token
 that is decoded. With `held_before` some of these come before all others without being remembered.
-Steps without a gradient are made without dropout.
+With `decoded` the tokens behind a prompt, of a length that is drawn anew up to half of the text,
+are decoded so, one by one, and the gradient goes through all of it.
+Steps without a gradient, and those of decoded tokens, are made without dropout.
 One penalty pushes one more step towards a contraction, another (`consistency`) consecutive descents
 towards each other: where two of them end in the same states, all further ones do.
 Sources: random depth in Geiping et al. (arXiv 2502.05171); one-step gradients in Fung et al.
@@ -31,7 +33,8 @@ from nrgpt_jax.models import LanguageModel
 DISTRIBUTIONS = ("fixed", "uniform", "log_uniform")
 EACH = ("batch", "sequence")
 # Folded into the key of a training step, which dropout has too.
-_OF_OTHERS, _OF_DEPTH, _OF_PENALTY, _OF_WALK = 0, 1, 2, 3
+_OF_OTHERS, _OF_DEPTH, _OF_PENALTY, _OF_PROMPT = 0, 1, 2, 3
+_OF_WALK = 3  # plus the number of the walk, which begins at 1
 
 
 class Depth(NamedTuple):
@@ -46,6 +49,7 @@ class Depth(NamedTuple):
     loss_steps: int
     held: int
     held_before: int
+    decoded: bool
     consistency: float
     penalty: float
     penalty_bound: float
@@ -67,7 +71,8 @@ def of_config(config: Mapping[str, Any]) -> Depth | None:
     whole = fields["gradient_steps"] or most
     depth = Depth(**{**fields, "least": least, "most": most, "gradient_steps": min(whole, most)})
     plain = fixed and depth.gradient_steps == steps and depth.loss_steps == 1
-    return None if plain and not depth.penalty and not depth.held else depth
+    plain = plain and not (depth.penalty or depth.held or depth.decoded)
+    return None if plain else depth
 
 
 def draw(
@@ -146,7 +151,13 @@ def make_states(
     for number in range(depth.loss_steps, depth.loss_steps + depth.held):
         ends.append(apply(whole, held(ends[-1]), number))
     penalty = _penalty(params, model, tokens, ends[last:], rows, key, depth)
-    return Made([end.x for end in ends], penalty)
+    states = [end.x for end in ends]
+    if depth.decoded:
+        most = max(1, tokens.shape[1] // 2)
+        prompt = jax.random.randint(jax.random.fold_in(key, _OF_PROMPT), (), 1, most + 1)
+        given = tokens, ends[last], prompt
+        states.append(cast(Any, model.apply({"params": params}, *given, method="decoded")))
+    return Made(states, penalty)
 
 
 def _after_drawn(
