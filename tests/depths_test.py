@@ -158,7 +158,7 @@ def test_a_penalty_is_of_what_exceeds_its_bound():
         ({"name": "GPT_Rec"}, {"held": 1}, "depth.held=1 .* an energy"),
         ({"mask": "inclusive"}, {"decoded": True}, "depth.decoded=True .* model.mask=strict"),
         ({"mask": "strict"}, {"decoded": True, "gradient_steps": 2}, "steps=2 .* depth.decoded"),
-        ({"mask": "strict"}, {"decoded": True, "distribution": "uniform"}, "least=1 .*decoded"),
+        ({"mask": "strict"}, {"decoded": True, "distribution": "uniform"}, "'uniform' .*decoded"),
         (
             {"mask": "strict"},
             {"decoded": True, "held": 1, "held_before": 2},

@@ -304,7 +304,12 @@ def test_trainers_end_with_a_sweep_that_is_killed(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "depth", [{}, {"held": 1, "held_before": 2, "consistency": 0.5}, {"decoded": True}]
+    "depth",
+    [
+        {},
+        {"held": 1, "held_before": 2, "consistency": 0.5},
+        {"distribution": "fixed", "least": 0, "most": 0, "decoded": True},
+    ],
 )
 def test_runs_side_by_side_end_where_one_by_one_they_do(
     config, tmp_path, standard_promotion, depth

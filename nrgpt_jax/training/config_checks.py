@@ -90,11 +90,11 @@ def _check_drawn(depth: depths.Depth, model: Mapping[str, Any], prefix: str) -> 
     single, allowed = depth.loss_steps == 1 or not depth.held_before, f"1 with {prefix}held_before"
     require(single, prefix + "loss_steps", depth.loss_steps, allowed)
     if depth.decoded:
-        steps, allowed = model["num_steps"], f"0 with {prefix}decoded: all steps are made, always"
-        wanted = {"least": steps, "most": steps, "gradient_steps": steps, "held_before": 0}
-        for field, number in wanted.items():
-            found = getattr(depth, field)
-            require(found == number, prefix + field, found, allowed)
+        fixed, allowed = depth.distribution == "fixed", f"fixed with {prefix}decoded"
+        require(fixed, prefix + "distribution", depth.distribution, allowed)
+        every, allowed = depth.gradient_steps == depth.most, f"0 with {prefix}decoded"
+        require(every, prefix + "gradient_steps", depth.gradient_steps, allowed)
+        require(not depth.held_before, prefix + "held_before", depth.held_before, allowed)
 
 
 def check_config(config: Mapping[str, Any], num_devices: int) -> None:
