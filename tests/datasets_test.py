@@ -249,7 +249,7 @@ def test_tokenizers_round_trip_through_their_file(tokenizer, sentence, tmp_path)
 def test_unknown_symbols_are_named():
     with pytest.raises(UserError, match="not in the vocabulary: 'x' 'é'"):
         tokenizers.CharTokenizer("abc").encode("axbé")
-    with pytest.raises(UserError, match="not in the vocabulary: 'min_10'"):
+    with pytest.raises(UserError, match=r"not in the vocabulary: 'min_10'; .* commas"):
         tokenizers.SymbolTokenizer(["(", ")"]).encode("min_10,(,)")
 
 
