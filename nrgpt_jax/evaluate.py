@@ -66,13 +66,10 @@ def evaluate(
     step, params = read_params(workdir, checkpoint, model)
     model, variables = model.with_num_steps({"params": params}, num_steps or model.num_steps)
     params = variables["params"]
-    devices = jax.device_count()
+    devices, length = jax.device_count(), config.model.context_length
     size = -(-config.data.batch_size // devices) * devices  # a multiple, also on other machines
-    length = config.model.context_length
-    parts = -(-size // devices * length // TOKENS_AT_ONCE)
-    eval_step = evaluation.make_eval_step(
-        model, mesh, max(parts, config.optimizer.accumulation_steps)
-    )
+    parts = max(-(-size // devices * length // TOKENS_AT_ONCE), config.optimizer.accumulation_steps)
+    eval_step = evaluation.make_eval_step(model, mesh, parts)
     windows = validation_batches(dataset.validation, length, size)
     found: dict[str, float] = {"step": step}
     found |= evaluation.evaluate_loss(eval_step, params, windows, mesh)

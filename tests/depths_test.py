@@ -317,7 +317,7 @@ def test_loss_of_decoded_tokens_goes_back_through_all_of_them():
     found, params = jax.jit(jax.value_and_grad(ours)), variables["params"]
     of_prompt = jax.jit(jax.value_and_grad(plain))
     wanted, seen = {n: of_prompt(params, jnp.asarray(n)) for n in (1, 2, 3)}, set()
-    for number in range(12):
+    for number in range(30):  # one of three lengths is not among so many once in 60,000 times
         given = found(params, jax.random.key(number))
         nearest = min(wanted, key=lambda n: abs(given[0] - wanted[n][0]))
         chex.assert_trees_all_close(given, wanted[nearest], rtol=2e-3, atol=1e-4)

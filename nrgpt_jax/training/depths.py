@@ -151,13 +151,17 @@ def make_states(
     for number in range(depth.loss_steps, depth.loss_steps + depth.held):
         ends.append(apply(whole, held(ends[-1]), number))
     penalty = _penalty(params, model, tokens, ends[last:], rows, key, depth)
-    states = [end.x for end in ends]
-    if depth.decoded:
-        most = max(1, tokens.shape[1] // 2)
-        prompt = jax.random.randint(jax.random.fold_in(key, _OF_PROMPT), (), 1, most + 1)
-        given = tokens, ends[last], prompt
-        states.append(cast(Any, model.apply({"params": params}, *given, method="decoded")))
-    return Made(states, penalty)
+    decoded = [_decoded(params, model, tokens, ends[last], key)] if depth.decoded else []
+    return Made([end.x for end in ends] + decoded, penalty)
+
+
+def _decoded(
+    params: Any, model: LanguageModel, tokens: Tokens, end: State, key: Key
+) -> BatchStates:
+    """Where tokens are that are decoded behind a prompt of a drawn length."""
+    most = max(1, tokens.shape[1] // 2)
+    prompt = jax.random.randint(jax.random.fold_in(key, _OF_PROMPT), (), 1, most + 1)
+    return cast(Any, model.apply({"params": params}, tokens, end, prompt, method="decoded"))
 
 
 def _after_drawn(
