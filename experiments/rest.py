@@ -7,7 +7,8 @@ ListOps as `make train EXP=listops` has it (modulo 10, D=64, 4 heads, T=5, 5,000
 and Shakespeare as `make train EXP=shakespeare` has it, but with the strict mask and 2,000 training
 steps (D=128, 4 heads, T=6). A name that ends in _long has twice the training steps, one in _short
 three tenths of them; `sphere_decay_settled` begins with the model of `sphere_decay_held` beside it,
-and `sphere_decay_decoded`, of four fifths as many steps, with that of `sphere_decay_settled`.
+`sphere_decay_decoded`, of four fifths as many steps, with that of `sphere_decay_settled`, and
+`sphere_decay_decoded_on`, of a fifth of them, with that of `sphere_decay_decoded`.
 
 Variants (`--config=experiments/rest.py:TASK_WAY`):
     TASK  listops, shakespeare
@@ -49,9 +50,19 @@ def settle(config):
 
 def decode(config):
     """On from the model of `sphere_decay_settled`, with the loss of tokens that are decoded."""
-    further = {"depth.decoded": True, "train_steps": 4 * config.train_steps // 5}
-    further["model.scan_unroll"] = 1  # faster, for single tokens, in less time of compilation
-    return {**on_from(config, "sphere_decay_settled", 1e-3, 5e-5), **further}
+    steps = 4 * config.train_steps // 5
+    return {**on_from(config, "sphere_decay_settled", 1e-3, 5e-5), **decoded(steps)}
+
+
+def decode_on(config):
+    """On from the model of `sphere_decay_decoded`, in the same way."""
+    steps = config.train_steps // 5
+    return {**on_from(config, "sphere_decay_decoded", 5e-4, 2.5e-5), **decoded(steps)}
+
+
+def decoded(steps):
+    """The settings of both: `scan_unroll` 1 is faster on a CPU, and takes less time to compile."""
+    return {"depth.decoded": True, "train_steps": steps, "model.scan_unroll": 1}
 
 
 def on_from(config, way, learning_rate, final_learning_rate):
@@ -106,6 +117,7 @@ WAYS = {
     "sphere_decay_settled": (SPHERE, decay, held(1), settle),
     "sphere_decay_settled_short": (SPHERE, decay, held(1), settle, short),
     "sphere_decay_decoded": (SPHERE, decay, decode),
+    "sphere_decay_decoded_on": (SPHERE, decay, decode_on),
     "sphere_decay_held_2": (SPHERE, decay, held(2)),
     "injection_near_long": (INJECTION, long, NEAR),
     "injection_far_long": (INJECTION, long, FAR),
