@@ -151,8 +151,8 @@ class SymbolTokenizer:
         symbols = [symbol.strip() for symbol in text.split(",") if symbol.strip()]
         unknown = sorted(set(symbols) - set(self._index))
         if unknown:
-            known = _unknown_message(unknown, self.vocabulary)
-            raise UserError(f"{known}, with commas between them")
+            message = _unknown_message(unknown, self.vocabulary)
+            raise UserError(f"{message}, with commas between them")
         return np.array([self._index[symbol] for symbol in symbols], dtype=np.int32)
 
     def decode(self, tokens: Iterable[int]) -> str:
