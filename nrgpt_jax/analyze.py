@@ -3,7 +3,8 @@
     python -m nrgpt_jax.analyze --workdir=DIR [--prompt=TEXT] [--num_steps=40] [--out=FOLDER]
 
 Writes figures (PNG), all numbers (analysis.json) and an interactive page (analysis.html) into
-DIR/analysis, and prints what is guaranteed of the energies and what was seen.
+DIR/analysis, and prints what is guaranteed of the energies and what was seen. Exits with an error
+where steps contradict the guarantee.
 """
 
 from pathlib import Path
@@ -11,7 +12,8 @@ from pathlib import Path
 from absl import flags
 
 from nrgpt_jax import cli, host
-from nrgpt_jax.analysis.report import look, report, title, write
+from nrgpt_jax.analysis.report import contradiction, look, report, title, write
+from nrgpt_jax.errors import UserError
 from nrgpt_jax.runs.checkpoints import KINDS
 
 
@@ -22,7 +24,9 @@ def main(f: flags.FlagValues) -> None:
     print(report(found), flush=True)  # before the disk can be full
     folder = Path(f.out or Path(f.workdir) / "analysis")
     write(folder, found, title(trained))
-    print(f"written to {folder}: {', '.join(sorted(p.name for p in folder.iterdir()))}")
+    print(f"written to {folder}: {', '.join(sorted(p.name for p in folder.iterdir()))}", flush=True)
+    if found.certificate.contradicted:
+        raise UserError(contradiction(found))
 
 
 def define_flags() -> None:

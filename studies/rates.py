@@ -17,7 +17,7 @@ from absl import flags
 
 from nrgpt_jax import cli
 from nrgpt_jax.analysis.examination import examine
-from nrgpt_jax.core.certificates import SCALES
+from nrgpt_jax.core.evidence import SCALES
 from nrgpt_jax.datasets import Dataset, load_recorded
 from nrgpt_jax.datasets.pipeline import validation_batches
 from nrgpt_jax.models import sharding

@@ -5,29 +5,19 @@ import json
 import jax
 import numpy as np
 import pytest
-from decoding_helpers import small_model
+from decoding_helpers import pretrained
 
 from nrgpt_jax.analysis.examination import as_numbers, examine, symbols_of
 from nrgpt_jax.analysis.figures import FIGURES
 from nrgpt_jax.analysis.landscape import landscape
 from nrgpt_jax.analysis.report import report
 from nrgpt_jax.cli import percent
-from nrgpt_jax.configs import default_config
 from nrgpt_jax.core.step import remember, slope, start
-from nrgpt_jax.datasets.tokenizers import ByteTokenizer, SymbolTokenizer
+from nrgpt_jax.datasets.tokenizers import ByteTokenizer
 from nrgpt_jax.errors import UserError
-from nrgpt_jax.runs.pretrained import Pretrained
 from studies.tables import spread
 
 TOKENS = np.array([0, 3, 1, 4, 1, 5, 9, 2])
-
-
-def pretrained(vocabulary="abcdefghijk", **fields) -> Pretrained:
-    """A small model over the letters a to k, or so many other symbols."""
-    model, variables = small_model(**fields)
-    config = default_config()
-    config.model.update(fields)
-    return Pretrained(model, variables, SymbolTokenizer(vocabulary), config)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from marks import slow, slow_but
 
 from nrgpt_jax.core import dynamics
-from nrgpt_jax.core.certificates import guarantee
+from nrgpt_jax.core.certificates import Parts, guarantee
 from nrgpt_jax.core.energies import ENERGIES
 from nrgpt_jax.core.parameters import Sizes
 from nrgpt_jax.core.terms import bind
@@ -230,7 +230,7 @@ def test_a_cascade_reaches_the_known_minimum_without_a_norm(width):
     def check(skew, seed):
         one = np.ones(20)
         _, seen, eta = follow(cascade, width, seed=seed, number=skew, scales=one)
-        promise = guarantee("none", np.ones(width), np.asarray(eta), strict=True)
+        promise = guarantee(Parts("none", np.ones(width), np.asarray(eta), {}))
         assert promise.proposition == "2.2"
         assert not seen.rises.any()
         end = ends_of(cascade, width)(jax.random.key(seed), jnp.asarray(skew))

@@ -11,7 +11,7 @@ import pytest
 from decoding_helpers import cached_logits, small_model
 from marks import slow, slow_but
 
-from nrgpt_jax.core.energies import COMBINATIONS
+from nrgpt_jax.core.combinations import COMBINATIONS
 from nrgpt_jax.core.energies import ENERGIES as REGISTERED
 from nrgpt_jax.core.norms import NORMS
 from nrgpt_jax.core.rates import RATES

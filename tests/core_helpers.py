@@ -37,11 +37,12 @@ def energy_parameters(key, name, dtype=jnp.float32, sizes=SIZES):
     return {n: jnp.abs(p) if n in ("alpha", "beta", "size") else p for n, p in params.items()}
 
 
-def dynamics_of(terms, x, eta, *, norm="none", norm_params=None, strict=False, rule="descent"):
+def dynamics_of(terms, x, eta, *, norm="none", norm_params=None, strict=False, **choices):
     """Dynamics of terms, of the sequences x (B,N,D)."""
     bound = bind_norm(norm, norm_params or {})
-    rule_params = {"mu": jnp.asarray(0.5, x.dtype)}
-    return assemble(terms, bound, eta, Places(strict), x, rule=rule, rule_params=rule_params)
+    choices["rule_params"] = {"mu": jnp.asarray(0.5, x.dtype)}
+    choices["combination_params"] = {"tau": jnp.asarray(0.7, x.dtype)}
+    return assemble(terms, bound, eta, Places(strict), x, **choices)
 
 
 def plain_term(function, params=None, remembers=False, dtype="float64"):
@@ -59,8 +60,8 @@ def make_dynamics(
     strict=False,
     sizes=SIZES,
     kernels="fused",
-    rule="descent",
     change=lambda eta: eta,
+    **choices,
 ):
     """Random dynamics of the named parts, of the sequences x (B,N,D)."""
     keys, dtype = jax.random.split(key, len(energies) + 2), x.dtype
@@ -77,8 +78,8 @@ def make_dynamics(
     rate_params = init_parameters(keys[-1], RATES[rate].specs(1.0), sizes, dtype)
     gain = norm_params.get("gain", jnp.ones(sizes.D, dtype))
     eta = change(RATES[rate].eta(rate_params, gain))
-    options = {"norm": norm, "norm_params": norm_params, "strict": strict, "rule": rule}
-    return dynamics_of(terms, x, eta, **options)
+    options = {"norm": norm, "norm_params": norm_params, "strict": strict}
+    return dynamics_of(terms, x, eta, **options, **choices)
 
 
 def surroundings(name, params, g, strict, kind="float32"):

@@ -6,8 +6,10 @@ import numpy as np
 
 from nrgpt_jax import create_model
 from nrgpt_jax.configs import default_config
+from nrgpt_jax.datasets.tokenizers import SymbolTokenizer
 from nrgpt_jax.models import abstract_params
 from nrgpt_jax.models.decoding import Decoding
+from nrgpt_jax.runs.pretrained import Pretrained
 
 
 def small_model(size=0.2, **fields):
@@ -60,3 +62,11 @@ def cached_logits(model, variables, tokens, lengths, decoding=Decoding()):  # no
         )
         found.append((logits, position, steps))
     return found
+
+
+def pretrained(vocabulary="abcdefghijk", **fields) -> Pretrained:
+    """A small model over the letters a to k, or so many other symbols."""
+    model, variables = small_model(**fields)
+    config = default_config()
+    config.model.update(fields)
+    return Pretrained(model, variables, SymbolTokenizer(vocabulary), config)

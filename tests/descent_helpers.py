@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from core_helpers import dynamics_of, plain_term
 
 from nrgpt_jax.core import dynamics
-from nrgpt_jax.core.certificates import evidence
+from nrgpt_jax.core.evidence import evidence
 
 
 def with_float64(test):

@@ -28,7 +28,8 @@ from pages_helpers import (
 )
 
 from nrgpt_jax.configs import default_config
-from nrgpt_jax.core.energies import COMBINATIONS, ENERGIES
+from nrgpt_jax.core.combinations import COMBINATIONS
+from nrgpt_jax.core.energies import ENERGIES
 from nrgpt_jax.core.rates import RATES
 from nrgpt_jax.core.rules import RULES
 from nrgpt_jax.datasets import load_dataset

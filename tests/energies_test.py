@@ -12,8 +12,9 @@ from core_helpers import SIZES, energy_parameters, surroundings
 from marks import slow
 
 from nrgpt_jax.core import energies
+from nrgpt_jax.core.combinations import COMBINATIONS
 from nrgpt_jax.core.contexts import Context, Places
-from nrgpt_jax.core.energies import COMBINATIONS, ENERGIES
+from nrgpt_jax.core.energies import ENERGIES
 from nrgpt_jax.core.terms import bind
 from nrgpt_jax.kernels import KERNELS, kernel_of
 from nrgpt_jax.models.names import energies_labelled

@@ -7,8 +7,9 @@ import pytest
 from core_helpers import SIZES, make_dynamics
 from descent_helpers import follow, well, with_float64
 
-from nrgpt_jax.core import certificates
-from nrgpt_jax.core.certificates import SCALES, guarantee
+from nrgpt_jax.core import evidence
+from nrgpt_jax.core.certificates import Parts, guarantee
+from nrgpt_jax.core.evidence import SCALES
 
 
 def bowl(key, c, rule="descent"):
@@ -55,20 +56,20 @@ def test_slopes_are_those_of_the_whole_energy_where_gradients_leave_a_gate_out()
 def test_rest_and_settling():
     one = jnp.array([[0.5, 0.5, 0.5], [0.0, 0.2, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.3]])
     speeds = jnp.stack([jnp.zeros_like(one), one], axis=1)  # the first sequence is at rest
-    assert certificates.settling_steps(speeds, 0.1).tolist() == [[0, 0, 0], [1, 2, 4]]
-    strict = certificates.context_at_rest(speeds, 0.1, strict=True)
+    assert evidence.settling_steps(speeds, 0.1).tolist() == [[0, 0, 0], [1, 2, 4]]
+    strict = evidence.context_at_rest(speeds, 0.1, strict=True)
     assert strict[:, 1].tolist() == [
         [True, False, False],
         [True, True, False],
         [True, True, True],
         [True, True, True],
     ]
-    inclusive = certificates.context_at_rest(speeds, 0.1, strict=False)
+    inclusive = evidence.context_at_rest(speeds, 0.1, strict=False)
     assert inclusive[1, 1].tolist() == [True, False, False]
     assert strict[:, 0].all()
     assert inclusive[:, 0].all()
     g = jnp.array([[[3.0, 4.0]], [[3.0, 4.5]], [[3.0, 4.5]]])[:, None]
-    np.testing.assert_allclose(certificates.relative_speeds(g), [[[0.1]], [[0.0]]], rtol=1e-6)
+    np.testing.assert_allclose(evidence.relative_speeds(g), [[[0.1]], [[0.0]]], rtol=1e-6)
 
 
 def climb(key, c):
@@ -120,10 +121,10 @@ INCLUSIVE = {"strict": False}
         ("none", ONES, MATRIX, MOMENTUM, None, "rule momentum"),
         ("layer_norm", UNEVEN, 0.3 * UNEVEN, BLOCKS, None, "2 blocks"),
         ("none", ONES, MATRIX, BLOCKS, None, "2 blocks"),
-        ("none", ONES, MATRIX, {"exact": False}, None, "leaves out how its gate"),
+        ("none", ONES, MATRIX, {"energies": {"feedforward": "FFG"}}, None, "gradient of FFG"),
     ],
 )
 def test_guarantee_names_the_proposition_and_the_reason(norm, gain, eta, options, name, word):
-    found = guarantee(norm, gain, eta, **{"strict": True, **options})
+    found = guarantee(Parts(norm, gain, eta, **{"energies": {}, **options}))
     assert found.proposition == name
     assert word in found.reason

@@ -17,7 +17,8 @@ from ml_collections import ConfigDict, config_flags
 
 from nrgpt_jax import datasets
 from nrgpt_jax.configs import default_config
-from nrgpt_jax.core.energies import COMBINATIONS, ENERGIES
+from nrgpt_jax.core.combinations import COMBINATIONS
+from nrgpt_jax.core.energies import ENERGIES
 from nrgpt_jax.core.norms import NORMS
 from nrgpt_jax.core.rates import RATES
 from nrgpt_jax.core.registry import Registry

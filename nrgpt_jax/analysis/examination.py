@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nrgpt_jax.analysis.certificate import Certificate, certificate
 from nrgpt_jax.analysis.landscape import Landscape, landscape
-from nrgpt_jax.core import certificates
-from nrgpt_jax.core.certificates import Evidence
+from nrgpt_jax.core import evidence
 from nrgpt_jax.core.convergence import Attraction, attraction
 from nrgpt_jax.core.dynamics import Trajectory, trajectory
 from nrgpt_jax.core.step import start
@@ -37,24 +37,6 @@ class Predictions(NamedTuple):
     entropy: np.ndarray  # (T+1,N) nats
     surprise: np.ndarray  # (T+1,N-1) nats, of the token that does follow
     agreement: np.ndarray  # (T+1,N) the most probable token is that of step `Analysis.depth`
-
-
-class Certificate(NamedTuple):
-    """What is promised of a model's energy, and what one text shows."""
-
-    proposition: str | None  # of `certificates.guarantee`
-    reason: str
-    norm: str
-    rate: str
-    mask: str
-    smallest_eigenvalue: float  # of the symmetric part of eta
-    largest_eigenvalue: float
-    uphill: float  # share of token steps that begin uphill, context held fixed
-    rises: float  # share of token steps whose energy rises, context held fixed
-    steps_at_rest: int  # token steps whose context was at rest, but for empty contexts
-    rises_at_rest: float  # share of these in which the energy rose; nan where there are none
-    rises_at_rest_by_token: tuple[float, ...]  # the same of each token, also of an empty context
-    largest_step_scale: float  # times the model's own steps, for descent at all steps seen
 
 
 class Analysis(NamedTuple):
@@ -138,9 +120,9 @@ def examine(
         path=path,
         step_norms=np.linalg.norm(np.diff(path.states, axis=0), axis=-1),
         speeds=speeds,
-        settled=np.asarray(certificates.settling_steps(jnp.asarray(speeds)[:, None], tolerance))[0],
+        settled=np.asarray(evidence.settling_steps(jnp.asarray(speeds)[:, None], tolerance))[0],
         predictions=Predictions(guesses, probabilities, entropy, surprise, best == best[at]),
-        certificate=_certificate(trained, measured),
+        certificate=certificate(trained, path.states[:end], measured),
         attraction=jax.tree.map(lambda leaf: np.asarray(leaf)[0], attracted),
         landscape=jax.tree.map(np.asarray, view),
     )
@@ -173,9 +155,9 @@ def _run(model: LanguageModel, variables, tokens, known: int, tolerance: float):
     bound: Any = model.bind(variables)
     inputs, dynamics_at = bound.dynamics(bound.embed(tokens[None]))
     path = trajectory(dynamics_at, inputs)
-    measured = certificates.evidence(dynamics_at, inputs, path, tolerance=tolerance)
+    measured = evidence.evidence(dynamics_at, inputs, path, tolerance=tolerance)
     norm = dynamics_at(jax.tree.map(lambda leaf: leaf[0], inputs)).norm.function
-    speeds = certificates.relative_speeds(jax.vmap(norm)(path.states))
+    speeds = evidence.relative_speeds(jax.vmap(norm)(path.states))
     path, measured, speeds = jax.tree.map(lambda leaf: leaf[:, 0], (path, measured, speeds))
 
     def predict(x):
@@ -218,33 +200,6 @@ def _finite_steps(energy: np.ndarray) -> int:
     with np.errstate(invalid="ignore"):
         sound = (np.abs(energy) <= bound).all(axis=1)
     return len(energy) - 1 if sound.all() else int(np.argmin(sound)) - 1
-
-
-def _certificate(trained: Pretrained, measured: Evidence) -> Certificate:
-    model: Any = trained.model.bind(trained.variables)
-    eta, strict = np.asarray(model.eta(), np.float32), model.strict
-    exact = all(energy.exact for energy in model.terms().values())
-    options = {"strict": strict, "rule": model.rule, "blocks": model.blocks, "exact": exact}
-    promise = certificates.guarantee(model.norm, np.asarray(model.gain()), eta, **options)
-    each = eta if model.blocks > 1 else [eta]
-    spectrum = [certificates.symmetric_spectrum(one, model.embed_dim) for one in each]
-    at_rest, rose = measured.context_at_rest.sum(axis=0), measured.rises_at_rest.sum(axis=0)
-    some = slice(1 if strict else 0, None)  # token 0 has an empty context under the strict mask
-    share = lambda part, whole: float(part) / float(whole) if whole else math.nan
-    return Certificate(
-        *promise,
-        norm=model.norm,
-        rate=model.rate,
-        mask=model.mask,
-        smallest_eigenvalue=float(np.min(spectrum)),
-        largest_eigenvalue=float(np.max(spectrum)),
-        uphill=float(np.mean(measured.uphill)),
-        rises=float(np.mean(measured.rises)),
-        steps_at_rest=int(at_rest[some].sum()),
-        rises_at_rest=share(rose[some].sum(), at_rest[some].sum()),
-        rises_at_rest_by_token=tuple(map(share, rose, at_rest)),
-        largest_step_scale=float(measured.largest_scales.min()),
-    )
 
 
 def as_numbers(found: Analysis) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from nrgpt_jax.analysis.figures import FIGURES
 from nrgpt_jax.analysis.webpage import webpage
 from nrgpt_jax.cli import percent
 from nrgpt_jax.configs import default_config
-from nrgpt_jax.core.certificates import SCALES
 from nrgpt_jax.core.convergence import MARGIN
+from nrgpt_jax.core.evidence import SCALES
 from nrgpt_jax.datasets import load_recorded
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.runs.pretrained import Pretrained, load_pretrained
@@ -103,6 +103,10 @@ def report(found: Analysis) -> str:
         if c.proposition
         else f"Energy is NOT guaranteed to fall: {c.reason}."
     )
+    if c.contradicted:
+        promise = f"{contradiction(found)}\n{promise}"
+    if c.dtype != "float32":
+        promise += f"\nThe model computes in {c.dtype}, whose rounding is not looked at here."
     own_key = "" if c.mask == "strict" else " (its own key too)"
     rose = f"; energy rose in {percent(c.rises_at_rest)}" if c.steps_at_rest else ""
     lines = [
@@ -129,6 +133,15 @@ def report(found: Analysis) -> str:
     if found.diverged_at is not None:
         lines.append(f"Energies diverge at step {found.diverged_at}; nothing after it is shown.")
     return "\n".join(lines)
+
+
+def contradiction(found: Analysis) -> str:
+    """Says that what was measured is not what is promised."""
+    c = found.certificate
+    return (
+        f"Proposition {c.proposition} is contradicted: {c.contradicted} of {found.speeds.size} "
+        "token steps begin uphill; a part of the model is not what it declares to be"
+    )
 
 
 def _longest(scale: float) -> str:

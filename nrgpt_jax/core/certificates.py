@@ -1,4 +1,4 @@
-"""Does the energy fall? What the paper promises, and what a trajectory shows.
+"""Of which models is it promised that a token's energy falls?
 
 With the context of token A held fixed, a small step changes its energy at the rate
 
@@ -9,28 +9,37 @@ gamma: the Jacobian of the norm is diag(gamma) times the Hessian of a convex Lag
 Proposition 2.2 does so without a norm, where the symmetric part of eta is positive semi-definite.
 Behind a norm the rules `projected` and `sphere` do so for the same rates (`core.rules`).
 All need a token that is not in its own context, the strict mask: otherwise its energy also
-changes as a key of its own, which the gradient does not see. Any energy of a token and its
-context may be meant, rotated scores, recalled inputs, leaks and mixtures too, whose gradients are
-exact; not so gates that they leave out (FFG), moves that go on (momentum), nor distinct blocks,
-each with an energy of its own.
+changes as a key of its own, which the gradient does not see. They also need one energy for all
+steps (not several blocks), a move that follows the gradient of its step (not momentum), and
+gradients that are all of an energy's change (not those of FFG, which leave its gate out).
+
+A promise rests on what the parts of a model declare (`Norm.convex`, `Rule.follows`,
+`Energy.exact`, `Combination.exact`), on the values of its rate, and on a numerical check of the
+declarations at drawn states (`check`); parts that declare nothing are promised nothing. The check
+cannot see every state: `core.evidence` measures what a trajectory does.
 Source: NRGPT (arXiv 2512.16762), section 2.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool
 
-from nrgpt_jax.core.dynamics import Trajectory
+from nrgpt_jax.array_types import BatchEnergies, BatchStates, Key
+from nrgpt_jax.core.combinations import COMBINATIONS
+from nrgpt_jax.core.convergence import blocks as token_jacobians
+from nrgpt_jax.core.energies import ENERGIES
+from nrgpt_jax.core.evidence import half_changes, resting
 from nrgpt_jax.core.norms import NORMS, identity
-from nrgpt_jax.core.step import Dynamics, held_energy, start
+from nrgpt_jax.core.rules import RULES
+from nrgpt_jax.core.step import Dynamics, Slope, in_states, remember, slope, start
 
-ROUNDING = 64.0  # a change of energy within so many units in the last place is none
 RELATIVE_ERROR = 1e-5  # of float32 parameters, when proportionality or positivity is asked
-SCALES = tuple(2.0 ** (k / 4) for k in range(-48, 25))  # 2^-12 to 64, times a model's own step
+CHECKED = 1e-5  # relative error that a numerical check allows, in float64
+DIRECTIONS = 4  # in which the states of a check are moved
 
 
 class Guarantee(NamedTuple):
@@ -40,48 +49,51 @@ class Guarantee(NamedTuple):
     reason: str
 
 
-def guarantee(
-    norm: str,
-    gain: np.ndarray,
-    eta: np.ndarray,
-    *,
-    strict: bool,
-    rule: str = "descent",
-    blocks: int = 1,
-    exact: bool = True,
-) -> Guarantee:
-    """What the propositions say about a norm, its gain, an inference rate and a rule.
+class Parts(NamedTuple):
+    """The parts of a model by name, and the values of its rate."""
 
-    Args:
-      norm: a name of `NORMS`.
-      gain: (D,), ones for a norm without gain.
-      eta: the rate: (), (D,) or (D,D).
-      strict: whether tokens are outside their own context.
-      rule: a name of `RULES`.
-      blocks: distinct blocks.
-      exact: whether all energies are, `core.energies.Energy.exact`.
-    """
-    if not strict:
+    norm: str
+    gain: np.ndarray  # (D,), ones for a norm without gain
+    eta: np.ndarray  # the rate: (), (D,) or (D,D)
+    energies: Mapping[str, str]  # by term
+    combination: str = "sum"
+    rule: str = "descent"
+    strict: bool = True  # whether tokens are outside their own context
+    blocks: int = 1  # distinct blocks
+
+
+def guarantee(parts: Parts) -> Guarantee:
+    """What the propositions say of the parts, if these are what they declare to be."""
+    if not parts.strict:
         return Guarantee(None, "the mask is inclusive: a token moves as a key of its own too")
-    if not exact:
-        return Guarantee(None, "the gradient of an energy leaves out how its gate changes")
-    if blocks > 1:
-        return Guarantee(None, f"{blocks} blocks take turns, each with an energy of its own")
-    if rule in ("projected", "sphere") or (rule == "descent" and NORMS[norm].function is identity):
-        return _of_positive(norm, eta, len(gain), projected=rule != "descent")
-    if rule != "descent":
-        return Guarantee(None, f"rule {rule}: a move does not follow the gradient of its step")
-    c = _proportion(np.asarray(eta), np.asarray(gain))
+    if parts.blocks > 1:
+        return Guarantee(None, f"{parts.blocks} blocks take turns, each with an energy of its own")
+    for name in parts.energies.values():
+        if not ENERGIES[name].exact:
+            return Guarantee(None, f"the gradient of {name} is not known to be all of its change")
+    if not COMBINATIONS[parts.combination].exact:
+        why = "is not known to be differentiated whole"
+        return Guarantee(None, f"combination {parts.combination} {why}")
+    follows = RULES[parts.rule].follows
+    if not follows:
+        why = "a move is not known to follow the gradient of its step"
+        return Guarantee(None, f"rule {parts.rule}: {why}")
+    if follows == "dE/dx" or NORMS[parts.norm].function is identity:
+        return _of_positive(parts, projected=follows == "dE/dx")
+    if not NORMS[parts.norm].convex:
+        why = "is not known to be its gain times the gradient of a convex function"
+        return Guarantee(None, f"norm {parts.norm} {why}")
+    c = _proportion(np.asarray(parts.eta), np.asarray(parts.gain))
     if c is not None and c > 0:
-        return Guarantee("2.1", f"norm {norm} and eta = c diag(gamma) with c = {c:.3g} > 0")
-    return Guarantee(None, f"norm {norm}, but eta is not c diag(gamma) with c > 0")
+        return Guarantee("2.1", f"norm {parts.norm} and eta = c diag(gamma) with c = {c:.3g} > 0")
+    return Guarantee(None, f"norm {parts.norm}, but eta is not c diag(gamma) with c > 0")
 
 
-def _of_positive(norm: str, eta: np.ndarray, width: int, *, projected: bool) -> Guarantee:
-    """Without a norm, or behind one whose projection the gradient goes through first."""
-    where = f"norm {norm} and a projected gradient" if projected else "no norm"
-    least = float(symmetric_spectrum(eta, width)[0])
-    if least >= -RELATIVE_ERROR * float(np.abs(eta).max()):
+def _of_positive(parts: Parts, *, projected: bool) -> Guarantee:
+    """Without a norm, or where the rule takes the gradient through the norm's Jacobian."""
+    where = f"norm {parts.norm} and a projected gradient" if projected else "no norm"
+    least = float(symmetric_spectrum(parts.eta, len(parts.gain))[0])
+    if least >= -RELATIVE_ERROR * float(np.abs(parts.eta).max()):
         name = "2.2 (projected)" if projected else "2.2"
         return Guarantee(name, f"{where}, and the symmetric part of eta is positive semi-definite")
     return Guarantee(None, f"{where}, but the symmetric part of eta has the eigenvalue {least:.3g}")
@@ -105,93 +117,96 @@ def _proportion(eta: np.ndarray, gain: np.ndarray) -> float | None:
     return c if same else None
 
 
-class Evidence(NamedTuple):
-    """What a trajectory of T steps does to the energy of each of N tokens of B sequences."""
-
-    slopes: Float[Array, "T B N"]  # dE_A/dt at the beginning of a step, context held fixed
-    uphill: Bool[Array, "T B N"]  # whether that is positive, beyond rounding
-    changes: Float[Array, "T B N"]  # of the energy in a step, context held fixed
-    rises: Bool[Array, "T B N"]  # whether that change is positive, beyond rounding
-    largest_scales: Float[Array, "T B N"]  # see `evidence`
-    context_at_rest: Bool[Array, "T B N"]  # whether no token of its context moved in a step
-    rises_at_rest: Bool[Array, "T B N"]  # whether the energy rose in a step where that was so
+# The check of what is declared ---------------------------------------------------------------
 
 
-def evidence(
-    dynamics_at: Callable[[Any], Dynamics],
-    inputs: Any,
-    path: Trajectory,
-    *,
-    tolerance: float = 1e-2,
-) -> Evidence:
-    """Measures descent at every step of a trajectory.
+class Checks(NamedTuple):
+    """What holds at the drawn states."""
 
-    `largest_scales` are how many times longer than the model's own each step of each token could
-    be for the energy to fall there and for all shorter steps that were tried (`SCALES`); 0 where
-    it does not even fall at the shortest, infinity where it falls at all of them.
+    exact: Bool[Array, ""]  # a token's energy changes as its gradient says when the token moves
+    causal: Bool[Array, ""]  # and does not when a later token moves
+    falls: Bool[Array, ""]  # moves lower energies, to first order, whatever the gradient
+
+
+def certify(parts: Parts, checked: Callable[[str | None], Checks]) -> Guarantee:
+    """What is promised of a model: `guarantee`, where the numerical check confirms it.
 
     Args:
-      dynamics_at, inputs: of the steps, as for `dynamics.trajectory`.
-      path: their trajectory.
-      tolerance: a context is at rest in a step that changes no g in it by more, relative. What
-        little it still moves changes energies as well, so rises are those by a token's own step.
+      parts: of the model.
+      checked: `check` of its dynamics; or, given the name of a term, of `alone` with that term.
     """
-
-    def at_step(step):
-        inputs_t, (x, energies, _, move) = step
-        dynamics = dynamics_at(inputs_t)
-        held = held_energy(dynamics, start(dynamics)._replace(x=x))
-        in_x = jax.grad(lambda x: jnp.sum(held(x)))(x)  # of gates too, unlike the path's
-        slopes = jnp.sum(in_x * move, axis=-1)
-        steepest = jnp.linalg.norm(in_x, axis=-1) * jnp.linalg.norm(move, axis=-1)
-        uphill = slopes > ROUNDING * jnp.finfo(x.dtype).eps * steepest
-        terms = [jnp.abs(e) for name, e in energies.items() if name != "total"]
-        size = jnp.sum(jnp.stack(terms), axis=0)
-        resolution = ROUNDING * jnp.finfo(x.dtype).eps * size
-        multiples = jnp.asarray(SCALES, x.dtype)
-        after = jax.lax.map(lambda multiple: held(x + multiple * move), multiples)
-        changes = after - energies["total"][None]
-        rises = ~(changes <= resolution[None])  # what is not a number has not fallen
-        descending = jnp.sum(jnp.cumsum(rises, axis=0) == 0, axis=0)  # from the least scale on
-        bounds = jnp.concatenate([jnp.zeros(1), multiples[:-1], jnp.full(1, jnp.inf)])
-        own = SCALES.index(1.0)
-        g = dynamics.norm.function(x), dynamics.norm.function(x + move)
-        speed = relative_speeds(jnp.stack(g))[0]
-        return slopes, uphill, changes[own], rises[own], bounds[descending], speed
-
-    steps = jax.tree.map(lambda leaf: leaf[:-1], path)
-    *measured, speeds = jax.lax.map(at_step, (inputs, steps))
-    strict = dynamics_at(jax.tree.map(lambda leaf: leaf[0], inputs)).places.strict
-    at_rest = context_at_rest(speeds, tolerance, strict=strict)
-    slopes, uphill, changes, rises, largest = measured
-    return Evidence(slopes, uphill, changes, rises, largest, at_rest, at_rest & rises)
+    promise = guarantee(parts)
+    if promise.proposition is None or all(found := checked(None)):
+        return promise
+    if not found.falls:
+        where = f"norm {parts.norm}, rule {parts.rule} and this rate"
+        why = "are not known to lower energies: at drawn states their moves do not"
+        return Guarantee(None, f"{where} {why}")
+    bad = [name for term, name in parts.energies.items() if not all(checked(term)[:2])]
+    what = f"the gradient of {bad[0]}" if bad else f"the gradient of {parts.combination}"
+    why = "is not" if found.causal else "leaves out later tokens, which it reads: it is not"
+    return Guarantee(None, f"{what} {why} all of its change at drawn states")
 
 
-def relative_speeds(g: Float[Array, "P B N D"]) -> Float[Array, "T B N"]:
-    """How far a step moves each token, relative: ||g(t+1) - g(t)|| / ||g(t)||.
+def alone(dynamics: Dynamics, term: str) -> Dynamics:
+    """The dynamics with one of its terms."""
+    one = {term: dynamics.terms[term]}
+    return dynamics._replace(terms=one, combination=COMBINATIONS["sum"], combination_params={})
 
-    Behind a norm that ignores the length of x a token comes to rest in g = norm(x), which is all
-    that energies see, while x may go on in its own direction for ever.
+
+def check(dynamics: Dynamics, x: BatchStates, key: Key) -> Checks:
+    """Checks numerically what the parts of a model declare; in float64.
+
+    Args:
+      dynamics: of a step, with a strict mask.
+      x: (B,N,D) states to look at.
+      key: of the directions that they are moved in, and of gradients.
     """
-    moved = jnp.linalg.norm(g[1:] - g[:-1], axis=-1)
-    return moved / jnp.maximum(jnp.linalg.norm(g[:-1], axis=-1), jnp.finfo(g.dtype).tiny)
+    of_directions, of_gradients = jax.random.split(key)
+    keys = jax.random.split(of_directions, DIRECTIONS)
+    exact, causal = jax.lax.map(lambda k: _changes_as_its_gradient(dynamics, x, k), keys)
+    return Checks(jnp.all(exact), jnp.all(causal), _falls(dynamics, x, of_gradients))
 
 
-def context_at_rest(
-    speeds: Float[Array, "T B N"], tolerance: float, *, strict: bool
-) -> Bool[Array, "T B N"]:
-    """Whether no token of a token's context was faster than `tolerance` in a step.
+def _changes_as_its_gradient(dynamics: Dynamics, x: BatchStates, key: Key):
+    """Whether moving one token at a time changes its own energy as its gradient says, with all
+    that energies read computed again, and leaves those of tokens before it alone."""
+    begin = start(dynamics)
 
-    An empty context is at rest. Slow is not yet converged: as x grows, steps of the same length
-    turn it less and less.
-    """
-    at_rest = jax.lax.cumprod((speeds <= tolerance).astype(jnp.int32), axis=2) == 1
-    if strict:
-        at_rest = jnp.pad(at_rest[..., :-1], ((0, 0), (0, 0), (1, 0)), constant_values=True)
-    return at_rest
+    def seen(x: BatchStates) -> Slope:
+        g = dynamics.norm.function(x)
+        return slope(dynamics, x, g, remember(dynamics, begin._replace(x=x), g)[0])
+
+    in_x = in_states(dynamics, x, seen(x).in_g)
+    along = jax.random.normal(key, x.shape, x.dtype)
+    count = x.shape[1]
+
+    def of_token(token):
+        moved = jnp.where((jnp.arange(count) == token)[None, :, None], along, 0.0)
+        move, changes, noise = half_changes(seen, x, moved)
+        expected = jnp.sum(in_x * move, axis=-1)
+        allowed = CHECKED * jnp.max(_lengths(in_x)) * jnp.max(_lengths(move)) + noise
+        good = jnp.all(jnp.abs(changes - expected) <= allowed, axis=0)
+        return good[token], jnp.all(good | (jnp.arange(count) >= token))
+
+    exact, causal = jax.lax.map(of_token, jnp.arange(count))
+    return jnp.all(exact), jnp.all(causal)
 
 
-def settling_steps(speeds: Float[Array, "T B N"], tolerance: float) -> Int[Array, "B N"]:
-    """The step from which on a token is no faster; T where it has not come to rest."""
-    still = (speeds <= tolerance).astype(jnp.int32)
-    return len(still) - jnp.sum(jnp.cumprod(still[::-1], axis=0), axis=0)
+def _falls(dynamics: Dynamics, x: BatchStates, key: Key) -> Bool[Array, ""]:
+    """Whether the moves A e of gradients e = dE/dg lower energies: e^T J A e <= 0, J = dg/dx."""
+    x = x + resting(dynamics, x)  # where the rule stays without a gradient
+    move_of = lambda e: dynamics.rule.update(e, dynamics.rule.init(x), x)[0].astype(x.dtype)
+    stays = jnp.max(jnp.abs(move_of(jnp.zeros_like(x)))) <= CHECKED * jnp.max(jnp.abs(x))
+    jacobian = token_jacobians(dynamics.norm.function, x)
+    slopes = jacobian @ token_jacobians(move_of, jnp.zeros_like(x))
+    largest = jnp.linalg.eigvalsh((slopes + jnp.swapaxes(slopes, -1, -2)) / 2)[..., -1]
+    linear = jnp.all(largest <= CHECKED * jnp.linalg.norm(slopes, axis=(-2, -1)))
+    e = jax.random.normal(key, x.shape, x.dtype)
+    in_x, move = in_states(dynamics, x, e), move_of(e)
+    downhill = jnp.sum(in_x * move, axis=-1) <= CHECKED * _lengths(in_x) * _lengths(move)
+    return stays & linear & jnp.all(downhill)
+
+
+def _lengths(x: BatchStates) -> BatchEnergies:
+    return jnp.linalg.norm(x, axis=-1)

@@ -40,7 +40,8 @@ AT_ONCE = 16  # tokens whose blocks are looked at together: each has a context o
 class Attraction(NamedTuple):
     """How the tokens of B sequences return to where they are."""
 
-    radius: Float[Array, "B N"]  # spectral radius of the block of a token, of u = n(x)
+    radius: Float[Array, "B N"]  # spectral radius of the block of a token, of u = n(x); nan
+    # where the step depends on more of x than u and its length, as behind a norm that saturates
     speed: Float[Array, "B N"]  # ||u(t+1) - u(t)|| / ||u(t)|| of one more step
 
     def attracts(self, tolerance: float) -> Bool[Array | np.ndarray, "*shape"]:
@@ -127,6 +128,8 @@ def attraction(
         seen, u = lambda u: unit(function(length * u)), unit(x)
         radii = spectral_radii(seen, u, jax.random.fold_in(key, tokens[0]), iterations)
         size = jnp.maximum(jnp.linalg.norm(u, axis=-1), jnp.finfo(u.dtype).tiny)
+        of_u_alone = jnp.linalg.norm(seen(u) - unit(function(x)), axis=-1) <= MARGIN * size
+        radii = jnp.where(of_u_alone, radii, jnp.nan)
         return Attraction(radii, jnp.linalg.norm(seen(u) - u, axis=-1) / size)
 
     parts = -(-count // AT_ONCE)

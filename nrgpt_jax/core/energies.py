@@ -45,8 +45,9 @@ class Energy(NamedTuple):
 
     `memory(params, g, position)` is what it keeps of a token for those that look back at it.
     `scores` are the inner products of an attention energy (H,K), whose `associative_memory` it
-    is; `width` names the axes of one such product, heads first. `exact`: with its context held,
-    its gradient in g is all of its change; not so where it reads `Context.g`.
+    is; `width` names the axes of one such product, heads first. `exact` declares, for
+    `core.certificates`, that its gradient in g is all of its change when the token moves; not so
+    where it reads `Context.g`, or tokens that are not in the context.
     """
 
     function: Callable[[Params, Token, Context], Scalar]
@@ -55,14 +56,14 @@ class Energy(NamedTuple):
     memory: Callable[[Params, Token, Int[Array, ""]], Any] | None = None
     scores: Callable[[Params, Token, Context], Scores] | None = None
     width: str | None = None
-    exact: bool = True
+    exact: bool = False
 
 
 ENERGIES: Registry[Energy] = Registry("energy")
 RESERVED = ("total", "combination", "norm", "rate", "rule", "gain", "eta")  # beside the terms
 
 
-def energy(name: str, specs: Specs, *, label: str = "", memory=None):
+def energy(name: str, specs: Specs, *, label: str = "", memory=None, exact: bool = False):
     """Registers an energy of one token.
 
     Args:
@@ -70,9 +71,11 @@ def energy(name: str, specs: Specs, *, label: str = "", memory=None):
       specs: the table of every parameter that it reads.
       label: under which its values and parameters are found; its name by default.
       memory: `(params, g, position) -> array`, what it keeps of each token of a context.
+      exact: as of `Energy`.
     """
     label = _free(label or name)
-    return ENERGIES.register(_free(name), lambda f: Energy(f, specs, label, memory))
+    entry = lambda function: Energy(function, specs, label, memory, exact=exact)
+    return ENERGIES.register(_free(name), entry)
 
 
 def _free(name: str) -> str:
@@ -81,7 +84,7 @@ def _free(name: str) -> str:
     return name
 
 
-def feedforward(name: str, specs: Specs, *, gated: bool = False):
+def feedforward(name: str, specs: Specs, *, gated: bool = False, exact: bool = False):
     """Registers an energy of the token alone, trained as the model `NRGPT_H_<name>`.
 
     Args:
@@ -89,6 +92,7 @@ def feedforward(name: str, specs: Specs, *, gated: bool = False):
       specs: the table of what the function reads; a scale is added.
       gated: whether it is a function of `(params, g, own)` rather than of `(params, g)`, with
         the token's g once more, as it stands: nothing promises then that the energy falls.
+      exact: as of `Energy`.
     """
     scale = {"scale": constant(1.0)}  # the release's scale_ff
 
@@ -97,12 +101,14 @@ def feedforward(name: str, specs: Specs, *, gated: bool = False):
             more = (context.g,) if gated else ()
             return params["scale"] * function(params, g, *more)
 
-        return Energy(scaled, {**specs, **scale}, "feedforward", exact=not gated)
+        return Energy(scaled, {**specs, **scale}, "feedforward", exact=exact)
 
     return ENERGIES.register(_free(name), entry)
 
 
-def attention(name: str, specs: Specs, *, width: str | None = None, memory=None):
+def attention(
+    name: str, specs: Specs, *, width: str | None = None, memory=None, exact: bool = False
+):
     """Registers an attention energy by its scores `(params, g, context) -> (H,K)`.
 
     Args:
@@ -110,6 +116,7 @@ def attention(name: str, specs: Specs, *, width: str | None = None, memory=None)
       specs: the table of what the scores read; alpha and beta are added.
       width: the axes of the products that scores are, "H D", for FLOPs; None: not known.
       memory: `(params, g, position) -> array`; by default the state g.
+      exact: as of `Energy`.
     """
     table = {**specs, "alpha": fixed(1.0, "H"), "beta": fixed(1.0)}
 
@@ -118,7 +125,7 @@ def attention(name: str, specs: Specs, *, width: str | None = None, memory=None)
             return associative_memory(params, scores(params, g, context), context.mask)
 
         keep = memory or (lambda params, g, position: g)
-        return Energy(function, table, "attention", keep, scores, width)
+        return Energy(function, table, "attention", keep, scores, width, exact)
 
     return ENERGIES.register(_free(name), entry)
 
@@ -145,7 +152,7 @@ def log_sum_exp(scores: Scores, mask: Bool[Array, "K"]) -> Float[Array, "H"]:
     return jnp.where(empty, 0.0, jnp.log(jnp.where(empty, 1.0, total)) + peak)
 
 
-@attention("full_rank", {"J": matrix("H D D", uses=1)}, width="H D")
+@attention("full_rank", {"J": matrix("H D D", uses=1)}, width="H D", exact=True)
 def full_rank(params: Params, g: Token, context: Context) -> Scores:
     """s_hB = g_B . J_h g, with J_h of full rank (the release)."""
     return jnp.einsum("hed,d,ke->hk", params["J"], g, context.memory)
@@ -156,6 +163,7 @@ def full_rank(params: Params, g: Token, context: Context) -> Scores:
     {"W_Q": matrix("H Y D"), "W_K": matrix("H Y D", uses=1)},
     width="H Y",
     memory=lambda params, g, position: jnp.einsum("d,hyd->hy", g, params["W_K"]),
+    exact=True,
 )
 def low_rank(params: Params, g: Token, context: Context) -> Scores:
     """s_hB = (W_K,h g_B) . (W_Q,h g): J_h = W_K,h^T W_Q,h has rank Y (the paper's derivation)."""
@@ -167,6 +175,7 @@ def low_rank(params: Params, g: Token, context: Context) -> Scores:
     {"J": matrix("H D D")},
     width="H D",
     memory=lambda params, g, position: rotate(g, position),
+    exact=True,
 )
 def full_rank_rope(params: Params, g: Token, context: Context) -> Scores:
     """s_hB = (R_B g_B) . (R_A J_h g): both sides rotated by their positions.
@@ -182,6 +191,7 @@ def full_rank_rope(params: Params, g: Token, context: Context) -> Scores:
     {"W_Q": matrix("H Y D"), "W_K": matrix("H Y D", uses=1)},
     width="H Y",
     memory=lambda params, g, position: rotate(jnp.einsum("d,hyd->hy", g, params["W_K"]), position),
+    exact=True,
 )
 def low_rank_rope(params: Params, g: Token, context: Context) -> Scores:
     """s_hB = (R_B W_K,h g_B) . (R_A W_Q,h g): the scores of a rotary transformer."""
@@ -216,14 +226,16 @@ def gelu(z: Float[Array, "*M"]) -> Float[Array, "*M"]:
     return 0.5 * z * (1.0 + jax.lax.erf(z * 0.5**0.5))
 
 
-@feedforward("FF1", {"W1": matrix("D M"), "b1": vector("M")})
+@feedforward("FF1", {"W1": matrix("D M"), "b1": vector("M")}, exact=True)
 def ff1(params: Params, g: Token) -> Scalar:
     """E = -|| gelu(g W1 + b1) ||^2."""
     return -jnp.sum(gelu(g @ params["W1"] + params["b1"]) ** 2)
 
 
 @feedforward(
-    "FF2", {"W1": matrix("D D"), "b1": vector("D"), "W2": matrix("D M"), "b2": vector("M")}
+    "FF2",
+    {"W1": matrix("D D"), "b1": vector("D"), "W2": matrix("D M"), "b2": vector("M")},
+    exact=True,
 )
 def ff2(params: Params, g: Token) -> Scalar:
     """E = -|| gelu(gelu(g W1 + b1) W2 + b2) ||^2."""
@@ -232,7 +244,9 @@ def ff2(params: Params, g: Token) -> Scalar:
 
 
 @feedforward(
-    "FF2W", {"W1": matrix("D M"), "b1": vector("M"), "W2": matrix("D M"), "b2": vector("D")}
+    "FF2W",
+    {"W1": matrix("D M"), "b1": vector("M"), "W2": matrix("D M"), "b2": vector("D")},
+    exact=True,
 )
 def ff2w(params: Params, g: Token) -> Scalar:
     """E = -g . (W2 gelu(g W1 + b1) + b2)."""
@@ -257,13 +271,13 @@ def ffg(params: Params, g: Token, own: Token) -> Scalar:
     return -0.5 * jnp.vdot(gate, (g @ params["W2"]) ** 2)
 
 
-@energy("injection", {"W": matrix("D D", uses=1)})
+@energy("injection", {"W": matrix("D D", uses=1)}, exact=True)
 def injection(params: Params, g: Token, context: Context) -> Scalar:
     """E = -g . (W x0), with x0 the token's state before the first step: its input is recalled."""
     return -jnp.vdot(g, params["W"] @ context.first)
 
 
-@energy("leak", {"size": positive(0.1)})
+@energy("leak", {"size": positive(0.1)}, exact=True)
 def leak(params: Params, g: Token, context: Context) -> Scalar:
     """E = size (g . x - L(x)), whose gradient in g is size x: with it x = -(dE/dg) / size at rest.
 
@@ -271,34 +285,3 @@ def leak(params: Params, g: Token, context: Context) -> Scalar:
     its Legendre transform, a function of g alone, so x is not differentiated.
     """
     return params["size"] * (jnp.vdot(g, context.x) - context.lagrangian)
-
-
-# Several energies as one -----------------------------------------------------------------------
-
-
-class Combination(NamedTuple):
-    """How the energies (E,) of a token's terms become its energy `(params, energies) -> ()`."""
-
-    function: Callable[[Params, Float[Array, "E"]], Scalar]
-    specs: Specs
-
-
-COMBINATIONS: Registry[Combination] = Registry("combination of energies")
-
-
-def combination(name: str, specs: Specs):
-    """Registers a way to combine energies, a choice of `config.model.combination`."""
-    return COMBINATIONS.register(name, lambda function: Combination(function, specs))
-
-
-@combination("sum", {})
-def total(params: Params, energies: Float[Array, "E"]) -> Scalar:
-    """E = sum_k E_k (the paper)."""
-    del params
-    return jnp.sum(energies)
-
-
-@combination("mixture", {"tau": positive(1.0)})
-def mixture(params: Params, energies: Float[Array, "E"]) -> Scalar:
-    """E = -tau log sum_k exp(-E_k / tau): the lowest term moves the token most."""
-    return -params["tau"] * jax.nn.logsumexp(-energies / params["tau"])

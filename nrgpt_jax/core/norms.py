@@ -26,12 +26,16 @@ Scalar = Float[Array, ""]
 
 
 class Norm(NamedTuple):
-    """A norm `(params, x) -> g`, its Lagrangian, sigma, and the table of its parameters."""
+    """A norm `(params, x) -> g`, its Lagrangian, sigma, and the table of its parameters.
+
+    `convex` declares that g = gain * grad L(x) + bias with L convex, what Proposition 2.1 rests on.
+    """
 
     function: Callable[[Params, Token], Token]
     lagrangian: Callable[[Params, Token], Scalar]
     sigma: Callable[[Token], Scalar]  # what x is divided by
     specs: Specs
+    convex: bool = False
 
 
 NORMS: Registry[Norm] = Registry("norm")
@@ -116,7 +120,9 @@ def _gain(params: Params, normalized: Token) -> Token:
 _GAIN, _BIAS = {"gain": constant(1.0, "D")}, {"bias": vector("D")}
 _LAYER = (layer_norm, layer_norm_lagrangian, deviation)
 
-NORMS.add("bare_layer_norm", Norm(*_LAYER, _BIAS))
-NORMS.add("layer_norm", Norm(*_LAYER, {**_GAIN, **_BIAS}))
-NORMS.add("rms_norm", Norm(rms_norm, rms_norm_lagrangian, root_mean_square, _GAIN))
-NORMS.add("none", Norm(identity, identity_lagrangian, lambda x: jnp.ones((), x.dtype), {}))
+NORMS.add("bare_layer_norm", Norm(*_LAYER, _BIAS, convex=True))
+NORMS.add("layer_norm", Norm(*_LAYER, {**_GAIN, **_BIAS}, convex=True))
+_RMS = (rms_norm, rms_norm_lagrangian, root_mean_square)
+NORMS.add("rms_norm", Norm(*_RMS, _GAIN, convex=True))
+_NONE = (identity, identity_lagrangian, lambda x: jnp.ones((), x.dtype))
+NORMS.add("none", Norm(*_NONE, {}, convex=True))

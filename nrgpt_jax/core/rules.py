@@ -11,7 +11,7 @@ Source: `descent` is NRGPT (arXiv 2512.16762), section 2; the others are of this
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,19 +30,28 @@ class BoundRule(NamedTuple):
     update: Callable[[BatchStates, Any, BatchStates], tuple[BatchStates, Any]]
 
 
+Follows = Literal["", "dE/dg", "dE/dx"]
+
+
 class Rule(NamedTuple):
-    """`make(params, eta, norm)` gives the pair; `specs` is the table of `params`."""
+    """`make(params, eta, norm)` gives the pair; `specs` is the table of `params`.
+
+    `follows` declares, for `core.certificates`, that the move is -eta times this gradient of the
+    step, or a positive multiple of it; "" declares nothing. A rule that moves states without a
+    gradient, as to a sphere, declares it of states where it does not.
+    """
 
     make: Callable[[Params, jax.Array, BoundNorm], BoundRule]
     specs: Specs
+    follows: Follows = ""
 
 
 RULES: Registry[Rule] = Registry("rule of descent")
 
 
-def rule(name: str, specs: Specs):
-    """Registers a rule, a choice of `config.model.rule`."""
-    return RULES.register(name, lambda make: Rule(make, specs))
+def rule(name: str, specs: Specs, *, follows: Follows = ""):
+    """Registers a rule, a choice of `config.model.rule`; fields as of `Rule`."""
+    return RULES.register(name, lambda make: Rule(make, specs, follows))
 
 
 def _no_state(x0: BatchStates) -> tuple[()]:
@@ -50,7 +59,7 @@ def _no_state(x0: BatchStates) -> tuple[()]:
     return ()
 
 
-@rule("descent", {})
+@rule("descent", {}, follows="dE/dg")
 def descent(params: Params, eta: jax.Array, norm: BoundNorm) -> BoundRule:
     """x <- x - eta dE/dg (the paper)."""
     del params, norm
@@ -70,7 +79,7 @@ def momentum(params: Params, eta: jax.Array, norm: BoundNorm) -> BoundRule:
     return BoundRule(jnp.zeros_like, update)
 
 
-@rule("projected", {})
+@rule("projected", {}, follows="dE/dx")
 def projected(params: Params, eta: jax.Array, norm: BoundNorm) -> BoundRule:
     """x <- x - eta P diag(gamma) dE/dg, with P the projection that the norm's Jacobian holds.
 
@@ -87,7 +96,7 @@ def projected(params: Params, eta: jax.Array, norm: BoundNorm) -> BoundRule:
     return BoundRule(_no_state, update)
 
 
-@rule("sphere", {})
+@rule("sphere", {}, follows="dE/dx")
 def sphere(params: Params, eta: jax.Array, norm: BoundNorm) -> BoundRule:
     """x <- n(n(x) - eta P diag(gamma) dE/dg), n the norm without gain and bias.
 

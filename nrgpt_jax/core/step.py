@@ -17,8 +17,8 @@ from jaxtyping import Array, Float, Int
 
 from nrgpt_jax.array_types import BatchEnergies, BatchStates, Params
 from nrgpt_jax.core import caches
+from nrgpt_jax.core.combinations import COMBINATIONS, Combination
 from nrgpt_jax.core.contexts import Places, Surroundings
-from nrgpt_jax.core.energies import COMBINATIONS, Combination
 from nrgpt_jax.core.norms import BoundNorm
 from nrgpt_jax.core.rules import RULES, BoundRule
 from nrgpt_jax.core.terms import Term, combine

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from nrgpt_jax.array_types import BatchEnergies, BatchStates, Params, at_least_float32
+from nrgpt_jax.core.combinations import Combination
 from nrgpt_jax.core.contexts import OVER_SEQUENCES, OVER_TOKENS, Context, Surroundings
-from nrgpt_jax.core.energies import Combination, Energy, associative_memory
+from nrgpt_jax.core.energies import Energy, associative_memory
 
 Keep = Float[Array, "B H N K"]
 """Dropout of attention weights: 0 where dropped, 1 / (1 - rate) elsewhere."""

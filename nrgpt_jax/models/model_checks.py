@@ -9,8 +9,9 @@ import jax
 from nrgpt_jax import host
 from nrgpt_jax.configs import check_at_most, check_finite
 from nrgpt_jax.core import parameters
+from nrgpt_jax.core.combinations import COMBINATIONS
 from nrgpt_jax.core.dynamics import REMAT
-from nrgpt_jax.core.energies import COMBINATIONS, ENERGIES
+from nrgpt_jax.core.energies import ENERGIES
 from nrgpt_jax.core.norms import NORMS
 from nrgpt_jax.core.parameters import ParameterSpec
 from nrgpt_jax.core.rates import RATES

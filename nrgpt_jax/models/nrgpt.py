@@ -10,8 +10,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from nrgpt_jax.array_types import BatchStates, PerSequence, RowKeys, StepKeys, Tokens
 from nrgpt_jax.core import dynamics as core
+from nrgpt_jax.core.combinations import COMBINATIONS
 from nrgpt_jax.core.contexts import Places
-from nrgpt_jax.core.energies import COMBINATIONS, ENERGIES, Energy
+from nrgpt_jax.core.energies import ENERGIES, Energy
 from nrgpt_jax.core.norms import NORMS, bind_norm
 from nrgpt_jax.core.parameters import Sizes, Specs, Table, constant, fixed, positive
 from nrgpt_jax.core.rates import RATES

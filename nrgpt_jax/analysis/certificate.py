@@ -1,0 +1,110 @@
+"""What is promised of a model's energies, and what one text shows of it."""
+
+import math
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nrgpt_jax.core import certificates, evidence
+from nrgpt_jax.core.certificates import Checks, Guarantee, Parts
+from nrgpt_jax.core.evidence import Evidence
+from nrgpt_jax.models import LanguageModel
+from nrgpt_jax.runs.pretrained import Pretrained
+
+DRAWN = (0.3, 1.0, 3.0) * 2  # sizes of the states of six tokens that a promise is checked at
+
+
+class Certificate(NamedTuple):
+    """What is promised of a model's energy, and what one text shows."""
+
+    proposition: str | None  # of `certificates.guarantee`
+    reason: str
+    norm: str
+    rate: str
+    mask: str
+    dtype: str  # that the model computes in; what follows is computed in float32 or wider
+    smallest_eigenvalue: float  # of the symmetric part of eta
+    largest_eigenvalue: float
+    contradicted: int  # token steps that begin uphill although that is promised not to happen
+    uphill: float  # share of token steps that begin uphill, context held fixed
+    rises: float  # share of token steps whose energy rises, context held fixed
+    steps_at_rest: int  # token steps whose context was at rest, but for empty contexts
+    rises_at_rest: float  # share of these in which the energy rose; nan where there are none
+    rises_at_rest_by_token: tuple[float, ...]  # the same of each token, also of an empty context
+    largest_step_scale: float  # times the model's own steps, for descent at all steps seen
+
+
+def certificate(trained: Pretrained, states: np.ndarray, measured: Evidence) -> Certificate:
+    """The promise and the evidence.
+
+    Args:
+      trained: a model with energies.
+      states: (T,N,D) before every step of one text.
+      measured: of these steps.
+    """
+    model: Any = trained.model.bind(trained.variables)
+    eta, strict = np.asarray(model.eta(), np.float32), model.strict
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        promise, contradicted = _promise(trained, eta, states)
+    each = eta if model.blocks > 1 else [eta]
+    spectrum = [certificates.symmetric_spectrum(one, model.embed_dim) for one in each]
+    at_rest, rose = measured.context_at_rest.sum(axis=0), measured.rises_at_rest.sum(axis=0)
+    some = slice(1 if strict else 0, None)  # token 0 has an empty context under the strict mask
+    share = lambda part, whole: float(part) / float(whole) if whole else math.nan
+    return Certificate(
+        *promise,
+        norm=model.norm,
+        rate=model.rate,
+        mask=model.mask,
+        dtype=model.dtype,
+        smallest_eigenvalue=float(np.min(spectrum)),
+        largest_eigenvalue=float(np.max(spectrum)),
+        contradicted=contradicted,
+        uphill=float(np.mean(measured.uphill)),
+        rises=float(np.mean(measured.rises)),
+        steps_at_rest=int(at_rest[some].sum()),
+        rises_at_rest=share(rose[some].sum(), at_rest[some].sum()),
+        rises_at_rest_by_token=tuple(map(share, rose, at_rest)),
+        largest_step_scale=float(measured.largest_scales.min()),
+    )
+
+
+def _promise(trained: Pretrained, eta: np.ndarray, states: np.ndarray) -> tuple[Guarantee, int]:
+    """What is promised, and how many token steps contradict it, both by values in float64."""
+    own: Any = trained.model.bind(trained.variables)
+    names = zip(own.terms(), own.energy_names, strict=True)
+    gain, options = np.asarray(own.gain()), {"strict": own.strict, "blocks": own.blocks}
+    choices = {"combination": own.combination, "rule": own.rule}
+    parts = Parts(own.norm, gain, eta, dict(names), **choices, **options)
+    wide = lambda array: jnp.asarray(array, jnp.float64)
+    model = trained.model.with_kernels("plain").clone(dtype="float64")
+    variables = jax.tree.map(wide, trained.variables)
+    promise = certificates.certify(parts, partial(_checked, model, variables))
+    if promise.proposition is None:
+        return promise, 0
+    deep, variables = model.with_num_steps(variables, len(states))
+    return promise, int(np.sum(_uphill(deep, variables, wide(states))))
+
+
+@partial(jax.jit, static_argnums=(0, 2))
+def _checked(model: LanguageModel, variables, term: str | None) -> Checks:
+    bound: Any = model.bind(variables)
+    keys = jax.random.split(jax.random.key(0), 3)
+    sizes = jnp.asarray(DRAWN)[None, : model.context_length, None]
+    first, x = (
+        sizes * jax.random.normal(key, (1, sizes.shape[1], model.embed_dim), sizes.dtype)
+        for key in keys[:2]
+    )
+    inputs, dynamics_at = bound.dynamics(first)
+    dynamics = dynamics_at(jax.tree.map(lambda leaf: leaf[0], inputs))
+    return certificates.check(certificates.alone(dynamics, term) if term else dynamics, x, keys[2])
+
+
+@partial(jax.jit, static_argnums=0)
+def _uphill(model: LanguageModel, variables, states):
+    bound: Any = model.bind(variables)
+    inputs, dynamics_at = bound.dynamics(states[:1])
+    return evidence.uphill_moves(dynamics_at, inputs, states[:, None])
