@@ -2,14 +2,15 @@
 
 import hashlib
 import itertools
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from nrgpt_jax.datasets import documents, parts, shards
-from nrgpt_jax.datasets.documents import JSON_LINES, PARQUET, PLAIN, Reader
+from nrgpt_jax.datasets.documents import JSON_LINES, PARQUET, PLAIN, ROWS_OF_TEXT, Reader
 from nrgpt_jax.datasets.download import fetch
-from nrgpt_jax.datasets.files import File, is_packed, is_remote, list_files
+from nrgpt_jax.datasets.files import File, has_ending, is_packed, is_remote, list_files
 from nrgpt_jax.datasets.pieces import Text
 from nrgpt_jax.datasets.preparation import LOCAL, Engine, Plan, prepare
 from nrgpt_jax.datasets.records import cache_root, digest
@@ -17,7 +18,7 @@ from nrgpt_jax.datasets.streams import RecordStream, Stream
 from nrgpt_jax.datasets.tokenizers import FIXED, CharTokenizer, Tokenizer, from_record
 from nrgpt_jax.errors import UserError
 
-GENERATOR = 2  # changes with what the code below makes of the same files
+GENERATOR = 3  # changes with what the code below makes of the same files
 WHOLE = 2**24  # a split of up to so many tokens is read into memory
 COPY = "copy that folder again from where it was prepared"
 ANY = (*JSON_LINES, *PARQUET, *PLAIN)
@@ -126,15 +127,15 @@ def _files(data: Mapping[str, Any], place: str) -> list[File]:
     known = ARTICLES if data["name"] == "wikitext" else ANY
     files = list_files(place, (".txt",) if one_text else known)
     for file in files:
-        is_data = file.name.lower().endswith((*JSON_LINES, ".json", *PARQUET))
+        is_data = has_ending(file.name, (*JSON_LINES, ".json", *PARQUET))
         if one_text and is_data:
             raise UserError(
                 f"{file.path} is not plain text, which --config.data.tokenizer={data['tokenizer']} "
                 "needs; take gpt2 for documents, or write them into a .txt file"
             )
-        if is_packed(file.name) and (one_text or not file.name.endswith(known)):
+        if is_packed(file.name) and (one_text or not has_ending(file.name, known)):
             raise UserError(f"{file.path} is packed; unpack it first")
-        if not one_text and not file.name.endswith(known):
+        if not one_text and not has_ending(file.name, known):
             raise UserError(
                 f"{file.path} has none of the endings that are read ({', '.join(known)}); rename "
                 "it, or convert it"
@@ -154,13 +155,23 @@ def _plan(data: Mapping[str, Any], files: list[File]) -> Plan:
     if _is_one_text(data):
         return _text_plan(Text(files), data["tokenizer"], fraction)
     tokenizer = FIXED[data["tokenizer"]]()
-    one = len(files) == 1 and not files[0].name.endswith((*JSON_LINES, *PARQUET))
+    one = len(files) == 1 and not has_ending(files[0].name, ROWS_OF_TEXT)
     if one and data["name"] in ("shakespeare", "text"):
         text = Text(files)
-        boundary = text.place_to_cut(int(text.size * (1.0 - fraction)))
-        return Plan(parts.text_parts(text, boundary, ends=True), tokenizer)
+        return Plan(parts.text_parts(text, _boundary(text, fraction), ends=True), tokenizer)
     reader = CORPORA[data["name"]].reader
-    return Plan(parts.document_parts(files, reader, data["field"], fraction), tokenizer)
+    field = data["field"]
+    return Plan(parts.document_parts(files, reader, field, fraction), tokenizer, field=field)
+
+
+def _boundary(text: Text, fraction: float) -> int:
+    """The byte where training ends and validation begins; at most a tenth of its share is lost."""
+    at = int(text.size * (1.0 - fraction))
+    place, clean = text.place_to_cut(at, within=(text.size - at) // 10)
+    if not clean:
+        why = "there is no blank or change of script near the boundary of training and validation"
+        print(f"{why}: the text is cut between two characters, at byte {place:,}", file=sys.stderr)
+    return place
 
 
 def _text_plan(text: Text, tokenizer: str, fraction: float) -> Plan:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from nrgpt_jax.datasets.files import File, opened
+from nrgpt_jax.datasets.files import BOM, File, has_ending, opened
 from nrgpt_jax.datasets.pieces import Text, cut_text
 from nrgpt_jax.errors import UserError
 
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 JSON_LINES = (".jsonl", ".jsonl.gz", ".json.gz")
 PARQUET = (".parquet",)
 PLAIN = (".txt", ".raw", ".tokens")
+ROWS_OF_TEXT = (*JSON_LINES, *PARQUET)
 ROWS = 64  # of a Parquet file, read at once
+WRONG_FIELD = 1000  # lines at the beginning of a file without a field: it has another name
 
 
 class Document(NamedTuple):
@@ -23,7 +25,7 @@ class Document(NamedTuple):
 
     name: str  # of its file, within the corpus
     place: int  # its first byte, row or line in the file
-    pieces: Iterator[str]
+    pieces: Iterator[str] | None  # None: it has no text
     ends: bool = True  # whether an end follows it
 
 
@@ -39,16 +41,17 @@ def read_documents(file: File, field: str, within: Range = None) -> Iterator[Doc
       within: only those that begin in this range.
 
     Raises:
-      UserError: the file cannot be read, is cut short, or a document in it has no text.
+      UserError: the file cannot be read, is cut short, or has no such field.
     """
-    if file.name.endswith(JSON_LINES):
+    if has_ending(file.name, JSON_LINES):
         texts = _json_lines(file, field, within)
-    elif file.name.endswith(PARQUET):
+    elif has_ending(file.name, PARQUET):
         texts = _rows(file, field, within)
     else:
         text = Text([file])
         return iter((Document(file.name, 0, text.pieces(0, text.size)),))
-    return (Document(file.name, place, cut_text(text)) for place, text in texts)
+    pieces_of = lambda text: None if text is None else cut_text(text)
+    return (Document(file.name, place, pieces_of(text)) for place, text in texts)
 
 
 def read_articles(file: File, field: str, within: Range = None) -> Iterator[Document]:
@@ -58,10 +61,12 @@ def read_articles(file: File, field: str, within: Range = None) -> Iterator[Docu
     belongs to it.
     """
     del within
-    lines = _rows(file, field, None) if file.name.endswith(PARQUET) else _lines(file)
+    lines = _rows(file, field, None) if has_ending(file.name, PARQUET) else _lines(file)
     article: list[str] = []
     begin, blank = 0, True
     for place, line in lines:
+        if line is None:
+            continue
         if blank and _is_title(line) and any(part.strip() for part in article):
             yield Document(file.name, begin, cut_text("".join(article)))
             article, begin = [], place
@@ -81,10 +86,14 @@ def _is_title(line: str) -> bool:
     return one and not inside.startswith("= ") and not inside.endswith(" =")
 
 
-def _lines(file: File) -> Iterator[tuple[int, str]]:
+Texts = Iterator[tuple[int, str | None]]
+"""Places and texts; None where a document has none."""
+
+
+def _lines(file: File) -> Texts:
     with opened(file.path) as lines:
         for number, line in enumerate(lines):
-            yield number, _decoded(line, file.path)
+            yield number, _decoded(line if number else line.removeprefix(BOM), file.path)
 
 
 def _decoded(line: bytes, path: str) -> str:
@@ -94,8 +103,9 @@ def _decoded(line: bytes, path: str) -> str:
         raise UserError(f"{path} is not UTF-8 ({error}); convert it with iconv") from None
 
 
-def _json_lines(file: File, field: str, within: Range) -> Iterator[tuple[int, str]]:
+def _json_lines(file: File, field: str, within: Range) -> Texts:
     begin, end = within or (0, None)
+    seen = lacking = 0
     with opened(file.path) as lines:
         if begin:  # the line that byte begin - 1 belongs to begins before the range
             lines.seek(begin - 1)
@@ -104,17 +114,26 @@ def _json_lines(file: File, field: str, within: Range) -> Iterator[tuple[int, st
             if not (line := lines.readline()):
                 return
             if line.strip():
-                yield begin, _text_of_line(line, field, f"{file.path}, byte {begin}")
+                document = _document_of_line(line, f"{file.path}, byte {begin}")
+                seen, lacking = seen + 1, lacking + (field not in document)
+                if lacking == seen == WRONG_FIELD:
+                    raise UserError(f"the first {seen:,} lines of {file.path} {no_text(field)}")
+                text = document.get(field)
+                yield begin, _repaired(text) if isinstance(text, str) else None
             begin += len(line)
 
 
-def _text_of_line(line: bytes, field: str, where: str) -> str:
+def _document_of_line(line: bytes, where: str) -> Mapping[str, object]:
     try:
         document = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: the line is not JSON ({error})") from None
-    text = document.get(field) if isinstance(document, Mapping) else None
-    return _repaired(_checked(text, field, where))
+    return document if isinstance(document, Mapping) else {}
+
+
+def no_text(field: str) -> str:
+    """Says of documents that they lack a field, and what to do."""
+    return f"have no text {field!r}; name their field: --config.data.field=..."
 
 
 def _repaired(text: str) -> str:
@@ -126,15 +145,7 @@ def _repaired(text: str) -> str:
     return text
 
 
-def _checked(text: object, field: str, where: str) -> str:
-    if not isinstance(text, str):
-        raise UserError(
-            f"{where}: the document has no text {field!r}; name its field: --config.data.field=..."
-        )
-    return text
-
-
-def _rows(file: File, field: str, within: Range) -> Iterator[tuple[int, str]]:
+def _rows(file: File, field: str, within: Range) -> Texts:
     with opened_parquet(file) as parquet:
         if field not in parquet.schema_arrow.names:
             names = ", ".join(parquet.schema_arrow.names)
@@ -146,7 +157,7 @@ def _rows(file: File, field: str, within: Range) -> Iterator[tuple[int, str]]:
         row = sum(parquet.metadata.row_group(g).num_rows for g in range(first))
         for batch in parquet.iter_batches(ROWS, list(range(first, end)), [field]):
             for text in batch.column(0).to_pylist():
-                yield row, _checked(text, field, f"{file.path}, row {row}")
+                yield row, text if isinstance(text, str) else None
                 row += 1
 
 

@@ -16,6 +16,8 @@ PACKED = (
     *(".tar", ".tgz", ".tbz2", ".txz"),
 )
 
+BOM = b"\xef\xbb\xbf"  # a mark of UTF-8 at the beginning of a file, which is no text
+
 EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "hf": "hf", "http": "http", "https": "http"}
 
 
@@ -40,13 +42,24 @@ def absolute(place: str) -> str:
 
 def is_packed(name: str) -> bool:
     """Whether the ending of a name says that the file is compressed or an archive."""
-    return name.lower().endswith(PACKED)
+    return has_ending(name, PACKED)
+
+
+def has_ending(name: str, endings: tuple[str, ...]) -> bool:
+    """Whether a name has one of the endings, in small letters or capitals."""
+    return name.lower().endswith(endings)
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether the file, or a folder that it is in below the corpus, begins with a dot."""
+    return any(part.startswith(".") for part in name.split("/"))
 
 
 def list_files(place: str, endings: tuple[str, ...]) -> list[File]:
     """The file of this path or address, or all below it with one of the endings.
 
-    They are in the order of their names, folder by folder: `part/one.txt` before `part.txt`.
+    Files and folders below it whose names begin with a dot are left out. The others are in the
+    order of their names, folder by folder: `part/one.txt` before `part.txt`.
 
     Raises:
       UserError: the place does not exist, holds none, or cannot be listed; the message says what
@@ -64,10 +77,11 @@ def _local_files(place: str, endings: tuple[str, ...]) -> list[File]:
     with _explained(place):
         if not root.exists():
             raise FileNotFoundError(place)
-        below = [path for path in root.rglob("*") if path.name.endswith(endings)]
-        paths = [path for path in below if path.is_file()] if root.is_dir() else [root]
-        base = root if root.is_dir() else root.parent
-        return [_local_file(path, base) for path in paths]
+        if not root.is_dir():
+            return [_local_file(root, root.parent)]
+        below = [path for path in root.rglob("*") if has_ending(path.name, endings)]
+        files = [_local_file(path, root) for path in below if path.is_file()]
+        return [file for file in files if not _is_hidden(file.name)]
 
 
 def _local_file(path: Path, base: Path) -> File:
@@ -84,7 +98,7 @@ def _remote_files(place: str, endings: tuple[str, ...]) -> list[File]:
         return [
             File(system.unstrip_protocol(path), _below(path, base), about["size"] or 0)
             for path, about in found.items()
-            if path == root or path.endswith(endings)
+            if path == root or (has_ending(path, endings) and not _is_hidden(_below(path, base)))
         ]
 
 
@@ -103,7 +117,7 @@ def opened(path: str) -> Iterator[IO[bytes]]:
     Raises:
       UserError: it is not there, or breaks off while it is read.
     """
-    compression = "gzip" if path.endswith(".gz") else None
+    compression = "gzip" if has_ending(path, (".gz",)) else None
     with _explained(path), fsspec.open(path, "rb", compression=compression) as file:
         yield file
 

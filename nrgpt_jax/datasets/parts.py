@@ -10,17 +10,21 @@ from typing import Any, NamedTuple
 from nrgpt_jax.datasets.documents import (
     JSON_LINES,
     PARQUET,
+    ROWS_OF_TEXT,
     Document,
     Range,
     Reader,
+    read_documents,
     row_group_sizes,
 )
-from nrgpt_jax.datasets.files import File
+from nrgpt_jax.datasets.files import File, has_ending, is_packed
 from nrgpt_jax.datasets.pieces import Text
 from nrgpt_jax.errors import UserError
 
 PART_BYTES = 2**26  # of a corpus, packed as it lies there, in one part
 PART_FILES = 10_000
+COUNTED = 2**24  # bytes of a corpus whose documents are counted before they are drawn
+_DRAWS = 2.0**64
 SPLITS = {"train": "train", "valid": "validation", "validation": "validation", "test": "test"}
 BOTH = ("train", "validation")
 
@@ -94,9 +98,38 @@ def drawn_split(document: Document, validation_fraction: float) -> str:
     The file's name within the corpus and the document's place in the file are hashed, so that it
     does not matter how the corpus is cut into parts, or where it lies.
     """
+    return "validation" if _draw(document) < validation_fraction * _DRAWS else "train"
+
+
+def _draw(document: Document) -> int:
     key = f"{document.name}:{document.place}".encode()
-    drawn = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest())
-    return "validation" if drawn < validation_fraction * 2.0**64 else "train"
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest())
+
+
+def _fraction_for_both(
+    files: Sequence[File], reader: Reader, field: str, validation_fraction: float
+) -> float:
+    """The fraction; where documents are few, one that leaves none of both splits empty.
+
+    Documents are counted where that takes no long reading: in small corpora, and in files of
+    plain text, which are a document each.
+    """
+    plain = reader is read_documents and not any(has_ending(f.name, ROWS_OF_TEXT) for f in files)
+    if plain:
+        draws = sorted(_draw(Document(file.name, 0, None)) for file in files)
+    elif sum(file.size for file in files) <= COUNTED:
+        each = (document for file in files for document in reader(file, field, None))
+        draws = sorted(_draw(document) for document in each if document.pieces is not None)
+    else:
+        return validation_fraction
+    count = len(draws)
+    drawn = sum(draw < validation_fraction * _DRAWS for draw in draws)
+    if count < 2 or 0 < drawn < count:
+        return validation_fraction if count > 1 else 0.0
+    kept = 1 if drawn == 0 else count - 1
+    few = f"there are only {count} documents, and {kept} of them are drawn for validation"
+    print(few, file=sys.stderr)
+    return (draws[kept - 1] + draws[kept]) / 2 / _DRAWS
 
 
 def text_parts(text: Text, boundary: int, ends: bool) -> list[Part]:
@@ -104,7 +137,7 @@ def text_parts(text: Text, boundary: int, ends: bool) -> list[Part]:
     parts: list[Part] = []
     for split, start, stop in (("train", 0, boundary), ("validation", boundary, text.size)):
         while start < stop:
-            end = min(stop, text.place_to_cut(start + PART_BYTES))
+            end = min(stop, text.place_to_cut(start + PART_BYTES).place)
             parts.append(TextPart(text, start, end, split, ends and end == text.size))
             start = end
     return parts
@@ -121,14 +154,17 @@ def document_parts(
     splits = _splits_of(files)
     order = [split for split in (None, *dict.fromkeys(SPLITS.values())) if split in splits]
     parts: list[Part] = []
+    fraction = validation_fraction
     for split in order:
         chosen = [f for f, s in zip(files, splits, strict=True) if s == split]
+        if split is None:
+            fraction = _fraction_for_both(chosen, reader, field, validation_fraction)
         more = functools.partial(
             DocumentsPart,
             split=split,
             reader=reader,
             field=field,
-            validation_fraction=validation_fraction,
+            validation_fraction=fraction,
         )
         parts += [more(*run) for run in _runs(chosen)]
     return parts
@@ -188,9 +224,9 @@ def _is_enough(files: list[File]) -> bool:
 
 
 def _ranges(file: File) -> list[tuple[Range, int]]:
-    if file.name.endswith(PARQUET):
+    if has_ending(file.name, PARQUET):
         return _grouped(row_group_sizes(file))
-    if file.name.endswith(JSON_LINES) and not file.name.endswith(".gz"):
+    if has_ending(file.name, JSON_LINES) and not is_packed(file.name):
         starts = range(0, file.size, PART_BYTES)
         return [((at, end := min(at + PART_BYTES, file.size)), end - at) for at in starts]
     return [(None, file.size)]

@@ -25,6 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nrgpt_jax.datasets import shards
+from nrgpt_jax.datasets.documents import no_text
 from nrgpt_jax.datasets.parts import PART_BYTES, Part
 from nrgpt_jax.datasets.records import digest, unwritable
 from nrgpt_jax.datasets.shards import Layout, ShardWriter, Written
@@ -48,6 +49,7 @@ class Plan(NamedTuple):
     parts: list[Part]
     tokenizer: Tokenizer
     fingerprint: str | None = None  # None: of the tokens
+    field: str = ""  # the name of the text in a document
 
 
 class Task(NamedTuple):
@@ -144,11 +146,26 @@ def _finish(plan: Plan, tasks: list[Task]) -> None:
             )
         for (split, _), written in zip(task.shards, results, strict=True):
             splits.setdefault(split, []).append(written)
+    _report(plan, splits)
     record = as_record(plan.tokenizer)
     content = {split: [(w.tokens, w.checksum) for w in all_] for split, all_ in splits.items()}
     fingerprint = plan.fingerprint or digest({"tokenizer": record["kind"], **content})
     about = {"tokenizer": record, "fingerprint": fingerprint}
     shards.write_metadata(tasks[0].layout, splits, tasks[0].dtype, about)
+
+
+def _report(plan: Plan, splits: Mapping[str, list[Written]]) -> None:
+    """Says how a corpus was split and what was left out. Raises UserError if nothing is left."""
+    sums = {name: [sum(c) for c in zip(*written, strict=True)] for name, written in splits.items()}
+    whole = {name: Written(*found) for name, found in sums.items()}
+    skipped = sum(w.skipped for w in whole.values())
+    if skipped and not any(w.documents for w in whole.values()):
+        raise UserError(f"all {skipped:,} documents of the corpus {no_text(plan.field)}")
+    if skipped:
+        print(f"{skipped:,} documents without a text are left out", file=sys.stderr)
+    total = max(1, sum(w.tokens for w in whole.values()))
+    shares = [f"{n} {w.tokens:,} tokens ({w.tokens / total:.1%})" for n, w in whole.items()]
+    print(", ".join(shares), file=sys.stderr)
 
 
 # A task ------------------------------------------------------------------------------------------
@@ -174,6 +191,9 @@ def _tokenize(part: Part, tokenizer: Tokenizer, writers: Mapping[str, ShardWrite
     """Every document, followed by the token of an end (a line end, where there is none)."""
     for split, document in part.documents():
         writer = writers[split]
+        if document.pieces is None:
+            writer.skipped += 1
+            continue
         for piece in document.pieces:
             writer.write(tokenizer.encode(piece))
         if document.ends:

@@ -37,6 +37,7 @@ class Written(NamedTuple):
     bytes: int
     checksum: int
     documents: int
+    skipped: int = 0  # documents that have no text
 
 
 Name = Annotated[str, msgspec.Meta(pattern=r"^\w[\w.-]*$")]
@@ -125,7 +126,8 @@ class ShardWriter:
         with _writing(path):
             self._writer = array_record_module.ArrayRecordWriter(str(self._partial), options)
         self._kept: list[np.ndarray] = []
-        self._waiting = self.tokens = self.records = self.checksum = self.documents = 0
+        self._waiting = self.tokens = self.records = self.checksum = 0
+        self.documents = self.skipped = 0
 
     def write(self, tokens: np.ndarray) -> None:
         """Adds tokens (n,)."""
@@ -153,7 +155,8 @@ class ShardWriter:
             self._writer.close()
         os.replace(self._partial, self._path)
         size = self._path.stat().st_size
-        return Written(self.tokens, self.records, size, self.checksum, self.documents)
+        counts = self.documents, self.skipped
+        return Written(self.tokens, self.records, size, self.checksum, *counts)
 
     def abandon(self) -> None:
         """Leaves nothing."""
