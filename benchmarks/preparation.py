@@ -33,7 +33,9 @@ FRACTION = 0.01
 
 def make_corpora(sources: list[str], out: Path, size: int) -> None:
     """`documents/*.jsonl` of `size` bytes, `text/all.txt` as large, and `small/` of 10 MB."""
-    texts = ["".join(d.pieces) for s in sources for d in read_articles(list_files(s, ("",))[0], "")]
+    texts = [
+        "".join(d.pieces or ()) for s in sources for d in read_articles(list_files(s, ("",))[0], "")
+    ]
     for folder, bytes_ in (("documents", size), ("small", 10**7)):
         (out / folder).mkdir(parents=True, exist_ok=True)
         for number in range(files := 4):

@@ -69,7 +69,7 @@ def evaluate(
     devices, length = jax.device_count(), config.model.context_length
     size = -(-config.data.batch_size // devices) * devices  # a multiple, also on other machines
     parts = max(-(-size // devices * length // TOKENS_AT_ONCE), config.optimizer.accumulation_steps)
-    eval_step = evaluation.make_eval_step(model, mesh, parts)
+    eval_step = evaluation.make_eval_step(model, mesh, parts, dataset.tokenizer.size)
     windows = validation_batches(dataset.validation, length, size)
     found: dict[str, float] = {"step": step}
     found |= evaluation.evaluate_loss(eval_step, params, windows, mesh)

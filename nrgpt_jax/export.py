@@ -10,7 +10,8 @@ flatbuffers, not this package:
     prefill(params, tokens (b,N), lengths (b,)) -> logits (b,V), cache
     decode(params, tokens (b,), positions (b,), cache) -> logits (b,V), cache
 
-for any batch size b, with N the context length. `usage.py` beside them is a complete program.
+for any batch size b, with N the context length and V the symbols of the tokenizer. `usage.py`
+beside them is a complete program.
 """
 
 from pathlib import Path
@@ -28,6 +29,7 @@ from nrgpt_jax.generation import exported
 from nrgpt_jax.generation.engine import Settings, check_settings
 from nrgpt_jax.models import abstract_params
 from nrgpt_jax.models.decoding import Decoding
+from nrgpt_jax.models.readout import of_symbols
 from nrgpt_jax.runs import checksums
 from nrgpt_jax.runs.checkpoints import KINDS
 from nrgpt_jax.runs.pretrained import SAVED, Pretrained, load_pretrained, save_pretrained
@@ -75,15 +77,19 @@ def compiled_functions(
         nested = {"params": traverse_util.unflatten_dict(flat, sep="/")}
         return trained.with_num_steps(nested, deep)[1]
 
+    def of_logits(logits, cache_now, steps):
+        del steps
+        return of_symbols(logits, pretrained.tokenizer.size), cache_now
+
     def prefill(flat, tokens, lengths):
         variables = variables_of(flat)
         cache_now = apply(variables, tokens.shape[0], slots, cache, method="empty_cache")
         arguments = variables, tokens, lengths, cache_now, decoding
-        return apply(*arguments, method="prefill")[:2]
+        return of_logits(*apply(*arguments, method="prefill"))
 
     def decode(flat, tokens, positions, cache_now):
         arguments = variables_of(flat), tokens, positions, cache_now, decoding
-        return apply(*arguments, method="decode")[:2]
+        return of_logits(*apply(*arguments, method="decode"))
 
     (batch,) = jax.export.symbolic_shape("b")
     shapes = traverse_util.flatten_dict(abstract_params(pretrained.model), sep="/")

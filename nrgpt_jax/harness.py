@@ -11,8 +11,9 @@ Source: github.com/EleutherAI/lm-evaluation-harness
 
 import itertools
 import json
-from collections.abc import Sequence
-from typing import Any
+import sys
+from collections.abc import Sequence, Sized
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -38,7 +39,9 @@ AT_ONCE = 32  # texts, where it is left to us
 MOST_TOKENS = 256  # of a text that a task has made and does not limit
 PIECE = 16  # tokens between two looks for the end of a text
 UNUSED = ("device", "max_batch_size")  # that the harness gives every model
-OPTIONS = ("until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p", "min_p")
+LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+NUMBERS = (*LIMITS, *Sampling._fields)
+OPTIONS = ("until", "do_sample", "num_beams", *NUMBERS)
 
 
 @register_model(NAME)
@@ -116,6 +119,8 @@ class HarnessModel(TemplateLM):
     def _scored(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
         contexts = [np.asarray(context, np.int32) for context, _ in pairs]
         endings = [np.asarray(ending, np.int32) for _, ending in pairs]
+        whole = [[*context, *ending] for context, ending in pairs]
+        self._report_lengths(whole, self.max_length + 1)  # the last token is not read
         options: dict[str, Any] = {"num_symbols": self.text.size, "batch_size": self.batch_size}
         found = log_likelihood(self.model, self.variables, contexts, endings, **options)
         return [(score.log_likelihood, score.is_greedy) for score in found]
@@ -141,51 +146,100 @@ class HarnessModel(TemplateLM):
     def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
         """What follows each text, up to the first of its `until` strings.
 
-        A text keeps as many of its last tokens as leave room for the new ones.
+        A text is read whole; as in `generate`, the oldest tokens leave where it and what follows
+        it are longer than the context.
+
+        Raises:
+          UserError: an option of a request is unknown or out of range; before the model is asked.
         """
         del disable_tqdm
-        made: dict[int, str] = {}
         options_of = lambda i: json.dumps(requests[i].args[1], sort_keys=True, default=str)
-        for _, alike in itertools.groupby(sorted(range(len(requests)), key=options_of), options_of):
-            numbers = list(alike)
+        order = sorted(range(len(requests)), key=options_of)
+        alike = [list(numbers) for _, numbers in itertools.groupby(order, options_of)]
+        options = [options_of_task(requests[numbers[0]].args[1]) for numbers in alike]
+        for one in options:
+            check_settings(self.model, Settings(one.sampling))
+        made: dict[int, str] = {}
+        for numbers, one in zip(alike, options, strict=True):
             for start in range(0, len(numbers), self.batch_size):
                 part = numbers[start : start + self.batch_size]
-                contexts, options = [requests[i].args[0] for i in part], requests[part[0]].args[1]
-                made |= zip(part, self._continued(contexts, options, seed=part[0]), strict=True)
+                contexts = [requests[i].args[0] for i in part]
+                made |= zip(part, self._continued(contexts, one, seed=part[0]), strict=True)
                 for i in part:
                     self.cache_hook.add_partial("generate_until", requests[i].args, made[i])
         return [made[i] for i in range(len(requests))]
 
-    def _continued(self, contexts: list[str], options: dict[str, Any], seed: int) -> list[str]:
-        given = normalize_gen_kwargs(options, MOST_TOKENS)
-        for name in sorted(set(given) - set(OPTIONS)):
-            raise UserError(f"--gen_kwargs {name} is not known; there are {', '.join(OPTIONS)}")
-        limits: dict[str, Any] = {n: given[n] for n in ("top_k", "top_p", "min_p") if n in given}
-        temperature = float(given["temperature"]) if given["do_sample"] else 0.0
-        stops, count = [stop for stop in given["until"] if stop], int(given["max_gen_toks"])
-        room = max(1, self.max_length - count)
+    def _continued(self, contexts: list[str], options: "Options", seed: int) -> list[str]:
         prompts = [
-            (self.text.encode(context)[-room:] if context else np.array([self.prefix_token_id]))
+            self.text.encode(context) if context else np.array([self.prefix_token_id])
             for context in contexts
         ]
+        self._report_lengths(prompts, self.max_length)
         texts, tokens = [""] * len(prompts), [np.empty(0, np.int32) for _ in prompts]
         pieces = stream(
             self.model,
             self.variables,
             prompts,
-            count,
-            Settings(Sampling(temperature, **limits)),
+            options.max_new_tokens,
+            Settings(options.sampling),
             seed=seed,
             end_token=self.text.end,
             num_symbols=self.text.size,
             tokens_at_once=PIECE,
         )
+        stops = options.stops
         for piece in pieces:
             tokens = [np.append(a, new.tokens) for a, new in zip(tokens, piece, strict=True)]
             texts = [self.text.decode(a) for a in tokens]
             if stops and all(any(stop in text for stop in stops) for text in texts):
                 break
         return [_cut(text, stops) for text in texts]
+
+    def _report_lengths(self, texts: Sequence[Sized], length: int) -> None:
+        """Says of texts that are longer than what the model reads that they are cut."""
+        count = sum(len(text) > length for text in texts)
+        if count:
+            what = f"{count} of {len(texts)} texts are longer than the context length"
+            print(f"{what} {self.max_length}: their oldest tokens are not read", file=sys.stderr)
+
+
+class Options(NamedTuple):
+    """What a task asks of generation."""
+
+    sampling: Sampling
+    stops: list[str]  # a text ends before the first of these
+    max_new_tokens: int
+
+
+def options_of_task(given: dict[str, Any]) -> Options:
+    """The options of a request. Raises UserError naming one that is unknown or not possible."""
+    given = {name: value for name, value in given.items() if value is not None}
+    for name in sorted(set(given) - set(OPTIONS)):
+        raise UserError(f"--gen_kwargs {name} is not known; there are {', '.join(OPTIONS)}")
+    beams = given.pop("num_beams", 1)
+    require(beams == 1, "num_beams", beams, "1: there is no beam search")
+    draws = given.get("do_sample", False)
+    require(isinstance(draws, bool), "do_sample", draws, "true or false")
+    if draws:
+        given.setdefault("temperature", 1.0)
+    numbers = {name: _number(name, given[name]) for name in NUMBERS if name in given}
+    until = given.pop("until", [])
+    stops = [stop for stop in ([until] if isinstance(until, str) else until) if stop]
+    normal = normalize_gen_kwargs({**given, **numbers}, MOST_TOKENS)
+    temperature = float(normal["temperature"]) if normal["do_sample"] else 0.0
+    limits = {n: numbers[n] for n in Sampling._fields if n in numbers and n != "temperature"}
+    count = normal["max_gen_toks"]
+    require(count > 0, "max_gen_toks", count, "at least 1")
+    return Options(Sampling(temperature, **limits), stops, count)
+
+
+def _number(name: str, value: Any) -> Any:
+    whole = name in LIMITS or name == "top_k"
+    try:
+        number = float(value)
+        return int(number) if whole and number.is_integer() else number
+    except (TypeError, ValueError):
+        raise UserError(f"{name}={value!r} is not possible: a number is wanted") from None
 
 
 def _cut(text: str, stops: list[str]) -> str:

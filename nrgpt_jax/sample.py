@@ -7,6 +7,7 @@ DIR is a run directory or a folder written by `nrgpt_jax.export`. `--help` lists
 """
 
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -118,7 +119,7 @@ def _prompts(f: flags.FlagValues) -> list[str]:
         raise UserError("give --prompt=TEXT or --prompts_file=FILE (one prompt a line)")
     if f.prompt is not None:
         return [f.prompt]
-    lines = _read_prompts(f.prompts_file).splitlines()
+    lines = re.split("\r?\n", _read_prompts(f.prompts_file))
     prompts = [line for line in lines if line]
     if not prompts:
         raise UserError(f"{f.prompts_file} holds no prompt; one a line is wanted")
@@ -131,7 +132,7 @@ def _read_prompts(path: str) -> str:
             content = file.read(MOST_BYTES + 1)
         if len(content) > MOST_BYTES:
             raise UserError(f"{path} is larger than {MOST_BYTES:,} bytes; give a part at a time")
-        return content.decode("utf-8")
+        return content.decode("utf-8").removeprefix("\ufeff")  # a byte order mark is no text
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 (at byte {error.start:,}); convert it") from None
     except (OSError, ValueError) as error:
@@ -162,7 +163,9 @@ def main(f: flags.FlagValues) -> None:
         **_vocabulary(trained),
     )
     live = f.format == "text" and len(starts) == 1
-    made = _collect(pieces, starts, _printer(trained, starts[0]) if live else lambda new: None)
+    made = _collect(
+        pieces, starts, _printer(trained, starts[0]) if live else lambda new, whole: None
+    )
     if live:
         print()
     elif f.format == "text":
@@ -178,7 +181,8 @@ def _collect(pieces: Iterator[list[Continuation]], starts, see) -> list[Sample]:
     for piece in pieces:
         for part, new in zip(parts, piece, strict=True):
             part.append(new)
-        see(parts[0])
+        see(parts[0], False)
+    see(parts[0], True)
     whole = [Continuation(*map(np.concatenate, zip(*part, strict=True))) for part in parts]
     return [Sample(start, new) for start, new in zip(starts, whole, strict=True)]
 
@@ -187,10 +191,11 @@ def _printer(trained: Pretrained, start):
     """Prints the prompt and what each call adds to it."""
     printed = ""
 
-    def see(parts: list[Continuation]) -> None:
+    def see(parts: list[Continuation], whole: bool) -> None:
         nonlocal printed
         tokens = [t for part in parts for t in part.tokens]
-        text = trained.tokenizer.decode([*start, *tokens]).rstrip("\ufffd")  # half a character
+        text = trained.tokenizer.decode([*start, *tokens])
+        text = text if whole else text.rstrip("\ufffd")  # perhaps half a character
         print(text[len(printed) :], end="", flush=True)
         printed = text
 
@@ -240,7 +245,12 @@ def _report(trained: Pretrained, made: list[Sample], settings: Settings) -> None
         one = max(made, key=lambda s: len(s.new.tokens))
         whole = np.concatenate([one.prompt, one.new.tokens])
         error = scoring.cache_error(
-            model, variables, whole, len(one.prompt), Decoding(settings.cache, settings.until)
+            model,
+            variables,
+            whole,
+            len(one.prompt),
+            Decoding(settings.cache, settings.until),
+            trained.tokenizer.size,
         )
         _say(
             f"against the exact cache: logits differ by at most {error.largest:.3g}, KL "

@@ -63,7 +63,8 @@ def _error(trained: Pretrained, prompts: Prompts, settings: Settings) -> str:
     """Mean KL divergence from the exact cache on texts the exact cache made."""
     model, variables = trained.model.with_num_steps(trained.variables, settings.num_steps or 1)
     chosen, total = prompts.prompts[:20], 0.0
-    made = generate(model, variables, chosen, 24, end_token=prompts.end)
+    ends = prompts.end, prompts.num_symbols
+    made = generate(model, variables, chosen, 24, end_token=ends[0], num_symbols=ends[1])
     for prompt, new in zip(chosen, made, strict=True):
         text = np.concatenate([prompt, new.tokens])
         decoding = Decoding(settings.cache)
@@ -78,7 +79,8 @@ def main(f: flags.FlagValues) -> None:
     if not sets:
         raise UserError(f"the data set of {f.workdir} has no prompts to answer; use a listops run")
     name, prompts = next(iter(sets.items()))
-    prompts = Prompts(prompts.prompts[: f.prompts], prompts.answers[: f.prompts], prompts.end)
+    first = slice(f.prompts)
+    prompts = prompts._replace(prompts=prompts.prompts[first], answers=prompts.answers[first])
     OUT.write_text(page(trained, name, len(prompts.prompts), measure(trained, prompts)))
     print(f"written to {OUT}")
 

@@ -76,7 +76,7 @@ def _quality(trained: Pretrained, dataset: Dataset) -> dict[str, Any]:
         steps = times * trained.model.num_steps
         model, variables = trained.model.with_num_steps(trained.variables, steps)
         windows = validation_batches(dataset.validation, config.model.context_length, 64, 512)
-        step = evaluation.make_eval_step(model, mesh)
+        step = evaluation.make_eval_step(model, mesh, num_symbols=dataset.tokenizer.size)
         seen = evaluation.evaluate_loss(step, variables["params"], windows, mesh)
         found[f"loss_at_{times}T"] = seen["val/loss"]
         found[f"hits_at_{times}T"] = seen["val/token_accuracy"]

@@ -7,6 +7,7 @@ import pytest
 
 from nrgpt_jax.models import create_model, parameter_shapes
 from nrgpt_jax.training.config_checks import check_config
+from nrgpt_jax.training.config_notes import notes
 
 LARGE = ["", "GPT", "GPT_Rec_parallel", "large", "small"]
 VARIANTS = {"openwebtext": LARGE, "c4": LARGE, "wikitext": ["", "103", "small"]}
@@ -33,3 +34,13 @@ def test_models_on_openwebtext_have_the_parameters_of_the_paper(variant, million
     assert sum(math.prod(shape) for shape in shapes) / 1e6 == pytest.approx(millions, abs=0.1)
     tokens = config.data.batch_size * config.model.context_length
     assert (tokens, config.train_steps) == (393_216, 100_000)
+
+
+SWEPT = ("listops_transition", "shakespeare_scaling", "overfitting", "wikitext", "rates", "rest")
+
+
+@pytest.mark.parametrize("name", [*SWEPT, "listops", "shakespeare", "quality", "text"])
+def test_experiments_do_what_their_settings_say(name):
+    module = importlib.import_module(f"experiments.{name}")
+    configs = list(module.get_sweep("").values()) if name in SWEPT else [module.get_config()]
+    assert not [note for config in configs for note in notes(config, windows=10**6)]

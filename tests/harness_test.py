@@ -13,11 +13,14 @@ from decoding_helpers import small_model
 from nrgpt_jax.configs import default_config
 from nrgpt_jax.datasets.tokenizers import ByteTokenizer, SymbolTokenizer
 from nrgpt_jax.errors import UserError
+from nrgpt_jax.generation.engine import generate
+from nrgpt_jax.generation.sampling import Sampling
 from nrgpt_jax.generation.scoring import log_likelihood
 from nrgpt_jax.runs.pretrained import Pretrained, save_pretrained
 
 pytest.importorskip("lm_eval", reason="the extra `harness` is not installed")
 
+from nrgpt_jax import harness
 from nrgpt_jax.harness import NAME, HarnessModel
 
 LENGTH = 48
@@ -150,8 +153,73 @@ def test_texts_are_as_long_as_asked_wherever_they_begin(model):
     found = ask(model, *contexts, max_new_tokens=5)
     assert found[0] == alone[0]
     assert all(found)
-    with pytest.raises(UserError, match="--gen_kwargs num_beams is not known"):
-        ask(model, "the hill", num_beams=3)
+
+
+def test_a_prompt_is_read_whole(model):
+    """Also where it and what may follow are longer than the context: the task asks for 256."""
+    prompt = "the tokens roll down the hill"
+    continued = lambda count: (
+        generate(
+            *(model.model, model.variables, [model.text.encode(prompt)], count), num_symbols=256
+        )[0].tokens
+    )
+    assert len(prompt) + 30 > LENGTH
+    assert ask(model, prompt, max_gen_toks=30) == [model.text.decode(continued(30))]
+    assert ask(model, prompt)[0][:3] == model.text.decode(continued(30))[:3]
+    other = ask(model, "another beginning with the same end" + prompt[-1], max_gen_toks=8)
+    assert other != ask(model, prompt, max_gen_toks=8), "not its last token alone"
+
+
+def test_longer_texts_than_can_be_read_are_reported(model, capsys):
+    ask(model, "x" * LENGTH, "y" * (LENGTH + 1), max_gen_toks=2)
+    assert "1 of 2 texts" in capsys.readouterr().err
+    model._loglikelihood_tokens([(("", ""), [1] * LENGTH, [2]), (("", ""), [1] * LENGTH, [2, 3])])
+    assert "1 of 2 texts" in capsys.readouterr().err
+
+
+def test_a_stop_counts_in_the_continuation_alone_also_across_pieces(model, monkeypatch):
+    prompt = "the hill"
+    text = ask(model, prompt, max_gen_toks=24)[0]
+    assert ask(model, prompt, max_gen_toks=24, until=[prompt[-1] + text[0]]) == [text]
+    middle = text[6:9]
+    expected = text[: text.index(middle)]
+    for piece in (1, 2, 16):
+        monkeypatch.setattr(harness, "PIECE", piece)
+        assert ask(model, prompt, max_gen_toks=24, until=middle) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, (Sampling(0.0), [], 256)),
+        ({"until": None, "max_new_tokens": "16"}, (Sampling(0.0), [], 16)),
+        ({"do_sample": True}, (Sampling(1.0), [], 256)),
+        ({"do_sample": False, "temperature": 1}, (Sampling(0.0), [], 256)),
+        ({"temperature": 0.7, "until": "a"}, (Sampling(0.7), ["a"], 256)),
+        ({"do_sample": True, "temperature": "0.5", "top_k": "3"}, (Sampling(0.5, 3), [], 256)),
+        ({"num_beams": 1, "repetition_penalty": 2}, (Sampling(repetition_penalty=2.0), [], 256)),
+    ],
+)
+def test_options_of_a_task_are_honoured(options, expected):
+    assert tuple(harness.options_of_task(options)) == expected
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_beams": 3},
+        {"penalty_alpha": 0.6},
+        {"temperature": "warm"},
+        {"top_k": 2.5},
+        {"top_p": 0.0},
+        {"do_sample": "yes"},
+        {"max_gen_toks": 0},
+    ],
+)
+def test_options_that_are_not_possible_are_refused_before_the_model_is_asked(model, options):
+    good, bad = (SimpleNamespace(args=("a", o)) for o in ({"max_gen_toks": 2}, options))
+    with pytest.raises(UserError):
+        model.generate_until([good, bad])
 
 
 @pytest.mark.slow

@@ -50,7 +50,7 @@ def test_half_a_surrogate_pair_becomes_a_mark(tmp_path):
     lines.append(b'{"text": "\xed\xa0\x80' + b"and on " * pieces.BLOCK + b'"}')
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
     file = list_files(str(tmp_path), (".jsonl",))[0]
-    found = ["".join(document.pieces) for document in documents.read_documents(file, "text")]
+    found = ["".join(document.pieces or ()) for document in documents.read_documents(file, "text")]
     assert found[:3] == ["a\ufffdb", "a\ufffdb", "😀"]
     assert found[3].startswith("\ufffdand on ")
 

@@ -2,6 +2,7 @@
 
 import functools
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -114,7 +115,7 @@ def _parts():
 
 def built(key, energies, norm, rule, combination, rate, strict, sign=1.0):
     """Random dynamics of parts, of states where the rule leaves them, and the parts."""
-    seen = {}
+    seen: dict[str, Any] = {}
 
     def change(eta):  # the gain is known where a promise rests on it
         seen.update(eta=sign * eta, gain=eta if rate == "gamma" else jnp.ones(SIZES.D))
@@ -159,8 +160,8 @@ def models(draw):
     """Good parts, and in half of all models a bad one, or a rate that is not the one for them."""
     bad = draw(st.sampled_from((None, None, None, *BAD, "rate")))
     one_of = lambda kind: draw(st.sampled_from((BAD if kind == bad else GOOD)[kind]))
-    energies = [one_of("energies"), draw(st.sampled_from(GOOD["energies"]))]
-    energies = tuple({ENERGIES[name].label: name for name in reversed(energies)}.values())
+    two = one_of("energies"), draw(st.sampled_from(GOOD["energies"]))
+    energies = tuple({ENERGIES[name].label: name for name in reversed(two)}.values())
     norm, rule, combination = one_of("norm"), one_of("rule"), one_of("combination")
     of_gain = "gamma" if "gain" in NORMS[norm].specs else "scalar"
     any_positive = norm == "none" or RULES[rule].follows == "dE/dx"
@@ -234,9 +235,10 @@ def test_evidence_against_a_promise_is_said_first_and_fails_the_program(tmp_path
     assert 0 < found.certificate.contradicted <= 2, "steps of the last token"
     assert "contradicted" in report(found).splitlines()[0]
     monkeypatch.setattr(analyze, "look", lambda *arguments: (trained, found))
-    flags = {"workdir": str(tmp_path), "prompt": "", "num_steps": 2, "tolerance": 0.01}
+    given: Any = {"workdir": str(tmp_path), "prompt": "", "num_steps": 2, "tolerance": 0.01}
+    flags: Any = SimpleNamespace(**given, checkpoint="best", out=str(tmp_path / "out"))
     with pytest.raises(UserError):
-        analyze.main(SimpleNamespace(**flags, checkpoint="best", out=str(tmp_path / "out")))
+        analyze.main(flags)
     assert (tmp_path / "out" / "analysis.json").exists()
 
 

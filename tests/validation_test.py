@@ -5,6 +5,7 @@ import pytest
 from nrgpt_jax.configs import default_config
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.training.config_checks import check_config, check_mesh
+from nrgpt_jax.training.config_notes import notes
 
 
 @pytest.mark.parametrize(
@@ -101,3 +102,32 @@ def test_heads_need_not_divide_the_width_of_a_full_rank_model():
     config = default_config()
     config.model.num_heads = 3
     check_config(config, num_devices=1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({}, None),
+        ({"optimizer.warmup_steps": 999}, None),
+        ({"optimizer.warmup_steps": 1000}, "optimizer.warmup_steps=1000"),
+        ({"optimizer.final_learning_rate": 1e-2}, "optimizer.final_learning_rate=0.01"),
+        ({"depth.growth_steps": 1001}, "depth.growth_steps=1001"),
+        ({"checkpoint_every": 1001}, "checkpoint_every=1001"),
+        ({"checkpoint_keep_every": 750}, "checkpoint_keep_every=750"),
+        ({"checkpoint_keep_every": 1000}, None),
+        ({"data.batch_size": 100}, None),
+        ({"data.batch_size": 101}, "data.batch_size=101"),
+        ({"model.name": "GPT", "model.rate": "psd"}, "model.rate='psd'"),
+        ({"model.full_steps": 2}, "model.full_steps=2"),
+        ({"model.full_steps": 2, "model.rate_decay": 0.5}, None),
+        ({"model.rate_init": 0.1}, "model.rate_init=0.1"),
+        ({"model.rate_init": 0.1, "model.rate": "scalar"}, None),
+        ({"model.head_dim": 4}, "model.head_dim=4"),
+        ({"model.head_dim": 4, "model.attention": "low_rank"}, None),
+    ],
+)
+def test_settings_that_do_not_do_what_they_seem_to_are_named(changes, named):
+    config = default_config()
+    config.update_from_flattened_dict(changes)
+    found = notes(config, windows=100)
+    assert [note.startswith(named or "") for note in found] == [True] * (named is not None)

@@ -21,6 +21,7 @@ from nrgpt_jax.datasets.tokenizers import Tokenizer
 from nrgpt_jax.errors import UserError, require
 from nrgpt_jax.generation.loop import as_tokens
 from nrgpt_jax.models import LanguageModel
+from nrgpt_jax.models.readout import of_symbols
 from nrgpt_jax.runs.pretrained import Pretrained
 
 LARGEST = 1e6  # energies beyond this times the first have diverged
@@ -161,7 +162,7 @@ def _run(model: LanguageModel, variables, tokens, known: int, tolerance: float):
     path, measured, speeds = jax.tree.map(lambda leaf: leaf[:, 0], (path, measured, speeds))
 
     def predict(x):
-        log_p = jax.nn.log_softmax(bound.readout(x[None])[0, :, :known])
+        log_p = jax.nn.log_softmax(of_symbols(bound.readout(x[None])[0], known))
         p, best = jax.lax.top_k(jnp.exp(log_p), min(TOP, known))
         surprise = -jnp.take_along_axis(log_p[:-1], tokens[1:, None], axis=-1)[:, 0]
         return best, p, -jnp.sum(jnp.exp(log_p) * log_p, axis=-1), surprise

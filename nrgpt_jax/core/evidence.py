@@ -140,6 +140,7 @@ def uphill_moves(
         dynamics = dynamics_at(inputs_t)
         state = start(dynamics)._replace(x=x)
         seen = one_step(dynamics, state, inputs_t["scale"])[1]
+        assert seen.move is not None
         memories, _ = remember(dynamics, state, dynamics.norm.function(x))
 
         held = lambda x: slope(dynamics, x, dynamics.norm.function(x), memories)

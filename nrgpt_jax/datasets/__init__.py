@@ -18,6 +18,7 @@ class Prompts(NamedTuple):
     prompts: list[np.ndarray]  # each (length,) int32
     answers: np.ndarray  # (count,) int32
     end: int  # the token that ends an answer
+    num_symbols: int  # of the tokenizer; a model may have more logits
 
 
 class Dataset(NamedTuple):
@@ -90,7 +91,7 @@ def _prompts(records, tokenizer: Tokenizer) -> Prompts:
         tokens = record["tokens"].astype(np.int32)
         prompts.append(tokens[: np.argmax(tokens == step) + 1])
         answers.append(int(record["answer"]))
-    return Prompts(prompts, np.array(answers, dtype=np.int32), int(end))
+    return Prompts(prompts, np.array(answers, dtype=np.int32), int(end), tokenizer.size)
 
 
 DATASETS: Mapping[str, Callable[[Mapping[str, Any]], Dataset]] = {

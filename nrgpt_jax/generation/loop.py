@@ -18,6 +18,7 @@ from nrgpt_jax.errors import UserError
 from nrgpt_jax.generation.sampling import Sampling, Switches, next_token
 from nrgpt_jax.models import LanguageModel
 from nrgpt_jax.models.decoding import Decoding
+from nrgpt_jax.models.readout import of_symbols
 
 SMALLEST_BUCKET = 16
 
@@ -105,7 +106,7 @@ def advance(
         return (w.drawn < until_drawn) & ~jnp.all(w.done) & ~full
 
     def add_token(w: Window):
-        logits = w.next_logits[:, :num_symbols]
+        logits = of_symbols(w.next_logits, num_symbols)
         seen = _seen(w, num_symbols) if on.repetition_penalty else None
         token = next_token(jax.random.fold_in(key, w.drawn), logits, sampling, on, seen)
         log_prob = jax.nn.log_softmax(logits)[rows, token]

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from nrgpt_jax.array_types import Key
@@ -11,6 +12,7 @@ from nrgpt_jax.errors import require
 
 Logits = Float[Array, "B V"]
 _MOST = 1e6
+_LEAST = float(np.finfo(np.float32).tiny)  # what is smaller is 0 where it is computed
 
 
 class Sampling(NamedTuple):
@@ -20,7 +22,7 @@ class Sampling(NamedTuple):
     the ones before have left.
     """
 
-    temperature: float = 0.0  # 0: greedy
+    temperature: float = 0.0  # 0 (in float32): greedy
     top_k: int = 0  # draw from the k most probable tokens; 0: from all
     top_p: float = 1.0  # draw from the most probable tokens that hold this share
     min_p: float = 0.0  # draw from tokens at least this times as probable as the first
@@ -40,10 +42,10 @@ class Switches(NamedTuple):
 def switches(sampling: Sampling) -> Switches:
     """The switches of settings that are numbers."""
     return Switches(
-        greedy=sampling.temperature == 0.0,
+        greedy=sampling.temperature < _LEAST,
         top_k=sampling.top_k,
         top_p=sampling.top_p < 1.0,
-        min_p=sampling.min_p > 0.0,
+        min_p=sampling.min_p >= _LEAST,
         repetition_penalty=sampling.repetition_penalty != 1.0,
     )
 
@@ -52,7 +54,11 @@ def check_sampling(sampling: Sampling) -> None:
     """Raises UserError naming the setting that is out of range."""
     for name, good, allowed in (
         ("temperature", 0 <= sampling.temperature <= _MOST, f"0 (greedy) to {_MOST:g}"),
-        ("top_k", 0 <= sampling.top_k <= _MOST, f"0 (all tokens) to {_MOST:,.0f}"),
+        (
+            "top_k",
+            0 <= sampling.top_k <= _MOST and int(sampling.top_k) == sampling.top_k,
+            f"a whole number from 0 (all tokens) to {_MOST:,.0f}",
+        ),
         ("top_p", 0 < sampling.top_p <= 1, "above 0, at most 1"),
         ("min_p", 0 <= sampling.min_p <= 1, "between 0 and 1"),
         (
@@ -70,18 +76,22 @@ def penalize(logits: Logits, seen: Bool[Array, "B V"], penalty: float) -> Logits
 
 
 def filter_logits(logits: Logits, sampling: Sampling, on: Switches) -> Logits:
-    """Logits over a positive temperature; -inf for tokens outside top-k, top-p or min-p."""
-    logits = logits / sampling.temperature
+    """Logits over a positive temperature; -inf for tokens outside top-k, top-p or min-p.
+
+    They are relative to the largest, so that none is too large for any temperature.
+    """
+    first = jnp.max(logits, axis=-1, keepdims=True)
+    relative = jnp.where(logits == first, 0.0, logits - first)  # 0 also where it is infinite
+    logits = relative / sampling.temperature
     if 0 < on.top_k < logits.shape[-1]:
         logits = jnp.where(_ranks(logits) < on.top_k, logits, -jnp.inf)
     if on.top_p:
         share = jax.nn.softmax(jnp.sort(logits, axis=-1, descending=True), axis=-1)
-        inside = jnp.cumsum(share, axis=-1) - share < sampling.top_p  # the first is always in
-        count = jnp.sum(inside, axis=-1, keepdims=True)
+        inside = jnp.cumsum(share, axis=-1) - share < sampling.top_p
+        count = jnp.maximum(1, jnp.sum(inside, axis=-1, keepdims=True))  # the first is always in
         logits = jnp.where(_ranks(logits) < count, logits, -jnp.inf)
     if on.min_p:
-        first = jnp.max(logits, axis=-1, keepdims=True)
-        logits = jnp.where(logits < first + jnp.log(sampling.min_p), -jnp.inf, logits)
+        logits = jnp.where(logits < jnp.log(sampling.min_p), -jnp.inf, logits)
     return logits
 
 

@@ -13,7 +13,7 @@ from nrgpt_jax.errors import UserError, require
 from nrgpt_jax.generation.loop import as_tokens, bucket
 from nrgpt_jax.models import LanguageModel
 from nrgpt_jax.models.decoding import Decoding
-from nrgpt_jax.models.readout import map_logits
+from nrgpt_jax.models.readout import map_logits, of_symbols
 
 
 class Likelihood(NamedTuple):
@@ -82,9 +82,9 @@ def _score(model, num_symbols, variables, tokens):
     """Of every token but the first: its log-probability, and whether it is the most probable."""
 
     def scores(logits, targets):
-        known = jnp.arange(logits.shape[-1]) < (num_symbols or logits.shape[-1])
-        logits = jnp.where(known[None, None], logits, -jnp.inf)
-        return _log_probs(logits, targets), jnp.argmax(logits, axis=-1) == targets
+        logits = of_symbols(logits, num_symbols)
+        log_probs = jnp.where(targets < logits.shape[-1], _log_probs(logits, targets), -jnp.inf)
+        return log_probs, jnp.argmax(logits, axis=-1) == targets
 
     x = model.apply(variables, tokens[:, :-1], method="last_states")
     return map_logits(model, variables["params"], x, scores, tokens[:, 1:])
@@ -163,7 +163,12 @@ class CacheError(NamedTuple):
 
 
 def cache_error(
-    model: LanguageModel, variables: Variables, tokens: np.ndarray, prompt: int, decoding: Decoding
+    model: LanguageModel,
+    variables: Variables,
+    tokens: np.ndarray,
+    prompt: int,
+    decoding: Decoding,
+    num_symbols: int | None = None,
 ) -> CacheError:
     """Reads a text by cached decoding and compares every prediction with the exact one.
 
@@ -172,16 +177,18 @@ def cache_error(
       tokens: (n,), at most the context length; of longer ones the end is read.
       prompt: so many tokens, at least 1, are read at once, the others one by one.
       decoding: the cache in question; the exact one stops tokens by the same rule.
+      num_symbols: tokens from here on are padding of the vocabulary, and not compared.
     """
     gone = max(0, len(tokens) - model.context_length)
     text = as_tokens(tokens[gone:], model.vocab_size)
     padded = np.pad(text, (0, bucket(len(text), model.context_length) - len(text)))
     ends = np.int32(max(1, prompt - gone)), np.int32(len(text))
-    return CacheError(*map(float, _cache_error(model, decoding, variables, padded[None], *ends)))
+    found = _cache_error(model, decoding, num_symbols, variables, padded[None], *ends)
+    return CacheError(*map(float, found))
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _cache_error(model, decoding, variables, tokens, prompt, length):
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _cache_error(model, decoding, num_symbols, variables, tokens, prompt, length):
     call = partial(model.apply, variables)
     slots = tokens.shape[1]
     empty = lambda kind: call(1, slots, kind, method="empty_cache")
@@ -189,11 +196,12 @@ def _cache_error(model, decoding, variables, tokens, prompt, length):
     active = jnp.arange(slots)[None] < length
     exactly = decoding._replace(cache="exact")
     x = call(x, empty("exact"), None, exactly, active, method="descend")[0]
-    raw = call(x, method="readout")[0]
+    raw = of_symbols(call(x, method="readout")[0], num_symbols)
     exact = jax.nn.log_softmax(raw)
 
     def compare(found, logits, position):
         largest, divergence, same = found
+        logits = of_symbols(logits, num_symbols)
         p, q = exact[position], jax.nn.log_softmax(logits)
         return (
             jnp.maximum(largest, jnp.max(jnp.abs(logits - raw[position]))),

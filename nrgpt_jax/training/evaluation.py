@@ -19,7 +19,10 @@ PROMPTS_AT_ONCE = 128
 
 
 def make_eval_step(
-    model: LanguageModel, mesh: jax.sharding.Mesh, parts: int = 1
+    model: LanguageModel,
+    mesh: jax.sharding.Mesh,
+    parts: int = 1,
+    num_symbols: int | None = None,
 ) -> Callable[[Any, Batch], Any]:
     """A compiled `(params, batch) -> sums` of loss, hits and weights.
 
@@ -28,6 +31,7 @@ def make_eval_step(
       mesh: where parameters and batches lie.
       parts: every device works through its rows in so many parts; in more where these do not
         divide its rows.
+      num_symbols: of the tokenizer; tokens from here on are padding, and never the most probable.
     """
     partitions = sharding.parameter_partitions(parameter_specs(model))
 
@@ -36,7 +40,8 @@ def make_eval_step(
         rows = len(batch.inputs)
         count = next((n for n in range(parts, rows) if rows % n == 0), rows)
         split = jax.tree.map(lambda x: x.reshape(count, -1, x.shape[-1]), batch)
-        found = jax.lax.map(lambda part: losses.batch_sums(params, model, part), split)
+        sums = lambda part: losses.batch_sums(params, model, part, num_symbols)
+        found = jax.lax.map(sums, split)
         total = jax.tree.map(lambda sums: jnp.sum(sums, axis=0), found)
         return jax.lax.psum(total, sharding.BATCH_AXES)
 
@@ -107,6 +112,7 @@ def continuations(
             settings,
             seed=seed + start,
             end_token=prompts.end,
+            num_symbols=prompts.num_symbols,
         )
         made += new[: len(part)]
     return made

@@ -24,6 +24,7 @@ from nrgpt_jax.runs.directory import check_run, locked
 from nrgpt_jax.training import depths, evaluation, optimizers
 from nrgpt_jax.training import step as steps
 from nrgpt_jax.training.config_checks import check_config, check_mesh
+from nrgpt_jax.training.config_notes import notes
 from nrgpt_jax.training.divergence import MOST_ROLLBACKS, Diverged, Spike, SpikeWatch, ended
 from nrgpt_jax.training.hosts import check_same, check_shared
 from nrgpt_jax.training.run_directory import RunDirectory
@@ -104,7 +105,8 @@ class Trainer:
         self.train_step = steps.make_train_step(
             self.model, optimizer, config.seed, parts, self.mesh, depths.of_config(config)
         )
-        self.eval_step = evaluation.make_eval_step(self.model, self.mesh, parts)
+        num_symbols = dataset.tokenizer.size
+        self.eval_step = evaluation.make_eval_step(self.model, self.mesh, parts, num_symbols)
         self.rows = sharding.local_rows(config.data.batch_size, self.mesh)
         self.shapes = steps.abstract_state(self.model, optimizer, self.mesh)
         found = run.restored(self.shapes)
@@ -158,6 +160,8 @@ class Trainer:
             say(f"{workdir} is at step {start} already; to go on, raise --config.train_steps")
             return {}
         say(self._summary())
+        for note in notes(config, len(self.dataset.train) - config.model.context_length):
+            say(note)
         silent = None if is_first() else True
         bar = tqdm(
             total=config.train_steps, initial=start, unit="step", disable=silent, dynamic_ncols=True

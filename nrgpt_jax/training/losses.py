@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from nrgpt_jax.array_types import Logits
 from nrgpt_jax.datasets.pipeline import Batch
 from nrgpt_jax.models import LanguageModel
-from nrgpt_jax.models.readout import map_logits, weighted_sum
+from nrgpt_jax.models.readout import map_logits, of_symbols, weighted_sum
 from nrgpt_jax.training.depths import Depth, make_states
 
 Targets = Int[Array, "B N"]
@@ -21,9 +21,12 @@ def cross_entropy(logits: Logits, targets: Targets) -> Float[Array, "B N"]:
     return optax.softmax_cross_entropy_with_integer_labels(logits, targets)
 
 
-def next_token_accuracy(logits: Logits, targets: Targets) -> Float[Array, "B N"]:
-    """1 where the most probable token is the target, else 0."""
-    return (jnp.argmax(logits, axis=-1) == targets).astype(logits.dtype)
+def next_token_accuracy(
+    logits: Logits, targets: Targets, num_symbols: int | None = None
+) -> Float[Array, "B N"]:
+    """1 where the most probable of the tokens below `num_symbols` is the target, else 0."""
+    best = jnp.argmax(of_symbols(logits, num_symbols), axis=-1)
+    return (best == targets).astype(logits.dtype)
 
 
 def summed_loss(
@@ -62,14 +65,19 @@ def summed_loss(
     return scale * at(cast(jax.Array, x))
 
 
-def batch_sums(params: Any, model: LanguageModel, batch: Batch) -> dict[str, Float[Array, ""]]:
-    """Weighted sums of `loss` and `hits` over a batch, and of the `weights`; without dropout."""
+def batch_sums(
+    params: Any, model: LanguageModel, batch: Batch, num_symbols: int | None = None
+) -> dict[str, Float[Array, ""]]:
+    """Weighted sums of `loss` and `hits` over a batch, and of the `weights`; without dropout.
+
+    Tokens from `num_symbols` on are padding of the vocabulary: never a hit.
+    """
     x = cast(jax.Array, model.apply({"params": params}, batch.inputs, method="last_states"))
 
     def scores(logits: Logits, targets: Targets) -> dict[str, Array]:
         return {
             "loss": cross_entropy(logits, targets),
-            "hits": next_token_accuracy(logits, targets),
+            "hits": next_token_accuracy(logits, targets, num_symbols),
         }
 
     found = map_logits(model, params, x, scores, jnp.asarray(batch.targets))

@@ -90,7 +90,9 @@ def texts_of(trained: Pretrained) -> list[np.ndarray]:
     start = trained.tokenizer.encode("\n")
     settings = Settings(Sampling(temperature=TEMPERATURE))
     prompts = [np.array(start)] * TEXTS
-    made = generate(trained.model, trained.variables, prompts, LENGTH, settings, seed=0)
+    symbols = trained.tokenizer.size
+    arguments = trained.model, trained.variables, prompts, LENGTH, settings
+    made = generate(*arguments, seed=0, num_symbols=symbols)
     return [np.concatenate([start, new.tokens]) for new in made]
 
 
