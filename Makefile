@@ -21,17 +21,24 @@
 #   make docs                                       the site of docs/, into site/
 #   make test | test-all | lint
 
+# Values are taken as they are given: make expands no $ in them, and no shell sees them.
+GIVEN := EXP WORKDIR ARGS PROMPT OUT TASKS RELEASE SWEEP LAUNCHER DRY_RUN ACTION TARGET TPU ZONE \
+    PROJECT NODES GPUS TIME IMAGE ACCELERATOR TOPOLOGY CLUSTER TPU_TYPE
+as_given = $(if $(filter command environment,$(firstword $(origin $(1)))),\
+    $(eval override $(1) := $$(value $(1))))
+$(foreach name,$(GIVEN),$(call as_given,$(name)))
+
 PYTHON ?= python3
 EXP ?= listops
 WORKDIR ?= runs/$(subst :,-,$(EXP))
-ARGS ?=
-PROMPT ?=
 WORKERS ?= 2
 
 BIN := .venv/bin
+RUN = @$(BIN)/python -m nrgpt_jax.from_make
 NAME := $(firstword $(subst :, ,$(EXP)))
-CONFIG := --config=experiments/$(subst $(NAME):,$(NAME).py:,$(EXP)$(if $(findstring :,$(EXP)),,.py))
+CONFIG := experiments/$(subst $(NAME):,$(NAME).py:,$(EXP)$(if $(findstring :,$(EXP)),,.py))
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
+export ARGS CONFIG WORKDIR
 
 .PHONY: setup demo data train evaluate harness sample analyze export launch bench bench-generation sweep results rates rest quality signal docs test test-all lint clean
 
@@ -52,51 +59,50 @@ setup: .venv/installed
 
 DEMO_PROMPT := add_5,(,4,max_5,(,1,3,2,),4,),=
 demo: setup
-	@$(BIN)/python -m nrgpt_jax.train --config=experiments/listops.py:demo --workdir=runs/demo $(ARGS)
+	@CONFIG=experiments/listops.py:demo WORKDIR=runs/demo \
+	    $(BIN)/python -m nrgpt_jax.from_make nrgpt_jax.train config=CONFIG workdir=WORKDIR
 	@$(BIN)/python -m nrgpt_jax.evaluate --workdir=runs/demo
 	@$(BIN)/python -m nrgpt_jax.sample --workdir=runs/demo --temperature=0 --prompt="$(DEMO_PROMPT)"
 	@$(BIN)/python -m nrgpt_jax.analyze --workdir=runs/demo
 
 data: setup
-	@$(BIN)/python -m nrgpt_jax.prepare $(CONFIG) $(ARGS)
+	$(RUN) nrgpt_jax.prepare config=CONFIG
 
 train: setup
-	@$(BIN)/python -m nrgpt_jax.train $(CONFIG) --workdir=$(WORKDIR) $(ARGS)
+	$(RUN) nrgpt_jax.train config=CONFIG workdir=WORKDIR
 
 evaluate: setup
-	@$(BIN)/python -m nrgpt_jax.evaluate --workdir=$(WORKDIR) $(ARGS)
+	$(RUN) nrgpt_jax.evaluate workdir=WORKDIR
 
 .venv/installed-harness: .venv/installed
 	$(PIP_INSTALL) '.[harness]'
 	@touch $@
 
+harness: export MODEL := nrgpt_jax
+harness: export MODEL_ARGS = workdir=$(WORKDIR)
+harness: export BATCH_SIZE := auto
 harness: .venv/installed-harness
 	$(if $(TASKS),,$(error name the tasks: make harness WORKDIR=runs/x TASKS=mmlu))
-	@$(BIN)/python -m nrgpt_jax.harness --model nrgpt_jax --model_args workdir=$(WORKDIR) --tasks $(TASKS) --batch_size auto $(ARGS)
+	$(RUN) nrgpt_jax.harness model=MODEL model_args=MODEL_ARGS tasks=TASKS batch_size=BATCH_SIZE
 
-export PROMPT
-sample: PROMPT := $(or $(PROMPT),ROMEO:)
+sample: export PROMPT ?= ROMEO:
 sample: setup
-	@$(BIN)/python -m nrgpt_jax.sample --workdir=$(WORKDIR) $(if $(findstring --prompts_file,$(ARGS)),,--prompt="$$PROMPT") $(ARGS)
+	$(RUN) nrgpt_jax.sample workdir=WORKDIR $(if $(findstring --prompts_file,$(ARGS)),,prompt=PROMPT)
 
 analyze: setup
-	@$(BIN)/python -m nrgpt_jax.analyze --workdir=$(WORKDIR) $(if $(PROMPT),--prompt="$$PROMPT") $(ARGS)
+	$(RUN) nrgpt_jax.analyze workdir=WORKDIR prompt=PROMPT
 
 OUT ?= exported/$(subst :,-,$(EXP))
+export: export OUT := $(OUT)
 export: setup
-	@$(BIN)/python -m nrgpt_jax.export --workdir=$(WORKDIR) --out=$(OUT) $(ARGS)
+	$(RUN) nrgpt_jax.export workdir=WORKDIR out=OUT
 
-# What is given to make is in the environment too: so values reach the program as they are.
-export WORKDIR
 TARGET ?= $(if $(TPU),tpu,local)
-flag = $(if $($(1)),--$(2)="$$$(1)")
-LAUNCH = $(call flag,ACTION,action) $(if $(DRY_RUN),--dry_run) $(call flag,TPU,tpu) \
-    $(call flag,ZONE,zone) $(call flag,PROJECT,project) $(call flag,NODES,nodes) \
-    $(call flag,GPUS,gpus) $(call flag,TIME,time) $(call flag,IMAGE,image) \
-    $(call flag,ACCELERATOR,accelerator) $(call flag,TOPOLOGY,topology) \
-    $(call flag,CLUSTER,cluster) $(call flag,TPU_TYPE,tpu_type)
+launch: export TARGET := $(TARGET)
 launch: setup
-	@$(BIN)/python -m nrgpt_jax.launch $(CONFIG) --workdir="$$WORKDIR" --target=$(TARGET) $(LAUNCH) $(ARGS)
+	$(RUN) nrgpt_jax.launch config=CONFIG workdir=WORKDIR target=TARGET action=ACTION dry_run=DRY_RUN \
+	    tpu=TPU zone=ZONE project=PROJECT nodes=NODES gpus=GPUS time=TIME image=IMAGE \
+	    accelerator=ACCELERATOR topology=TOPOLOGY cluster=CLUSTER tpu_type=TPU_TYPE
 
 SWEEP ?= listops_transition
 LAUNCHER ?= local
@@ -105,33 +111,35 @@ LAUNCHER ?= local
 	@touch $@
 
 SCALE := $(firstword $(subst :, ,$(SWEEP)))
+sweep: export SWEEP_FILE := experiments/$(SCALE).py$(SWEEP:$(SCALE)%=%)
+sweep: export LAUNCHER := $(LAUNCHER)
 sweep: $(if $(filter slurm,$(LAUNCHER)),.venv/installed-sweep,setup)
-	@$(BIN)/python -m nrgpt_jax.sweep --sweep=experiments/$(SCALE).py$(SWEEP:$(SCALE)%=%) --launcher=$(LAUNCHER) $(ARGS)
+	$(RUN) nrgpt_jax.sweep sweep=SWEEP_FILE launcher=LAUNCHER
 
 .venv/installed-samples: .venv/installed
 	$(PIP_INSTALL) '.[samples]'
 	@touch $@
 
 results: .venv/installed-samples
-	@$(BIN)/python -m studies.results $(ARGS)
+	$(RUN) studies.results
 
 bench-generation: setup
-	@$(BIN)/python -m benchmarks.generation $(if $(RELEASE),--release=$(RELEASE)) $(ARGS)
+	$(RUN) benchmarks.generation release=RELEASE
 
 rates: setup
-	@$(BIN)/python -m studies.rates $(ARGS)
+	$(RUN) studies.rates
 
 rest: setup
-	@$(BIN)/python -m studies.rest $(ARGS)
+	$(RUN) studies.rest
 
 quality: setup
-	@$(BIN)/python -m studies.quality $(ARGS)
+	$(RUN) studies.quality
 
 signal: setup
-	@$(BIN)/python -m studies.signal $(ARGS)
+	$(RUN) studies.signal
 
 bench: setup
-	@$(BIN)/python -m benchmarks.bench $(if $(RELEASE),--release=$(RELEASE)) $(ARGS)
+	$(RUN) benchmarks.bench release=RELEASE
 
 docs: .venv/installed-docs
 	$(BIN)/python -m mkdocs build --strict $(ARGS)

@@ -20,7 +20,7 @@ from nrgpt_jax.runs.checkpoints import KINDS
 def main(f: flags.FlagValues) -> None:
     """Analyses, prints, and names what was written."""
     host.cache_compilations(f.workdir)
-    trained, found = look(f.workdir, f.prompt or None, f.num_steps, f.tolerance, f.checkpoint)
+    trained, found = look(f.workdir, f.prompt, f.num_steps, f.tolerance, f.checkpoint)
     print(report(found), flush=True)  # before the disk can be full
     folder = Path(f.out or Path(f.workdir) / "analysis")
     write(folder, found, title(trained))

@@ -21,7 +21,11 @@ def notes(config: Mapping[str, Any], windows: int) -> list[str]:
       config: one that was checked.
       windows: places where a training window may begin.
     """
-    return [*_of_steps(config), *_of_data(config["data"], windows), *_of_model(dict(config["model"]))]
+    return [
+        *_of_steps(config),
+        *_of_data(config["data"], windows),
+        *_of_model(dict(config["model"])),
+    ]
 
 
 def _of_steps(config: Mapping[str, Any]) -> Iterator[str]:

@@ -1,0 +1,104 @@
+"""What is given to make reaches the programs as it was given."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+STUB = """#!{python}
+import json, sys
+if sys.argv[2] == "nrgpt_jax.from_make":
+    sys.executable, sys.argv = sys.argv[0], sys.argv[2:]
+    sys.path.insert(0, {root!r})
+    from nrgpt_jax import from_make
+    from_make.main()
+print(json.dumps(sys.argv[2:]))
+"""
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+
+
+@pytest.fixture
+def called(tmp_path):
+    """`(*words, **environment) -> the arguments of the one program that make calls`."""
+    stub = tmp_path / "bin" / "python"
+    stub.parent.mkdir()
+    stub.write_text(STUB.format(python=sys.executable, root=str(ROOT)))
+    stub.chmod(0o755)
+    ready = [
+        f"--old-file={name}" for name in ("setup", ".venv/installed", ".venv/installed-harness")
+    ]
+
+    def call(*words, **environment):
+        command = ["make", "--silent", *ready, f"BIN={stub.parent}", *words]
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **environment}
+        )
+        assert done.returncode == 0, done.stderr
+        (line,) = done.stdout.strip().split("\n")
+        return json.loads(line)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "cost $5 now",
+        "$(shell touch {pwned}) `touch {pwned}` $$ ; touch {pwned}",
+        "  blanks before and behind  ",
+        "\"quotes\" and 'quotes' and \\ and # and %",
+        "",
+        "two\nlines",
+    ],
+)
+def test_a_prompt_is_not_expanded(called, tmp_path, prompt):
+    prompt = prompt.replace("{pwned}", str(tmp_path / "pwned"))
+    expected = ["nrgpt_jax.sample", "--workdir=runs/listops", f"--prompt={prompt}"]
+    assert called("sample", f"PROMPT={prompt}") == expected
+    assert called("sample", PROMPT=prompt) == expected
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_values_with_blanks_are_one_value(called):
+    train = called(
+        "train", "EXP=shakespeare:paper", "WORKDIR=my runs/$a b", "ARGS=--x='a b' --y=$z"
+    )
+    config = "--config=experiments/shakespeare.py:paper"
+    expected = ["nrgpt_jax.train", config, "--workdir=my runs/$a b", "--x=a b", "--y=$z"]
+    assert train == expected
+    exported = called("export", "WORKDIR=a b", "OUT=c  d")
+    assert exported == ["nrgpt_jax.export", "--workdir=a b", "--out=c  d"]
+    asked = called("harness", "TASKS=a,b", "WORKDIR=c d")
+    assert asked[:4] == [
+        "nrgpt_jax.harness",
+        "--model=nrgpt_jax",
+        "--model_args=workdir=c d",
+        "--tasks=a,b",
+    ]
+    launched = called("launch", "TPU=t", "ZONE=a b", "DRY_RUN=1")
+    assert launched[3:] == ["--target=tpu", "--dry_run=1", "--tpu=t", "--zone=a b"]
+
+
+def test_what_is_not_given_has_its_default(called):
+    assert called("sample")[2:] == ["--prompt=ROMEO:"]
+    assert called("sample", "ARGS=--prompts_file=a")[2:] == ["--prompts_file=a"]
+    assert called("analyze") == ["nrgpt_jax.analyze", "--workdir=runs/listops"]
+    assert called("export", "EXP=shakespeare:best")[1:] == [
+        "--workdir=runs/shakespeare-best",
+        "--out=exported/shakespeare-best",
+    ]
+    assert called("sweep", "SWEEP=quality:x")[1:] == [
+        "--sweep=experiments/quality.py:x",
+        "--launcher=local",
+    ]
+
+
+def test_quotes_that_do_not_end_are_one_line(called):
+    with pytest.raises(AssertionError, match="error: ARGS cannot be split"):
+        called("train", "ARGS=--x='a")
