@@ -124,7 +124,7 @@ def test_samples_end_with_the_document_and_have_no_padding(run, tiny, monkeypatc
 def test_a_stream_waits_for_whole_characters(run, capsys):
     see = _printer(load_pretrained(run), [257])
     for tokens in ([0xC3], [0xC3, 0xA9], [0xC3, 0xA9, 0xE6, 0xBC]):
-        see([Continuation(np.array(tokens), np.zeros(1), np.zeros(1))])
+        see([Continuation(np.array(tokens), np.zeros(1), np.zeros(1))], False)
     assert capsys.readouterr().out == "theé"
 
 

@@ -1,24 +1,10 @@
 """What is given to make reaches the programs as it was given."""
 
-import json
-import os
+import shlex
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parent.parent
-STUB = """#!{python}
-import json, sys
-if sys.argv[2] == "nrgpt_jax.from_make":
-    sys.executable, sys.argv = sys.argv[0], sys.argv[2:]
-    sys.path.insert(0, {root!r})
-    from nrgpt_jax import from_make
-    from_make.main()
-print(json.dumps(sys.argv[2:]))
-"""
+from make_helpers import calls_of_make
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
@@ -26,22 +12,12 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is no
 @pytest.fixture
 def called(tmp_path):
     """`(*words, **environment) -> the arguments of the one program that make calls`."""
-    stub = tmp_path / "bin" / "python"
-    stub.parent.mkdir()
-    stub.write_text(STUB.format(python=sys.executable, root=str(ROOT)))
-    stub.chmod(0o755)
-    ready = [
-        f"--old-file={name}" for name in ("setup", ".venv/installed", ".venv/installed-harness")
-    ]
 
     def call(*words, **environment):
-        command = ["make", "--silent", *ready, f"BIN={stub.parent}", *words]
-        done = subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **environment}
-        )
+        calls, done = calls_of_make(f"make {shlex.join(words)}", tmp_path, **environment)
         assert done.returncode == 0, done.stderr
-        (line,) = done.stdout.strip().split("\n")
-        return json.loads(line)
+        (arguments,) = calls
+        return arguments
 
     return call
 

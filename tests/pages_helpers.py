@@ -6,6 +6,7 @@ import importlib.util
 import re
 import shlex
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from unittest import mock
 
 from absl import flags
 from decoding_helpers import small_model
+from make_helpers import calls_of_make
 from ml_collections import ConfigDict, config_flags
 
 from nrgpt_jax import datasets
@@ -73,13 +75,12 @@ def _mistake_of_make(command: str) -> str | None:
     done = subprocess.run(shell, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         return done.stderr
-    for line in done.stdout.splitlines():
-        words = shlex.split(line)
-        if words[1:2] == ["-m"] and words[2].split(".")[0] in OWN:
-            found = _mistake_of_python(words[1:])
-            if found:
-                return found
-    return None
+    if "nrgpt_jax.from_make" not in done.stdout:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        calls, done = calls_of_make(command, Path(folder))
+    mistakes = (_mistake_of_python(["-m", *words]) for words in calls)
+    return done.stderr if done.returncode else next(filter(None, mistakes), None)
 
 
 def _mistake_of_python(words: list[str]) -> str | None:

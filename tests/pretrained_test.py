@@ -7,6 +7,7 @@ import sys
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from decoding_helpers import small_model
@@ -70,8 +71,10 @@ def test_damaged_and_foreign_folders_are_refused(tmp_path):
 
 
 def test_exported_functions_run_without_this_package(tmp_path):
-    """By the program in the folder."""
+    """By the program in the folder; what no symbol stands for is never the next token."""
     before = trained(name="NRGPT_H_FF2W", mask="strict", attention="low_rank")
+    before.variables["params"]["head"]["bias"] = jnp.where(jnp.arange(11) < 8, 0.0, 100.0)
+    before = before._replace(tokenizer=SymbolTokenizer(map(str, range(8))))
     export(before, tmp_path)
     program = tmp_path / "usage.py"
     assert "nrgpt" not in program.read_text()
@@ -80,7 +83,8 @@ def test_exported_functions_run_without_this_package(tmp_path):
     command = [sys.executable, "-I", "-c", run, str(program), "1,2,3", "9"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    (expected,) = generate(before.model, before.variables, [np.array([1, 2, 3])], 9)
+    prompts = [np.array([1, 2, 3])]
+    (expected,) = generate(before.model, before.variables, prompts, 9, num_symbols=8)
     assert done.stdout.strip() == ",".join(map(str, expected.tokens))
 
 
