@@ -21,7 +21,7 @@
 #   make docs                                       the site of docs/, into site/
 #   make test | test-all | lint
 
-# Values are taken as they are given: make expands no $ in them, and no shell sees them.
+# Values reach the programs below as they are given: make expands no $ in them.
 GIVEN := EXP WORKDIR ARGS PROMPT OUT TASKS RELEASE SWEEP LAUNCHER DRY_RUN ACTION TARGET TPU ZONE \
     PROJECT NODES GPUS TIME IMAGE ACCELERATOR TOPOLOGY CLUSTER TPU_TYPE
 as_given = $(if $(filter command environment,$(firstword $(origin $(1)))),\
@@ -38,7 +38,10 @@ RUN = @$(BIN)/python -m nrgpt_jax.from_make
 NAME := $(firstword $(subst :, ,$(EXP)))
 CONFIG := experiments/$(subst $(NAME):,$(NAME).py:,$(EXP)$(if $(findstring :,$(EXP)),,.py))
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
-export ARGS CONFIG WORKDIR
+PROGRAMS := data train evaluate harness sample analyze export launch sweep
+
+$(PROGRAMS): export CONFIG := $(CONFIG)
+$(PROGRAMS): export WORKDIR := $(WORKDIR)
 
 .PHONY: setup demo data train evaluate harness sample analyze export launch bench bench-generation sweep results rates rest quality signal docs test test-all lint clean
 
@@ -58,9 +61,10 @@ setup: .venv/installed
 	@touch $@
 
 DEMO_PROMPT := add_5,(,4,max_5,(,1,3,2,),4,),=
+demo: export DEMO_CONFIG := experiments/listops.py:demo
+demo: export DEMO_WORKDIR := runs/demo
 demo: setup
-	@CONFIG=experiments/listops.py:demo WORKDIR=runs/demo \
-	    $(BIN)/python -m nrgpt_jax.from_make nrgpt_jax.train config=CONFIG workdir=WORKDIR
+	$(RUN) nrgpt_jax.train config=DEMO_CONFIG workdir=DEMO_WORKDIR
 	@$(BIN)/python -m nrgpt_jax.evaluate --workdir=runs/demo
 	@$(BIN)/python -m nrgpt_jax.sample --workdir=runs/demo --temperature=0 --prompt="$(DEMO_PROMPT)"
 	@$(BIN)/python -m nrgpt_jax.analyze --workdir=runs/demo
@@ -99,8 +103,9 @@ export: setup
 
 TARGET ?= $(if $(TPU),tpu,local)
 launch: export TARGET := $(TARGET)
+launch: export DRY := $(if $(DRY_RUN),1)
 launch: setup
-	$(RUN) nrgpt_jax.launch config=CONFIG workdir=WORKDIR target=TARGET action=ACTION dry_run=DRY_RUN \
+	$(RUN) nrgpt_jax.launch config=CONFIG workdir=WORKDIR target=TARGET action=ACTION dry_run=DRY \
 	    tpu=TPU zone=ZONE project=PROJECT nodes=NODES gpus=GPUS time=TIME image=IMAGE \
 	    accelerator=ACCELERATOR topology=TOPOLOGY cluster=CLUSTER tpu_type=TPU_TYPE
 

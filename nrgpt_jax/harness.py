@@ -73,7 +73,7 @@ class HarnessModel(TemplateLM):
         require(whole, "num_steps", num_steps, "a whole number")
         auto = str(batch_size).startswith("auto")
         require(auto or int(batch_size) > 0, "batch_size", batch_size, "at least 1, or auto")
-        trained = load_pretrained(workdir, checkpoint)
+        trained = load_pretrained(str(workdir), checkpoint)
         check_settings(trained.model, Settings(num_steps=num_steps))
         steps = num_steps or trained.model.num_steps
         self.model, self.variables = trained.model.with_num_steps(trained.variables, steps)
@@ -159,22 +159,22 @@ class HarnessModel(TemplateLM):
         options = [options_of_task(requests[numbers[0]].args[1]) for numbers in alike]
         for one in options:
             check_settings(self.model, Settings(one.sampling))
+        prompts = [self._prompt(request.args[0]) for request in requests]
+        self._report_lengths(prompts, self.max_length)
         made: dict[int, str] = {}
         for numbers, one in zip(alike, options, strict=True):
             for start in range(0, len(numbers), self.batch_size):
                 part = numbers[start : start + self.batch_size]
-                contexts = [requests[i].args[0] for i in part]
-                made |= zip(part, self._continued(contexts, one, seed=part[0]), strict=True)
+                chosen = [prompts[i] for i in part]
+                made |= zip(part, self._continued(chosen, one, seed=part[0]), strict=True)
                 for i in part:
                     self.cache_hook.add_partial("generate_until", requests[i].args, made[i])
         return [made[i] for i in range(len(requests))]
 
-    def _continued(self, contexts: list[str], options: "Options", seed: int) -> list[str]:
-        prompts = [
-            self.text.encode(context) if context else np.array([self.prefix_token_id])
-            for context in contexts
-        ]
-        self._report_lengths(prompts, self.max_length)
+    def _prompt(self, context: str) -> np.ndarray:
+        return self.text.encode(context) if context else np.array([self.prefix_token_id])
+
+    def _continued(self, prompts: list[np.ndarray], options: "Options", seed: int) -> list[str]:
         texts, tokens = [""] * len(prompts), [np.empty(0, np.int32) for _ in prompts]
         pieces = stream(
             self.model,
@@ -217,20 +217,24 @@ def options_of_task(given: dict[str, Any]) -> Options:
     for name in sorted(set(given) - set(OPTIONS)):
         raise UserError(f"--gen_kwargs {name} is not known; there are {', '.join(OPTIONS)}")
     beams = given.pop("num_beams", 1)
-    require(beams == 1, "num_beams", beams, "1: there is no beam search")
+    require(_number("num_beams", beams) == 1, "num_beams", beams, "1: there is no beam search")
     draws = given.get("do_sample", False)
     require(isinstance(draws, bool), "do_sample", draws, "true or false")
     if draws:
         given.setdefault("temperature", 1.0)
     numbers = {name: _number(name, given[name]) for name in NUMBERS if name in given}
     until = given.pop("until", [])
-    stops = [stop for stop in ([until] if isinstance(until, str) else until) if stop]
+    texts = [until] if isinstance(until, str) else until
+    sound = isinstance(texts, list) and all(isinstance(stop, str | None) for stop in texts)
+    require(sound, "until", until, "a text, or a list of texts")
+    stops = [stop for stop in texts if stop]
+    for name in set(numbers) & set(LIMITS):
+        sound = isinstance(numbers[name], int) and numbers[name] > 0
+        require(sound, name, given[name], "a whole number, at least 1")
     normal = normalize_gen_kwargs({**given, **numbers}, MOST_TOKENS)
     temperature = float(normal["temperature"]) if normal["do_sample"] else 0.0
     limits = {n: numbers[n] for n in Sampling._fields if n in numbers and n != "temperature"}
-    count = normal["max_gen_toks"]
-    require(count > 0, "max_gen_toks", count, "at least 1")
-    return Options(Sampling(temperature, **limits), stops, count)
+    return Options(Sampling(temperature, **limits), stops, normal["max_gen_toks"])
 
 
 def _number(name: str, value: Any) -> Any:

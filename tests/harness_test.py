@@ -197,7 +197,7 @@ def test_a_stop_counts_in_the_continuation_alone_also_across_pieces(model, monke
         ({"do_sample": False, "temperature": 1}, (Sampling(0.0), [], 256)),
         ({"temperature": 0.7, "until": "a"}, (Sampling(0.7), ["a"], 256)),
         ({"do_sample": True, "temperature": "0.5", "top_k": "3"}, (Sampling(0.5, 3), [], 256)),
-        ({"num_beams": 1, "repetition_penalty": 2}, (Sampling(repetition_penalty=2.0), [], 256)),
+        ({"num_beams": "1", "repetition_penalty": 2}, (Sampling(repetition_penalty=2.0), [], 256)),
     ],
 )
 def test_options_of_a_task_are_honoured(options, expected):
@@ -214,6 +214,11 @@ def test_options_of_a_task_are_honoured(options, expected):
         {"top_p": 0.0},
         {"do_sample": "yes"},
         {"max_gen_toks": 0},
+        {"max_gen_toks": 2.5},
+        {"max_new_tokens": float("inf")},
+        {"max_tokens": float("nan")},
+        {"until": 5},
+        {"until": ["a", 5]},
     ],
 )
 def test_options_that_are_not_possible_are_refused_before_the_model_is_asked(model, options):

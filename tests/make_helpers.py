@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,15 @@ if sys.argv[2] == "nrgpt_jax.from_make":
     from_make.main()
 print(json.dumps(sys.argv[2:]))
 """
+
+
+def without_make() -> dict[str, str]:
+    """The environment without what make has told the test about itself, as `make test` does."""
+    makefile = (ROOT / "Makefile").read_text().replace("\\\n", " ")
+    names = re.search(r"^GIVEN := (.*)$", makefile, re.MULTILINE)
+    assert names
+    told = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "CONFIG", *names[1].split()}
+    return {name: value for name, value in os.environ.items() if name not in told}
 
 
 def calls_of_make(
@@ -42,6 +52,6 @@ def calls_of_make(
         cwd=ROOT,
         capture_output=True,
         text=True,
-        env={**os.environ, **environment},
+        env={**without_make(), **environment},
     )
     return [json.loads(line) for line in done.stdout.splitlines()], done

@@ -78,3 +78,17 @@ def test_what_is_not_given_has_its_default(called):
 def test_quotes_that_do_not_end_are_one_line(called):
     with pytest.raises(AssertionError, match="error: ARGS cannot be split"):
         called("train", "ARGS=--x='a")
+
+
+def test_the_demo_has_a_run_of_its_own(tmp_path):
+    calls, done = calls_of_make("make demo WORKDIR=elsewhere EXP=shakespeare ARGS=--x", tmp_path)
+    assert done.returncode == 0, done.stderr
+    config = "--config=experiments/listops.py:demo"
+    assert calls[0] == ["nrgpt_jax.train", config, "--workdir=runs/demo", "--x"]
+    assert all("--workdir=runs/demo" in words for words in calls)
+
+
+def test_make_inside_of_make_takes_nothing_from_outside(called, monkeypatch):
+    monkeypatch.setenv("MAKEFLAGS", "-- ARGS=--outer PROMPT=outer")
+    monkeypatch.setenv("WORKDIR", "outer")
+    assert called("sample") == ["nrgpt_jax.sample", "--workdir=runs/listops", "--prompt=ROMEO:"]

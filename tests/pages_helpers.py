@@ -14,7 +14,7 @@ from unittest import mock
 
 from absl import flags
 from decoding_helpers import small_model
-from make_helpers import calls_of_make
+from make_helpers import calls_of_make, without_make
 from ml_collections import ConfigDict, config_flags
 
 from nrgpt_jax import datasets
@@ -72,7 +72,8 @@ def mistake(command: str) -> str | None:
 def _mistake_of_make(command: str) -> str | None:
     dry = command.replace("make", "make -n", 1)
     shell = ["/bin/sh", "-c", dry]
-    done = subprocess.run(shell, cwd=ROOT, capture_output=True, text=True, check=False)
+    options: Any = {"cwd": ROOT, "capture_output": True, "text": True, "env": without_make()}
+    done = subprocess.run(shell, check=False, **options)
     if done.returncode:
         return done.stderr
     if "nrgpt_jax.from_make" not in done.stdout:

@@ -83,6 +83,14 @@ def add_parts():
         down = descent(params, eta, norm)
         return BoundRule(down.init, lambda e, state, x: (0.5 * down.update(e, state, x)[0], state))
 
+    @rule("turning", {}, follows="dE/dg")
+    def turning(params, eta, norm):
+        """Downhill at first, and uphill later."""
+        down, zero = descent(params, eta, norm), jnp.zeros((), jnp.int32)
+        sign = lambda n: jnp.where(n < 2, 1.0, -1.0).astype(eta.dtype)
+        update = lambda e, n, x: (sign(n) * down.update(e, (), x)[0], n + 1)
+        return BoundRule(lambda x0: zero, update)
+
     weigh = lambda e: jnp.sum(jax.lax.stop_gradient(e) * e)
     combination("weighed", {}, exact=True)(lambda params, energies: weigh(energies))
     combination("undeclared", {})(lambda params, energies: jnp.sum(energies))
@@ -97,7 +105,7 @@ GOOD = {
 BAD = {
     "energies": ("UNDECLARED", "GATE", "STATE", "STOPPED", "OWN_KEY", "FUTURE", "FFG"),
     "norm": ("undeclared", "negated", "skewed", "negative_sigma"),
-    "rule": ("uphill", "momentum"),
+    "rule": ("uphill", "momentum", "turning"),
     "combination": ("weighed", "undeclared"),
 }
 REGISTRIES: list[Registry] = [ENERGIES, NORMS, RULES, COMBINATIONS]
@@ -195,7 +203,7 @@ def choices_with(kind, name):
     return *choices.values(), True
 
 
-QUICK = ("STOPPED", "OWN_KEY", "negated")
+QUICK = ("STOPPED", "OWN_KEY", "negated", "turning")
 EVERY_BAD = [
     pytest.param(kind, name, marks=[] if name in QUICK else pytest.mark.slow)
     for kind, names in BAD.items()

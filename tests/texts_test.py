@@ -135,17 +135,21 @@ def test_a_text_that_is_cut_inside_a_word_says_so(tmp_path, capsys):
 # Documents --------------------------------------------------------------------------------------
 
 
+DOCUMENTS = st.lists(
+    st.sampled_from(["", "a", "漢 " * 9, "x\r\ny", MARK, "text " * 20]), min_size=2, max_size=30
+)
+
+
 @given(
-    documents=st.lists(
-        st.sampled_from(["", "a", "漢 " * 9, "x\r\ny", MARK, "text " * 20]), min_size=2
-    ),
+    documents=DOCUMENTS,
     kind=st.sampled_from(("jsonl", "parquet", "txt")),
+    tokenizer=st.sampled_from(("gpt2", "byte")),
     fraction=st.sampled_from((0.01, 0.1, 0.5, 0.99)),
 )
-@example(documents=["one", "two", "three"], kind="jsonl", fraction=0.1)
-@example(documents=["one", "two"], kind="txt", fraction=0.99)
-@settings(max_examples=25, deadline=None)
-def test_documents_are_all_read_once_and_none_of_both_splits_is_empty(documents, kind, fraction):
+@example(documents=["one", "two", "three"], kind="jsonl", tokenizer="gpt2", fraction=0.1)
+@example(documents=["one", "two"], kind="txt", tokenizer="byte", fraction=0.99)
+@settings(max_examples=30, deadline=None)
+def test_documents_are_read_once_and_no_split_is_empty(documents, kind, tokenizer, fraction):
     with tempfile.TemporaryDirectory() as folder:
         if kind == "jsonl":
             write_lines(Path(folder) / "a.jsonl", documents)
@@ -155,12 +159,15 @@ def test_documents_are_all_read_once_and_none_of_both_splits_is_empty(documents,
             for i, text in enumerate(documents):
                 (Path(folder) / f"{i:03d}.txt").write_bytes(text.encode())
             documents = [text.removeprefix(MARK) for text in documents]
-        if any(documents):
-            dataset = prepared(folder, "gpt2", validation_fraction=fraction)
-            found = [text_of(dataset, "<end>").split("<end>")[:-1]]
-            assert sorted(*found) == sorted(documents)
-            assert len(dataset.train)
-            assert len(dataset.validation)
+        if not any(documents):
+            return
+        dataset = prepared(folder, tokenizer, "openwebtext", validation_fraction=fraction)
+    assert len(dataset.train)
+    assert len(dataset.validation)
+    if tokenizer == "gpt2":
+        assert sorted(text_of(dataset, "<end>").split("<end>")[:-1]) == sorted(documents)
+    else:  # a line end after each, which they may hold too
+        assert sorted(text_of(dataset)) == sorted("".join(f"{text}\n" for text in documents))
 
 
 def test_a_corpus_of_one_document_is_for_training(tmp_path):
@@ -185,6 +192,23 @@ def test_a_corpus_in_which_no_document_has_a_text_is_refused(tmp_path, count):
     for _ in range(2):  # what was written is of no use
         with pytest.raises(UserError, match=r"data\.field"):
             prepared(tmp_path, "gpt2")
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "byte", "gpt2"])
+@pytest.mark.parametrize("content", [MARK, "", f"{MARK}\n\n"])
+def test_a_corpus_without_text_is_refused(tmp_path, tokenizer, content):
+    name = "a.jsonl" if content.strip(MARK) else "a.txt"
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError):
+        prepared(tmp_path, tokenizer)
+
+
+def test_a_field_is_not_wrong_where_only_a_part_of_a_file_lacks_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("nrgpt_jax.datasets.documents.WRONG_FIELD", 3)
+    monkeypatch.setattr(parts, "PART_BYTES", 60)
+    lines = ['{"text": "a"}'] * 5 + ['{"body": "b"}'] * 30 + ['{"text": "a"}'] * 5
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    assert text_of(prepared(tmp_path, "gpt2")) == "a" * 10
 
 
 def test_a_wrong_field_is_noticed_soon(tmp_path, monkeypatch):

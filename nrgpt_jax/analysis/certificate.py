@@ -47,7 +47,8 @@ def certificate(trained: Pretrained, states: np.ndarray, measured: Evidence) -> 
     """
     model: Any = trained.model.bind(trained.variables)
     eta, strict = np.asarray(model.eta(), np.float32), model.strict
-    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+    exactly = jax.enable_x64(True), jax.numpy_dtype_promotion("standard")
+    with exactly[0], exactly[1], jax.default_device(_cpu()):
         promise, contradicted = _promise(trained, eta, states)
     each = eta if model.blocks > 1 else [eta]
     spectrum = [certificates.symmetric_spectrum(one, model.embed_dim) for one in each]
@@ -72,6 +73,14 @@ def certificate(trained: Pretrained, states: np.ndarray, measured: Evidence) -> 
     )
 
 
+def _cpu() -> jax.Device | None:
+    """Where float64 is what it should be, as it is not on TPUs; None: wherever JAX computes."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None
+
+
 def _promise(trained: Pretrained, eta: np.ndarray, states: np.ndarray) -> tuple[Guarantee, int]:
     """What is promised, and how many token steps contradict it, both by values in float64."""
     own: Any = trained.model.bind(trained.variables)
@@ -79,7 +88,7 @@ def _promise(trained: Pretrained, eta: np.ndarray, states: np.ndarray) -> tuple[
     gain, options = np.asarray(own.gain()), {"strict": own.strict, "blocks": own.blocks}
     choices = {"combination": own.combination, "rule": own.rule}
     parts = Parts(own.norm, gain, eta, dict(names), **choices, **options)
-    wide = lambda array: jnp.asarray(array, jnp.float64)
+    wide = lambda array: jnp.asarray(np.asarray(array), jnp.float64)
     model = trained.model.with_kernels("plain").clone(dtype="float64")
     variables = jax.tree.map(wide, trained.variables)
     promise = certificates.certify(parts, partial(_checked, model, variables))

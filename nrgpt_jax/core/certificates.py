@@ -194,7 +194,12 @@ def _changes_as_its_gradient(dynamics: Dynamics, x: BatchStates, key: Key):
 
 
 def _falls(dynamics: Dynamics, x: BatchStates, key: Key) -> Bool[Array, ""]:
-    """Whether the moves A e of gradients e = dE/dg lower energies: e^T J A e <= 0, J = dg/dx."""
+    """Whether the moves A e of gradients e = dE/dg lower energies: e^T J A e <= 0, J = dg/dx.
+
+    A rule with a state of its own may make other moves later, of which this says nothing.
+    """
+    if jax.tree.leaves(dynamics.rule.init(x)):
+        return jnp.zeros((), bool)
     x = x + resting(dynamics, x)  # where the rule stays without a gradient
     move_of = lambda e: dynamics.rule.update(e, dynamics.rule.init(x), x)[0].astype(x.dtype)
     stays = jnp.max(jnp.abs(move_of(jnp.zeros_like(x)))) <= CHECKED * jnp.max(jnp.abs(x))

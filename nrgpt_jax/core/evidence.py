@@ -64,7 +64,8 @@ def evidence(
         held = held_energy(dynamics, start(dynamics)._replace(x=x))
         in_x = jax.grad(lambda x: jnp.sum(held(x)))(x)  # of gates too, unlike the path's
         slopes = jnp.sum(in_x * move, axis=-1)
-        steepest = jnp.linalg.norm(in_x, axis=-1) * jnp.linalg.norm(move, axis=-1)
+        lengths = jnp.linalg.norm(move, axis=-1) + jnp.linalg.norm(x, axis=-1)  # x is rounded too
+        steepest = jnp.linalg.norm(in_x, axis=-1) * lengths
         uphill = slopes > ROUNDING * jnp.finfo(x.dtype).eps * steepest
         terms = [jnp.abs(e) for name, e in energies.items() if name != "total"]
         size = jnp.sum(jnp.stack(terms), axis=0)
@@ -127,8 +128,8 @@ def uphill_moves(
     """Whether a step begins uphill, its context held fixed; from values of energies, in float64.
 
     A promise is contradicted where it does. Steps from states that the rule leaves without a
-    gradient do not count: the first one of `sphere` goes to the sphere. Nor do those in which a
-    rule follows what it keeps of earlier steps.
+    gradient do not count: the first one of `sphere` goes to the sphere. The rule keeps no state
+    between steps (nothing is promised of those that do).
 
     Args:
       dynamics_at, inputs: of the steps, as for `dynamics.trajectory`.
@@ -169,8 +170,8 @@ def half_changes(
       along: where to; a token without a direction stays.
     """
     length = lambda x: jnp.linalg.norm(x, axis=-1, keepdims=True)
-    tiny = jnp.finfo(x.dtype).tiny
-    move = SHORT * length(x) * along / jnp.maximum(length(along), tiny)
+    far = length(along)
+    move = SHORT * length(x) * along / jnp.where(far > 0.0, far, 1.0)
     after, before = seen(x + move), seen(x - move)
     sizes = jnp.stack([jnp.abs(energy) for energy in after.energies.values()])
     noise = ROUNDING * jnp.finfo(x.dtype).eps * jnp.sum(sizes, axis=0)

@@ -38,7 +38,8 @@ class Rule(NamedTuple):
 
     `follows` declares, for `core.certificates`, that the move is -eta times this gradient of the
     step, or a positive multiple of it; "" declares nothing. A rule that moves states without a
-    gradient, as to a sphere, declares it of states where it does not.
+    gradient, as to a sphere, declares it of states where it does not; one that keeps a state
+    between steps is promised nothing.
     """
 
     make: Callable[[Params, jax.Array, BoundNorm], BoundRule]

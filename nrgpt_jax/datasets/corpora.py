@@ -11,7 +11,7 @@ from nrgpt_jax.datasets import documents, parts, shards
 from nrgpt_jax.datasets.documents import JSON_LINES, PARQUET, PLAIN, ROWS_OF_TEXT, Reader
 from nrgpt_jax.datasets.download import fetch
 from nrgpt_jax.datasets.files import File, has_ending, is_packed, is_remote, list_files
-from nrgpt_jax.datasets.pieces import Text
+from nrgpt_jax.datasets.pieces import LONGEST, Text
 from nrgpt_jax.datasets.preparation import LOCAL, Engine, Plan, prepare
 from nrgpt_jax.datasets.records import cache_root, digest
 from nrgpt_jax.datasets.streams import RecordStream, Stream
@@ -150,8 +150,6 @@ def _is_one_text(data: Mapping[str, Any]) -> bool:
 
 def _plan(data: Mapping[str, Any], files: list[File]) -> Plan:
     fraction = data["validation_fraction"]
-    if not any(file.size for file in files):
-        raise UserError("the corpus is empty: there is nothing to train on")
     if _is_one_text(data):
         return _text_plan(Text(files), data["tokenizer"], fraction)
     tokenizer = FIXED[data["tokenizer"]]()
@@ -166,8 +164,8 @@ def _plan(data: Mapping[str, Any], files: list[File]) -> Plan:
 
 def _boundary(text: Text, fraction: float) -> int:
     """The byte where training ends and validation begins; at most a tenth of its share is lost."""
-    at = int(text.size * (1.0 - fraction))
-    place, clean = text.place_to_cut(at, within=(text.size - at) // 10)
+    at = max(1, int(text.size * (1.0 - fraction)))
+    place, clean = text.place_to_cut(at, within=min((text.size - at) // 10, LONGEST))
     if not clean:
         why = "there is no blank or change of script near the boundary of training and validation"
         print(f"{why}: the text is cut between two characters, at byte {place:,}", file=sys.stderr)

@@ -106,6 +106,7 @@ def _decoded(line: bytes, path: str) -> str:
 def _json_lines(file: File, field: str, within: Range) -> Texts:
     begin, end = within or (0, None)
     seen = lacking = 0
+    from_start = begin == 0
     with opened(file.path) as lines:
         if begin:  # the line that byte begin - 1 belongs to begins before the range
             lines.seek(begin - 1)
@@ -116,7 +117,7 @@ def _json_lines(file: File, field: str, within: Range) -> Texts:
             if line.strip():
                 document = _document_of_line(line, f"{file.path}, byte {begin}")
                 seen, lacking = seen + 1, lacking + (field not in document)
-                if lacking == seen == WRONG_FIELD:
+                if from_start and lacking == seen == WRONG_FIELD:
                     raise UserError(f"the first {seen:,} lines of {file.path} {no_text(field)}")
                 text = document.get(field)
                 yield begin, _repaired(text) if isinstance(text, str) else None

@@ -124,8 +124,14 @@ def _fraction_for_both(
         return validation_fraction
     count = len(draws)
     drawn = sum(draw < validation_fraction * _DRAWS for draw in draws)
-    if count < 2 or 0 < drawn < count:
-        return validation_fraction if count > 1 else 0.0
+    if count == 1:
+        one = (
+            "the corpus is one document, which is for training; give more documents, or a .txt file"
+        )
+        print(f"{one} with --config.data.name=text, which is split by its place", file=sys.stderr)
+        return 0.0
+    if count == 0 or 0 < drawn < count:
+        return validation_fraction
     kept = 1 if drawn == 0 else count - 1
     few = f"there are only {count} documents, and {kept} of them are drawn for validation"
     print(few, file=sys.stderr)

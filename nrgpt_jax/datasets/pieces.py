@@ -107,16 +107,15 @@ class Text:
         if not 0 < at < self.size:
             return Cut(min(max(at, 0), self.size), True)
         first, last = at - begin, at - begin + within
-        for block in self.blocks(begin, self.size):
+        look = first - 1
+        for block in self.blocks(begin, min(self.size, at + within + 4)):
             seen += block
-            found = _CUT.search(seen, first - 1)
+            found = _CUT.search(seen, look)
             if found and found.end() <= last:
                 return Cut(begin + found.end(), True)
-            if found or len(seen) > last + 4:
-                break
-        else:
-            if last >= len(seen):
-                return Cut(self.size, True)
+            look = max(look, len(seen) - 1)
+        if at + within >= self.size:
+            return Cut(self.size, True)
         place = _between_kinds(seen, first, last)
         return Cut(begin + (place or _character_from(seen, first)), place is not None)
 
@@ -128,11 +127,12 @@ def _length_of_mark(file: File) -> int:
 
 def cut(blocks: Iterable[bytes]) -> Iterator[bytes]:
     """The same bytes in pieces of about a block that may be tokenized one by one."""
-    kept = b""
+    kept, searched = b"", 0
     for block in blocks:
         kept += block
         if len(kept) >= BLOCK:
-            at = _last_place(kept)
+            at = _last_place(kept, searched)
+            searched = 0 if at else len(kept) - 1
             if at:
                 yield kept[:at]
                 kept = kept[at:]
@@ -148,9 +148,9 @@ def cut_text(text: str) -> Iterator[str]:
     return (piece.decode("utf-8") for piece in cut(slices))
 
 
-def _last_place(seen: bytes) -> int:
-    """The last place to cut; 0: wait for more."""
-    for begin in (max(0, len(seen) - 2**12), 0):
+def _last_place(seen: bytes, searched: int) -> int:
+    """The last place to cut, behind what was searched in vain; 0: wait for more."""
+    for begin in (max(searched, len(seen) - 2**12), searched):
         places = [found.end() for found in _CUT.finditer(seen, begin)]
         if places:
             return places[-1]

@@ -159,11 +159,13 @@ def _report(plan: Plan, splits: Mapping[str, list[Written]]) -> None:
     sums = {name: [sum(c) for c in zip(*written, strict=True)] for name, written in splits.items()}
     whole = {name: Written(*found) for name, found in sums.items()}
     skipped = sum(w.skipped for w in whole.values())
-    if skipped and not any(w.documents for w in whole.values()):
-        raise UserError(f"all {skipped:,} documents of the corpus {no_text(plan.field)}")
+    total, count = (sum(getattr(w, n) for w in whole.values()) for n in ("tokens", "documents"))
+    if total == 0 or (plan.field and total == count):  # of empty documents there are only ends
+        if skipped:
+            raise UserError(f"all {skipped:,} documents of the corpus {no_text(plan.field)}")
+        raise UserError("the corpus is empty: there is nothing to train on")
     if skipped:
         print(f"{skipped:,} documents without a text are left out", file=sys.stderr)
-    total = max(1, sum(w.tokens for w in whole.values()))
     shares = [f"{n} {w.tokens:,} tokens ({w.tokens / total:.1%})" for n, w in whole.items()]
     print(", ".join(shares), file=sys.stderr)
 

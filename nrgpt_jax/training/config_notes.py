@@ -11,7 +11,7 @@ OF_ENERGIES = (  # fields that baselines do not read; the mask is that of models
     *("energies", "combination", "head_dim", "beta", "learn_beta", "learn_alpha", "norm"),
     *("rate", "rule", "rate_init", "rate_decay", "full_steps", "per_step_scale"),
 )
-SIZED = ("gamma", "psd", "diagonal", "scalar")  # rates with an initial size
+UNSIZED = ("full", "identity")  # rates without an initial size
 
 
 def notes(config: Mapping[str, Any], windows: int) -> list[str]:
@@ -68,7 +68,7 @@ def _of_model(model: Mapping[str, Any]) -> Iterator[str]:
         return
     if model["full_steps"] and model["rate_decay"] == 1.0:
         yield f"model.full_steps={model['full_steps']} has no effect with model.rate_decay=1"
-    if model["rate_init"] != usual["rate_init"] and model["rate"] not in SIZED:
+    if model["rate_init"] != usual["rate_init"] and model["rate"] in UNSIZED:
         yield f"model.rate_init={model['rate_init']} has no effect on model.rate={model['rate']}"
     names = energy_names(model)
     specs = [spec for name in names for spec in ENERGIES[name].specs.values()]
