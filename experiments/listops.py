@@ -18,6 +18,7 @@ Variants (`--config=experiments/listops.py:NAME`):
     deep_identity  the same with the identity
 """
 
+from experiments._ways import come_to_rest
 from nrgpt_jax.configs import apply_variant, default_config
 
 
@@ -56,10 +57,8 @@ def laptop(config):
 
 def rest(config):
     """States on a sphere, a `psd` rate, five steps, and five more that fade."""
-    import experiments.rest  # which builds on this file
-
     laptop(config)
-    experiments.rest.come_to_rest(config)
+    come_to_rest(config)
 
 
 def long(config):

@@ -12,7 +12,7 @@ three tenths of them; `sphere_decay_settled` begins with the model of `sphere_de
 
 Variants (`--config=experiments/rest.py:TASK_WAY`):
     TASK  listops, shakespeare
-    WAY   of `WAYS`
+    WAY   of `WAYS` in experiments/_ways.py
 """
 
 from functools import partial
@@ -20,112 +20,8 @@ from functools import partial
 import experiments.listops
 import experiments.shakespeare
 from experiments._grid import all_variants
+from experiments._ways import WAYS, apply_way
 from nrgpt_jax.configs import apply_variant, default_config
-
-INJECTION = {"model.energies": ("injection",)}
-PROJECTED = {**INJECTION, "model.rule": "projected", "model.rate": "psd"}
-SPHERE = {**INJECTION, "model.rule": "sphere", "model.rate": "psd"}
-
-
-def to(times, distribution):
-    """Depths from T to so many times T, a bound that grows until the end."""
-    return lambda config: {
-        "depth.distribution": distribution,
-        "depth.least": config.model.num_steps,
-        "depth.most": times * config.model.num_steps,
-        "depth.growth_steps": config.train_steps,
-        "depth.gradient_steps": 8,
-    }
-
-
-def held(descents):
-    return lambda config: {"depth.held": descents}
-
-
-def settle(config):
-    """On from the model of `sphere_decay_held`, until further held descents change nothing."""
-    further = {"depth.held_before": 4, "depth.consistency": 2.0}
-    return {**on_from(config, "sphere_decay_held", 1.5e-3, 7.5e-5), **further}
-
-
-def decode(config):
-    """On from the model of `sphere_decay_settled`, with the loss of tokens that are decoded."""
-    steps = 4 * config.train_steps // 5
-    return {**on_from(config, "sphere_decay_settled", 1e-3, 5e-5), **decoded(steps)}
-
-
-def decode_on(config):
-    """On from the model of `sphere_decay_decoded`, in the same way."""
-    steps = config.train_steps // 5
-    return {**on_from(config, "sphere_decay_decoded", 5e-4, 2.5e-5), **decoded(steps)}
-
-
-def decoded(steps):
-    """The settings of both: `scan_unroll` 1 is faster on a CPU, and takes less time to compile."""
-    return {"depth.decoded": True, "train_steps": steps, "model.scan_unroll": 1}
-
-
-def on_from(config, way, learning_rate, final_learning_rate):
-    """With the model of another way of the same task and seed, and a new optimizer."""
-    return {
-        "init_from": f"{{workdir}}/../../{config.data.name}_{way}/{{seed}}",
-        "optimizer.learning_rate": learning_rate,
-        "optimizer.final_learning_rate": final_learning_rate,
-        "optimizer.warmup_steps": 50,
-    }
-
-
-def penalty(config):
-    return {"depth.penalty": 1.0}
-
-
-def decay(config):
-    """T steps as before, and as many whose rate halves each time."""
-    steps = config.model.num_steps
-    return {"model.num_steps": 2 * steps, "model.full_steps": steps, "model.rate_decay": 0.5}
-
-
-def come_to_rest(config):
-    """The way `sphere_decay`."""
-    config.model.mask = "strict"
-    go(config, WAYS["sphere_decay"])
-
-
-def go(config, way):
-    for changes in way:
-        config.update_from_flattened_dict(changes(config) if callable(changes) else changes)
-
-
-def long(config):
-    return {"train_steps": 2 * config.train_steps}
-
-
-def short(config):
-    return {"train_steps": 3 * config.train_steps // 10}
-
-
-NEAR = to(4, "uniform")
-FAR = to(20, "log_uniform")
-WAYS = {
-    "full": (),
-    "full_long": (long,),
-    "full_decay": (decay,),
-    "full_held": (held(2),),
-    "sphere": (SPHERE,),
-    "sphere_decay": (SPHERE, decay),
-    "sphere_decay_held": (SPHERE, decay, held(1)),
-    "sphere_decay_settled": (SPHERE, decay, held(1), settle),
-    "sphere_decay_settled_short": (SPHERE, decay, held(1), settle, short),
-    "sphere_decay_decoded": (SPHERE, decay, decode),
-    "sphere_decay_decoded_on": (SPHERE, decay, decode_on),
-    "sphere_decay_held_2": (SPHERE, decay, held(2)),
-    "injection_near_long": (INJECTION, long, NEAR),
-    "injection_far_long": (INJECTION, long, FAR),
-    "projected_near_long": (PROJECTED, long, NEAR),
-    "sphere_near_long": (SPHERE, long, NEAR),
-    "sphere_far_long": (SPHERE, long, FAR),
-    "sphere_far_penalty_long": (SPHERE, long, FAR, penalty),
-}
 
 
 def get_config(variant: str = "listops_full"):
@@ -152,7 +48,7 @@ def variants():
 def change(config, task, way):
     task(config)
     config.eval_prompts = 0  # answers are asked for by the study
-    go(config, way)
+    apply_way(config, way)
     config.eval_every = config.checkpoint_every = config.train_steps // 4
 
 

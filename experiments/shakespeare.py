@@ -17,6 +17,7 @@ Variants (`--config=experiments/shakespeare.py:NAME`):
             others fast
 """
 
+from experiments._ways import come_to_rest
 from nrgpt_jax.configs import apply_variant, default_config
 
 
@@ -51,10 +52,8 @@ def best(config):
 
 def rest(config):
     """States on a sphere, a `psd` rate, six steps, and six more that fade."""
-    import experiments.rest  # which builds on this file
-
     laptop(config)
-    experiments.rest.come_to_rest(config)
+    come_to_rest(config)
 
 
 def quick(config):

@@ -2,6 +2,8 @@
 
 import ast
 import importlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,3 +34,34 @@ def test_what_a_program_imports_is_there(program):
             found = importlib.import_module(module)
             if name and not hasattr(found, name):
                 importlib.import_module(f"{module}.{name}")
+
+
+def test_experiments_build_on_each_other_in_one_direction():
+    """A file imports only files that do not import it, however far away."""
+    files = {path.stem: path for path in (ROOT / "experiments").glob("*.py")}
+    of_file = {
+        stem: {
+            part
+            for module, name in names_imported(path)
+            for part in (module.rpartition(".")[2], name)
+            if module.startswith("experiments") and part in files
+        }
+        for stem, path in files.items()
+    }
+
+    def reached(stem, through=()):
+        assert stem not in through, f"{' -> '.join((*through, stem))}"
+        for other in of_file[stem]:
+            reached(other, (*through, stem))
+
+    for stem in files:
+        reached(stem)
+
+
+@pytest.mark.parametrize("module", ["nrgpt_jax.training.losses", "nrgpt_jax.models"])
+def test_what_computes_a_loss_reads_no_data(module):
+    heavy = "grain", "tensorflow_datasets", "fsspec", "orbax", "chex"
+    code = f"import sys, {module}; print(*({{*{heavy}}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not done.stdout.strip()

@@ -10,6 +10,7 @@ from marks import slow, slow_but
 
 from nrgpt_jax import create_model
 from nrgpt_jax.configs import default_config
+from nrgpt_jax.errors import UserError
 from nrgpt_jax.models import model_names, parameter_shapes
 
 TOKENS = jax.random.randint(jax.random.key(0), (2, 8), 0, 11)
@@ -135,3 +136,13 @@ def test_learned_alpha_and_beta_start_at_their_settings():
         jax.jit(fixed.apply)(variables, TOKENS),
         atol=1e-6,
     )
+
+
+def test_fields_that_are_not_given_have_their_defaults():
+    few = create_model({"name": "NRGPT_H_FF2W", "vocab_size": 65})
+    config = default_config().model
+    config.vocab_size = 65
+    assert few == create_model(config)
+    for wrong in ({"vocab_size": 65, "widht": 8}, {"vocab_size": 65, "mask": "none"}):
+        with pytest.raises(UserError):
+            create_model(wrong)

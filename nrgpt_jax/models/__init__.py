@@ -7,8 +7,10 @@ import jax
 from flax import traverse_util
 from ml_collections import ConfigDict
 
+from nrgpt_jax.configs import default_config
 from nrgpt_jax.core import parameters
 from nrgpt_jax.core.parameters import ParameterSpec
+from nrgpt_jax.errors import UserError
 from nrgpt_jax.models.gpt import GPT
 from nrgpt_jax.models.language_model import LanguageModel
 from nrgpt_jax.models.model_checks import check_model
@@ -30,16 +32,19 @@ def create_model(config: Mapping[str, Any] | ConfigDict) -> LanguageModel:
     """The Flax module that a configuration describes.
 
     Args:
-      config: a whole configuration (`nrgpt_jax.configs.default_config()`) or its `model` part,
-        with `vocab_size` set.
+      config: a whole configuration (`nrgpt_jax.configs.default_config()`) or its `model` part, or
+        some of the fields of that, with `vocab_size` set; the others have their defaults.
 
     Returns:
       A Linen module: `init(key, tokens)`, `apply(variables, tokens (B,N)) -> logits (B,N,V)`.
 
     Raises:
-      UserError: a field has a value that cannot be built; the message names it.
+      UserError: a field is unknown or has a value that cannot be built; the message names it.
     """
-    fields = dict(config.get("model", config))
+    given, usual = dict(config.get("model", config)), default_config().model.to_dict()
+    for name in given.keys() - usual.keys():
+        raise UserError(f"unknown field model.{name}; there are {', '.join(usual)}")
+    fields = {**usual, **given}
     check_model(fields)
     name, nrgpt = fields["name"], is_nrgpt(fields["name"])
     own = NRGPT if nrgpt else GPT

@@ -1,6 +1,6 @@
 """Next-token cross-entropy."""
 
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +8,12 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from nrgpt_jax.array_types import Logits
-from nrgpt_jax.datasets.pipeline import Batch
 from nrgpt_jax.models import LanguageModel
 from nrgpt_jax.models.readout import map_logits, of_symbols, weighted_sum
 from nrgpt_jax.training.depths import Depth, make_states
+
+if TYPE_CHECKING:  # what reads data is heavy to import
+    from nrgpt_jax.datasets.pipeline import Batch
 
 Targets = Int[Array, "B N"]
 
@@ -32,7 +34,7 @@ def next_token_accuracy(
 def summed_loss(
     params: Any,
     model: LanguageModel,
-    batch: Batch,
+    batch: "Batch",
     rows: jax.Array,
     key: jax.Array,
     scale: Any,
@@ -66,7 +68,7 @@ def summed_loss(
 
 
 def batch_sums(
-    params: Any, model: LanguageModel, batch: Batch, num_symbols: int | None = None
+    params: Any, model: LanguageModel, batch: "Batch", num_symbols: int | None = None
 ) -> dict[str, Float[Array, ""]]:
     """Weighted sums of `loss` and `hits` over a batch, and of the `weights`; without dropout.
 
