@@ -1,28 +1,28 @@
 """Ways to train models that may make more steps: changes to a configuration (docs/rest.md)."""
 
 INJECTION = {"model.energies": ("injection",)}
-PROJECTED = {**INJECTION, "model.rule": "projected", "model.rate": "psd"}
-SPHERE = {**INJECTION, "model.rule": "sphere", "model.rate": "psd"}
+PROJECTED = {**INJECTION, "model.rule": "projected", "model.inference_rate": "psd"}
+SPHERE = {**INJECTION, "model.rule": "sphere", "model.inference_rate": "psd"}
 
 
 def to(times, distribution):
     """Depths from T to so many times T, a bound that grows until the end."""
     return lambda config: {
         "depth.distribution": distribution,
-        "depth.least": config.model.num_steps,
-        "depth.most": times * config.model.num_steps,
-        "depth.growth_steps": config.train_steps,
-        "depth.gradient_steps": 8,
+        "depth.min_steps": config.model.num_steps,
+        "depth.max_steps": times * config.model.num_steps,
+        "depth.curriculum_steps": config.train_steps,
+        "depth.backprop_steps": 8,
     }
 
 
 def held(descents):
-    return lambda config: {"depth.held": descents}
+    return lambda config: {"depth.refine_passes": descents}
 
 
 def settle(config):
     """On from the model of `sphere_decay_held`, until further held descents change nothing."""
-    further = {"depth.held_before": 4, "depth.consistency": 2.0}
+    further = {"depth.max_burn_in_passes": 4, "depth.consistency": 2.0}
     return {**on_from(config, "sphere_decay_held", 1.5e-3, 7.5e-5), **further}
 
 
@@ -40,7 +40,7 @@ def decode_on(config):
 
 def decoded(steps):
     """The settings of both: `scan_unroll` 1 is faster on a CPU, and takes less time to compile."""
-    return {"depth.decoded": True, "train_steps": steps, "model.scan_unroll": 1}
+    return {"depth.train_on_decoded": True, "train_steps": steps, "model.scan_unroll": 1}
 
 
 def on_from(config, way, learning_rate, final_learning_rate):
@@ -60,7 +60,11 @@ def penalty(config):
 def decay(config):
     """T steps as before, and as many whose rate halves each time."""
     steps = config.model.num_steps
-    return {"model.num_steps": 2 * steps, "model.full_steps": steps, "model.rate_decay": 0.5}
+    return {
+        "model.num_steps": 2 * steps,
+        "model.full_steps": steps,
+        "model.inference_rate_decay": 0.5,
+    }
 
 
 def come_to_rest(config):

@@ -94,7 +94,7 @@ def paper(config):
     config.optimizer.warmup_steps = 0
     config.optimizer.beta2 = 0.999
     config.optimizer.weight_decay = 0.01
-    config.optimizer.decay = "all"
+    config.optimizer.weight_decay_mask = "all"
 
 
 def deep(config, rate):
@@ -102,6 +102,6 @@ def deep(config, rate):
     paper(config)
     config.model.embed_dim = 64
     config.model.num_steps = 30
-    config.model.rate = rate
+    config.model.inference_rate = rate
     config.optimizer.learning_rate = 4e-4
     config.optimizer.final_learning_rate = 1e-5

@@ -21,7 +21,7 @@ from nrgpt_jax.models import create_model, num_parameters
 
 MUON = {"optimizer.name": "muon"}
 ROPE = {"model.attention": "low_rank_rope"}
-SCALAR = {"model.rate": "scalar"}
+SCALAR = {"model.inference_rate": "scalar"}
 WAYS = {
     "GPT_Rec_parallel": {"model.name": "GPT_Rec_parallel"},
     "GPT_Rec": {"model.name": "GPT_Rec"},
@@ -29,8 +29,8 @@ WAYS = {
     "full": {},
     # rates and rules
     "scalar": SCALAR,
-    "psd": {"model.rate": "psd"},
-    "projected": {"model.rate": "psd", "model.rule": "projected"},
+    "psd": {"model.inference_rate": "psd"},
+    "projected": {"model.inference_rate": "psd", "model.rule": "projected"},
     "momentum": {"model.rule": "momentum"},  # `full` is its control: a parameter less
     "step_scales": {"model.per_step_scale": True},
     "layer_norm": {"model.norm": "layer_norm"},
@@ -42,7 +42,7 @@ WAYS = {
     "FFG": {"model.name": "NRGPT_H_FFG"},
     "mixture": {"model.combination": "mixture"},
     "injection": {"model.energies": ("injection",)},
-    "blocks": {"model.attention": "low_rank", "model.blocks": 2, **SCALAR},
+    "blocks": {"model.attention": "low_rank", "model.num_distinct_layers": 2, **SCALAR},
     # optimizer
     "full_muon": MUON,
     "GPT_Rec_parallel_muon": {"model.name": "GPT_Rec_parallel", **MUON},
@@ -52,11 +52,11 @@ WAYS = {
     "low_rank_rope_scalar": {**ROPE, **SCALAR},
     "low_rank_rope_FFG": {**ROPE, "model.name": "NRGPT_H_FFG"},
     "low_rank_rope_muon": {**ROPE, **MUON},
-    "low_rank_rope_blocks_muon": {**ROPE, **SCALAR, **MUON, "model.blocks": 2},
+    "low_rank_rope_blocks_muon": {**ROPE, **SCALAR, **MUON, "model.num_distinct_layers": 2},
     "low_rank_rope_FFG_muon": {**ROPE, **MUON, "model.name": "NRGPT_H_FFG"},
     "low_rank_rope_FFG_blocks_muon": {
         **{**ROPE, **SCALAR, **MUON},
-        **{"model.name": "NRGPT_H_FFG", "model.blocks": 2},
+        **{"model.name": "NRGPT_H_FFG", "model.num_distinct_layers": 2},
     },
 }
 RATES = {"adamw": (5e-4, 1e-3, 2e-3, 4e-3), "muon": (2e-3, 5e-3, 1e-2, 2e-2)}

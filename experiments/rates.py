@@ -88,7 +88,7 @@ def _common(config, rate, learning_rate):
     config.eval_every = 1000
     config.checkpoint_every = 1000
     config.model.mask = "strict"
-    config.model.rate = rate
+    config.model.inference_rate = rate
     config.model.norm = NORMS[rate]
     config.model.context_length = 64
     config.model.scan_unroll = 6

@@ -14,7 +14,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from nrgpt_jax import interrupts
-from nrgpt_jax.configs import check_complete, default_config, field_names
+from nrgpt_jax.configs import RENAMED, check_complete, default_config, field_names
 from nrgpt_jax.credentials import masked
 from nrgpt_jax.errors import FAILED, MISTAKE, UserError, stopped_by
 
@@ -177,6 +177,8 @@ def _check_fields(argv: Sequence[str]) -> None:
         name = argument.partition("=")[0].lstrip("-")
         name = name.removeprefix("no") if name.startswith("noconfig.") else name
         field = name.removeprefix("config.")
+        if name.startswith("config.") and field in RENAMED:
+            _fail(f"--config.{field} is --config.{RENAMED[field]} by now")
         if name.startswith("config.") and field not in fields:
             last = field.rpartition(".")[2]
             near = [f for f in fields if f.rpartition(".")[2] == last]

@@ -18,6 +18,21 @@ from nrgpt_jax import disk
 from nrgpt_jax.errors import UserError, require
 
 RECORD = "record"  # beside the fields: what else a run keeps in the file
+RENAMED = {  # fields of earlier versions, whose records are read with them
+    "model.rate": "model.inference_rate",
+    "model.rate_init": "model.inference_rate_init",
+    "model.rate_decay": "model.inference_rate_decay",
+    "model.blocks": "model.num_distinct_layers",
+    "optimizer.decay": "optimizer.weight_decay_mask",
+    "depth.least": "depth.min_steps",
+    "depth.most": "depth.max_steps",
+    "depth.each": "depth.sample_per",
+    "depth.growth_steps": "depth.curriculum_steps",
+    "depth.gradient_steps": "depth.backprop_steps",
+    "depth.held": "depth.refine_passes",
+    "depth.held_before": "depth.max_burn_in_passes",
+    "depth.decoded": "depth.train_on_decoded",
+}
 
 
 def _model() -> ConfigDict:
@@ -34,7 +49,7 @@ def _model() -> ConfigDict:
     c.dtype = "float32"  # of the computation (float32 or bfloat16); parameters stay float32
     c.scan_unroll = 1  # steps compiled as one: faster on CPUs, longer to compile
     c.remat = "none"  # computed again for the gradient: none, step (all but states), full (most)
-    c.blocks = 0  # distinct blocks, taken in turn; 0: num_steps of them in GPT, else one
+    c.num_distinct_layers = 0  # used in turn by the steps; 0: num_steps in GPT, else one
     # What follows is read by NRGPT models only (docs/energies.md has the equations).
     c.attention = "full_rank"  # or low_rank: J = W_K^T W_Q; full_rank_rope, low_rank_rope
     c.energies = ()  # terms besides those of the name (of NRGPT: all): injection, leak, ...
@@ -45,10 +60,10 @@ def _model() -> ConfigDict:
     c.learn_beta = False
     c.learn_alpha = False  # one weight a head, initially 1
     c.norm = "bare_layer_norm"  # or layer_norm, rms_norm, none
-    c.rate = "full"  # inference rate: full, gamma, psd, diagonal, scalar, identity
+    c.inference_rate = "full"  # inference rate: full, gamma, psd, diagonal, scalar, identity
     c.rule = "descent"  # how a gradient becomes a move: descent, momentum, projected, sphere
-    c.rate_init = 1.0  # initial size of the rates gamma, psd, diagonal and scalar
-    c.rate_decay = 1.0  # the rate is multiplied by it in every step after the full_steps
+    c.inference_rate_init = 1.0  # initial size of the rates gamma, psd, diagonal and scalar
+    c.inference_rate_decay = 1.0  # the rate is multiplied by it in every step after the full_steps
     c.full_steps = 0
     c.per_step_scale = False  # a learned positive factor c_t for every step
     c.kernels = "fused"  # derivative rules: fused, blocked or plain (see kernels/__init__.py)
@@ -95,7 +110,7 @@ def _optimizer() -> ConfigDict:
     c.beta1 = 0.9
     c.beta2 = 0.99
     c.weight_decay = 0.1
-    c.decay = (
+    c.weight_decay_mask = (
         "matrices"  # what it acts on: matrices (of muon: those it moves), or all (as released)
     )
     c.clip_norm = 1.0  # of the global gradient; 0: no clipping
@@ -106,17 +121,17 @@ def _optimizer() -> ConfigDict:
 def _depth() -> ConfigDict:
     """Recurrent steps in training; everything else makes `model.num_steps` (docs/rest.md)."""
     c = ConfigDict()
-    c.distribution = "fixed"  # fixed: model.num_steps; uniform, log_uniform: drawn anew each time
-    c.least = 0  # 0: one
-    c.most = 0  # 0: twice model.num_steps
-    c.each = "batch"  # one number for the whole batch, or for each sequence
-    c.growth_steps = 0  # training steps over which the most grows from the least (log: by factors)
-    c.gradient_steps = 0  # the gradient goes through the last so many; 0: all
-    c.loss_steps = 1  # the loss is the mean over the states after the last so many
-    c.held = 0  # and over so many more descents, each in a context that stays where the last ended
-    c.held_before = 0  # up to so many, drawn anew each time, come before all, without a gradient
-    c.decoded = False  # and over those of tokens decoded behind a prompt, with a fixed-point cache
-    c.consistency = 0.0  # times ||v - u||^2 / ||u||^2; v one held descent after u, behind the norm
+    c.distribution = "fixed"  # fixed: model.num_steps; uniform, log_uniform: a random number
+    c.min_steps = 0  # 0: one
+    c.max_steps = 0  # 0: twice model.num_steps
+    c.sample_per = "batch"  # one number for the whole batch, or one per sequence
+    c.curriculum_steps = 0  # training steps over which the maximum grows from min_steps
+    c.backprop_steps = 0  # the gradient is truncated to this many last steps; 0: all
+    c.loss_steps = 1  # the loss is the mean over the states after this many last steps
+    c.refine_passes = 0  # further passes, each attending to the final states of the one before
+    c.max_burn_in_passes = 0  # prepend k ~ U{0..n} of these passes without a gradient
+    c.train_on_decoded = False  # also on suffixes decoded with a fixed-point cache
+    c.consistency = 0.0  # times ||v - u||^2 / ||u||^2; v one pass after u, behind the norm
     c.penalty = 0.0  # times (||J v|| / ||v|| - penalty_bound)^2 where positive; J of one more step
     c.penalty_bound = 0.9
     return c
@@ -198,11 +213,21 @@ def read_record(path: Path, cure: str) -> Recorded:
       FileNotFoundError: there is none.
       UserError: it is damaged, or a field is unknown or of another type; the message names it.
     """
-    given = _given(disk.read_json(path, schema(), cure))
+    given = _given(disk.read_json(path, schema(), cure, renamed))
     given.pop(RECORD, None)
     config = default_config()
     config.update(given)
     return Recorded(config, given)
+
+
+def renamed(content: Any) -> Any:
+    """The content of a record with the fields of earlier versions under their present names."""
+    for old, new in RENAMED.items():
+        group, _, name = old.partition(".")
+        fields = content.get(group) if isinstance(content, dict) else None
+        if isinstance(fields, dict) and name in fields:
+            fields[new.partition(".")[2]] = fields.pop(name)
+    return content
 
 
 @functools.cache

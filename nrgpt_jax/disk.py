@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -78,13 +78,19 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
     write_whole(path, (json.dumps(whole, indent=1) + "\n").encode())
 
 
-def read_json(path: Path, schema: type[Schema], cure: str) -> Schema:
+def read_json(
+    path: Path,
+    schema: type[Schema],
+    cure: str,
+    change: Callable[[Any], Any] = lambda content: content,
+) -> Schema:
     """Reads a JSON file, through its schema. Files of older versions have no checksum.
 
     Args:
       path: the file.
       schema: the type of its content, as of `msgspec`, without the checksum.
       cure: what to do about a file that cannot be read; ends the message.
+      change: of the content, before the schema sees it.
 
     Raises:
       FileNotFoundError: there is none.
@@ -98,7 +104,7 @@ def read_json(path: Path, schema: type[Schema], cure: str) -> Schema:
                 f"{path} does not match its checksum: it was damaged or edited; {cure} (if you "
                 f'edited it, remove its line "{CHECKSUM}")'
             )
-        return msgspec.convert(content, schema, strict=True)
+        return msgspec.convert(change(content), schema, strict=True)
     except (msgspec.ValidationError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({_one_line(error)}); {cure}") from None
 

@@ -98,9 +98,9 @@ def page(trained: Pretrained, name: str, count: int, rows: list[list[str]]) -> s
         f"(at most {4 * m.num_steps} steps; the tolerance is the change of a token's energy in a",
         "step, or the norm of its gradient), and with one remembered state a token.",
         "",
-        f"What the rate `{m.rate}` promises: {RATES[m.rate].guarantee}.",
+        f"What the rate `{m.inference_rate}` promises: {RATES[m.inference_rate].guarantee}.",
         "",
-        f"{m.name}, D={m.embed_dim}, H={m.num_heads}, rate `{m.rate}`, trained with "
+        f"{m.name}, D={m.embed_dim}, H={m.num_heads}, rate `{m.inference_rate}`, trained with "
         f"{m.num_steps} steps; {count} prompts of `{name}`, one seed.",
         "",
         *table(head, rows),

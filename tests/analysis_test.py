@@ -22,7 +22,7 @@ TOKENS = np.array([0, 3, 1, 4, 1, 5, 9, 2])
 
 @pytest.fixture(scope="module")
 def descending():
-    trained = pretrained(mask="strict", norm="layer_norm", rate="gamma")
+    trained = pretrained(mask="strict", norm="layer_norm", inference_rate="gamma")
     return trained, examine(trained, TOKENS, num_steps=7)
 
 
@@ -66,7 +66,7 @@ def test_certificates_tell_models_apart(descending):
     assert found.certificate.uphill == 0.0
     assert found.certificate.smallest_eigenvalue < found.certificate.largest_eigenvalue
     assert "Proposition 2.1 applies" in report(found)
-    full = examine(pretrained(mask="strict", rate="full"), TOKENS, num_steps=4)
+    full = examine(pretrained(mask="strict", inference_rate="full"), TOKENS, num_steps=4)
     assert full.certificate.proposition is None
     assert full.certificate.uphill > 0.1
     assert full.certificate.smallest_eigenvalue < 0.0
@@ -88,7 +88,7 @@ def test_attraction_is_that_of_the_step_after_the_last(descending):
 
 @pytest.mark.slow
 def test_attraction_is_not_asked_of_more_than_states():
-    for fields in ({"rule": "momentum"}, {"blocks": 2}):
+    for fields in ({"rule": "momentum"}, {"num_distinct_layers": 2}):
         found = examine(pretrained(**fields), TOKENS, num_steps=2)
         assert found.attraction is None
         assert "attracting" not in report(found)
@@ -96,7 +96,9 @@ def test_attraction_is_not_asked_of_more_than_states():
 
 def test_divergence_is_said_and_cut_off():
     """Without a norm the energies of this model have no lower bound."""
-    found = examine(pretrained(mask="strict", norm="none", rate="scalar"), TOKENS, num_steps=60)
+    found = examine(
+        pretrained(mask="strict", norm="none", inference_rate="scalar"), TOKENS, num_steps=60
+    )
     assert found.diverged_at is not None
     assert found.num_steps == found.diverged_at - 1
     assert np.isfinite(found.path.states).all()
@@ -108,7 +110,7 @@ def test_divergence_is_said_and_cut_off():
 
 
 def test_divergence_in_the_first_step_is_an_error():
-    trained = pretrained(mask="strict", norm="none", rate="scalar")
+    trained = pretrained(mask="strict", norm="none", inference_rate="scalar")
     params = {**trained.variables["params"]}
     params["block"] = {**params["block"], "rate": {"log_c": np.float32(25.0)}}
     for steps in (1, 4):
@@ -118,7 +120,7 @@ def test_divergence_in_the_first_step_is_an_error():
 
 def test_certificates_of_a_bfloat16_model_are_computed_in_float32():
     """In bfloat16 the small changes of energies would drown in rounding."""
-    trained = pretrained(mask="strict", norm="layer_norm", rate="gamma", dtype="bfloat16")
+    trained = pretrained(mask="strict", norm="layer_norm", inference_rate="gamma", dtype="bfloat16")
     found = examine(trained, TOKENS, num_steps=7)
     assert found.certificate.uphill == found.certificate.rises == 0.0
     assert found.certificate.largest_step_scale >= 1.0
@@ -179,7 +181,7 @@ def test_mistakes_are_named(model, tokens, options, message):
 
 @pytest.fixture(scope="module")
 def seen():
-    trained = pretrained(mask="strict", norm="rms_norm", rate="gamma")
+    trained = pretrained(mask="strict", norm="rms_norm", inference_rate="gamma")
     dynamics, states = dynamics_and_states(trained)
     view = landscape(dynamics, states, states[2], points=5)
     return dynamics, states, jax.tree.map(np.asarray, view)
@@ -222,7 +224,7 @@ def test_landscape_holds_the_path_in_its_leading_plane(seen):
 
 
 def test_landscape_keeps_lengths_that_energies_see():
-    trained = pretrained(mask="strict", norm="none", rate="scalar")
+    trained = pretrained(mask="strict", norm="none", inference_rate="scalar")
     dynamics, states = dynamics_and_states(trained)
     view = landscape(dynamics, states, states[-1], points=3)
     np.testing.assert_allclose(view.centre, states.mean(axis=0), rtol=1e-4, atol=1e-5)

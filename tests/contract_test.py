@@ -40,7 +40,7 @@ def combinations():
     for i, (energies, update) in enumerate(itertools.product(ENERGIES, UPDATES)):
         (feedforward, attention, mask), (norm, rate) = energies, update
         fields = {"name": f"NRGPT_H_{feedforward}", "attention": attention, "mask": mask}
-        fields |= {"norm": norm, "rate": rate}
+        fields |= {"norm": norm, "inference_rate": rate}
         row, column = divmod(i, len(UPDATES))
         quick = column == (row + len(ENERGIES) * (row % 2)) % len(UPDATES)
         yield pytest.param(fields, marks=[] if quick else pytest.mark.slow, id=name_of(fields))
@@ -49,9 +49,9 @@ def combinations():
 BASELINES = [{"name": n, "mask": "inclusive"} for n in model_names() if not n.startswith("NRGPT")]
 ADDITIONS: list[dict[str, Any]] = [
     {"attention": "full_rank_rope"},
-    {"rule": "projected", "rate": "psd", "norm": "layer_norm"},
-    {"rule": "sphere", "rate": "psd", "energies": ("injection",)},
-    {"blocks": 3, "attention": "low_rank"},
+    {"rule": "projected", "inference_rate": "psd", "norm": "layer_norm"},
+    {"rule": "sphere", "inference_rate": "psd", "energies": ("injection",)},
+    {"num_distinct_layers": 3, "attention": "low_rank"},
 ]
 ALONE: list[dict[str, Any]] = [  # what is in TOGETHER, or much like the others
     {"attention": "low_rank_rope", "mask": "strict"},
@@ -59,15 +59,15 @@ ALONE: list[dict[str, Any]] = [  # what is in TOGETHER, or much like the others
     {"energies": ("injection",)},
     {"energies": ("leak",), "mask": "strict"},
     {"rule": "momentum"},
-    {"rule": "projected", "rate": "full", "norm": "none"},
-    {"blocks": 2, "rate": "psd"},
+    {"rule": "projected", "inference_rate": "full", "norm": "none"},
+    {"num_distinct_layers": 2, "inference_rate": "psd"},
 ]
 TOGETHER: dict[str, Any] = {
     "name": "NRGPT",
     "energies": ("low_rank_rope", "full_rank", "FF1", "FF2", "injection", "leak"),
     "combination": "mixture",
     "rule": "momentum",
-    "blocks": 2,
+    "num_distinct_layers": 2,
     "mask": "strict",
 }
 VARIATIONS: list[Any] = [
@@ -78,7 +78,7 @@ VARIATIONS: list[Any] = [
     {"name": "NRGPT_H_FF2W", "per_step_scale": True, "learn_alpha": True, "learn_beta": True},
     {"name": "NRGPT_H_FF2W", "tied_head": True},
     {"name": "GPT", "tied_head": True},
-    {"name": "GPT_Rec", "blocks": 2},
+    {"name": "GPT_Rec", "num_distinct_layers": 2},
 ]
 
 
@@ -122,7 +122,15 @@ def test_jit_equals_no_jit(name):
 
 @pytest.mark.parametrize(
     "fields",
-    [slow(TOGETHER), {"rule": "projected", "rate": "psd", "norm": "layer_norm", "blocks": 3}],
+    [
+        slow(TOGETHER),
+        {
+            "rule": "projected",
+            "inference_rate": "psd",
+            "norm": "layer_norm",
+            "num_distinct_layers": 3,
+        },
+    ],
     ids=name_of,
 )
 def test_models_by_kernels_and_by_definitions_are_the_same(fields):
@@ -149,7 +157,7 @@ def test_every_registered_part_is_in_a_contract():
     assert set(COMBINATIONS) <= used("combination") | {"sum"}
     assert set(RULES) <= used("rule") | {"descent"}
     assert set(NORMS) == used("norm")
-    assert set(RATES) == used("rate")
+    assert set(RATES) == used("inference_rate")
 
 
 @pytest.mark.parametrize("name", [n for n in model_names() if n.startswith("NRGPT")])

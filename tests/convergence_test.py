@@ -38,7 +38,7 @@ def test_blocks_are_the_diagonal_of_the_whole_jacobian(case):
     dynamics, state, whole = prepared(case)
     function = convergence.own_step(dynamics, state)
     chex.assert_trees_all_close(function(state.x), step(dynamics, state)[0].x, rtol=1e-9)
-    found = np.asarray(jax.jit(lambda x: convergence.blocks(function, x))(state.x))[0]
+    found = np.asarray(jax.jit(lambda x: convergence.token_jacobians(function, x))(state.x))[0]
     whole = np.asarray(whole).reshape(COUNT, WIDTH, COUNT, WIDTH).swapaxes(1, 2)
     for token in range(COUNT):
         assert not np.abs(whole[token, token + 1 :]).any(), "the future is not seen"
@@ -60,7 +60,7 @@ def test_power_iteration_finds_the_spectral_radius(case):
     dynamics, state, _ = prepared(case)
     function = convergence.own_step(dynamics, state)
     radii = convergence.spectral_radii(function, state.x, jax.random.key(0), 2000)
-    found = np.asarray(convergence.blocks(function, state.x))[0]
+    found = np.asarray(convergence.token_jacobians(function, state.x))[0]
     wanted = [np.abs(np.linalg.eigvals(block)).max() for block in found]
     np.testing.assert_allclose(np.asarray(radii)[0], wanted, rtol=1e-2)
 
@@ -117,7 +117,7 @@ def test_what_energies_do_not_see_is_not_asked():
         jax.random.key(1), x, sizes=SMALL, kernels="plain", change=lambda e: 0.05 * e, **options
     )
     state = at_rest(dynamics, 400)
-    of_x = convergence.blocks(convergence.own_step(dynamics, state), state.x)
+    of_x = convergence.token_jacobians(convergence.own_step(dynamics, state), state.x)
     ones = [np.abs(np.linalg.eigvals(block) - 1.0).min() for block in np.asarray(of_x)[0]]
     assert max(ones) < 1e-6
     found = convergence.attraction(dynamics, state, jax.random.key(0), iterations=400)

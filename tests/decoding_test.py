@@ -69,7 +69,7 @@ def test_depth_of_the_transformers():
     model, variables = small_model(name="GPT_Rec")
     deeper, variables = model.with_num_steps(variables, 6)
     assert_same_logits(deeper, variables, cached_logits(deeper, variables, TOKENS, LENGTHS))
-    with pytest.raises(UserError, match="3 different blocks"):
+    with pytest.raises(UserError, match="3 distinct layers"):
         small_model(name="GPT")[0].with_num_steps(variables, 6)
     for settings in (Settings(cache="fixed_point"), Settings(until=Convergence())):
         with pytest.raises(UserError, match="no energy"):
@@ -78,7 +78,7 @@ def test_depth_of_the_transformers():
 
 def still_model(**fields):
     """A model with a small inference rate: its tokens come to rest."""
-    fields = {"name": "NRGPT_H_FF2W", "norm": "layer_norm", "rate": "gamma", **fields}
+    fields = {"name": "NRGPT_H_FF2W", "norm": "layer_norm", "inference_rate": "gamma", **fields}
     model, variables = small_model(**fields)
     params = variables["params"]
     norm = params["block"]["norm"]
@@ -151,7 +151,7 @@ def test_padding_and_ended_sequences_are_not_waited_for():
 @pytest.mark.parametrize("mask", slow_but(["strict"], ["strict", "inclusive"]))
 def test_tokens_stop_with_a_fixed_point_cache_too(mask):
     """Near to where all steps lead; and there, where nothing is tolerated."""
-    model, variables = still_model(num_steps=20, mask=mask, full_steps=2, rate_decay=0.5)
+    model, variables = still_model(num_steps=20, mask=mask, full_steps=2, inference_rate_decay=0.5)
     logits = {}
     for tolerance in (0.0, 1e-3):
         decoding = Decoding("fixed_point", Convergence(tolerance, "state"))
@@ -222,9 +222,9 @@ def test_fixed_point_cache_shows_each_token_the_last_states_before_it(mask, atte
 
 
 def test_blocks_have_no_common_rest():
-    model, variables = small_model(name="NRGPT_H_FF2W", blocks=2)
+    model, variables = small_model(name="NRGPT_H_FF2W", num_distinct_layers=2)
     for settings in (Settings(cache="fixed_point"), Settings(until=Convergence())):
-        with pytest.raises(UserError, match="2 blocks have an energy and a memory each"):
+        with pytest.raises(UserError, match="2 layers have an energy and keys of their own"):
             generate(model, variables, [np.array([1])], 3, settings)
 
 
@@ -245,7 +245,7 @@ def counting_rule():
 @pytest.mark.parametrize("rule", slow_but(["counting"], ["momentum", "projected", "counting"]))
 @pytest.mark.usefixtures("counting_rule")
 def test_any_rule_stops_at_the_same_step_read_at_once_or_one_by_one(rule):
-    fields = {"rule": rule, "rate": "scalar", "energies": ("injection",)}
+    fields = {"rule": rule, "inference_rate": "scalar", "energies": ("injection",)}
     model, variables = still_model(num_steps=20, **fields)
     decoding = Decoding(until=Convergence(0.05))
     late, position, late_steps = cached_logits(model, variables, TOKENS, LENGTHS, decoding)[-1]

@@ -38,7 +38,7 @@ def depth_of(**fields):
 
 @pytest.mark.parametrize("distribution", ["uniform", "log_uniform"])
 def test_every_depth_of_the_range_is_drawn_and_no_other(distribution):
-    depth = depth_of(distribution=distribution, least=2, most=9)
+    depth = depth_of(distribution=distribution, min_steps=2, max_steps=9)
     draw = lambda i: depths.draw(depth, jax.random.fold_in(KEY, i), ROWS, jnp.asarray(0))
     seen = np.bincount(jax.vmap(draw)(jnp.arange(2000)), minlength=12)
     assert not seen[:2].any()
@@ -48,7 +48,7 @@ def test_every_depth_of_the_range_is_drawn_and_no_other(distribution):
 
 
 def test_sequences_have_depths_of_their_own_whoever_works_on_them():
-    depth = depth_of(each="sequence", least=1, most=1000)
+    depth = depth_of(sample_per="sequence", min_steps=1, max_steps=1000)
     together = depths.draw(depth, KEY, jnp.arange(8), jnp.asarray(0))
     assert len(set(together.tolist())) == 8
     last = depths.draw(depth, KEY, jnp.arange(4, 8), jnp.asarray(0))
@@ -57,8 +57,13 @@ def test_sequences_have_depths_of_their_own_whoever_works_on_them():
 
 @pytest.mark.parametrize(("distribution", "half_way"), [("uniform", 7), ("log_uniform", 5)])
 def test_depth_grows_by_numbers_or_by_factors(distribution, half_way):
-    fields = {"distribution": distribution, "least": 2, "most": 12, "growth_steps": 100}
-    depth = depth_of(**fields, each="sequence")
+    fields = {
+        "distribution": distribution,
+        "min_steps": 2,
+        "max_steps": 12,
+        "curriculum_steps": 100,
+    }
+    depth = depth_of(**fields, sample_per="sequence")
     drawn = lambda n: depths.draw(depth, KEY, jnp.arange(500), jnp.asarray(n))
     assert [int(drawn(n).max()) for n in (0, 49, 99)] == [2, half_way, 12]
 
@@ -80,7 +85,7 @@ def test_a_walk_makes_the_steps_of_a_model_of_that_depth(fields):
 def test_gradient_goes_through_the_last_steps_alone():
     """Against a plain loop that holds parameters and states of the steps before."""
     model, variables = small_model(num_steps=4, energies=("injection",))
-    depth = depth_of(least=4, most=4, gradient_steps=2, loss_steps=2)
+    depth = depth_of(min_steps=4, max_steps=4, backprop_steps=2, loss_steps=2)
     params = variables["params"]
 
     def plain(params: Any):
@@ -113,14 +118,14 @@ def _but_the_last():
 
 
 def test_gain_is_that_of_each_tokens_own_block():
-    model, variables = small_model(num_steps=3, mask="strict", rule="sphere", rate="psd")
+    model, variables = small_model(num_steps=3, mask="strict", rule="sphere", inference_rate="psd")
     state = model.apply(variables, TOKENS, Walk(), method="walk")
     plain = model.with_kernels("plain")
     bound = plain.bind(variables)
     inputs, dynamics_at = bound.dynamics(bound.embed(TOKENS))
     dynamics = dynamics_at(jax.tree.map(lambda leaf: leaf[0], inputs))
     function = convergence.own_step(dynamics, state)
-    found = jax.jit(lambda x: convergence.blocks(function, x))(state.x)
+    found = jax.jit(lambda x: convergence.token_jacobians(function, x))(state.x)
     v = jax.random.normal(KEY, state.x.shape)
     wanted = jnp.linalg.norm(jnp.einsum("bnij,bnj->bni", found, v), axis=-1)
     gain = jax.jit(lambda v: plain.apply(variables, TOKENS, state, v, method="gain_of"))(v)
@@ -132,7 +137,7 @@ def test_a_penalty_is_of_what_exceeds_its_bound():
     given = model, BATCH, ROWS, KEY, 1.0, 0
 
     def loss(**fields):
-        depth = depth_of(least=3, most=3, **fields)
+        depth = depth_of(min_steps=3, max_steps=3, **fields)
         return float(jax.jit(lambda p: losses.summed_loss(p, *given, depth))(variables["params"]))
 
     without = loss()
@@ -146,36 +151,56 @@ def test_a_penalty_is_of_what_exceeds_its_bound():
     ("model", "depth", "message"),
     [
         ({}, {"distribution": "normal"}, "depth.distribution='normal'"),
-        ({}, {"distribution": "uniform", "least": 9, "most": 3}, "depth.most=3 .* depth.least=9"),
-        ({}, {"gradient_steps": 2, "loss_steps": 3}, "depth.loss_steps=3 .* the 2 steps"),
-        ({}, {"most": 20}, "depth.most=20 .* depth.distribution=uniform"),
-        ({}, {"distribution": "uniform", "least": 1, "loss_steps": 2}, "depth.loss_steps=2"),
+        (
+            {},
+            {"distribution": "uniform", "min_steps": 9, "max_steps": 3},
+            "depth.max_steps=3 .* depth.min_steps=9",
+        ),
+        ({}, {"backprop_steps": 2, "loss_steps": 3}, "depth.loss_steps=3 .* the 2 steps"),
+        ({}, {"max_steps": 20}, "depth.max_steps=20 .* depth.distribution=uniform"),
+        ({}, {"distribution": "uniform", "min_steps": 1, "loss_steps": 2}, "depth.loss_steps=2"),
         ({"name": "GPT"}, {"distribution": "uniform"}, "not all alike"),
         ({"per_step_scale": True}, {"distribution": "uniform"}, "not all alike"),
-        ({"rate_decay": 0.5}, {"distribution": "uniform"}, "not all alike"),
+        ({"inference_rate_decay": 0.5}, {"distribution": "uniform"}, "not all alike"),
         ({"name": "GPT_Rec"}, {"penalty": 1.0}, "depth.penalty=1.0 .* an energy"),
         ({"mask": "inclusive"}, {"penalty": 1.0}, "depth.penalty=1.0 .* model.mask=strict"),
-        ({"name": "GPT_Rec"}, {"held": 1}, "depth.held=1 .* an energy"),
-        ({"mask": "inclusive"}, {"decoded": True}, "depth.decoded=True .* model.mask=strict"),
-        ({"mask": "strict"}, {"decoded": True, "gradient_steps": 2}, "steps=2 .* depth.decoded"),
-        ({"mask": "strict"}, {"decoded": True, "distribution": "uniform"}, "'uniform' .*decoded"),
+        ({"name": "GPT_Rec"}, {"refine_passes": 1}, "depth.refine_passes=1 .* an energy"),
+        (
+            {"mask": "inclusive"},
+            {"train_on_decoded": True},
+            "depth.train_on_decoded=True .* model.mask=strict",
+        ),
         (
             {"mask": "strict"},
-            {"decoded": True, "held": 1, "held_before": 2},
-            "depth.held_before=2 .* depth.decoded",
+            {"train_on_decoded": True, "backprop_steps": 2},
+            "steps=2 .* depth.train_on_decoded",
+        ),
+        (
+            {"mask": "strict"},
+            {"train_on_decoded": True, "distribution": "uniform"},
+            "'uniform' .*decoded",
+        ),
+        (
+            {"mask": "strict"},
+            {"train_on_decoded": True, "refine_passes": 1, "max_burn_in_passes": 2},
+            "depth.max_burn_in_passes=2 .* depth.train_on_decoded",
         ),
         ({}, {"penalty": float("nan")}, "depth.penalty"),
-        ({"mask": "strict"}, {"held_before": 2}, "depth.held_before=2 .* depth.held"),
-        ({"mask": "strict"}, {"consistency": 1.0}, "depth.consistency=1.0 .* depth.held"),
         (
             {"mask": "strict"},
-            {"held": 1, "held_before": 2, "loss_steps": 2},
-            "depth.loss_steps=2 .* depth.held_before",
+            {"max_burn_in_passes": 2},
+            "depth.max_burn_in_passes=2 .* depth.refine_passes",
+        ),
+        ({"mask": "strict"}, {"consistency": 1.0}, "depth.consistency=1.0 .* depth.refine_passes"),
+        (
+            {"mask": "strict"},
+            {"refine_passes": 1, "max_burn_in_passes": 2, "loss_steps": 2},
+            "depth.loss_steps=2 .* depth.max_burn_in_passes",
         ),
         (
             {"mask": "strict"},
-            {"held": 1, "gradient_steps": 2},
-            "depth.gradient_steps=2 .*depth.held",
+            {"refine_passes": 1, "backprop_steps": 2},
+            "depth.backprop_steps=2 .*depth.refine_passes",
         ),
     ],
 )
@@ -187,7 +212,13 @@ def test_mistakes_are_named(model, depth, message):
         check_config(config.to_dict(), 1)
 
 
-MANY = {"least": 2, "most": 6, "each": "sequence", "gradient_steps": 4, "loss_steps": 2}
+MANY = {
+    "min_steps": 2,
+    "max_steps": 6,
+    "sample_per": "sequence",
+    "backprop_steps": 4,
+    "loss_steps": 2,
+}
 
 
 @pytest.mark.parametrize(
@@ -195,7 +226,7 @@ MANY = {"least": 2, "most": 6, "each": "sequence", "gradient_steps": 4, "loss_st
     [
         slow(1, {**MANY, "penalty": 0.1}),
         slow(2, {**MANY, "penalty": 0.1}),
-        slow(2, {"distribution": "fixed", "decoded": True}),
+        slow(2, {"distribution": "fixed", "train_on_decoded": True}),
     ],
 )
 def test_a_training_step_is_the_same_in_parts_and_on_two_devices(parts, fields, standard_promotion):
@@ -233,7 +264,7 @@ def test_a_second_descent_sees_the_others_where_the_first_has_ended():
     chex.assert_trees_all_close(again.x, x, rtol=1e-5, atol=1e-6)
     third = model.apply(variables, TOKENS, Walk(context=again), method="walk")
     batch = Batch(TOKENS, TOKENS, np.ones(TOKENS.shape, np.float32))
-    depth = depth_of(least=3, most=3, held=2)
+    depth = depth_of(min_steps=3, max_steps=3, refine_passes=2)
     loss = losses.summed_loss(variables["params"], model, batch, ROWS, KEY, 1.0, 0, depth)
     at = lambda state: jnp.sum(losses.cross_entropy(bound.readout(state.x), jnp.asarray(TOKENS)))
     chex.assert_trees_all_close(loss, sum(map(at, (end, again, third))) / 3, rtol=1e-5)
@@ -242,7 +273,9 @@ def test_a_second_descent_sees_the_others_where_the_first_has_ended():
 def test_held_descents_may_come_before_and_are_pulled_together():
     """Against plain descents, of any number before; the gradient where there are two."""
     model, variables = small_model(num_steps=2, mask="strict")
-    depth = depth_of(least=2, most=2, held=2, held_before=2, consistency=0.5)
+    depth = depth_of(
+        min_steps=2, max_steps=2, refine_passes=2, max_burn_in_passes=2, consistency=0.5
+    )
     batch = Batch(TOKENS, TOKENS, np.ones(TOKENS.shape, np.float32))
 
     def plain(params: Any, before: int):
@@ -279,7 +312,7 @@ def test_held_descents_may_come_before_and_are_pulled_together():
 
 
 def test_decoded_tokens_are_those_of_a_fixed_point_cache():
-    model, variables = small_model(num_steps=3, mask="strict", rule="sphere", rate="psd")
+    model, variables = small_model(num_steps=3, mask="strict", rule="sphere", inference_rate="psd")
     end = model.apply(variables, TOKENS, Walk(), method="walk")
     decoded = jax.jit(lambda prompt: model.apply(variables, TOKENS, end, prompt, method="decoded"))
     x = decoded(3)
@@ -294,7 +327,7 @@ def test_decoded_tokens_are_those_of_a_fixed_point_cache():
 def test_loss_of_decoded_tokens_goes_back_through_all_of_them():
     """Against plain steps of single tokens, for every prompt that may be drawn."""
     model, variables = small_model(num_steps=2, mask="strict")
-    depth = depth_of(least=2, most=2, decoded=True)
+    depth = depth_of(min_steps=2, max_steps=2, train_on_decoded=True)
     tokens = TOKENS[:, :6]
     batch = Batch(tokens, tokens, np.ones(tokens.shape, np.float32))
 

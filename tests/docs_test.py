@@ -94,7 +94,7 @@ def a_new_energy_is_decoded(names, capsys):
 
 
 def a_new_rate_and_data_set_hold(names, capsys):
-    model, variables = small_model(rate="fraction", num_steps=1)
+    model, variables = small_model(inference_rate="fraction", num_steps=1)
     assert 0.0 < float(model.apply(variables, method="eta")) < 1.0
     config = default_config()
     config.data.name = "counting"

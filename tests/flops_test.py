@@ -29,11 +29,16 @@ def counted_by_xla(config):
 
 CASES = [{"name": name} for name in model_names()] + [
     {"attention": "low_rank", "name": "NRGPT_H_FF1"},
-    {"attention": "low_rank", "head_dim": 8, "name": "NRGPT_H_FF2W", "rate": "scalar"},
+    {"attention": "low_rank", "head_dim": 8, "name": "NRGPT_H_FF2W", "inference_rate": "scalar"},
     {"num_heads": 1, "mlp_ratio": 2, "name": "NRGPT_H_FF2W"},
     {"attention": "full_rank_rope", "name": "NRGPT_H_FF1"},
-    {"attention": "low_rank_rope", "energies": ("injection",), "name": "NRGPT_H_FF1", "blocks": 3},
-    {"rate": "psd", "rule": "momentum", "combination": "mixture", "name": "NRGPT_H_FF1"},
+    {
+        "attention": "low_rank_rope",
+        "energies": ("injection",),
+        "name": "NRGPT_H_FF1",
+        "num_distinct_layers": 3,
+    },
+    {"inference_rate": "psd", "rule": "momentum", "combination": "mixture", "name": "NRGPT_H_FF1"},
 ]
 
 

@@ -106,8 +106,8 @@ def test_per_step_scale_scales_each_step():
 
 @pytest.mark.parametrize("rule", [slow("descent"), "sphere"])
 def test_a_rate_that_decays_brings_tokens_to_rest(rule):
-    fields = {"name": "NRGPT_H_FF2W", "rule": rule, "rate": "psd"}
-    model, variables = build(**fields, rate_decay=0.5, full_steps=2, num_steps=4)
+    fields = {"name": "NRGPT_H_FF2W", "rule": rule, "inference_rate": "psd"}
+    model, variables = build(**fields, inference_rate_decay=0.5, full_steps=2, num_steps=4)
     np.testing.assert_allclose(model.bind(variables).rates(), [1.0, 1.0, 0.5, 0.25])
 
     def states(steps, **changes):
@@ -115,11 +115,11 @@ def test_a_rate_that_decays_brings_tokens_to_rest(rule):
         deeper = deeper.clone(**changes)
         return jax.jit(lambda v: deeper.apply(v, TOKENS, method="last_states"))(own)
 
-    chex.assert_trees_all_close(states(2), states(2, rate_decay=1.0), rtol=1e-6)
+    chex.assert_trees_all_close(states(2), states(2, inference_rate_decay=1.0), rtol=1e-6)
     moved = lambda a, b: float(jnp.abs(a - b).max())
-    assert moved(states(3), states(3, rate_decay=1.0)) > 1e-3
+    assert moved(states(3), states(3, inference_rate_decay=1.0)) > 1e-3
     assert moved(states(20), states(40)) < 1e-4
-    assert moved(states(20, rate_decay=1.0), states(40, rate_decay=1.0)) > 1e-2
+    assert moved(states(20, inference_rate_decay=1.0), states(40, inference_rate_decay=1.0)) > 1e-2
 
 
 def test_learned_alpha_and_beta_start_at_their_settings():

@@ -48,7 +48,12 @@ MATRICES |= {"query", "key", "value", "projection"}
 @pytest.mark.parametrize("blocks", [0, 2])
 @pytest.mark.parametrize("name", model_names())
 def test_weight_decay_on_matrices_or_on_all(name, blocks):
-    fields = {"learn_alpha": True, "learn_beta": True, "per_step_scale": True, "blocks": blocks}
+    fields = {
+        "learn_alpha": True,
+        "learn_beta": True,
+        "per_step_scale": True,
+        "num_distinct_layers": blocks,
+    }
     fields |= {"name": name, "energies": ("injection", "leak"), "combination": "mixture"}
     config = default_config().model
     config.update({"vocab_size": 11, "embed_dim": 8, "num_heads": 2, **fields})
@@ -128,7 +133,7 @@ def test_the_two_sides_of_a_matrix():
 @pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
 def test_what_an_optimizer_keeps_lies_where_its_parameter_lies(name):
     config = default_config().model
-    config.update({"vocab_size": 12, "embed_dim": 8, "num_heads": 2, "blocks": 2})
+    config.update({"vocab_size": 12, "embed_dim": 8, "num_heads": 2, "num_distinct_layers": 2})
     model = create_model(config)
     optimizer = optimizers.create_optimizer(settings(name=name), 10, parameter_specs(model))
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 2})

@@ -47,7 +47,9 @@ def test_distinct_blocks_are_drawn_apart():
 @pytest.mark.parametrize("blocks", [0, 2])
 @pytest.mark.parametrize("name", model_names())
 def test_tables_describe_what_models_create(name, blocks):
-    model, _ = small_model(name=name, blocks=blocks, per_step_scale=True, learn_beta=True)
+    model, _ = small_model(
+        name=name, num_distinct_layers=blocks, per_step_scale=True, learn_beta=True
+    )
     tokens = jax.ShapeDtypeStruct((1, 4), "int32")
     created = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
     assert jax.tree.map(lambda a: a.shape, created) == jax.tree.map(

@@ -37,7 +37,7 @@ def trained(**fields):
 
 @pytest.mark.parametrize("name", ["NRGPT_H_FF2W", "GPT"])
 def test_saved_and_loaded_is_the_same(name, tmp_path):
-    before = trained(name=name, rate="gamma", norm="layer_norm", learn_beta=True)
+    before = trained(name=name, inference_rate="gamma", norm="layer_norm", learn_beta=True)
     save_pretrained(tmp_path / "new/folder", before)
     after = load_pretrained(tmp_path / "new/folder")
     assert after.model == before.model
@@ -141,7 +141,7 @@ def test_runs_of_version_1_say_how_to_convert_them(tmp_path, name, names):
     record_run(old, before.config, before.tokenizer)
     config = json.loads((old / "config.json").read_text())
     del config["record"], config["checksum"]
-    for field in ("rule", "blocks", "energies", "combination"):
+    for field in ("rule", "num_distinct_layers", "energies", "combination"):
         del config["model"][field]
     (old / "config.json").write_text(json.dumps(config))
     flat = traverse_util.flatten_dict(before.variables["params"], sep="/")

@@ -227,7 +227,9 @@ def test_good_parts_are_promised_descent(kind):
 
 
 def test_a_norm_that_is_not_what_it_declares_has_no_promise():
-    found = examine(pretrained(mask="strict", norm="negated", rate="scalar"), TOKENS, num_steps=2)
+    found = examine(
+        pretrained(mask="strict", norm="negated", inference_rate="scalar"), TOKENS, num_steps=2
+    )
     assert found.certificate.proposition is None
     assert found.certificate.uphill > 0.5
     assert found.certificate.contradicted == 0
@@ -236,7 +238,12 @@ def test_a_norm_that_is_not_what_it_declares_has_no_promise():
 
 def test_evidence_against_a_promise_is_said_first_and_fails_the_program(tmp_path, monkeypatch):
     """An energy that is well behaved wherever it was checked, and not where a text is longer."""
-    fields = {"mask": "strict", "norm": "bare_layer_norm", "rate": "scalar", "energies": ("LATE",)}
+    fields = {
+        "mask": "strict",
+        "norm": "bare_layer_norm",
+        "inference_rate": "scalar",
+        "energies": ("LATE",),
+    }
     trained = pretrained(**fields)
     found = examine(trained, TOKENS, num_steps=2)
     assert found.certificate.proposition == "2.1"

@@ -74,7 +74,7 @@ def test_a_certified_matrix_is_not_rounded_before_its_use():
     assert float(jnp.linalg.eigvalsh(rounded)[0]) < -1e-4
     for name, entry in RATES.items():
         assert entry.constrained == (name != "full")
-    model, variables = small_model(rate="psd", norm="none", dtype="bfloat16")
+    model, variables = small_model(inference_rate="psd", norm="none", dtype="bfloat16")
     bound = model.bind(variables)
     inputs, dynamics_at = bound.dynamics(jnp.zeros((1, 1, 8)))
     rule = dynamics_at(jax.tree.map(lambda leaf: leaf[0], inputs)).rule

@@ -11,16 +11,20 @@ from train_helpers import TEXT, config_of, values
 
 import nrgpt_jax
 from nrgpt_jax import disk
+from nrgpt_jax.configs import RENAMED
 from nrgpt_jax.datasets.tokenizers import CharTokenizer
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.runs import directory as runs
 from nrgpt_jax.runs.checkpoints import Checkpoints
 from nrgpt_jax.runs.metrics import MetricWriter, read_metrics
+from nrgpt_jax.sample import sample
 from nrgpt_jax.training import loop
+from studies.programs import program
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 OLD_RUN = Path(__file__).parent / "run_format_1.zip"
+BEFORE_RENAMES = Path(__file__).parent / "run_before_renames.zip"
 
 
 def writer_of(workdir, start=0, mark=None):
@@ -161,6 +165,34 @@ def test_an_older_run_is_read_and_gone_on_with(config, tmp_path, caplog):
     assert record["history"][-1]["since_step"] == 12
     with Checkpoints(workdir) as checkpoints:
         assert checkpoints.best_loss() < 3.0
+
+
+def test_a_run_from_before_fields_were_renamed_is_read_and_resumed(tmp_path):
+    """`rest:listops_sphere_decay_held`, small, of two steps; what it sampled is known."""
+    with zipfile.ZipFile(BEFORE_RENAMES) as archive:
+        archive.extractall(tmp_path)
+    workdir = tmp_path / "run"
+    before = json.loads((workdir / "config.json").read_text())
+    config = runs.load_config(workdir)
+    for old, new in RENAMED.items():
+        (group, name), (_, now) = old.split("."), new.split(".")
+        value = before[group][name]
+        assert config[group][now] == value
+    text = sample(workdir, "add_10,(,3,4,),=", max_new_tokens=6)
+    assert text == ["add_10,(,3,4,),=,0,7,7,min_10,0,1"]
+    config.train_steps = 3
+    loop.train(config, workdir)
+    assert [record["step"] for record in read_metrics(workdir)][-1] == 3
+    changes = json.loads((workdir / "config.json").read_text())["record"]["history"][-1]["changes"]
+    assert [change.split("=")[0] for change in changes] == ["train_steps"]
+
+
+def test_a_renamed_field_on_the_command_line_is_named():
+    done = program(
+        "train", "--config=experiments/listops.py", "--config.model.rate=psd", "--workdir=x"
+    )
+    assert done.returncode == 2
+    assert "--config.model.inference_rate" in done.stderr
 
 
 def test_a_clone_that_is_not_installed_records_its_version(config, tmp_path, monkeypatch):

@@ -10,12 +10,12 @@ pytestmark = [pytest.mark.usefixtures("standard_promotion"), pytest.mark.slow]
 
 MODES = {
     "muon, in parts, of two blocks": {
-        "model.blocks": 2,
+        "model.num_distinct_layers": 2,
         "optimizer.name": "muon",
         "optimizer.accumulation_steps": 2,
     },
     "momentum, sizes of steps": {"model.rule": "momentum", "model.per_step_scale": True},
-    "projected psd": {"model.rule": "projected", "model.rate": "psd"},
+    "projected psd": {"model.rule": "projected", "model.inference_rate": "psd"},
     "mixture of RoPE, injection and leak": {
         "model.attention": "low_rank_rope",
         "model.energies": ("injection", "leak"),
@@ -23,17 +23,17 @@ MODES = {
     },
     "many depths, on the sphere": {
         "model.rule": "sphere",
-        "model.rate": "psd",
+        "model.inference_rate": "psd",
         "depth.distribution": "uniform",
-        "depth.each": "sequence",
-        "depth.growth_steps": 8,
-        "depth.gradient_steps": 2,
+        "depth.sample_per": "sequence",
+        "depth.curriculum_steps": 8,
+        "depth.backprop_steps": 2,
         "depth.penalty": 0.1,
         "model.mask": "strict",
     },
     "held descents": {
-        "depth.held": 1,
-        "depth.held_before": 2,
+        "depth.refine_passes": 1,
+        "depth.max_burn_in_passes": 2,
         "depth.consistency": 1.0,
         "model.mask": "strict",
     },

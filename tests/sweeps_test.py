@@ -46,7 +46,9 @@ def config(tmp_path):
     """Of a model with random depths, without dropout."""
     config = config_in(tmp_path)
     config.model.dropout = 0.0
-    config.depth.update({"distribution": "uniform", "least": 1, "most": 4, "gradient_steps": 2})
+    config.depth.update(
+        {"distribution": "uniform", "min_steps": 1, "max_steps": 4, "backprop_steps": 2}
+    )
     return config
 
 
@@ -307,8 +309,8 @@ def test_trainers_end_with_a_sweep_that_is_killed(tmp_path):
     "depth",
     [
         {},
-        {"held": 1, "held_before": 2, "consistency": 0.5},
-        {"distribution": "fixed", "least": 0, "most": 0, "decoded": True},
+        {"refine_passes": 1, "max_burn_in_passes": 2, "consistency": 0.5},
+        {"distribution": "fixed", "min_steps": 0, "max_steps": 0, "train_on_decoded": True},
     ],
 )
 def test_runs_side_by_side_end_where_one_by_one_they_do(
@@ -317,7 +319,7 @@ def test_runs_side_by_side_end_where_one_by_one_they_do(
     del standard_promotion
     if depth:
         config.model.mask = "strict"
-        config.depth.update({"gradient_steps": 0, **depth})
+        config.depth.update({"backprop_steps": 0, **depth})
     config.init_from = str(tmp_path / "begin/{seed}")
     for seed in SEEDS:
         save_untrained(config, tmp_path / f"begin/{seed}", seed + 5)

@@ -39,7 +39,7 @@ OPTIONS = (
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     odd = ["<eos>", "<i>", "&amp;", "<", HOSTILE, *"fghijk"]
-    trained = pretrained(odd, mask="strict", norm="layer_norm", rate="gamma")
+    trained = pretrained(odd, mask="strict", norm="layer_norm", inference_rate="gamma")
     found = examine(trained, TOKENS, num_steps=6)
     path = tmp_path_factory.mktemp("page") / "analysis.html"
     page = webpage(found, f"a <small> model{HOSTILE}", report(found) + HOSTILE)

@@ -50,7 +50,7 @@ def certificate(trained: Pretrained, states: np.ndarray, measured: Evidence) -> 
     exactly = jax.enable_x64(True), jax.numpy_dtype_promotion("standard")
     with exactly[0], exactly[1], jax.default_device(_cpu()):
         promise, contradicted = _promise(trained, eta, states)
-    each = eta if model.blocks > 1 else [eta]
+    each = eta if model.num_distinct_layers > 1 else [eta]
     spectrum = [certificates.symmetric_spectrum(one, model.embed_dim) for one in each]
     at_rest, rose = measured.context_at_rest.sum(axis=0), measured.rises_at_rest.sum(axis=0)
     some = slice(1 if strict else 0, None)  # token 0 has an empty context under the strict mask
@@ -58,7 +58,7 @@ def certificate(trained: Pretrained, states: np.ndarray, measured: Evidence) -> 
     return Certificate(
         *promise,
         norm=model.norm,
-        rate=model.rate,
+        rate=model.inference_rate,
         mask=model.mask,
         dtype=model.dtype,
         smallest_eigenvalue=float(np.min(spectrum)),
@@ -85,7 +85,10 @@ def _promise(trained: Pretrained, eta: np.ndarray, states: np.ndarray) -> tuple[
     """What is promised, and how many token steps contradict it, both by values in float64."""
     own: Any = trained.model.bind(trained.variables)
     names = zip(own.terms(), own.energy_names, strict=True)
-    gain, options = np.asarray(own.gain()), {"strict": own.strict, "blocks": own.blocks}
+    gain, options = (
+        np.asarray(own.gain()),
+        {"strict": own.strict, "blocks": own.num_distinct_layers},
+    )
     choices = {"combination": own.combination, "rule": own.rule}
     parts = Parts(own.norm, gain, eta, dict(names), **choices, **options)
     wide = lambda array: jnp.asarray(np.asarray(array), jnp.float64)

@@ -190,7 +190,7 @@ def _attraction(model: LanguageModel, variables, states, steps: int) -> Attracti
     last = jax.tree.map(lambda leaf: leaf[steps - 1], inputs)
     dynamics = dynamics_at(last)
     state = start(dynamics)._replace(x=states[steps][None])
-    if model.blocks > 1 or jax.tree.leaves(state.rule):
+    if model.num_distinct_layers > 1 or jax.tree.leaves(state.rule):
         return None
     return attraction(dynamics, state, jax.random.key(0), scale=last["scale"])
 

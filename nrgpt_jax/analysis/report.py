@@ -87,10 +87,14 @@ def title(trained: Pretrained) -> str:
     m, data = trained.config.model, trained.config.data.name
     more = [f"and {', '.join(m.energies)}"] if m.energies else []
     more += [f"{field} {m[field]}" for field in ("combination", "rule") if m[field] != USUAL[field]]
-    more += [f"{trained.model.blocks} blocks"] if trained.model.blocks > 1 else []
+    more += (
+        [f"{trained.model.num_distinct_layers} blocks"]
+        if trained.model.num_distinct_layers > 1
+        else []
+    )
     return (
         f"{m.name} on {data}: D={m.embed_dim}, H={m.num_heads}, T={m.num_steps}, "
-        f"rate {m.rate}, norm {m.norm}, mask {m.mask}"
+        f"rate {m.inference_rate}, norm {m.norm}, mask {m.mask}"
     ) + "".join(f", {part}" for part in more)
 
 

@@ -30,7 +30,7 @@ from jaxtyping import Array, Bool
 
 from nrgpt_jax.array_types import BatchEnergies, BatchStates, Key
 from nrgpt_jax.core.combinations import COMBINATIONS
-from nrgpt_jax.core.convergence import blocks as token_jacobians
+from nrgpt_jax.core.convergence import token_jacobians
 from nrgpt_jax.core.energies import ENERGIES
 from nrgpt_jax.core.evidence import half_changes, resting
 from nrgpt_jax.core.norms import NORMS, identity

@@ -78,7 +78,7 @@ def own_step(
     return function
 
 
-def blocks(function: OwnStep, x: BatchStates) -> Float[Array, "B N D D"]:
+def token_jacobians(function: OwnStep, x: BatchStates) -> Float[Array, "B N D D"]:
     """The whole block of every token at states x: J_A[i,j] = d x_i(t+1) / d x_j(t)."""
     along = lambda direction: jax.jvp(function, (x,), (jnp.broadcast_to(direction, x.shape),))[1]
     columns = jax.lax.map(along, jnp.eye(x.shape[-1], dtype=x.dtype)[:, None, None])

@@ -49,7 +49,9 @@ def create_model(config: Mapping[str, Any] | ConfigDict) -> LanguageModel:
     name, nrgpt = fields["name"], is_nrgpt(fields["name"])
     own = NRGPT if nrgpt else GPT
     known = {n: v for n, v in fields.items() if n in own.__dataclass_fields__ and n != "name"}
-    known["blocks"] = fields["blocks"] or (fields["num_steps"] if name == "GPT" else 1)
+    known["num_distinct_layers"] = fields["num_distinct_layers"] or (
+        fields["num_steps"] if name == "GPT" else 1
+    )
     if nrgpt:
         return NRGPT(energy_names=energy_names(fields), **known)
     return GPT(parallel=name.endswith("_parallel"), **known)

@@ -46,7 +46,7 @@ class LanguageModel(nn.Module):
     dtype: str = "float32"
     scan_unroll: int = 1
     remat: str = "none"
-    blocks: int = 1  # distinct ones, taken in turn
+    num_distinct_layers: int = 1  # steps take them in turn
 
     # What a model is ------------------------------------------------------------------------------
 
@@ -58,7 +58,7 @@ class LanguageModel(nn.Module):
         width, rank = self.embed_dim, self.embed_dim // self.num_heads
         hidden = max(1, round(self.mlp_ratio * width))
         shape = {"T": self.num_steps, "N": self.context_length, "V": self.vocab_size}
-        return Sizes(width, self.num_heads, rank, hidden, **shape, L=self.blocks)
+        return Sizes(width, self.num_heads, rank, hidden, **shape, L=self.num_distinct_layers)
 
     def block_table(self) -> Table:
         """The parameters of one block."""
@@ -74,7 +74,7 @@ class LanguageModel(nn.Module):
         found: dict[str, Table] = {
             "token_embedding": {"embedding": matrix("V D", uses=0)},
             "position_embedding": {"embedding": matrix("N D", uses=0)},
-            "block": parameters.stacked(block) if self.blocks > 1 else block,
+            "block": parameters.stacked(block) if self.num_distinct_layers > 1 else block,
             "final_norm": FINAL_NORM,
         }
         if not self.tied_head:
@@ -94,10 +94,11 @@ class LanguageModel(nn.Module):
         require(num_steps > 0, "num_steps", num_steps, "at least 1")
         if num_steps == self.num_steps:
             return self, variables
-        if 1 < self.blocks == self.num_steps:
+        if 1 < self.num_distinct_layers == self.num_steps:
             raise UserError(
-                f"the model has {self.blocks} different blocks and makes {self.num_steps} steps; "
-                "models that use a block more than once can make more or fewer"
+                f"the model has {self.num_distinct_layers} distinct layers and makes "
+                f"{self.num_steps} steps; models that use a layer more than once can make more or "
+                "fewer"
             )
         params = dict(variables["params"])
         for group, table in self.tables().items():
@@ -126,11 +127,11 @@ class LanguageModel(nn.Module):
 
     def turns(self, block: Any) -> tuple[dict[str, Any], Callable[[Any], Any]]:
         """(inputs of the T steps, the block of a step from its inputs), for blocks in turn."""
-        if self.blocks == 1:
+        if self.num_distinct_layers == 1:
             return {}, lambda inputs_t: block
-        if self.blocks == self.num_steps:
+        if self.num_distinct_layers == self.num_steps:
             return {"block": block}, lambda inputs_t: inputs_t["block"]
-        turn = jnp.arange(self.num_steps) % self.blocks
+        turn = jnp.arange(self.num_steps) % self.num_distinct_layers
         of = lambda inputs_t: jax.tree.map(lambda leaf: leaf[inputs_t["turn"]], block)
         return {"turn": turn}, of
 
@@ -225,10 +226,10 @@ class LanguageModel(nn.Module):
         """Raises UserError where the model cannot decode in this way."""
         if not self.has_energy and decoding != Decoding():
             raise UserError("this model has no energy: it has an exact cache and makes all steps")
-        if self.blocks > 1 and decoding != Decoding():
+        if self.num_distinct_layers > 1 and decoding != Decoding():
             raise UserError(
-                f"{self.blocks} blocks have an energy and a memory each: they make all steps, with "
-                "cache=exact"
+                f"{self.num_distinct_layers} layers have an energy and keys of their own: they "
+                "make all steps, with cache=exact"
             )
 
     def descend(

@@ -39,7 +39,7 @@ _CHOICES = {
     "dtype": ("float32", "bfloat16"),
     "mask": ("strict", "inclusive"),
     "norm": NORMS,
-    "rate": RATES,
+    "inference_rate": RATES,
     "rule": RULES,
     "combination": COMBINATIONS,
     "kernels": CHOICES,
@@ -67,18 +67,25 @@ def check_model(model: Mapping[str, Any]) -> None:
     for field, allowed in _CHOICES.items():
         require_choice(f"model.{field}", model[field], allowed)
     require_positive(model, "model.", "vocab_size", "context_length", "embed_dim", "num_heads")
-    require_positive(model, "model.", "num_steps", "mlp_ratio", "scan_unroll", "beta", "rate_init")
-    require_not_negative(model, "model.", "head_dim", "blocks", "full_steps")
-    decay = model["rate_decay"]
-    require(0 < decay <= 1, "model.rate_decay", decay, "above 0, at most 1")
+    require_positive(
+        model, "model.", "num_steps", "mlp_ratio", "scan_unroll", "beta", "inference_rate_init"
+    )
+    require_not_negative(model, "model.", "head_dim", "num_distinct_layers", "full_steps")
+    decay = model["inference_rate_decay"]
+    require(0 < decay <= 1, "model.inference_rate_decay", decay, "above 0, at most 1")
     check_finite(model, "model.")
     check_at_most(model, "model.", _LARGEST)
-    for field in ("beta", "rate_init"):
+    for field in ("beta", "inference_rate_init"):
         sound = _LEAST <= model[field] <= _MOST
         require(sound, f"model.{field}", model[field], f"between {_LEAST:g} and {_MOST:g}")
     require(0 <= model["dropout"] < 1, "model.dropout", model["dropout"], "0 <= dropout < 1")
     steps = model["num_steps"]
-    require(model["blocks"] <= steps, "model.blocks", model["blocks"], f"at most num_steps={steps}")
+    require(
+        model["num_distinct_layers"] <= steps,
+        "model.num_distinct_layers",
+        model["num_distinct_layers"],
+        f"at most num_steps={steps}",
+    )
     if is_nrgpt(model["name"]):
         _check_energies(model)
     else:
@@ -94,7 +101,12 @@ def _check_energies(model: Mapping[str, Any]) -> None:
     if of_rank and not model["head_dim"]:
         _check_heads(model)
     cure = "it scales by the gain of the norm, and model.norm is 'none'; use scalar or psd"
-    require(model["rate"] != "gamma" or model["norm"] != "none", "model.rate", "gamma", cure)
+    require(
+        model["inference_rate"] != "gamma" or model["norm"] != "none",
+        "model.inference_rate",
+        "gamma",
+        cure,
+    )
     cure = "the rule sphere moves along the unit sphere of a norm, and this is 'none'"
     require(model["rule"] != "sphere" or model["norm"] != "none", "model.norm", "none", cure)
     cure = "False: with the rule sphere a step of another size would leave the sphere"

@@ -48,9 +48,9 @@ class NRGPT(LanguageModel):
     learn_beta: bool = False
     learn_alpha: bool = False
     norm: str = "bare_layer_norm"
-    rate: str = "full"
-    rate_init: float = 1.0
-    rate_decay: float = 1.0
+    inference_rate: str = "full"
+    inference_rate_init: float = 1.0
+    inference_rate_decay: float = 1.0
     full_steps: int = 0
     rule: str = "descent"
     per_step_scale: bool = False
@@ -83,7 +83,7 @@ class NRGPT(LanguageModel):
         found: dict[str, Specs] = {n: self._specs(e.specs) for n, e in self.terms().items()}
         found["combination"] = COMBINATIONS[self.combination].specs
         found["norm"] = NORMS[self.norm].specs
-        found["rate"] = RATES[self.rate].specs(self.rate_init)
+        found["rate"] = RATES[self.inference_rate].specs(self.inference_rate_init)
         found["rule"] = RULES[self.rule].specs
         return found
 
@@ -131,15 +131,19 @@ class NRGPT(LanguageModel):
     def rates(self) -> Float[Array, "T"]:
         """What the inference rate is multiplied by in every step."""
         faded = jnp.maximum(jnp.arange(self.num_steps) + 1 - self.full_steps, 0)
-        return self.rate_decay ** faded.astype(jnp.float32)
+        return self.inference_rate_decay ** faded.astype(jnp.float32)
 
     def _block(self) -> dict[str, Any]:
         """The parameters of a block (or of several, stacked), and what is made of them once."""
         block = self.given("block")
-        shape = (self.blocks, self.embed_dim) if self.blocks > 1 else (self.embed_dim,)
+        shape = (
+            (self.num_distinct_layers, self.embed_dim)
+            if self.num_distinct_layers > 1
+            else (self.embed_dim,)
+        )
         block["gain"] = block["norm"].get("gain", jnp.ones(shape))
-        of_block = RATES[self.rate].eta
-        over_blocks = jax.vmap(of_block) if self.blocks > 1 else of_block
+        of_block = RATES[self.inference_rate].eta
+        over_blocks = jax.vmap(of_block) if self.num_distinct_layers > 1 else of_block
         block["eta"] = over_blocks(block["rate"], block["gain"])
         return block
 
@@ -151,7 +155,7 @@ class NRGPT(LanguageModel):
             label: bind(entry, block[label], kernel_of(name, self.kernels), self.dtype)
             for name, (label, entry) in zip(self.energy_names, self.terms().items(), strict=True)
         }
-        constrained = RATES[self.rate].constrained
+        constrained = RATES[self.inference_rate].constrained
         return assemble(
             bound,
             bind_norm(self.norm, block["norm"], norm_kernel(self.norm, self.kernels)),
@@ -169,7 +173,7 @@ class NRGPT(LanguageModel):
     ) -> tuple[dict[str, Any], Callable[[Any], Dynamics]]:
         inputs, block_of = self.turns(self._block())
         inputs["scale"] = self.step_scales()
-        if self.rate_decay == 1.0:
+        if self.inference_rate_decay == 1.0:
             return inputs, lambda inputs_t: self._dynamics(block_of(inputs_t), places, x)
         inputs["rate"] = self.rates()
 

@@ -29,7 +29,7 @@ def _check_optimizer(optimizer: Mapping[str, Any]) -> None:
     prefix = "optimizer."
     require_choice(prefix + "name", optimizer["name"], OPTIMIZERS)
     require_choice(prefix + "schedule", optimizer["schedule"], SCHEDULES)
-    require_choice(prefix + "decay", optimizer["decay"], DECAYS)
+    require_choice(prefix + "weight_decay_mask", optimizer["weight_decay_mask"], DECAYS)
     check_finite(optimizer, prefix)
     limits = dict.fromkeys(("warmup_steps", "accumulation_steps"), _LARGEST_COUNT)
     check_at_most(optimizer, prefix, limits)
@@ -45,18 +45,28 @@ def _check_optimizer(optimizer: Mapping[str, Any]) -> None:
 def _check_depth(config: Mapping[str, Any]) -> None:
     fields, model, prefix = config["depth"], config["model"], "depth."
     require_choice(prefix + "distribution", fields["distribution"], depths.DISTRIBUTIONS)
-    require_choice(prefix + "each", fields["each"], depths.EACH)
+    require_choice(prefix + "sample_per", fields["sample_per"], depths.EACH)
     check_finite(fields, prefix)
-    counts = ("least", "most", "gradient_steps", "loss_steps", "held", "held_before")
-    limits = {**dict.fromkeys(counts, _LARGEST_DEPTH), "growth_steps": _LARGEST_COUNT}
+    counts = (
+        "min_steps",
+        "max_steps",
+        "backprop_steps",
+        "loss_steps",
+        "refine_passes",
+        "max_burn_in_passes",
+    )
+    limits = {**dict.fromkeys(counts, _LARGEST_DEPTH), "curriculum_steps": _LARGEST_COUNT}
     check_at_most(fields, prefix, limits)
     require_not_negative(fields, prefix, *limits, "penalty", "penalty_bound", "consistency")
-    for field in ("held_before", "consistency"):
-        possible, allowed = fields["held"] or not fields[field], f"0 without {prefix}held"
+    for field in ("max_burn_in_passes", "consistency"):
+        possible, allowed = (
+            fields["refine_passes"] or not fields[field],
+            f"0 without {prefix}refine_passes",
+        )
         require(possible, prefix + field, fields[field], allowed)
     require_positive(fields, prefix, "loss_steps")
     if fields["distribution"] == "fixed":
-        for field in ("least", "most", "growth_steps"):
+        for field in ("min_steps", "max_steps", "curriculum_steps"):
             allowed = "0 with depth.distribution=fixed; or set depth.distribution=uniform"
             require(not fields[field], prefix + field, fields[field], allowed)
     depth = depths.of_config(config)
@@ -66,35 +76,54 @@ def _check_depth(config: Mapping[str, Any]) -> None:
 
 def _check_drawn(depth: depths.Depth, model: Mapping[str, Any], prefix: str) -> None:
     """Of settings that are other than all steps, always."""
-    whole = depth.least == depth.most == depth.gradient_steps and depth.loss_steps == 1
-    own = model["per_step_scale"] or model["rate_decay"] < 1  # steps have sizes of their own
-    alike = model["blocks"] in (0, 1) and model["name"] != "GPT"
+    whole = depth.min_steps == depth.max_steps == depth.backprop_steps and depth.loss_steps == 1
+    own = (
+        model["per_step_scale"] or model["inference_rate_decay"] < 1
+    )  # steps have sizes of their own
+    alike = model["num_distinct_layers"] in (0, 1) and model["name"] != "GPT"
     alike = alike and not (own and (depth.penalty or not whole))
     allowed = "left as it is, like all of depth: the steps of this model are not all alike "
-    allowed += "(model.name, model.blocks, model.per_step_scale, model.rate_decay)"
+    allowed += (
+        "(model.name, model.num_distinct_layers, model.per_step_scale, model.inference_rate_decay)"
+    )
     require(alike, prefix + "distribution", depth.distribution, allowed)
-    allowed = f"between {prefix}least={depth.least} and {_LARGEST_DEPTH}"
-    require(depth.most >= depth.least, prefix + "most", depth.most, allowed)
-    fewest = min(depth.gradient_steps, depth.least)
-    allowed = f"at most {fewest}: the {depth.gradient_steps} steps that the gradient goes through, "
-    allowed += f"and {prefix}least={depth.least}"
+    allowed = f"between {prefix}min_steps={depth.min_steps} and {_LARGEST_DEPTH}"
+    require(depth.max_steps >= depth.min_steps, prefix + "max_steps", depth.max_steps, allowed)
+    fewest = min(depth.backprop_steps, depth.min_steps)
+    allowed = f"at most {fewest}: the {depth.backprop_steps} steps that the gradient goes through, "
+    allowed += f"and {prefix}min_steps={depth.min_steps}"
     require(depth.loss_steps <= fewest, prefix + "loss_steps", depth.loss_steps, allowed)
     strict = is_nrgpt(model["name"]) and model["mask"] == "strict"
     allowed = "left as it is: it needs a model with an energy, and model.mask=strict"
     require(strict or not depth.penalty, prefix + "penalty", depth.penalty, allowed)
-    require(strict or not depth.held, prefix + "held", depth.held, allowed)
-    require(strict or not depth.decoded, prefix + "decoded", depth.decoded, allowed)
-    allowed = f"0, or at least {prefix}most={depth.most}, with {prefix}held"
-    whole = depth.gradient_steps == depth.most or not depth.held
-    require(whole, prefix + "gradient_steps", depth.gradient_steps, allowed)
-    single, allowed = depth.loss_steps == 1 or not depth.held_before, f"1 with {prefix}held_before"
+    require(
+        strict or not depth.refine_passes, prefix + "refine_passes", depth.refine_passes, allowed
+    )
+    require(
+        strict or not depth.train_on_decoded,
+        prefix + "train_on_decoded",
+        depth.train_on_decoded,
+        allowed,
+    )
+    allowed = f"0, or at least {prefix}max_steps={depth.max_steps}, with {prefix}refine_passes"
+    whole = depth.backprop_steps == depth.max_steps or not depth.refine_passes
+    require(whole, prefix + "backprop_steps", depth.backprop_steps, allowed)
+    single, allowed = (
+        depth.loss_steps == 1 or not depth.max_burn_in_passes,
+        f"1 with {prefix}max_burn_in_passes",
+    )
     require(single, prefix + "loss_steps", depth.loss_steps, allowed)
-    if depth.decoded:
-        fixed, allowed = depth.distribution == "fixed", f"fixed with {prefix}decoded"
+    if depth.train_on_decoded:
+        fixed, allowed = depth.distribution == "fixed", f"fixed with {prefix}train_on_decoded"
         require(fixed, prefix + "distribution", depth.distribution, allowed)
-        every, allowed = depth.gradient_steps == depth.most, f"0 with {prefix}decoded"
-        require(every, prefix + "gradient_steps", depth.gradient_steps, allowed)
-        require(not depth.held_before, prefix + "held_before", depth.held_before, allowed)
+        every, allowed = depth.backprop_steps == depth.max_steps, f"0 with {prefix}train_on_decoded"
+        require(every, prefix + "backprop_steps", depth.backprop_steps, allowed)
+        require(
+            not depth.max_burn_in_passes,
+            prefix + "max_burn_in_passes",
+            depth.max_burn_in_passes,
+            allowed,
+        )
 
 
 def check_config(config: Mapping[str, Any], num_devices: int) -> None:

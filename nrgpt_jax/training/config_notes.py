@@ -9,7 +9,14 @@ from nrgpt_jax.models.names import energy_names, is_nrgpt
 
 OF_ENERGIES = (  # fields that baselines do not read; the mask is that of models compared with them
     *("energies", "combination", "head_dim", "beta", "learn_beta", "learn_alpha", "norm"),
-    *("rate", "rule", "rate_init", "rate_decay", "full_steps", "per_step_scale"),
+    *(
+        "inference_rate",
+        "rule",
+        "inference_rate_init",
+        "inference_rate_decay",
+        "full_steps",
+        "per_step_scale",
+    ),
 )
 UNSIZED = ("full", "identity")  # rates without an initial size
 
@@ -30,7 +37,7 @@ def notes(config: Mapping[str, Any], windows: int) -> list[str]:
 
 def _of_steps(config: Mapping[str, Any]) -> Iterator[str]:
     optimizer, steps = config["optimizer"], config["train_steps"]
-    warmup, growth = optimizer["warmup_steps"], config["depth"]["growth_steps"]
+    warmup, growth = optimizer["warmup_steps"], config["depth"]["curriculum_steps"]
     if warmup >= steps:
         yield (
             f"optimizer.warmup_steps={warmup} is not below train_steps={steps}: the learning rate "
@@ -40,7 +47,7 @@ def _of_steps(config: Mapping[str, Any]) -> Iterator[str]:
     if final > peak and optimizer["schedule"] != "constant":
         yield f"optimizer.final_learning_rate={final} is above learning_rate={peak}: it rises"
     if growth > steps:
-        yield f"depth.growth_steps={growth} is above train_steps={steps}: depth is never whole"
+        yield f"depth.curriculum_steps={growth} is above train_steps={steps}: depth is never whole"
     every, kept = config["checkpoint_every"], config["checkpoint_keep_every"]
     if every > steps:
         yield (
@@ -66,10 +73,12 @@ def _of_model(model: Mapping[str, Any]) -> Iterator[str]:
             if model[field] != usual[field]:
                 yield f"model.{field}={model[field]!r} has no effect on {model['name']}"
         return
-    if model["full_steps"] and model["rate_decay"] == 1.0:
-        yield f"model.full_steps={model['full_steps']} has no effect with model.rate_decay=1"
-    if model["rate_init"] != usual["rate_init"] and model["rate"] in UNSIZED:
-        yield f"model.rate_init={model['rate_init']} has no effect on model.rate={model['rate']}"
+    field = "inference_rate_decay"
+    if model["full_steps"] and model[field] == 1.0:
+        yield f"model.full_steps={model['full_steps']} has no effect with model.{field}=1"
+    field, rate = "inference_rate_init", model["inference_rate"]
+    if model[field] != usual[field] and rate in UNSIZED:
+        yield f"model.{field}={model[field]} has no effect on model.inference_rate={rate}"
     names = energy_names(model)
     specs = [spec for name in names for spec in ENERGIES[name].specs.values()]
     if model["head_dim"] and not any("Y" in spec.axes for spec in specs):

@@ -1,17 +1,16 @@
-"""Training at many depths, so that more steps than trained do no harm.
+"""Training with a varying number of recurrent steps (`config.depth`).
 
-In each training step the number of recurrent steps is drawn anew, for the whole batch or for each
-sequence. The gradient may go through the last few of them alone: those before are then made
-without being remembered, so that depth costs no memory; in exact arithmetic and with one step, at
-a fixed point, this is the first term of the series of the implicit gradient. The loss is that of
-the last state, or the mean over the last few, and, with `held`, over further descents, in each of
-which a token sees the others where the one before has ended: what a fixed-point cache shows a token
-that is decoded. With `held_before` some of these come before all others without being remembered.
-With `decoded` the tokens behind a prompt, of a length that is drawn anew up to half of the text,
-are decoded so, one by one, and the gradient goes through all of it.
-Steps without a gradient, and those of decoded tokens, are made without dropout.
-One penalty pushes one more step towards a contraction, another (`consistency`) consecutive descents
-towards each other: where two of them end in the same states, all further ones do.
+Each training step draws the number of recurrent steps, for the whole batch or for each sequence.
+Gradients may be truncated to the last `backprop_steps`: earlier steps run under stop_gradient, so
+that activation memory does not grow with depth; one step at a fixed point is the Jacobian-free
+gradient. The loss is that of the last state, or the mean over the last `loss_steps` states. With
+`refine_passes` it also covers further passes, in each of which a token attends to the final states
+of the pass before, as it does when it is decoded with a fixed-point cache. `max_burn_in_passes`
+prepends k ~ U{0..n} such passes without a gradient. `train_on_decoded` decodes the suffix of a text
+autoregressively behind a prompt of 1 to N/2 tokens, with the fixed-point cache, and backpropagates
+through it. Dropout acts neither on decoded tokens nor on steps without a gradient.
+One penalty pushes a further step towards a contraction, another (`consistency`) pulls consecutive
+passes together: where two of them end in the same states, so do all later ones.
 Sources: random depth in Geiping et al. (arXiv 2502.05171); one-step gradients in Fung et al.
 (arXiv 2103.12803); the penalty on the Jacobian in Bai et al. (arXiv 2106.14342), there on the
 whole of it, here on each token's own block.
@@ -41,15 +40,15 @@ class Depth(NamedTuple):
     """The fields of `config.depth`, with 0 replaced by what it stands for."""
 
     distribution: str
-    least: int
-    most: int
-    each: str
-    growth_steps: int
-    gradient_steps: int
+    min_steps: int
+    max_steps: int
+    sample_per: str
+    curriculum_steps: int
+    backprop_steps: int
     loss_steps: int
-    held: int
-    held_before: int
-    decoded: bool
+    refine_passes: int
+    max_burn_in_passes: int
+    train_on_decoded: bool
     consistency: float
     penalty: float
     penalty_bound: float
@@ -66,12 +65,14 @@ def of_config(config: Mapping[str, Any]) -> Depth | None:
     """The settings of a configuration; None: all steps, always, and the last state's loss."""
     fields, steps = config["depth"], config["model"]["num_steps"]
     fixed = fields["distribution"] == "fixed"
-    least = steps if fixed else fields["least"] or 1
-    most = steps if fixed else fields["most"] or 2 * steps
-    whole = fields["gradient_steps"] or most
-    depth = Depth(**{**fields, "least": least, "most": most, "gradient_steps": min(whole, most)})
-    plain = fixed and depth.gradient_steps == steps and depth.loss_steps == 1
-    plain = plain and not (depth.penalty or depth.held or depth.decoded)
+    least = steps if fixed else fields["min_steps"] or 1
+    most = steps if fixed else fields["max_steps"] or 2 * steps
+    whole = fields["backprop_steps"] or most
+    depth = Depth(
+        **{**fields, "min_steps": least, "max_steps": most, "backprop_steps": min(whole, most)}
+    )
+    plain = fixed and depth.backprop_steps == steps and depth.loss_steps == 1
+    plain = plain and not (depth.penalty or depth.refine_passes or depth.train_on_decoded)
     return None if plain else depth
 
 
@@ -80,26 +81,26 @@ def draw(
 ) -> Int[Array, ""] | Int[Array, "B"]:
     """The number of recurrent steps: (), or (B,) of each row of a batch.
 
-    The greatest that is drawn grows with the training step for `growth_steps` of them: by equal
+    The greatest that is drawn grows with the training step for `curriculum_steps` of them: by equal
     numbers of steps, or, where the distribution is log-uniform, by equal factors.
     """
-    grown = jnp.minimum(1.0, (step + 1) / max(depth.growth_steps, 1))
+    grown = jnp.minimum(1.0, (step + 1) / max(depth.curriculum_steps, 1))
     by_factors = depth.distribution == "log_uniform"
     if by_factors:
-        most = jnp.round(depth.least * (depth.most / depth.least) ** grown)
+        most = jnp.round(depth.min_steps * (depth.max_steps / depth.min_steps) ** grown)
     else:
-        most = jnp.round(depth.least + grown * (depth.most - depth.least))
+        most = jnp.round(depth.min_steps + grown * (depth.max_steps - depth.min_steps))
 
     def one(key: Key) -> jax.Array:
         u = jax.random.uniform(key)
         if by_factors:
-            drawn = depth.least * jnp.exp(u * jnp.log((most + 1) / depth.least))
+            drawn = depth.min_steps * jnp.exp(u * jnp.log((most + 1) / depth.min_steps))
         else:
-            drawn = depth.least + u * (most - depth.least + 1)
+            drawn = depth.min_steps + u * (most - depth.min_steps + 1)
         return jnp.minimum(drawn, most).astype(jnp.int32)
 
     key = jax.random.fold_in(key, _OF_DEPTH)
-    if depth.each == "batch":
+    if depth.sample_per == "batch":
         return one(key)
     return jax.vmap(lambda row: one(jax.random.fold_in(key, row)))(jnp.asarray(rows))
 
@@ -131,27 +132,27 @@ def make_states(
         return cast(State, model.apply({"params": params}, *given, method="walk", rngs=rngs))
 
     begin, forgotten = None, {"params": jax.lax.stop_gradient(params)}
-    if depth.gradient_steps < depth.most:
-        before = jnp.maximum(count - depth.gradient_steps, 0)
+    if depth.backprop_steps < depth.max_steps:
+        before = jnp.maximum(count - depth.backprop_steps, 0)
         found = model.apply(forgotten, tokens, before, method="run")
         begin, count = cast(State, found), count - before
-    whole = model.clone(num_steps=depth.gradient_steps)
-    first = model.clone(num_steps=depth.gradient_steps - depth.loss_steps + 1)
-    always = depth.least == depth.most  # then all of them are made
-    left_out = None if always else jnp.maximum(depth.gradient_steps - count, 0)
+    whole = model.clone(num_steps=depth.backprop_steps)
+    first = model.clone(num_steps=depth.backprop_steps - depth.loss_steps + 1)
+    always = depth.min_steps == depth.max_steps  # then all of them are made
+    left_out = None if always else jnp.maximum(depth.backprop_steps - count, 0)
     held = lambda context: Walk(left_out=left_out, context=context)
     alone = lambda: apply(first, Walk(begin, left_out))
     end: Any = lambda context: whole.apply(forgotten, tokens, held(context), method="walk")
     after = lambda context: apply(first, held(context))
-    most = depth.held_before
+    most = depth.max_burn_in_passes
     ends = [_after_drawn(most, key, end, after, alone) if most else alone()]
     for number in range(1, depth.loss_steps):
         ends.append(apply(model.clone(num_steps=1), Walk(ends[-1]), number))
     last = len(ends) - 1
-    for number in range(depth.loss_steps, depth.loss_steps + depth.held):
+    for number in range(depth.loss_steps, depth.loss_steps + depth.refine_passes):
         ends.append(apply(whole, held(ends[-1]), number))
     penalty = _penalty(params, model, tokens, ends[last:], rows, key, depth)
-    decoded = [_decoded(params, model, tokens, ends[last], key)] if depth.decoded else []
+    decoded = [_decoded(params, model, tokens, ends[last], key)] if depth.train_on_decoded else []
     return Made([end.x for end in ends] + decoded, penalty)
 
 

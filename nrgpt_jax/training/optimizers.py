@@ -35,9 +35,9 @@ def learning_rate_schedule(c: Mapping[str, Any], train_steps: int) -> optax.Sche
     return optax.join_schedules([rise, decay], [warmup])
 
 
-def decay_mask(specs: Any, decay: str) -> Any:
+def decay_mask(specs: Any, weight_decay_mask: str) -> Any:
     """Whether weight decay acts on each parameter of a tree of `ParameterSpec`."""
-    decays = lambda spec: decay == "all" or spec.is_matrix
+    decays = lambda spec: weight_decay_mask == "all" or spec.is_matrix
     return jax.tree.map(decays, specs, is_leaf=_is_spec)
 
 
@@ -68,7 +68,7 @@ def create_optimizer(
 
     Muon (momentum 0.95) acts on `hidden_matrices`, its updates of AdamW's usual size, so that
     learning rates carry over; AdamW with Nesterov momentum acts on all others, embeddings and head
-    among them, and decays these only if `decay` is `all`.
+    among them, and decays these only if `weight_decay_mask` is `all`.
 
     Args:
       c: `config.optimizer`.
@@ -77,7 +77,10 @@ def create_optimizer(
 
     Source: Muon, github.com/KellerJordan/Muon; the size of its updates, arXiv 2502.16982.
     """
-    schedule, decays = learning_rate_schedule(c, train_steps), decay_mask(specs, c["decay"])
+    schedule, decays = (
+        learning_rate_schedule(c, train_steps),
+        decay_mask(specs, c["weight_decay_mask"]),
+    )
     betas = c["beta1"], c["beta2"]
     if c["name"] == "muon":
         rule = muon(
@@ -86,7 +89,7 @@ def create_optimizer(
             weight_decay_mask=decays,
             adam_b1=betas[0],
             adam_b2=betas[1],
-            adam_weight_decay=c["weight_decay"] if c["decay"] == "all" else 0.0,
+            adam_weight_decay=c["weight_decay"] if c["weight_decay_mask"] == "all" else 0.0,
             muon_weight_dimension_numbers=hidden_matrices(specs),
             consistent_rms=MUON_RMS,
         )
