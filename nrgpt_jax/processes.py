@@ -23,13 +23,13 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def say(message: str) -> None:
+def log_host0(message: str) -> None:
     """A line for the person who watches, once for all processes."""
     if is_first():
         print(message, file=sys.stderr, flush=True)
 
 
-def agreed(function: Callable[[], Result]) -> Result:
+def raise_on_all_hosts(function: Callable[[], Result]) -> Result:
     """Calls a function on every process; where it fails on any, it fails on all.
 
     Raises:
@@ -54,21 +54,21 @@ def agreed(function: Callable[[], Result]) -> Result:
     return result  # type: ignore[return-value]
 
 
-def by_first(function: Callable[[], Result]) -> Result | None:
+def host0_first(function: Callable[[], Result]) -> Result | None:
     """Calls a function on the first process, while the others wait, and have None.
 
-    Raises what `agreed` does.
+    Raises what `raise_on_all_hosts` does.
     """
-    return agreed(function if is_first() else lambda: None)
+    return raise_on_all_hosts(function if is_first() else lambda: None)
 
 
 def one_ahead(function: Callable[[], Result]) -> Result:
     """Calls a function on the first process, then on the others, which find what it has made.
 
-    Raises what `agreed` does.
+    Raises what `raise_on_all_hosts` does.
     """
-    ahead = agreed(function if is_first() else lambda: None)
-    after = agreed((lambda: None) if is_first() else function)
+    ahead = raise_on_all_hosts(function if is_first() else lambda: None)
+    after = raise_on_all_hosts((lambda: None) if is_first() else function)
     return ahead if is_first() else after  # type: ignore[return-value]
 
 

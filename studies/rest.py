@@ -19,13 +19,13 @@ from absl import flags
 
 from nrgpt_jax import cli
 from nrgpt_jax.core.convergence import Attraction, attraction
-from nrgpt_jax.core.dynamics import Convergence, Walk
+from nrgpt_jax.core.dynamics import Convergence, RolloutOptions
 from nrgpt_jax.core.step import State
 from nrgpt_jax.datasets import Dataset, load_recorded
 from nrgpt_jax.datasets.pipeline import validation_batches
 from nrgpt_jax.generation.engine import Settings, cache_bytes, generate
 from nrgpt_jax.generation.sampling import Sampling
-from nrgpt_jax.generation.scoring import read_one_by_one
+from nrgpt_jax.generation.scoring import read_decoded
 from nrgpt_jax.models import sharding
 from nrgpt_jax.models.decoding import Decoding
 from nrgpt_jax.runs.pretrained import Pretrained, load_pretrained
@@ -76,15 +76,15 @@ def _held(trained: Pretrained, dataset: Dataset) -> dict[str, float]:
     weights, targets = jnp.asarray(batch.weights), jnp.asarray(batch.targets)
 
     @jax.jit
-    def descend(variables, context: State | None) -> tuple[State, jax.Array]:
+    def forward_cached(variables, context: State | None) -> tuple[State, jax.Array]:
         bound = model.bind(variables)
-        end = bound.after(bound.embed(batch.inputs), Walk(context=context))
+        end = bound.after(bound.embed(batch.inputs), RolloutOptions(context=context))
         losses = cross_entropy(bound.readout(end.x), targets)
         return end, jnp.sum(losses * weights) / jnp.sum(weights)
 
     context, found = None, {}
     for number in range(DESCENTS[-1] + 1):
-        context, loss = descend(trained.variables, context)
+        context, loss = forward_cached(trained.variables, context)
         if number in DESCENTS:
             found[f"loss_held_{number}"] = float(loss)
     return found
@@ -102,7 +102,7 @@ def _reading(trained: Pretrained, dataset: Dataset) -> dict[str, float]:
 
     def read(cache: str, times: int, until: Convergence | None = None) -> tuple[float, float]:
         deep, variables = model.with_num_steps(trained.variables, times * T)
-        found = read_one_by_one(deep, variables, texts, Decoding(cache, until))
+        found = read_decoded(deep, variables, texts, Decoding(cache, until))
         mean = lambda values: float(np.average(values, weights=batch.weights))
         return mean(-found.log_probs), mean(found.steps) / T
 
@@ -180,7 +180,7 @@ def _rest(trained: Pretrained, dataset: Dataset) -> dict[str, float]:
         x = bound.embed(texts)
         inputs, dynamics_at = bound.dynamics(x)
         dynamics = dynamics_at(jax.tree.map(lambda leaf: leaf[-1], inputs))
-        return attraction(dynamics, bound.after(x, Walk()), jax.random.key(0))
+        return attraction(dynamics, bound.after(x, RolloutOptions()), jax.random.key(0))
 
     found = look(variables)
     radius = np.asarray(found.radius)

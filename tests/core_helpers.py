@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from nrgpt_jax.core.contexts import Places, Surroundings
+from nrgpt_jax.core.contexts import BatchContext, CausalMask
 from nrgpt_jax.core.energies import ENERGIES, Energy
 from nrgpt_jax.core.norms import NORMS, bind_norm
 from nrgpt_jax.core.parameters import Sizes, init_parameters
@@ -42,7 +42,7 @@ def dynamics_of(terms, x, eta, *, norm="none", norm_params=None, strict=False, *
     bound = bind_norm(norm, norm_params or {})
     choices["rule_params"] = {"mu": jnp.asarray(0.5, x.dtype)}
     choices["combination_params"] = {"tau": jnp.asarray(0.7, x.dtype)}
-    return assemble(terms, bound, eta, Places(strict), x, **choices)
+    return assemble(terms, bound, eta, CausalMask(strict), x, **choices)
 
 
 def plain_term(function, params=None, remembers=False, dtype="float64"):
@@ -88,4 +88,4 @@ def surroundings(name, params, g, strict, kind="float32"):
     positions = jnp.broadcast_to(jnp.arange(g.shape[1])[None], g.shape[:2])
     memory = term.memory(g, positions) if term.memory else None
     lagrangian = 0.5 * jnp.sum(g**2, axis=-1)
-    return Surroundings(memory, Places(strict), 2.0 * g, jnp.flip(g, axis=1), lagrangian, g)
+    return BatchContext(memory, CausalMask(strict), 2.0 * g, jnp.flip(g, axis=1), lagrangian, g)

@@ -91,12 +91,12 @@ def still_model(**fields):
 def test_reading_at_once_or_one_by_one_stops_at_the_same_step(criterion, mask):
     model, variables = still_model(mask=mask, num_steps=40)
     decoding = Decoding(until=Convergence(0.1 if criterion == "state" else 0.02, criterion))
-    one_by_one = cached_logits(model, variables, TOKENS, LENGTHS, decoding)
-    late, position, late_steps = one_by_one[-1]
+    decode_scan = cached_logits(model, variables, TOKENS, LENGTHS, decoding)
+    late, position, late_steps = decode_scan[-1]
     (logits, _, steps), *_ = cached_logits(model, variables, TOKENS, position + 1, decoding)
     np.testing.assert_allclose(late, logits, atol=1e-4)
     assert late_steps.tolist() == steps.tolist()
-    taken = [int(s) for _, _, steps in one_by_one for s in steps]
+    taken = [int(s) for _, _, steps in decode_scan for s in steps]
     assert 0 < min(taken) < max(taken), "some tokens need more steps than others"
 
 

@@ -12,7 +12,7 @@ from marks import slow
 
 from nrgpt_jax.configs import default_config
 from nrgpt_jax.core import convergence
-from nrgpt_jax.core.dynamics import Walk
+from nrgpt_jax.core.dynamics import RolloutOptions
 from nrgpt_jax.core.step import held_step, start, step
 from nrgpt_jax.datasets.pipeline import Batch
 from nrgpt_jax.errors import UserError
@@ -74,11 +74,13 @@ def test_a_walk_makes_the_steps_of_a_model_of_that_depth(fields):
     counts = jnp.array([1, 4, 2])
     states_of = lambda n: model.clone(num_steps=n).apply(variables, TOKENS, method="last_states")
     wanted = jnp.stack([states_of(n)[i] for i, n in enumerate(counts.tolist())])
-    late = model.apply(variables, TOKENS, Walk(left_out=4 - counts), method="walk")
+    late = model.apply(
+        variables, TOKENS, RolloutOptions(num_skipped_steps=4 - counts), method="rollout"
+    )
     chex.assert_trees_all_close(late.x, wanted, rtol=1e-5, atol=1e-6)
-    run = model.apply(variables, TOKENS, counts, method="run")
+    run = model.apply(variables, TOKENS, counts, method="rollout_n")
     chex.assert_trees_all_close(run.x, wanted, rtol=1e-5, atol=1e-6)
-    deeper = model.apply(variables, TOKENS, Walk(begin=run), method="walk").x
+    deeper = model.apply(variables, TOKENS, RolloutOptions(begin=run), method="rollout").x
     chex.assert_trees_all_close(deeper[2], states_of(6)[2], rtol=1e-4, atol=1e-5)
 
 
@@ -119,7 +121,7 @@ def _but_the_last():
 
 def test_gain_is_that_of_each_tokens_own_block():
     model, variables = small_model(num_steps=3, mask="strict", rule="sphere", inference_rate="psd")
-    state = model.apply(variables, TOKENS, Walk(), method="walk")
+    state = model.apply(variables, TOKENS, RolloutOptions(), method="rollout")
     plain = model.with_kernels("plain")
     bound = plain.bind(variables)
     inputs, dynamics_at = bound.dynamics(bound.embed(TOKENS))
@@ -253,16 +255,16 @@ def test_nothing_changes_by_default():
 
 def test_a_second_descent_sees_the_others_where_the_first_has_ended():
     model, variables = small_model(num_steps=3, kernels="plain", mask="strict")
-    end = model.apply(variables, TOKENS, Walk(), method="walk")
+    end = model.apply(variables, TOKENS, RolloutOptions(), method="rollout")
     bound = model.bind(variables)
     inputs, dynamics_at = bound.dynamics(bound.embed(TOKENS))
     dynamics = dynamics_at(jax.tree.map(lambda leaf: leaf[0], inputs))
     in_place, x = held_step(dynamics, end), start(dynamics).x
     for _ in range(3):
         x = in_place(x)
-    again = model.apply(variables, TOKENS, Walk(context=end), method="walk")
+    again = model.apply(variables, TOKENS, RolloutOptions(context=end), method="rollout")
     chex.assert_trees_all_close(again.x, x, rtol=1e-5, atol=1e-6)
-    third = model.apply(variables, TOKENS, Walk(context=again), method="walk")
+    third = model.apply(variables, TOKENS, RolloutOptions(context=again), method="rollout")
     batch = Batch(TOKENS, TOKENS, np.ones(TOKENS.shape, np.float32))
     depth = depth_of(min_steps=3, max_steps=3, refine_passes=2)
     loss = losses.summed_loss(variables["params"], model, batch, ROWS, KEY, 1.0, 0, depth)
@@ -279,8 +281,8 @@ def test_held_descents_may_come_before_and_are_pulled_together():
     batch = Batch(TOKENS, TOKENS, np.ones(TOKENS.shape, np.float32))
 
     def plain(params: Any, before: int):
-        given = lambda context: (TOKENS, Walk(context=context))
-        end = lambda params, c: model.apply({"params": params}, *given(c), method="walk")
+        given = lambda context: (TOKENS, RolloutOptions(context=context))
+        end = lambda params, c: model.apply({"params": params}, *given(c), method="rollout")
         context = None
         for _ in range(before):
             context = end(jax.lax.stop_gradient(params), context)
@@ -313,7 +315,7 @@ def test_held_descents_may_come_before_and_are_pulled_together():
 
 def test_decoded_tokens_are_those_of_a_fixed_point_cache():
     model, variables = small_model(num_steps=3, mask="strict", rule="sphere", inference_rate="psd")
-    end = model.apply(variables, TOKENS, Walk(), method="walk")
+    end = model.apply(variables, TOKENS, RolloutOptions(), method="rollout")
     decoded = jax.jit(lambda prompt: model.apply(variables, TOKENS, end, prompt, method="decoded"))
     x = decoded(3)
     found = model.apply(variables, x, method="readout")
@@ -335,7 +337,7 @@ def test_loss_of_decoded_tokens_goes_back_through_all_of_them():
         bound = model.bind({"params": params})
         inputs, dynamics_at = bound.dynamics(bound.embed(tokens))
         dynamics = dynamics_at(jax.tree.map(lambda leaf: leaf[0], inputs))
-        end = bound.walk(tokens, Walk())
+        end = bound.rollout(tokens, RolloutOptions())
         last = end
         for at in range(1, tokens.shape[1]):
             in_place, x = held_step(dynamics, last), start(dynamics).x

@@ -16,7 +16,7 @@ from core_helpers import (
 from marks import slow_but
 
 from nrgpt_jax.core import dynamics
-from nrgpt_jax.core.contexts import Context, Surroundings
+from nrgpt_jax.core.contexts import BatchContext, Context
 from nrgpt_jax.core.energies import ENERGIES
 from nrgpt_jax.core.norms import NORMS
 from nrgpt_jax.core.rules import RULES
@@ -69,7 +69,7 @@ def test_momentum_rolls_as_a_heavy_ball():
     """v <- mu v + eta dE/dg, x <- x - c_t v, as a plain loop."""
     eta = jax.random.normal(jax.random.key(3), (SIZES.D, SIZES.D))
     model = make_dynamics(jax.random.key(0), X, rule="momentum", change=lambda _: eta)
-    gradient = jax.jit(lambda x: stepped(model, x)[1].in_g)
+    gradient = jax.jit(lambda x: stepped(model, x)[1].grad_g)
     roll = jax.jit(lambda x, scales: rolled(model, x, scales))
     x, v = X, jnp.zeros_like(X)
     for scale in SCALES:
@@ -130,7 +130,9 @@ def own_energies(model, held, x):
     def energies(term):
         memory = term.memory(norm.function(held), positions) if term.memory else None
         g, lagrangian = norm.function(x), norm.lagrangian(x)
-        return term.slope(g, Surroundings(memory, model.places, x, model.first, lagrangian, g))[0]
+        return term.slope(
+            g, BatchContext(memory, model.causal_mask, x, model.first, lagrangian, g)
+        )[0]
 
     return {name: energies(term) for name, term in model.terms.items()}
 
@@ -240,7 +242,7 @@ def test_differentiating_the_summed_energy_as_a_whole_would_leak():
     model = make_dynamics(jax.random.key(0), X)
 
     def total(g):
-        memories, _ = dynamics.remember(model, dynamics.start(model), g)
+        memories, _ = dynamics.update_cache(model, dynamics.start(model), g)
         return jnp.sum(slope(model, X, g, memories).total)
 
     leaky = influence(lambda x: x - jax.grad(total)(x))
@@ -269,5 +271,5 @@ def test_gradient_is_of_the_query_only():
     energy = lambda params, g, context: jnp.vdot(g, context.memory[context.position])
     term = plain_term(energy, remembers=True, dtype="float32")
     seen = jax.jit(lambda x: stepped(dynamics_of({"inner": term}, x, jnp.ones(())), x)[1])(X)
-    chex.assert_trees_all_close(seen.in_g, X)
+    chex.assert_trees_all_close(seen.grad_g, X)
     chex.assert_trees_all_close(seen.total, jnp.sum(X**2, axis=-1), rtol=1e-5)

@@ -13,7 +13,7 @@ from marks import slow
 
 from nrgpt_jax.core import energies
 from nrgpt_jax.core.combinations import COMBINATIONS
-from nrgpt_jax.core.contexts import Context, Places
+from nrgpt_jax.core.contexts import CausalMask, Context
 from nrgpt_jax.core.energies import ENERGIES
 from nrgpt_jax.core.terms import bind
 from nrgpt_jax.kernels import KERNELS, kernel_of
@@ -275,8 +275,8 @@ def test_gelu_and_its_derivatives(order):
 
 
 def test_places():
-    assert Places(strict=True).mask(3, 3)[0].tolist() == np.tril(np.ones((3, 3)), -1).tolist()
-    one = Places(strict=False, at=jnp.array([0, 2]))
+    assert CausalMask(strict=True).mask(3, 3)[0].tolist() == np.tril(np.ones((3, 3)), -1).tolist()
+    one = CausalMask(strict=False, at=jnp.array([0, 2]))
     assert one.positions(1).tolist() == [[0], [2]]
     assert one.mask(1, 4)[:, 0].tolist() == [[True, False, False, False], [True] * 3 + [False]]
 

@@ -127,7 +127,7 @@ def test_padding_of_the_vocabulary_is_never_drawn(model_and_variables):
 def test_calls_of_the_same_bucket_compile_once(model_and_variables):
     model, variables = model_and_variables
     generate(model, variables, PROMPTS, 5)
-    programs: list[Any] = [decoding.read, decoding.advance]
+    programs: list[Any] = [decoding.read, decoding.decode_until]
     settings = Settings(Sampling(temperature=0.8, top_p=0.9, min_p=0.1, repetition_penalty=1.1))
     generate(model, variables, PROMPTS, 5, settings)
     before = [program._cache_size() for program in programs]

@@ -192,8 +192,8 @@ def test_processes_with_folders_of_their_own_end_in_one_line_each(corpus, tmp_pa
 
 def test_one_process_agrees_with_itself():
     assert processes.gather_texts("héllo") == ["héllo"]
-    assert processes.agreed(lambda: 3) == 3
+    assert processes.raise_on_all_hosts(lambda: 3) == 3
     with pytest.raises(UserError, match=r"^no$"):
-        processes.agreed(lambda: (_ for _ in ()).throw(UserError("no")))
+        processes.raise_on_all_hosts(lambda: (_ for _ in ()).throw(UserError("no")))
     assert jax.process_count() == 1
     assert processes.is_first()

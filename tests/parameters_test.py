@@ -22,25 +22,25 @@ TABLE = {
 
 
 def test_what_is_kept_and_what_functions_are_given():
-    kept = parameters.draw(jax.random.key(0), TABLE, SIZES)
-    assert set(kept) == {"part", "log_beta", "logit_mu", "gain"}
-    assert set(kept["part"]) == {"W", "b"}, "a constant is not kept"
-    given = parameters.given(kept, TABLE, SIZES)
-    assert set(given["part"]) == {"W", "b", "one"}
-    np.testing.assert_allclose(given["beta"], 0.7, rtol=1e-6)
-    np.testing.assert_allclose(given["mu"], 0.9, rtol=1e-6)
-    np.testing.assert_allclose(given["gain"], 2.0 * np.ones(6))
-    assert given["part"]["W"].shape == (2, 6, 12)
-    assert float(jnp.std(given["part"]["W"])) == pytest.approx(0.02, rel=0.3)
+    stored = parameters.init_params(jax.random.key(0), TABLE, SIZES)
+    assert set(stored) == {"part", "log_beta", "logit_mu", "gain"}
+    assert set(stored["part"]) == {"W", "b"}, "a constant is not stored"
+    params = parameters.constrain(stored, TABLE, SIZES)
+    assert set(params["part"]) == {"W", "b", "one"}
+    np.testing.assert_allclose(params["beta"], 0.7, rtol=1e-6)
+    np.testing.assert_allclose(params["mu"], 0.9, rtol=1e-6)
+    np.testing.assert_allclose(params["gain"], 2.0 * np.ones(6))
+    assert params["part"]["W"].shape == (2, 6, 12)
+    assert float(jnp.std(params["part"]["W"])) == pytest.approx(0.02, rel=0.3)
 
 
 def test_distinct_blocks_are_drawn_apart():
-    kept = parameters.draw(jax.random.key(0), parameters.stacked(TABLE), SIZES)
-    assert kept["part"]["W"].shape == (3, 2, 6, 12)
-    assert kept["log_beta"].shape == (3,)
-    assert float(jnp.abs(kept["part"]["W"][0] - kept["part"]["W"][1]).max()) > 0.0
-    given = parameters.given(kept, parameters.stacked(TABLE), SIZES)
-    assert given["part"]["one"].shape == (3, 2)
+    stored = parameters.init_params(jax.random.key(0), parameters.stacked(TABLE), SIZES)
+    assert stored["part"]["W"].shape == (3, 2, 6, 12)
+    assert stored["log_beta"].shape == (3,)
+    assert float(jnp.abs(stored["part"]["W"][0] - stored["part"]["W"][1]).max()) > 0.0
+    params = parameters.constrain(stored, parameters.stacked(TABLE), SIZES)
+    assert params["part"]["one"].shape == (3, 2)
     assert not parameters.stacked(TABLE)["part"]["b"].is_matrix, "blocks are no axis of their own"
 
 

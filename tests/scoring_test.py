@@ -10,7 +10,7 @@ from nrgpt_jax.errors import UserError
 from nrgpt_jax.generation.scoring import (
     cache_error,
     log_likelihood,
-    read_one_by_one,
+    read_decoded,
     token_energies,
 )
 from nrgpt_jax.models.decoding import Decoding
@@ -109,23 +109,23 @@ def test_cache_error_is_zero_of_an_exact_cache_and_not_of_another(model_and_vari
     assert rough.divergence > 0
 
 
-def test_texts_read_one_by_one_have_the_likelihoods_of_the_whole(model_and_variables, of_tokens):
+def test_texts_read_decoded_have_the_likelihoods_of_the_whole(model_and_variables, of_tokens):
     model, variables = model_and_variables
     texts = np.random.default_rng(3).integers(0, 11, (2, LENGTH + 1))
-    exact = read_one_by_one(model, variables, texts, Decoding())
+    exact = read_decoded(model, variables, texts, Decoding())
     for text, found in zip(texts, exact.log_probs, strict=True):
         expected = of_tokens(text[:-1])[0][np.arange(LENGTH), text[1:]]
         np.testing.assert_allclose(found, expected, rtol=1e-4)
     assert (exact.steps == model.num_steps).all()
-    rough = read_one_by_one(model, variables, texts, Decoding(cache="fixed_point"))
+    rough = read_decoded(model, variables, texts, Decoding(cache="fixed_point"))
     assert np.abs(rough.log_probs[:, 0] - exact.log_probs[:, 0]).max() < 1e-4  # sees no other
     assert np.abs(rough.log_probs - exact.log_probs).max() > 1e-3
-    hasty = read_one_by_one(model, variables, texts, Decoding(until=Convergence(1e9, "energy")))
+    hasty = read_decoded(model, variables, texts, Decoding(until=Convergence(1e9, "energy")))
     assert (hasty.steps < model.num_steps).all()
 
 
-def test_texts_that_cannot_be_read_one_by_one_are_refused(model_and_variables):
+def test_texts_that_cannot_be_read_decoded_are_refused(model_and_variables):
     model, variables = model_and_variables
     for length in (1, LENGTH + 2):
         with pytest.raises(UserError, match="length of a text"):
-            read_one_by_one(model, variables, np.ones((1, length), int), Decoding())
+            read_decoded(model, variables, np.ones((1, length), int), Decoding())

@@ -20,7 +20,7 @@ class Context(NamedTuple):
     g: Float[Array, "D"]  # the token's g as it stands: an energy is not differentiated in it
 
 
-class Places(NamedTuple):
+class CausalMask(NamedTuple):
     """Where the N tokens of each of B sequences stand, and which tokens they see.
 
     Without `at` they are the first N, and K = N. With `at`, N = 1: one token a sequence at a
@@ -41,11 +41,11 @@ class Places(NamedTuple):
         return other < query if self.strict else other <= query
 
 
-class Surroundings(NamedTuple):
+class BatchContext(NamedTuple):
     """What the contexts of all N tokens of B sequences are made of."""
 
     memory: Any  # (B,K,...) or None
-    places: Places
+    causal_mask: CausalMask
     x: BatchStates
     first: BatchStates
     lagrangian: Float[Array, "B N"]
@@ -55,12 +55,12 @@ class Surroundings(NamedTuple):
         """A `Context` of arrays with (B,N) in front of each, but for `memory` (B,K,...)."""
         batch, count = self.x.shape[:2]
         seen = count if self.memory is None else self.memory.shape[1]
-        mask = jnp.broadcast_to(self.places.mask(count, seen), (batch, count, seen))
-        positions = jnp.broadcast_to(self.places.positions(count), (batch, count))
+        mask = jnp.broadcast_to(self.causal_mask.mask(count, seen), (batch, count, seen))
+        positions = jnp.broadcast_to(self.causal_mask.positions(count), (batch, count))
         own = self.x, self.first, self.lagrangian, self.g
         return Context(self.memory, mask, positions, *own)
 
 
 OVER_TOKENS = Context(None, *[0] * 6)  # type: ignore[arg-type]
 OVER_SEQUENCES = Context(0, *[0] * 6)  # type: ignore[arg-type]
-"""The axes over which `jax.vmap` takes `Surroundings.contexts()`."""
+"""The axes over which `jax.vmap` takes `BatchContext.contexts()`."""

@@ -27,8 +27,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from nrgpt_jax.array_types import BatchStates, Key
-from nrgpt_jax.core.contexts import Places
-from nrgpt_jax.core.step import Dynamics, State, remember, step
+from nrgpt_jax.core.contexts import CausalMask
+from nrgpt_jax.core.step import Dynamics, State, step, update_cache
 
 OwnStep = Callable[[Float[Array, "B n D"]], Float[Array, "B n D"]]
 """States of n tokens -> those after a step, each in a context of the others held fixed."""
@@ -63,12 +63,12 @@ def own_step(
     """
     batch, count, width = state.x.shape
     tokens = jnp.arange(count) if tokens is None else tokens
-    memories, _ = remember(dynamics, state, dynamics.norm.function(state.x))
+    memories, _ = update_cache(dynamics, state, dynamics.norm.function(state.x))
     alone = lambda leaf: leaf.reshape(batch * len(tokens), 1, *leaf.shape[2:])
     chosen = lambda leaf: alone(leaf[:, tokens])
     rows = {n: jnp.repeat(memory, len(tokens), axis=0)[None] for n, memory in memories.items()}
-    places = Places(dynamics.places.strict, jnp.tile(tokens, batch))
-    single = dynamics._replace(places=places, first=chosen(dynamics.first))
+    causal_mask = CausalMask(dynamics.causal_mask.strict, jnp.tile(tokens, batch))
+    single = dynamics._replace(causal_mask=causal_mask, first=chosen(dynamics.first))
     kept = jax.tree.map(chosen, state.rule)
 
     def function(x: BatchStates) -> BatchStates:

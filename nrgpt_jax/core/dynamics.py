@@ -1,9 +1,9 @@
-"""The recurrent dynamics: the one step (`core.step`), in three loops.
+"""The recurrent dynamics: one step (`core.step`), in three loops.
 
-`rollout` makes T steps by one `lax.scan`: in training, when prompts are read and when tokens are
-decoded from a cache; `trajectory` is a rollout that records what each step has seen.
-`until_at_rest` makes as many steps as tokens need, `run` any number of equal ones. The transformer
-baselines go through the same loops with a step of their own.
+`rollout` runs T steps by one `lax.scan`: in training, in prefill and when tokens are decoded from a
+KV cache; `trajectory` is a rollout that records what each step computed. `adaptive_rollout` runs as
+many steps as tokens need, `rollout_n` any number of equal ones. The transformer baselines use the
+same loops with a step of their own.
 Source: NRGPT (arXiv 2512.16762), section 2.
 """
 
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from nrgpt_jax.array_types import BatchStates
-from nrgpt_jax.core.step import Dynamics, Slope, State, in_states, remember, start, step
+from nrgpt_jax.core.step import Dynamics, EnergyAndGrad, State, in_states, start, step, update_cache
 
 REMAT = ("none", "step", "full")
 
@@ -45,10 +45,10 @@ def trajectory(dynamics_at: Callable[[Any], Dynamics], inputs: Any) -> Trajector
       inputs: of all steps, a tree of arrays with T in front: `scale`, and what `dynamics_at` reads.
     """
 
-    def record(dynamics: Dynamics, state: State, seen: Slope) -> Trajectory:
+    def record(dynamics: Dynamics, state: State, seen: EnergyAndGrad) -> Trajectory:
         assert seen.move is not None
         energies = {**seen.energies, "total": seen.total}
-        return Trajectory(state.x, energies, in_states(dynamics, state.x, seen.in_g), seen.move)
+        return Trajectory(state.x, energies, in_states(dynamics, state.x, seen.grad_g), seen.move)
 
     def recorded(state: State, inputs_t: Any):
         dynamics = dynamics_at(inputs_t)
@@ -61,7 +61,7 @@ def trajectory(dynamics_at: Callable[[Any], Dynamics], inputs: Any) -> Trajector
     return jax.tree.map(lambda path, end: jnp.concatenate([path, end[None]]), path, end)
 
 
-def settle(
+def write_final_states(
     dynamics_at: Callable[[Any], Dynamics], inputs: Any, state: State, fixed_point: bool
 ) -> State:
     """The state with what is remembered of tokens that move no more.
@@ -73,7 +73,7 @@ def settle(
     def at(t: Int[Array, ""], state: State) -> State:
         dynamics = dynamics_at(jax.tree.map(lambda leaf: leaf[t], inputs))
         here = state._replace(step=t)
-        _, cache = remember(dynamics, here, dynamics.norm.function(state.x))
+        _, cache = update_cache(dynamics, here, dynamics.norm.function(state.x))
         return state._replace(cache=cache)
 
     most = len(jax.tree.leaves(inputs)[0])
@@ -88,14 +88,16 @@ Step = Callable[[State, Any], tuple[State, Any]]
 """(state, what is of this step alone) -> (state, what was seen)."""
 
 
-class Walk(NamedTuple):
+class RolloutOptions(NamedTuple):
     """Where a rollout begins, and how many of its steps are made; by default all, from the start.
 
     Steps are left out at the beginning, so that all sequences end together.
     """
 
     begin: State | None = None
-    left_out: Int[Array, ""] | Int[Array, "B"] | None = None  # by all sequences, or by each
+    num_skipped_steps: Int[Array, ""] | Int[Array, "B"] | None = (
+        None  # by all sequences, or by each
+    )
     context: State | None = None  # where tokens are seen, in all steps; None: where they are then
 
 
@@ -106,7 +108,7 @@ def rollout(
     *,
     unroll: int = 1,
     remat: str = "none",
-    left_out: jax.Array | None = None,
+    num_skipped_steps: jax.Array | None = None,
 ) -> tuple[State, Any]:
     """The state after T steps, and what each has seen: one `lax.scan`, one compiled step.
 
@@ -118,11 +120,11 @@ def rollout(
         kept for the gradient, at the price of compilation time.
       remat: what training keeps. `none`: everything it needs. `step`: the state before each
         step, the rest is computed again. `full`: the states at about sqrt(T) steps.
-      left_out: as of a `Walk`; what steps have seen must then be None.
+      num_skipped_steps: as of a `RolloutOptions`; what steps have seen must then be None.
     """
-    if left_out is not None:
+    if num_skipped_steps is not None:
         count = len(jax.tree.leaves(inputs)[0])
-        make_step, inputs = _late(make_step, left_out), (jnp.arange(count), inputs)
+        make_step, inputs = _late(make_step, num_skipped_steps), (jnp.arange(count), inputs)
     body = make_step if remat == "none" else jax.checkpoint(make_step)
     steps = lambda state, inputs: jax.lax.scan(body, state, inputs, unroll=unroll)
     if remat != "full":
@@ -137,22 +139,22 @@ def rollout(
     return state, jax.tree.map(joined, first, last)
 
 
-def _late(make_step: Step, left_out: jax.Array) -> Step:
-    """The same step from number `left_out` on; before, states stay as they are."""
+def _late(make_step: Step, num_skipped_steps: jax.Array) -> Step:
+    """The same step from number `num_skipped_steps` on; before, states stay as they are."""
 
     def step(state: State, numbered: tuple[jax.Array, Any]) -> tuple[State, Any]:
         number, inputs_t = numbered
-        if left_out.ndim == 0:  # no time is spent on it
+        if num_skipped_steps.ndim == 0:  # no time is spent on it
             stay = lambda state, inputs_t: (state, None)
-            return jax.lax.cond(number >= left_out, make_step, stay, state, inputs_t)
-        moving = jnp.broadcast_to((number >= left_out)[:, None], state.x.shape[:2])
+            return jax.lax.cond(number >= num_skipped_steps, make_step, stay, state, inputs_t)
+        moving = jnp.broadcast_to((number >= num_skipped_steps)[:, None], state.x.shape[:2])
         new, _ = make_step(state, inputs_t)
         return jax.tree.map(partial(_of_moving, moving), new, state), None
 
     return step
 
 
-def run(make_step: Step, state: State, inputs_t: Any, count: jax.Array) -> State:
+def rollout_n(make_step: Step, state: State, inputs_t: Any, count: jax.Array) -> State:
     """The state after `count` steps, () or (B,) of each sequence, that are all alike.
 
     There is no gradient of it.
@@ -186,7 +188,7 @@ def _of_moving(moving: Bool[Array, "B N"], new: jax.Array, old: jax.Array) -> ja
     return jnp.where(moving.reshape(*moving.shape, *[1] * (new.ndim - 2)), new, old)
 
 
-def until_at_rest(
+def adaptive_rollout(
     make_step: Step,
     slope_in_x: Callable[[State, Any, Any], BatchStates],
     state: State,
@@ -197,7 +199,7 @@ def until_at_rest(
     """At most T steps; every token stops when it has come to rest.
 
     Args:
-      make_step, state, inputs: as of `rollout`; what a step has seen is a `Slope`.
+      make_step, state, inputs: as of `rollout`; what a step has seen is an `EnergyAndGrad`.
       slope_in_x: dE_A/dx_A from a state, the inputs of a step and what it has seen.
       moving: (B,N) bool, tokens that are waited for; padding is not.
       until: when a token stops.
@@ -221,8 +223,8 @@ def until_at_rest(
             length = partial(jnp.linalg.norm, axis=-1)
             at_rest = length(new.x - state.x) <= until.tolerance * length(state.x)
         else:
-            in_x = slope_in_x(state, inputs_t, seen)
-            at_rest = jnp.linalg.norm(in_x, axis=-1) <= until.tolerance
+            grad_x = slope_in_x(state, inputs_t, seen)
+            at_rest = jnp.linalg.norm(grad_x, axis=-1) <= until.tolerance
         moving_BxN &= ~at_rest
         stays = partial(_of_moving, moving_BxN)
         x, rule = jax.tree.map(stays, (new.x, new.rule), (state.x, state.rule))

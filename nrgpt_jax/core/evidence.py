@@ -17,7 +17,15 @@ from jaxtyping import Array, Bool, Float, Int
 
 from nrgpt_jax.array_types import BatchEnergies, BatchStates
 from nrgpt_jax.core.dynamics import Trajectory
-from nrgpt_jax.core.step import Dynamics, Slope, held_energy, in_states, remember, slope, start
+from nrgpt_jax.core.step import (
+    Dynamics,
+    EnergyAndGrad,
+    held_energy,
+    in_states,
+    slope,
+    start,
+    update_cache,
+)
 from nrgpt_jax.core.step import step as one_step
 
 ROUNDING = 64.0  # a change of energy within so many units in the last place is none
@@ -62,10 +70,10 @@ def evidence(
         inputs_t, (x, energies, _, move) = step
         dynamics = dynamics_at(inputs_t)
         held = held_energy(dynamics, start(dynamics)._replace(x=x))
-        in_x = jax.grad(lambda x: jnp.sum(held(x)))(x)  # of gates too, unlike the path's
-        slopes = jnp.sum(in_x * move, axis=-1)
+        grad_x = jax.grad(lambda x: jnp.sum(held(x)))(x)  # of gates too, unlike the path's
+        slopes = jnp.sum(grad_x * move, axis=-1)
         lengths = jnp.linalg.norm(move, axis=-1) + jnp.linalg.norm(x, axis=-1)  # x is rounded too
-        steepest = jnp.linalg.norm(in_x, axis=-1) * lengths
+        steepest = jnp.linalg.norm(grad_x, axis=-1) * lengths
         uphill = slopes > ROUNDING * jnp.finfo(x.dtype).eps * steepest
         terms = [jnp.abs(e) for name, e in energies.items() if name != "total"]
         size = jnp.sum(jnp.stack(terms), axis=0)
@@ -83,7 +91,7 @@ def evidence(
 
     steps = jax.tree.map(lambda leaf: leaf[:-1], path)
     *measured, speeds = jax.lax.map(at_step, (inputs, steps))
-    strict = dynamics_at(jax.tree.map(lambda leaf: leaf[0], inputs)).places.strict
+    strict = dynamics_at(jax.tree.map(lambda leaf: leaf[0], inputs)).causal_mask.strict
     at_rest = context_at_rest(speeds, tolerance, strict=strict)
     slopes, uphill, changes, rises, largest = measured
     return Evidence(slopes, uphill, changes, rises, largest, at_rest, at_rest & rises)
@@ -142,13 +150,13 @@ def uphill_moves(
         state = start(dynamics)._replace(x=x)
         seen = one_step(dynamics, state, inputs_t["scale"])[1]
         assert seen.move is not None
-        memories, _ = remember(dynamics, state, dynamics.norm.function(x))
+        memories, _ = update_cache(dynamics, state, dynamics.norm.function(x))
 
         held = lambda x: slope(dynamics, x, dynamics.norm.function(x), memories)
         rest = resting(dynamics, x)
         move, changes, noise = half_changes(held, x, seen.move - rest)
         length = lambda x: jnp.linalg.norm(x, axis=-1)
-        steepest = length(in_states(dynamics, x, seen.in_g)) * length(move)
+        steepest = length(in_states(dynamics, x, seen.grad_g)) * length(move)
         return (changes > UPHILL * steepest + noise) & (length(rest) <= 1e-2 * length(x))
 
     return jax.lax.map(at_step, (inputs, states))
@@ -160,7 +168,7 @@ def resting(dynamics: Dynamics, x: BatchStates) -> BatchStates:
 
 
 def half_changes(
-    seen: Callable[[BatchStates], Slope], x: BatchStates, along: BatchStates
+    seen: Callable[[BatchStates], EnergyAndGrad], x: BatchStates, along: BatchStates
 ) -> tuple[BatchStates, BatchEnergies, BatchEnergies]:
     """A short move along a direction, the change of energies to first order, and its rounding.
 

@@ -33,27 +33,27 @@ class Sizes(NamedTuple):
     L: int = 1  # distinct blocks
 
 
-class Form(NamedTuple):
-    """How a parameter is kept: under which prefix, and what the function is given for it."""
+class Bijector(NamedTuple):
+    """How a parameter is stored: the prefix of its name, and the map to the constrained value."""
 
     prefix: str
-    given: Callable[[jax.Array], jax.Array]
+    constrain: Callable[[jax.Array], jax.Array]
 
 
-FORMS: Mapping[str, Form] = {
-    "as_is": Form("", lambda stored: stored),
-    "log": Form("log_", jnp.exp),
-    "logit": Form("logit_", jax.nn.sigmoid),
+BIJECTORS: Mapping[str, Bijector] = {
+    "as_is": Bijector("", lambda stored: stored),
+    "log": Bijector("log_", jnp.exp),
+    "logit": Bijector("logit_", jax.nn.sigmoid),
 }
-FIXED = "fixed"  # not kept at all: a constant
+FIXED = "fixed"  # not stored: a constant
 
 
 class ParameterSpec(NamedTuple):
     """What is known of one parameter."""
 
     axes: tuple[str, ...]  # a letter of `Sizes` for each
-    init: Callable[..., jax.Array]  # (key, shape, dtype) -> what is kept
-    form: str = "as_is"  # one of FORMS, or FIXED
+    init: Callable[..., jax.Array]  # (key, shape, dtype) -> the stored value
+    bijector: str = "as_is"  # one of FORMS, or FIXED
     uses: int = 0  # products of a token with it in one forward step, for FLOPs
 
     def shape(self, sizes: Sizes) -> tuple[int, ...]:
@@ -66,8 +66,8 @@ class ParameterSpec(NamedTuple):
         return len([letter for letter in self.axes if letter != BLOCKS]) >= 2
 
     def key(self, name: str) -> str:
-        """The name under which it is kept: `log_beta` for a positive `beta`."""
-        return FORMS[self.form].prefix + name
+        """The name under which it is stored: `log_beta` for a positive `beta`."""
+        return BIJECTORS[self.bijector].prefix + name
 
 
 Specs: TypeAlias = Mapping[str, ParameterSpec]
@@ -96,12 +96,12 @@ def constant(value: float, axes: str = "") -> ParameterSpec:
 
 
 def positive(value: float, axes: str = "") -> ParameterSpec:
-    """A positive quantity, initially `value`, kept as its logarithm."""
+    """A positive quantity, initially `value`, stored as its logarithm."""
     return ParameterSpec(_letters(axes), jax.nn.initializers.constant(float(np.log(value))), "log")
 
 
 def fraction(value: float, axes: str = "") -> ParameterSpec:
-    """A quantity between 0 and 1, initially `value`, kept as its logit."""
+    """A quantity between 0 and 1, initially `value`, stored as its logit."""
     logit = float(np.log(value / (1.0 - value)))
     return ParameterSpec(_letters(axes), jax.nn.initializers.constant(logit), "logit")
 
@@ -123,7 +123,7 @@ def stacked(table: Table) -> Table:
     """The table of L distinct blocks: every parameter with that axis in front."""
 
     def stack(spec: ParameterSpec) -> ParameterSpec:
-        if spec.form == FIXED:
+        if spec.bijector == FIXED:
             return spec._replace(axes=(BLOCKS, *spec.axes))
 
         def init(key, shape, dtype=jnp.float32):
@@ -135,47 +135,47 @@ def stacked(table: Table) -> Table:
     return {n: stack(s) if isinstance(s, ParameterSpec) else stacked(s) for n, s in table.items()}
 
 
-def kept(table: Table) -> dict[str, Any]:
-    """The specs of what is kept, by the names under which it is kept."""
+def stored_specs(table: Table) -> dict[str, Any]:
+    """The specs of the stored parameters, by the names under which they are stored."""
     found: dict[str, Any] = {}
     for name, spec in table.items():
         if not isinstance(spec, ParameterSpec):
-            found[name] = kept(spec)
-        elif spec.form != FIXED:
+            found[name] = stored_specs(spec)
+        elif spec.bijector != FIXED:
             found[spec.key(name)] = spec
     return {name: spec for name, spec in found.items() if spec or isinstance(spec, ParameterSpec)}
 
 
-def draw(key: Key, table: Table, sizes: Sizes, dtype=jnp.float32) -> dict[str, Any]:
-    """Initial values of everything that is kept."""
-    return _draw(key, kept(table), sizes, dtype)
+def init_params(key: Key, table: Table, sizes: Sizes, dtype=jnp.float32) -> dict[str, Any]:
+    """Initial values of all stored parameters."""
+    return _init_params(key, stored_specs(table), sizes, dtype)
 
 
-def _draw(key: Key, specs: Table, sizes: Sizes, dtype) -> dict[str, Any]:
+def _init_params(key: Key, specs: Table, sizes: Sizes, dtype) -> dict[str, Any]:
     keys = jax.random.split(key, max(len(specs), 1))
 
     def one(key: Key, spec):
         if isinstance(spec, ParameterSpec):
             return spec.init(key, spec.shape(sizes), dtype)
-        return _draw(key, spec, sizes, dtype)
+        return _init_params(key, spec, sizes, dtype)
 
     return {name: one(k, spec) for k, (name, spec) in zip(keys, specs.items(), strict=False)}
 
 
-def given(values: Mapping[str, Any], table: Table, sizes: Sizes) -> dict[str, Any]:
-    """What functions are given: every parameter of the table by its own name."""
+def constrain(values: Mapping[str, Any], table: Table, sizes: Sizes) -> dict[str, Any]:
+    """The constrained parameters of a table, by their own names."""
 
     def one(name: str, spec):
         if not isinstance(spec, ParameterSpec):
-            return given(values.get(name, {}), spec, sizes)
-        if spec.form == FIXED:
+            return constrain(values.get(name, {}), spec, sizes)
+        if spec.bijector == FIXED:
             return spec.init(None, spec.shape(sizes), jnp.float32)
-        return FORMS[spec.form].given(values[spec.key(name)])
+        return BIJECTORS[spec.bijector].constrain(values[spec.key(name)])
 
     return {name: one(name, spec) for name, spec in table.items()}
 
 
 def init_parameters(key: Key, specs: Specs, sizes: Sizes, dtype=jnp.float32) -> Params:
     """Parameters of one function at their initial values, for use without Flax."""
-    values = given(draw(key, specs, sizes, dtype), specs, sizes)
+    values = constrain(init_params(key, specs, sizes, dtype), specs, sizes)
     return {name: value.astype(dtype) for name, value in values.items()}

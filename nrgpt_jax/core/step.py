@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from nrgpt_jax.array_types import BatchEnergies, BatchStates, Params
 from nrgpt_jax.core import caches
 from nrgpt_jax.core.combinations import COMBINATIONS, Combination
-from nrgpt_jax.core.contexts import Places, Surroundings
+from nrgpt_jax.core.contexts import BatchContext, CausalMask
 from nrgpt_jax.core.norms import BoundNorm
 from nrgpt_jax.core.rules import RULES, BoundRule
 from nrgpt_jax.core.terms import Term, combine
@@ -32,7 +32,7 @@ class Dynamics(NamedTuple):
     combination_params: Params
     norm: BoundNorm
     rule: BoundRule
-    places: Places
+    causal_mask: CausalMask
     first: BatchStates  # their states before the first step
 
 
@@ -45,12 +45,12 @@ class State(NamedTuple):
     step: Int[Array, ""]  # steps made
 
 
-class Slope(NamedTuple):
+class EnergyAndGrad(NamedTuple):
     """How tokens stand on their energies: values by term and in total, gradient of the total."""
 
     energies: Mapping[str, BatchEnergies]
     total: BatchEnergies
-    in_g: BatchStates  # dE_A/dg_A, what a rule follows
+    grad_g: BatchStates  # dE_A/dg_A, what a rule follows
     move: BatchStates | None = None  # what a step adds to x
 
 
@@ -65,7 +65,7 @@ def assemble(
     terms: Mapping[str, Term],
     norm: BoundNorm,
     eta: jax.Array,
-    places: Places,
+    causal_mask: CausalMask,
     first: BatchStates,
     *,
     rule: str = "descent",
@@ -79,13 +79,13 @@ def assemble(
       terms: by name, of `terms.bind`.
       norm: of `norms.bind_norm`.
       eta: the inference rate: (), (D,) or (D,D).
-      places: where tokens stand and what they see.
+      causal_mask: positions of the tokens, and which tokens they see.
       first: (B,N,D) states before the first step.
       rule, combination: names in `RULES` and `COMBINATIONS`, with their parameters.
     """
     bound_rule = RULES[rule].make(rule_params or {}, eta, norm)
     how = COMBINATIONS[combination]
-    return Dynamics(terms, how, combination_params or {}, norm, bound_rule, places, first)
+    return Dynamics(terms, how, combination_params or {}, norm, bound_rule, causal_mask, first)
 
 
 def start(dynamics: Dynamics, cache: Any = None) -> State:
@@ -100,32 +100,34 @@ def step(
     scale: Float[Array, ""] | float = 1.0,
     dropout: Dropout | None = None,
     held: Mapping[str, Any] | None = None,
-) -> tuple[State, Slope]:
+) -> tuple[State, EnergyAndGrad]:
     """One step of every token down its energy, and the slope that it followed.
 
     What the terms remember of these tokens is written into the cache first, so that each token
     finds itself there; without a cache the tokens are their own context, or what is `held`.
     """
     g = dynamics.norm.function(state.x)
-    memories, cache = remember(dynamics, state, g) if held is None else (held, None)
+    memories, cache = update_cache(dynamics, state, g) if held is None else (held, None)
     seen = slope(dynamics, state.x, g, memories, dropout)
-    move, rule_state = dynamics.rule.update(seen.in_g, state.rule, state.x)
+    move, rule_state = dynamics.rule.update(seen.grad_g, state.rule, state.x)
     move = scale * move.astype(state.x.dtype)
     new = State(state.x + move, rule_state, cache, state.step + 1)
     return new, seen._replace(move=move)
 
 
-def remember(dynamics: Dynamics, state: State, g: BatchStates) -> tuple[dict[str, Any], Any]:
+def update_cache(dynamics: Dynamics, state: State, g: BatchStates) -> tuple[dict[str, Any], Any]:
     """What terms keep of the tokens that can be seen, (B,K,...) by name, and the cache with it."""
-    positions = jnp.broadcast_to(dynamics.places.positions(g.shape[1]), g.shape[:2])
+    positions = jnp.broadcast_to(dynamics.causal_mask.positions(g.shape[1]), g.shape[:2])
     own = {n: t.memory(g, positions) for n, t in dynamics.terms.items() if t.memory}
     if state.cache is None:
         return own, None
     cache = {
-        name: caches.write(rows, own[name], dynamics.places.at, step=caches.slot(rows, state.step))
+        name: caches.write(
+            rows, own[name], dynamics.causal_mask.at, step=caches.slot(rows, state.step)
+        )
         for name, rows in state.cache.items()
     }
-    if dynamics.places.at is None:  # these are the first tokens: nothing else is in the cache
+    if dynamics.causal_mask.at is None:  # these are the first tokens: nothing else is in the cache
         return own, cache
     return {n: rows[caches.slot(rows, state.step)] for n, rows in cache.items()}, cache
 
@@ -136,10 +138,10 @@ def slope(
     g: BatchStates,
     memories: Mapping[str, Any],
     dropout: Dropout | None = None,
-) -> Slope:
+) -> EnergyAndGrad:
     """Energies and their gradient at states x, g = norm(x), with these memories around them."""
     lagrangian = dynamics.norm.lagrangian(x)
-    around = Surroundings(None, dynamics.places, x, dynamics.first, lagrangian, g)
+    around = BatchContext(None, dynamics.causal_mask, x, dynamics.first, lagrangian, g)
     slopes = {}
     # Those that remember nothing come first: CPUs decode batches some percent faster in this order.
     for name, term in sorted(dynamics.terms.items(), key=lambda named: bool(named[1].memory)):
@@ -149,13 +151,13 @@ def slope(
             gradient = dropout.output * term.dropped(g, here, dropout.weights).astype(g.dtype)
         slopes[name] = energy, gradient
     slopes = {name: slopes[name] for name in dynamics.terms}
-    total, in_g = combine(dynamics.combination, dynamics.combination_params, slopes)
-    return Slope({name: energy for name, (energy, _) in slopes.items()}, total, in_g)
+    total, grad_g = combine(dynamics.combination, dynamics.combination_params, slopes)
+    return EnergyAndGrad({name: energy for name, (energy, _) in slopes.items()}, total, grad_g)
 
 
-def in_states(dynamics: Dynamics, x: BatchStates, in_g: BatchStates) -> BatchStates:
+def in_states(dynamics: Dynamics, x: BatchStates, grad_g: BatchStates) -> BatchStates:
     """dE_A/dx_A from dE_A/dg_A, through the norm."""
-    return jax.vjp(dynamics.norm.function, x)[1](in_g.astype(x.dtype))[0]
+    return jax.vjp(dynamics.norm.function, x)[1](grad_g.astype(x.dtype))[0]
 
 
 def held_step(
@@ -165,14 +167,14 @@ def held_step(
 
     The context holds the token itself where the mask is inclusive.
     """
-    memories, _ = remember(dynamics, held, dynamics.norm.function(held.x))
+    memories, _ = update_cache(dynamics, held, dynamics.norm.function(held.x))
 
     return lambda x: step(dynamics, held._replace(x=x), scale, held=memories)[0].x
 
 
 def held_energy(dynamics: Dynamics, held: State) -> Callable[[BatchStates], BatchEnergies]:
     """The energy (B,N) of tokens at any states x (B,N,D), their context held where it is."""
-    memories, _ = remember(dynamics, held, dynamics.norm.function(held.x))
+    memories, _ = update_cache(dynamics, held, dynamics.norm.function(held.x))
 
     def energy_at(x: BatchStates) -> BatchEnergies:
         return slope(dynamics, x, dynamics.norm.function(x), memories).total

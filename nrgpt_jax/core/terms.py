@@ -13,10 +13,10 @@ from jaxtyping import Array, Float
 
 from nrgpt_jax.array_types import BatchEnergies, BatchStates, Params, at_least_float32
 from nrgpt_jax.core.combinations import Combination
-from nrgpt_jax.core.contexts import OVER_SEQUENCES, OVER_TOKENS, Context, Surroundings
+from nrgpt_jax.core.contexts import OVER_SEQUENCES, OVER_TOKENS, BatchContext, Context
 from nrgpt_jax.core.energies import Energy, associative_memory
 
-Keep = Float[Array, "B H N K"]
+DropoutMask = Float[Array, "B H N K"]
 """Dropout of attention weights: 0 where dropped, 1 / (1 - rate) elsewhere."""
 
 
@@ -28,16 +28,16 @@ class Kernel(NamedTuple):
     with dropout on attention weights, for attention energies.
     """
 
-    energies: Callable[[Params, BatchStates, Surroundings], BatchEnergies]
-    dropped: Callable[[Params, BatchStates, Surroundings, Keep], BatchStates] | None = None
+    energies: Callable[[Params, BatchStates, BatchContext], BatchEnergies]
+    dropped: Callable[[Params, BatchStates, BatchContext, DropoutMask], BatchStates] | None = None
 
 
 class Term(NamedTuple):
     """One energy of a model, with its parameters, ready for a step."""
 
     memory: Callable[[BatchStates, Any], Any] | None  # (g, positions (B,N)) -> (B,N,...)
-    slope: Callable[[BatchStates, Surroundings], tuple[BatchEnergies, BatchStates]]
-    dropped: Callable[[BatchStates, Surroundings, Keep], BatchStates] | None
+    slope: Callable[[BatchStates, BatchContext], tuple[BatchEnergies, BatchStates]]
+    dropped: Callable[[BatchStates, BatchContext, DropoutMask], BatchStates] | None
 
 
 def over_tokens(function: Callable) -> Callable:
@@ -71,11 +71,11 @@ def bind(
 def _of_kernel(memory, params: Params, kernel: Kernel, dtype: str) -> Term:
     narrow = {n: value.astype(dtype) if value.ndim else value for n, value in params.items()}
 
-    def fast_slope(g: BatchStates, around: Surroundings):
+    def fast_slope(g: BatchStates, around: BatchContext):
         energies, pull = jax.vjp(lambda q: kernel.energies(narrow, q, around), g.astype(dtype))
         return energies, pull(jnp.ones_like(energies))[0]
 
-    def fast_dropped(g: BatchStates, around: Surroundings, keep: Keep) -> BatchStates:
+    def fast_dropped(g: BatchStates, around: BatchContext, keep: DropoutMask) -> BatchStates:
         assert kernel.dropped is not None
         return kernel.dropped(narrow, g.astype(dtype), around, keep)
 
@@ -98,7 +98,7 @@ def _dropped(energy: Energy) -> Callable:
         weights = jax.grad(lambda s: associative_memory(params, s, context.mask))(scores)
         return pull(keep * weights)[0]
 
-    def of_batch(params: Params, g: BatchStates, around: Surroundings, keep: Keep):
+    def of_batch(params: Params, g: BatchStates, around: BatchContext, keep: DropoutMask):
         of_sequence = jax.vmap(of_token, (None, 0, OVER_TOKENS, 1))
         return jax.vmap(of_sequence, (None, 0, OVER_SEQUENCES, 0))(
             params, g, around.contexts(), keep
@@ -107,7 +107,7 @@ def _dropped(energy: Energy) -> Callable:
     return of_batch
 
 
-def _widened(around: Surroundings) -> Surroundings:
+def _widened(around: BatchContext) -> BatchContext:
     return around._replace(memory=jax.tree.map(at_least_float32, around.memory))
 
 

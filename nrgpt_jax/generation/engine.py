@@ -18,7 +18,7 @@ from nrgpt_jax.array_types import Variables
 from nrgpt_jax.core.caches import CACHES
 from nrgpt_jax.core.dynamics import CRITERIA, Convergence
 from nrgpt_jax.errors import UserError, require, require_choice
-from nrgpt_jax.generation.loop import Window, advance, as_tokens, bucket, read
+from nrgpt_jax.generation.loop import Window, as_tokens, bucket, decode_until, read
 from nrgpt_jax.generation.sampling import Sampling, check_sampling, switches
 from nrgpt_jax.models import LanguageModel
 from nrgpt_jax.models.decoding import Decoding
@@ -138,7 +138,9 @@ def stream(
     target, drawn, done = 1, 0, False
     while not done:
         before = np.asarray(window.lengths)
-        window = advance(model, variables, window, np.int32(target), key, end, numbers, **static)
+        window = decode_until(
+            model, variables, window, np.int32(target), key, end, numbers, **static
+        )
         yield _new_tokens(window, before)
         drawn, ended = int(window.drawn), np.asarray(window.done)
         done = drawn >= max_new_tokens or bool(ended.all())

@@ -80,7 +80,7 @@ def read(
     static_argnames=("model", "decoding", "on", "num_symbols"),
     donate_argnames="window",
 )
-def advance(
+def decode_until(
     model: LanguageModel,
     variables: Variables,
     window: Window,

@@ -119,7 +119,7 @@ class Read(NamedTuple):
     steps: np.ndarray  # (B,N-1) that its state made
 
 
-def read_one_by_one(
+def read_decoded(
     model: LanguageModel, variables: Variables, tokens: np.ndarray, decoding: Decoding
 ) -> Read:
     """What the tokens of texts are predicted from when each is decoded, as generated ones are.
@@ -144,7 +144,7 @@ def _read(model, decoding, variables, tokens):
     given, following = tokens[:, :-1], tokens[:, 1:]
     cache = call(*given.shape, decoding.cache, method="empty_cache")
     x = call(given, method="embed")
-    x, steps = call(x, cache, decoding, method="one_by_one")
+    x, steps = call(x, cache, decoding, method="decode_scan")
     log_probs = map_logits(model, variables["params"], x, _log_probs, following)
     return log_probs, steps
 
@@ -195,7 +195,7 @@ def _cache_error(model, decoding, num_symbols, variables, tokens, prompt, length
     x = call(tokens, method="embed")
     active = jnp.arange(slots)[None] < length
     exactly = decoding._replace(cache="exact")
-    x = call(x, empty("exact"), None, exactly, active, method="descend")[0]
+    x = call(x, empty("exact"), None, exactly, active, method="forward_cached")[0]
     raw = of_symbols(call(x, method="readout")[0], num_symbols)
     exact = jax.nn.log_softmax(raw)
 

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from nrgpt_jax.array_types import BatchEnergies, BatchStates, Params, at_least_float32
-from nrgpt_jax.core.contexts import Surroundings
+from nrgpt_jax.core.contexts import BatchContext
 from nrgpt_jax.core.energies import rotate
-from nrgpt_jax.core.terms import Keep, Kernel
+from nrgpt_jax.core.terms import DropoutMask, Kernel
 from nrgpt_jax.kernels import attention
 
 Query = Float[Array, "G N E"]
@@ -77,8 +77,8 @@ LOW_RANK_ROPE = _of_queries(
 )
 
 
-def _positions(g: BatchStates, around: Surroundings) -> Int[Array, "B N"]:
-    return jnp.broadcast_to(around.places.positions(g.shape[1]), g.shape[:2])
+def _positions(g: BatchStates, around: BatchContext) -> Int[Array, "B N"]:
+    return jnp.broadcast_to(around.causal_mask.positions(g.shape[1]), g.shape[:2])
 
 
 def kernel(parts: Parts, use_device: bool) -> Kernel:
@@ -89,8 +89,8 @@ def kernel(parts: Parts, use_device: bool) -> Kernel:
       use_device: whether an accelerator's own kernel may be taken.
     """
 
-    def energies(params: Params, g: BatchStates, around: Surroundings) -> BatchEnergies:
-        positions, strict = _positions(g, around), around.places.strict
+    def energies(params: Params, g: BatchStates, around: BatchContext) -> BatchEnergies:
+        positions, strict = _positions(g, around), around.causal_mask.strict
         beta = params["beta"].astype(g.dtype)
 
         def first_tokens(g, positions, memory):
@@ -102,14 +102,16 @@ def kernel(parts: Parts, use_device: bool) -> Kernel:
             visible = positions[0] + (0 if strict else 1)
             return attention.first_log_sum_exp(beta * query, keys, visible)
 
-        of_sequence = first_tokens if around.places.at is None else one_of_many
+        of_sequence = first_tokens if around.causal_mask.at is None else one_of_many
         logsumexp = jax.vmap(of_sequence)(g, positions, around.memory)
         logsumexp_BxHxN = logsumexp.reshape(g.shape[0], params["alpha"].shape[0], -1)
         alpha_H = params["alpha"].astype(logsumexp.dtype)
         return -jnp.sum(alpha_H[None, :, None] * logsumexp_BxHxN, axis=1) / at_least_float32(beta)
 
-    def dropped(params: Params, g: BatchStates, around: Surroundings, keep: Keep) -> BatchStates:
-        positions, strict = _positions(g, around), around.places.strict
+    def dropped(
+        params: Params, g: BatchStates, around: BatchContext, keep: DropoutMask
+    ) -> BatchStates:
+        positions, strict = _positions(g, around), around.causal_mask.strict
         beta = params["beta"].astype(g.dtype)
 
         def of_sequence(g, positions, memory, keep):

@@ -7,25 +7,25 @@ import jax
 import jax.numpy as jnp
 
 from nrgpt_jax.array_types import BatchEnergies, BatchStates, Params, at_least_float32
-from nrgpt_jax.core.contexts import Surroundings
+from nrgpt_jax.core.contexts import BatchContext
 from nrgpt_jax.kernels.gelu import gelu
 from nrgpt_jax.kernels.linear import contract, expand
 
 
-def ff1(params: Params, g: BatchStates, around: Surroundings) -> BatchEnergies:
+def ff1(params: Params, g: BatchStates, around: BatchContext) -> BatchEnergies:
     """`energies.ff1`."""
     del around
     return -_scaled_sum(params, gelu(_affine(g, params["W1"], params["b1"])) ** 2)
 
 
-def ff2(params: Params, g: BatchStates, around: Surroundings) -> BatchEnergies:
+def ff2(params: Params, g: BatchStates, around: BatchContext) -> BatchEnergies:
     """`energies.ff2`."""
     del around
     hidden = gelu(_affine(g, params["W1"], params["b1"]))
     return -_scaled_sum(params, gelu(_affine(hidden, params["W2"], params["b2"])) ** 2)
 
 
-def ff2w(params: Params, g: BatchStates, around: Surroundings) -> BatchEnergies:
+def ff2w(params: Params, g: BatchStates, around: BatchContext) -> BatchEnergies:
     """`energies.ff2w`."""
     del around
     hidden = gelu(_affine(g, params["W1"], params["b1"]))

@@ -59,7 +59,7 @@ def create_model(config: Mapping[str, Any] | ConfigDict) -> LanguageModel:
 
 def parameter_specs(model: LanguageModel) -> Any:
     """The tree of parameters as `ParameterSpec`: what is known of each."""
-    return parameters.kept(model.tables())
+    return parameters.stored_specs(model.tables())
 
 
 def abstract_params(model: LanguageModel) -> Any:

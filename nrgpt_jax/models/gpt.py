@@ -21,8 +21,8 @@ from nrgpt_jax.array_types import (
     at_least_float32,
 )
 from nrgpt_jax.core import caches
-from nrgpt_jax.core.contexts import Places
-from nrgpt_jax.core.dynamics import Step, Walk, rollout, run
+from nrgpt_jax.core.contexts import CausalMask
+from nrgpt_jax.core.dynamics import RolloutOptions, Step, rollout, rollout_n
 from nrgpt_jax.core.parameters import Table, constant, matrix, vector
 from nrgpt_jax.core.step import State
 from nrgpt_jax.kernels.layer_norm import layer_norm
@@ -47,7 +47,7 @@ BLOCK: Table = {"attention": ATTENTION, "mlp": MLP, "norm1": NORM, "norm2": NORM
 
 
 def attend(
-    params: Params, x: BatchStates, rows: Cache | None, places: Places, drop: "Drop"
+    params: Params, x: BatchStates, rows: Cache | None, causal_mask: CausalMask, drop: "Dropout"
 ) -> tuple[BatchStates, Cache | None]:
     """Causal multi-head attention, softmax(Q K^T / sqrt(Y)) V, then a biased projection.
 
@@ -56,10 +56,10 @@ def attend(
     """
     q, k, v = (jnp.einsum("bnd,dhy->bnhy", x, params[n]) for n in ("query", "key", "value"))
     if rows is not None:
-        rows = {n: caches.write(rows[n], new, places.at) for n, new in (("k", k), ("v", v))}
-    if rows is not None and places.at is not None:
+        rows = {n: caches.write(rows[n], new, causal_mask.at) for n, new in (("k", k), ("v", v))}
+    if rows is not None and causal_mask.at is not None:
         k, v = rows["k"], rows["v"]
-    mask_BxNxK = places.mask(x.shape[1], k.shape[1])
+    mask_BxNxK = causal_mask.mask(x.shape[1], k.shape[1])
     scores = jnp.einsum("bnhy,bkhy->bhnk", q * q.shape[-1] ** -0.5, k)
     masked = jnp.where(mask_BxNxK[:, None], at_least_float32(scores), -jnp.inf)
     weights_BxHxNxK = drop(jax.nn.softmax(masked, axis=-1)).astype(v.dtype)
@@ -68,13 +68,13 @@ def attend(
     return drop(out), rows
 
 
-def mlp(params: Params, x: BatchStates, drop: "Drop") -> BatchStates:
+def mlp(params: Params, x: BatchStates, drop: "Dropout") -> BatchStates:
     """W2 relu(W1 x + b1) + b2, hidden width M."""
     hidden = jax.nn.relu(x @ params["up"] + params["up_bias"][None, None])
     return drop(hidden @ params["down"] + params["down_bias"][None, None])
 
 
-class Drop:
+class Dropout:
     """Dropout at one rate, each call with keys of its own; without keys the identity."""
 
     def __init__(self, keys: RowKeys | None, rate: float):
@@ -112,49 +112,51 @@ class GPT(LanguageModel):
         params: Any,
         x: BatchStates,
         rows: Cache | None,
-        places: Places,
+        causal_mask: CausalMask,
         keys: RowKeys | None,
     ) -> tuple[BatchStates, Cache | None]:
         """One transformer block: the states after it, and its rows of the cache."""
-        drop = Drop(keys, self.dropout)
+        drop = Dropout(keys, self.dropout)
         narrow = lambda tree: jax.tree.map(lambda leaf: leaf.astype(self.dtype), tree)
         norm = lambda name, x: layer_norm(params[name], x).astype(self.dtype)
         attention, of_mlp = narrow(params["attention"]), narrow(params["mlp"])
-        update, rows = attend(attention, norm("norm1", x), rows, places, drop)
+        update, rows = attend(attention, norm("norm1", x), rows, causal_mask, drop)
         attended = x + update.astype(x.dtype)
         out = mlp(of_mlp, norm("norm2", x if self.parallel else attended), drop)
         return attended + out.astype(x.dtype), rows
 
-    def _steps(self, places: Places) -> tuple[dict[str, Any], Step]:
+    def _steps(self, causal_mask: CausalMask) -> tuple[dict[str, Any], Step]:
         """(inputs of the T steps, the step); its rows of a cache are an input and an output."""
-        turns, block_of = self.turns(self.given("block"))
+        inputs, block_of = self.layer_schedule(self.group_params("block"))
 
         def step(state: State, inputs_t: Any) -> tuple[State, Cache | None]:
-            extras = inputs_t.get("cache"), places, inputs_t.get("keys")
+            extras = inputs_t.get("cache"), causal_mask, inputs_t.get("keys")
             x, rows = self.block(block_of(inputs_t), state.x, *extras)
             return state._replace(x=x), rows
 
-        return {"step": jnp.arange(self.num_steps), **turns}, step
+        return {"step": jnp.arange(self.num_steps), **inputs}, step
 
-    def after(self, x: BatchStates, walk: Walk, keys: StepKeys | None = None) -> State:
-        assert walk.context is None, "a block of a transformer has no memory apart from its step"
-        inputs, step = self._steps(Places(strict=False))
+    def after(self, x: BatchStates, options: RolloutOptions, keys: StepKeys | None = None) -> State:
+        assert options.context is None, "a block of a transformer has no memory apart from its step"
+        inputs, step = self._steps(CausalMask(strict=False))
         if keys is not None:
             inputs["keys"] = keys
-        unroll, remat, left_out = self.scan_unroll, self.remat, walk.left_out
-        state = walk.begin or _start(x)
-        return rollout(step, state, inputs, unroll=unroll, remat=remat, left_out=left_out)[0]
+        unroll, remat, num_skipped_steps = self.scan_unroll, self.remat, options.num_skipped_steps
+        state = options.begin or _start(x)
+        return rollout(
+            step, state, inputs, unroll=unroll, remat=remat, num_skipped_steps=num_skipped_steps
+        )[0]
 
-    def run(self, tokens: Tokens, count: jax.Array) -> State:
-        inputs, step = self._steps(Places(strict=False))
+    def rollout_n(self, tokens: Tokens, count: jax.Array) -> State:
+        inputs, step = self._steps(CausalMask(strict=False))
         first = jax.tree.map(lambda leaf: leaf[0], inputs)
-        return run(step, _start(self.embed(tokens)), first, count)
+        return rollout_n(step, _start(self.embed(tokens)), first, count)
 
     def cache_row(self) -> dict[str, tuple[int, ...]]:
         """The shapes of the key and the value of a token, in one step."""
         return dict.fromkeys("kv", (self.num_heads, self.embed_dim // self.num_heads))
 
-    def descend(
+    def forward_cached(
         self,
         x: BatchStates,
         cache: Cache,
@@ -164,7 +166,7 @@ class GPT(LanguageModel):
     ) -> tuple[BatchStates, Cache, Int[Array, "B P"]]:
         del active  # every token makes all steps
         self.check_decoding(decoding)
-        inputs, step = self._steps(Places(False, position))
+        inputs, step = self._steps(CausalMask(False, position))
         inputs["cache"] = cache
         state, new = rollout(step, _start(x), inputs, unroll=self.scan_unroll)
         return state.x, new, jnp.full(x.shape[:2], self.num_steps)

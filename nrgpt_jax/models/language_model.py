@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from nrgpt_jax.array_types import BatchStates, Logits, PerSequence, StepKeys, Tokens, Variables
 from nrgpt_jax.core import parameters
-from nrgpt_jax.core.dynamics import Walk
+from nrgpt_jax.core.dynamics import RolloutOptions
 from nrgpt_jax.core.parameters import Sizes, Table, constant, matrix, vector
 from nrgpt_jax.core.step import State
 from nrgpt_jax.errors import UserError, require
@@ -30,9 +30,9 @@ class LanguageModel(nn.Module):
     """Token and position embedding -> T steps of a block -> LayerNorm -> logits.
 
     A module declares parameters from tables and calls pure functions. Subclasses define
-    `block_table`, `pair_flops`, `after`, `run`, `descend` and `cache_row`. Residual states, the
-    norms and the logits are kept in float32 whatever `dtype` is. The fields are those of
-    `config.model`.
+    `block_table`, `pair_flops`, `after`, `rollout_n`, `forward_cached` and `cache_row`. Residual
+    states, the norms and the logits are kept in float32 whatever `dtype` is. The fields are those
+    of `config.model`.
     """
 
     vocab_size: int
@@ -84,7 +84,7 @@ class LanguageModel(nn.Module):
     def with_num_steps(
         self, variables: Variables, num_steps: int
     ) -> tuple["LanguageModel", Variables]:
-        """The model and its variables, making `num_steps` steps; blocks go on taking turns.
+        """The model and its variables, with `num_steps` steps, which still use its layers in turn.
 
         Parameters of single steps go on with the last one.
 
@@ -102,7 +102,7 @@ class LanguageModel(nn.Module):
             )
         params = dict(variables["params"])
         for group, table in self.tables().items():
-            for name, spec in parameters.kept(table).items():
+            for name, spec in parameters.stored_specs(table).items():
                 if getattr(spec, "axes", ())[:1] == ("T",):
                     old = params[group][name]
                     new = old[jnp.minimum(jnp.arange(num_steps), len(old) - 1)]
@@ -117,15 +117,15 @@ class LanguageModel(nn.Module):
     # Parameters -----------------------------------------------------------------------------------
 
     def setup(self):
-        draw = lambda table: partial(parameters.draw, table=table, sizes=self.sizes)
-        self.kept = {name: self.param(name, draw(table)) for name, table in self.tables().items()}
+        init = lambda table: partial(parameters.init_params, table=table, sizes=self.sizes)
+        self.stored = {name: self.param(name, init(table)) for name, table in self.tables().items()}
 
-    def given(self, group: str) -> dict[str, Any]:
+    def group_params(self, group: str) -> dict[str, Any]:
         """The parameters of one group, as functions are given them."""
-        kept = flax.core.unfreeze(self.kept)[group]
-        return parameters.given(kept, self.tables()[group], self.sizes)
+        stored = flax.core.unfreeze(self.stored)[group]
+        return parameters.constrain(stored, self.tables()[group], self.sizes)
 
-    def turns(self, block: Any) -> tuple[dict[str, Any], Callable[[Any], Any]]:
+    def layer_schedule(self, block: Any) -> tuple[dict[str, Any], Callable[[Any], Any]]:
         """(inputs of the T steps, the block of a step from its inputs), for blocks in turn."""
         if self.num_distinct_layers == 1:
             return {}, lambda inputs_t: block
@@ -157,18 +157,22 @@ class LanguageModel(nn.Module):
 
         Arguments are those of a call.
         """
-        return self.walk(tokens, Walk(), train, rows).x
+        return self.rollout(tokens, RolloutOptions(), train, rows).x
 
-    def walk(
-        self, tokens: Tokens, walk: Walk, train: bool = False, rows: PerSequence | None = None
+    def rollout(
+        self,
+        tokens: Tokens,
+        options: RolloutOptions,
+        train: bool = False,
+        rows: PerSequence | None = None,
     ) -> State:
-        """Where tokens are after a walk of at most T steps; other arguments are those of a call."""
+        """The state after a rollout of at most T steps; other arguments are those of a call."""
         keys = None
         if train and self.dropout > 0.0:
             key = self.make_rng("dropout")
             of_row = lambda row: jax.random.split(jax.random.fold_in(key, row), self.num_steps)
             keys = jax.vmap(of_row, out_axes=1)(jnp.arange(len(tokens)) if rows is None else rows)
-        return self.after(self.embed(tokens), walk, keys)
+        return self.after(self.embed(tokens), options, keys)
 
     def embed(self, tokens: Tokens) -> BatchStates:
         """The states before the first step. Raises ValueError on too long a sequence."""
@@ -178,23 +182,23 @@ class LanguageModel(nn.Module):
         return self._embedded(tokens) + self._embedding("position_embedding")[None, :count]
 
     def _embedding(self, name: str) -> Float[Array, "rows D"]:
-        return self.given(name)["embedding"]
+        return self.group_params(name)["embedding"]
 
     def _embedded(self, tokens: Int[Array | np.ndarray, "*B"]) -> Float[Array, "*B D"]:
         return jnp.take(self._embedding("token_embedding"), tokens, axis=0)
 
     def states(self, x: BatchStates) -> BatchStates:
         """The states after T steps from the first ones."""
-        return self.after(x, Walk()).x
+        return self.after(x, RolloutOptions()).x
 
-    def after(self, x: BatchStates, walk: Walk, keys: StepKeys | None = None) -> State:
-        """Where tokens with first states x are after a walk, with dropout where there are keys.
+    def after(self, x: BatchStates, options: RolloutOptions, keys: StepKeys | None = None) -> State:
+        """Where tokens with first states x are after a rollout, with dropout where there are keys.
 
-        Only models with an energy can hold the context of a walk.
+        Only models with an energy can hold the context of a rollout.
         """
         raise TypeError(f"{type(self).__name__} does not define after")
 
-    def run(self, tokens: Tokens, count: Int[Array, ""] | Int[Array, "B"]) -> State:
+    def rollout_n(self, tokens: Tokens, count: Int[Array, ""] | Int[Array, "B"]) -> State:
         """Where tokens are after any number of equal steps; without a gradient."""
         raise TypeError(f"{type(self).__name__} does not define run")
 
@@ -203,11 +207,11 @@ class LanguageModel(nn.Module):
 
         The product is of numbers in `dtype`; it is added up and returned in float32.
         """
-        x = layer_norm(self.given("final_norm"), x).astype(self.dtype)
+        x = layer_norm(self.group_params("final_norm"), x).astype(self.dtype)
         product = partial(jnp.einsum, preferred_element_type=jnp.float32)
         if self.tied_head:
             return product("bnd,vd->bnv", x, self._embedding("token_embedding").astype(self.dtype))
-        head = self.given("head")
+        head = self.group_params("head")
         return (
             product("bnd,dv->bnv", x, head["kernel"].astype(self.dtype)) + head["bias"][None, None]
         )
@@ -232,7 +236,7 @@ class LanguageModel(nn.Module):
                 "make all steps, with cache=exact"
             )
 
-    def descend(
+    def forward_cached(
         self,
         x: BatchStates,
         cache: Cache,
@@ -252,16 +256,16 @@ class LanguageModel(nn.Module):
         Returns:
           The states after the last step, the cache, and the number of steps of every token.
         """
-        raise TypeError(f"{type(self).__name__} does not define descend")
+        raise TypeError(f"{type(self).__name__} does not define forward_cached")
 
-    def one_by_one(
+    def decode_scan(
         self,
         x: BatchStates,
         cache: Cache,
         decoding: Decoding,
         prompt: Int[Array, ""] | int = 0,
     ) -> tuple[BatchStates, Int[Array, "B N"]]:
-        """`descend` of one token after the other, each in the context of those before.
+        """`forward_cached` of one token after the other, each in the context of those before.
 
         Args:
           x: (B,N,D).
@@ -273,7 +277,7 @@ class LanguageModel(nn.Module):
           The states after the last step, and the number of steps that every token made.
         """
         stay = lambda cache, x, at: (x, cache, jnp.zeros(x.shape[:2], jnp.int32))
-        move = lambda cache, x, at: self.descend(x, cache, at, decoding)
+        move = lambda cache, x, at: self.forward_cached(x, cache, at, decoding)
 
         def one(cache: Cache, given: tuple[jax.Array, jax.Array]):
             position, x = given
@@ -301,7 +305,7 @@ class LanguageModel(nn.Module):
           The logits after the last token of each, the cache, the steps that tokens made.
         """
         active = jnp.arange(tokens.shape[1])[None] < lengths[:, None]
-        x, cache, steps = self.descend(self.embed(tokens), cache, None, decoding, active)
+        x, cache, steps = self.forward_cached(self.embed(tokens), cache, None, decoding, active)
         last = jnp.take_along_axis(x, lengths[:, None, None] - 1, axis=1)
         return self.readout(last)[:, 0], cache, steps
 
@@ -318,5 +322,5 @@ class LanguageModel(nn.Module):
             self._embedding("position_embedding"), position, axis=0
         )
         waited_for = None if active is None else active[:, None]
-        x, cache, steps = self.descend(x[:, None], cache, position, decoding, waited_for)
+        x, cache, steps = self.forward_cached(x[:, None], cache, position, decoding, waited_for)
         return self.readout(x)[:, 0], cache, steps[:, 0]

@@ -131,7 +131,7 @@ def check_memory(model: "LanguageModel", copies: int = 1, parts: int = 1) -> Non
       copies: arrays of the size of the parameters that are kept, at least.
       parts: devices that the parameters are split over.
     """
-    tree = parameters.kept(model.tables())
+    tree = parameters.stored_specs(model.tables())
     specs = jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, ParameterSpec))
     sizes = model.sizes
     largest = max((spec.shape(sizes) for spec in specs), key=math.prod)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from nrgpt_jax.array_types import BatchStates, PerSequence, RowKeys, StepKeys, Tokens
 from nrgpt_jax.core import dynamics as core
 from nrgpt_jax.core.combinations import COMBINATIONS
-from nrgpt_jax.core.contexts import Places
+from nrgpt_jax.core.contexts import CausalMask
 from nrgpt_jax.core.energies import ENERGIES, Energy
 from nrgpt_jax.core.norms import NORMS, bind_norm
 from nrgpt_jax.core.parameters import Sizes, Specs, Table, constant, fixed, positive
@@ -24,8 +24,8 @@ from nrgpt_jax.core.step import (
     assemble,
     held_step,
     in_states,
-    remember,
     start,
+    update_cache,
 )
 from nrgpt_jax.core.step import step as one_step
 from nrgpt_jax.core.terms import bind
@@ -126,7 +126,9 @@ class NRGPT(LanguageModel):
 
     def step_scales(self) -> Float[Array, "T"]:
         """c_t of every step."""
-        return self.given("steps")["scale"] if self.per_step_scale else jnp.ones(self.num_steps)
+        return (
+            self.group_params("steps")["scale"] if self.per_step_scale else jnp.ones(self.num_steps)
+        )
 
     def rates(self) -> Float[Array, "T"]:
         """What the inference rate is multiplied by in every step."""
@@ -135,7 +137,7 @@ class NRGPT(LanguageModel):
 
     def _block(self) -> dict[str, Any]:
         """The parameters of a block (or of several, stacked), and what is made of them once."""
-        block = self.given("block")
+        block = self.group_params("block")
         shape = (
             (self.num_distinct_layers, self.embed_dim)
             if self.num_distinct_layers > 1
@@ -149,7 +151,9 @@ class NRGPT(LanguageModel):
 
     # The dynamics ---------------------------------------------------------------------------------
 
-    def _dynamics(self, block: dict[str, Any], places: Places, first: BatchStates) -> Dynamics:
+    def _dynamics(
+        self, block: dict[str, Any], causal_mask: CausalMask, first: BatchStates
+    ) -> Dynamics:
         """Of one step, with the parameters of its block."""
         bound = {
             label: bind(entry, block[label], kernel_of(name, self.kernels), self.dtype)
@@ -160,7 +164,7 @@ class NRGPT(LanguageModel):
             bound,
             bind_norm(self.norm, block["norm"], norm_kernel(self.norm, self.kernels)),
             block["eta"] if constrained else block["eta"].astype(self.dtype),
-            places,
+            causal_mask,
             first,
             rule=self.rule,
             rule_params=block["rule"],
@@ -169,17 +173,17 @@ class NRGPT(LanguageModel):
         )
 
     def _bind(
-        self, x: BatchStates, places: Places
+        self, x: BatchStates, causal_mask: CausalMask
     ) -> tuple[dict[str, Any], Callable[[Any], Dynamics]]:
-        inputs, block_of = self.turns(self._block())
+        inputs, block_of = self.layer_schedule(self._block())
         inputs["scale"] = self.step_scales()
         if self.inference_rate_decay == 1.0:
-            return inputs, lambda inputs_t: self._dynamics(block_of(inputs_t), places, x)
+            return inputs, lambda inputs_t: self._dynamics(block_of(inputs_t), causal_mask, x)
         inputs["rate"] = self.rates()
 
         def dynamics_at(inputs_t: Any) -> Dynamics:
             block = block_of(inputs_t)
-            return self._dynamics({**block, "eta": inputs_t["rate"] * block["eta"]}, places, x)
+            return self._dynamics({**block, "eta": inputs_t["rate"] * block["eta"]}, causal_mask, x)
 
         return inputs, dynamics_at
 
@@ -189,30 +193,34 @@ class NRGPT(LanguageModel):
         `inputs` are a tree of arrays with T in front; x (B,N,D) are the states before the first
         step. For pure functions on states: `model.bind(variables).dynamics(x)`.
         """
-        return self._bind(x, Places(self.strict))
+        return self._bind(x, CausalMask(self.strict))
 
-    def after(self, x: BatchStates, walk: core.Walk, keys: StepKeys | None = None) -> State:
+    def after(
+        self, x: BatchStates, options: core.RolloutOptions, keys: StepKeys | None = None
+    ) -> State:
         inputs, dynamics_at = self.dynamics(x)
         if keys is not None:
             inputs["keys"] = keys
         held = None
-        if walk.context is not None:
+        if options.context is not None:
             at = dynamics_at(_first(inputs))
-            held = remember(at, walk.context, at.norm.function(walk.context.x))[0]
+            held = update_cache(at, options.context, at.norm.function(options.context.x))[0]
 
         def step(state: State, inputs_t):  # narrows parameters here: gradients add up in float32
             dropped = self._dropped(inputs_t["keys"], x.shape[1]) if "keys" in inputs_t else None
             return one_step(dynamics_at(inputs_t), state, inputs_t["scale"], dropped, held)[0], None
 
-        state = walk.begin or start(dynamics_at(_first(inputs)))
-        unroll, remat, left_out = self.scan_unroll, self.remat, walk.left_out
-        return core.rollout(step, state, inputs, unroll=unroll, remat=remat, left_out=left_out)[0]
+        state = options.begin or start(dynamics_at(_first(inputs)))
+        unroll, remat, num_skipped_steps = self.scan_unroll, self.remat, options.num_skipped_steps
+        return core.rollout(
+            step, state, inputs, unroll=unroll, remat=remat, num_skipped_steps=num_skipped_steps
+        )[0]
 
-    def run(self, tokens: Tokens, count: jax.Array) -> State:
+    def rollout_n(self, tokens: Tokens, count: jax.Array) -> State:
         inputs, dynamics_at = self.dynamics(self.embed(tokens))
         first = _first(inputs)
         step = lambda state, i: (one_step(dynamics_at(i), state, i["scale"])[0], None)
-        return core.run(step, start(dynamics_at(first)), first, count)
+        return core.rollout_n(step, start(dynamics_at(first)), first, count)
 
     def decoded(self, tokens: Tokens, end: State, prompt: Int[Array, ""]) -> BatchStates:
         """Where tokens end that are decoded behind a prompt, with a fixed-point cache.
@@ -225,10 +233,10 @@ class NRGPT(LanguageModel):
         x, (rows, count) = self.embed(tokens), tokens.shape
         inputs, dynamics_at = self.dynamics(x)
         empty = self.empty_cache(rows, count, "fixed_point")
-        cache = core.settle(dynamics_at, inputs, end._replace(cache=empty), True).cache
+        cache = core.write_final_states(dynamics_at, inputs, end._replace(cache=empty), True).cache
         read = jnp.arange(count)[:, None] < prompt
         x = jnp.where(read, end.x, x)
-        return self.one_by_one(x, cache, Decoding("fixed_point"), prompt)[0]
+        return self.decode_scan(x, cache, Decoding("fixed_point"), prompt)[0]
 
     def _dropped(self, keys: RowKeys, count: int) -> Dropout:
         keep = 1.0 - self.dropout
@@ -251,7 +259,9 @@ class NRGPT(LanguageModel):
 
     def squared_distance(self, x: BatchStates, y: BatchStates) -> Float[Array, "B N"]:
         """||v - u||^2 / ||u||^2 of u = n(x) and v = n(y), n the norm without gain and bias."""
-        norm = bind_norm(self.norm, self.given("block")["norm"], norm_kernel(self.norm, "plain"))
+        norm = bind_norm(
+            self.norm, self.group_params("block")["norm"], norm_kernel(self.norm, "plain")
+        )
         u, v = norm.unit(x), norm.unit(y)
         return jnp.sum(jnp.square(v - u), axis=-1) / jnp.sum(jnp.square(u), axis=-1)
 
@@ -276,11 +286,11 @@ class NRGPT(LanguageModel):
         def keep(x: BatchStates):
             inputs, dynamics_at = self.dynamics(x)
             at = dynamics_at(_first(inputs))
-            return remember(at, start(at), x)[0]
+            return update_cache(at, start(at), x)[0]
 
         return {name: rows.shape[2:] for name, rows in jax.eval_shape(keep, x).items()}
 
-    def descend(
+    def forward_cached(
         self,
         x: BatchStates,
         cache: Cache,
@@ -289,7 +299,7 @@ class NRGPT(LanguageModel):
         active: Bool[Array, "B P"] | None = None,
     ) -> tuple[BatchStates, Cache, Int[Array, "B P"]]:
         self.check_decoding(decoding)
-        inputs, dynamics_at = self._bind(x, Places(self.strict, position))
+        inputs, dynamics_at = self._bind(x, CausalMask(self.strict, position))
         fixed_point = decoding.cache == "fixed_point"
         # A token that does not see itself finds the same rows there in all of its steps.
         hold = fixed_point and self.strict and position is not None
@@ -301,14 +311,14 @@ class NRGPT(LanguageModel):
             state, _ = core.rollout(alone, begin, inputs, unroll=self.scan_unroll)
             steps = jnp.full(x.shape[:2], self.num_steps)
         else:
-            in_x = lambda state, i, seen: in_states(dynamics_at(i), state.x, seen.in_g)
+            grad_x = lambda state, i, seen: in_states(dynamics_at(i), state.x, seen.grad_g)
             moving = jnp.ones(x.shape[:2], bool) if active is None else active
-            found = core.until_at_rest(step, in_x, begin, inputs, moving, decoding.until)
+            found = core.adaptive_rollout(step, grad_x, begin, inputs, moving, decoding.until)
             state, steps = found
         if hold:
             state = state._replace(cache=cache)
         if fixed_point or decoding.until is not None:
-            state = core.settle(dynamics_at, inputs, state, fixed_point)
+            state = core.write_final_states(dynamics_at, inputs, state, fixed_point)
         return state.x, state.cache, steps
 
 

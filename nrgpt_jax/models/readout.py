@@ -90,12 +90,12 @@ def _sum_of_parts_fwd(of_part, read, x, params, rest):
     of_read = lambda read, *part: of_part({**params, **read}, *part)
 
     def add(total, part):
-        value, (in_read, in_x) = jax.value_and_grad(of_read, (0, 1))(read, *part)
-        return jax.tree.map(jnp.add, total, (value, in_read)), in_x
+        value, (in_read, grad_x) = jax.value_and_grad(of_read, (0, 1))(read, *part)
+        return jax.tree.map(jnp.add, total, (value, in_read)), grad_x
 
     zeros = jax.tree.map(jnp.zeros_like, (jnp.zeros((), jnp.float32), read))
-    (total, in_read), in_x = jax.lax.scan(add, zeros, (x, *rest))
-    return total, (in_read, in_x)
+    (total, in_read), grad_x = jax.lax.scan(add, zeros, (x, *rest))
+    return total, (in_read, grad_x)
 
 
 def _sum_of_parts_bwd(of_part, residuals, cotangent):

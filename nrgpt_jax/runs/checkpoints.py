@@ -24,7 +24,7 @@ from orbax.checkpoint import v1 as ocp
 
 from nrgpt_jax import disk
 from nrgpt_jax.errors import UserError
-from nrgpt_jax.processes import agreed, by_first, gather_texts, is_first
+from nrgpt_jax.processes import gather_texts, host0_first, is_first, raise_on_all_hosts
 from nrgpt_jax.runs import checksums
 from nrgpt_jax.runs.orbax_errors import failure, reason
 
@@ -53,7 +53,7 @@ class Checkpoints:
         self._verified: dict[tuple[str, int], str] = {}  # what is wrong with them
         self._believed = False
         if writable:
-            by_first(self._clear)
+            host0_first(self._clear)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -87,13 +87,13 @@ class Checkpoints:
         """
         self._save("latest", step, parts_of(state), place)
         if prune:
-            by_first(lambda: self._prune(step))
+            host0_first(lambda: self._prune(step))
 
     def save_best(self, step: int, params: Any, val_loss: float, *, prune: bool = True) -> None:
         """Saves parameters better than all before; arguments and errors are of `save_latest`."""
         self._save("best", step, {"params": params}, {"val_loss": val_loss})
         if prune:
-            by_first(lambda: self._prune(step))
+            host0_first(lambda: self._prune(step))
 
     def _save(self, kind: str, step: int, content: dict, metadata: Mapping[str, Any]) -> None:
         folder = self._root / kind
@@ -101,9 +101,9 @@ class Checkpoints:
 
         def save() -> None:
             made = functools.partial(ocp.save_checkpointables, partial, content, overwrite=True)
-            agreed(lambda: made(custom_metadata=dict(metadata)))
+            raise_on_all_hosts(lambda: made(custom_metadata=dict(metadata)))
             checksums.write(partial)
-            by_first(lambda: _move(partial, final))
+            host0_first(lambda: _move(partial, final))
 
         failed = failure(save)
         if failed:
@@ -138,7 +138,7 @@ class Checkpoints:
                 if later > step:
                     shutil.rmtree(self._root / "best" / str(later))
 
-        by_first(drop)
+        host0_first(drop)
 
     def set_aside(self, first: int, folder: Path) -> list[Path]:
         """Moves the states of step `first` and later to a folder; returns where they are."""
@@ -150,7 +150,7 @@ class Checkpoints:
                 folder.mkdir(parents=True, exist_ok=True)
                 shutil.move(self._root / "latest" / str(step), target)
 
-        by_first(move)
+        host0_first(move)
         return [target for _, target in moved]
 
     # Reading ------------------------------------------------------------------------------------
@@ -226,7 +226,9 @@ class Checkpoints:
                 continue
             try:
                 folder = self._root / kind / str(step)
-                content = agreed(functools.partial(ocp.load_checkpointables, folder, wanted))
+                content = raise_on_all_hosts(
+                    functools.partial(ocp.load_checkpointables, folder, wanted)
+                )
             except Exception as error:  # orbax, tensorstore and grain each raise their own
                 logging.warning(_NOT_USED, kind, step, reason(error))
                 continue

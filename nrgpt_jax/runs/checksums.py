@@ -12,7 +12,7 @@ import jax
 
 from nrgpt_jax import disk, host
 from nrgpt_jax.errors import UserError
-from nrgpt_jax.processes import agreed, by_first, gather_texts, is_first
+from nrgpt_jax.processes import gather_texts, host0_first, is_first, raise_on_all_hosts
 
 FILE_NAME = "checksums.json"
 _KIND = "xxh3_128"
@@ -30,7 +30,7 @@ def write(folder: Path, names: Iterable[str] | None = None) -> None:
     """
     told = json.dumps(_files(folder) if names is None else sorted(names)) if is_first() else ""
     sums = _sums(folder, json.loads(gather_texts(told)[0]))  # of what the first process sees
-    by_first(lambda: disk.write_json(folder / FILE_NAME, {_KIND: sums}))
+    host0_first(lambda: disk.write_json(folder / FILE_NAME, {_KIND: sums}))
 
 
 def damage(folder: Path) -> str:
@@ -78,5 +78,5 @@ def _sums(folder: Path, names: list[str]) -> dict[str, str]:
         with ThreadPoolExecutor(min(4, host.cores())) as pool:
             return list(pool.map(lambda name: disk.file_checksum(folder / name), mine))
 
-    texts = gather_texts(json.dumps(dict(zip(mine, agreed(of_mine), strict=True))))
+    texts = gather_texts(json.dumps(dict(zip(mine, raise_on_all_hosts(of_mine), strict=True))))
     return {name: value for text in texts for name, value in json.loads(text).items()}

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from nrgpt_jax.array_types import BatchStates, Key, PerSequence, Tokens
-from nrgpt_jax.core.dynamics import Walk
+from nrgpt_jax.core.dynamics import RolloutOptions
 from nrgpt_jax.core.step import State
 from nrgpt_jax.models import LanguageModel
 
@@ -33,7 +33,7 @@ DISTRIBUTIONS = ("fixed", "uniform", "log_uniform")
 EACH = ("batch", "sequence")
 # Folded into the key of a training step, which dropout has too.
 _OF_OTHERS, _OF_DEPTH, _OF_PENALTY, _OF_PROMPT = 0, 1, 2, 3
-_OF_WALK = 3  # plus the number of the walk, which begins at 1
+_OF_ROLLOUT = 3  # plus the number of the rollout, which begins at 1
 
 
 class Depth(NamedTuple):
@@ -126,28 +126,28 @@ def make_states(
     """
     count = draw(depth, key, rows, step)
 
-    def apply(model: LanguageModel, walk: Walk, number: int = 0) -> State:
-        rngs = {"dropout": jax.random.fold_in(key, _OF_WALK + number) if number else key}
-        given = tokens, walk, True, rows
-        return cast(State, model.apply({"params": params}, *given, method="walk", rngs=rngs))
+    def apply(model: LanguageModel, options: RolloutOptions, number: int = 0) -> State:
+        rngs = {"dropout": jax.random.fold_in(key, _OF_ROLLOUT + number) if number else key}
+        given = tokens, options, True, rows
+        return cast(State, model.apply({"params": params}, *given, method="rollout", rngs=rngs))
 
     begin, forgotten = None, {"params": jax.lax.stop_gradient(params)}
     if depth.backprop_steps < depth.max_steps:
         before = jnp.maximum(count - depth.backprop_steps, 0)
-        found = model.apply(forgotten, tokens, before, method="run")
+        found = model.apply(forgotten, tokens, before, method="rollout_n")
         begin, count = cast(State, found), count - before
     whole = model.clone(num_steps=depth.backprop_steps)
     first = model.clone(num_steps=depth.backprop_steps - depth.loss_steps + 1)
     always = depth.min_steps == depth.max_steps  # then all of them are made
-    left_out = None if always else jnp.maximum(depth.backprop_steps - count, 0)
-    held = lambda context: Walk(left_out=left_out, context=context)
-    alone = lambda: apply(first, Walk(begin, left_out))
-    end: Any = lambda context: whole.apply(forgotten, tokens, held(context), method="walk")
+    num_skipped_steps = None if always else jnp.maximum(depth.backprop_steps - count, 0)
+    held = lambda context: RolloutOptions(num_skipped_steps=num_skipped_steps, context=context)
+    alone = lambda: apply(first, RolloutOptions(begin, num_skipped_steps))
+    end: Any = lambda context: whole.apply(forgotten, tokens, held(context), method="rollout")
     after = lambda context: apply(first, held(context))
     most = depth.max_burn_in_passes
     ends = [_after_drawn(most, key, end, after, alone) if most else alone()]
     for number in range(1, depth.loss_steps):
-        ends.append(apply(model.clone(num_steps=1), Walk(ends[-1]), number))
+        ends.append(apply(model.clone(num_steps=1), RolloutOptions(ends[-1]), number))
     last = len(ends) - 1
     for number in range(depth.loss_steps, depth.loss_steps + depth.refine_passes):
         ends.append(apply(whole, held(ends[-1]), number))

@@ -16,7 +16,7 @@ import numpy as np
 from nrgpt_jax import disk
 from nrgpt_jax.datasets.pipeline import Batch
 from nrgpt_jax.errors import UserError
-from nrgpt_jax.processes import by_first
+from nrgpt_jax.processes import host0_first
 from nrgpt_jax.runs.checkpoints import Checkpoints
 
 FOLDER = "diverged"
@@ -93,7 +93,7 @@ def save_batch(workdir: Path, step: int, batch: Batch) -> Path:
         path.parent.mkdir(exist_ok=True)
         disk.write_whole(path, content.getvalue())
 
-    by_first(write)
+    host0_first(write)
     return path
 
 

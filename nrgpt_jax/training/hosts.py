@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from nrgpt_jax.errors import UserError
-from nrgpt_jax.processes import agreed, by_first, gather_texts
+from nrgpt_jax.processes import gather_texts, host0_first, raise_on_all_hosts
 from nrgpt_jax.runs.directory import differences
 
 
@@ -30,13 +30,13 @@ def check_shared(workdir: Path) -> None:
     if jax.process_count() == 1:
         return
     mark, token = workdir / "mark", gather_texts(uuid.uuid4().hex)[0]
-    by_first(lambda: mark.write_text(token))
+    host0_first(lambda: mark.write_text(token))
 
     def check() -> None:
         if not mark.exists() or mark.read_text() != token:
             raise UserError(f"{workdir} is not one folder that all hosts share; name another one")
 
     try:
-        agreed(check)
+        raise_on_all_hosts(check)
     finally:
-        by_first(lambda: mark.unlink(missing_ok=True))
+        host0_first(lambda: mark.unlink(missing_ok=True))

@@ -18,7 +18,7 @@ from nrgpt_jax.datasets.files import absolute
 from nrgpt_jax.datasets.pipeline import Batch, Rows, check_length, train_batches, validation_batches
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.models import create_model, parameter_specs, sharding
-from nrgpt_jax.processes import agreed, by_first, is_first, one_ahead, say
+from nrgpt_jax.processes import host0_first, is_first, log_host0, one_ahead, raise_on_all_hosts
 from nrgpt_jax.runs.checkpoints import all_finite, parts_of
 from nrgpt_jax.runs.directory import check_run, locked
 from nrgpt_jax.training import depths, evaluation, optimizers
@@ -50,12 +50,12 @@ def train(config: ConfigDict, workdir: Path | str) -> dict[str, float]:
     """
     workdir = Path(workdir)
     config = config.copy_and_resolve_references()
-    agreed(lambda: check_config(config, jax.device_count()))
+    raise_on_all_hosts(lambda: check_config(config, jax.device_count()))
     dataset = one_ahead(lambda: resolve(config))  # what it prepares, the others find
     check_same(config.to_dict())
-    changes = agreed(lambda: check_run(workdir, config, dataset.tokenizer))
+    changes = raise_on_all_hosts(lambda: check_run(workdir, config, dataset.tokenizer))
     with contextlib.ExitStack() as held:
-        lock = by_first(lambda: held.enter_context(locked(workdir)))
+        lock = host0_first(lambda: held.enter_context(locked(workdir)))
         check_shared(workdir)
         stop = held.enter_context(Stop())
         run = RunDirectory(workdir, config, dataset.tokenizer, changes, lock)
@@ -157,11 +157,11 @@ class Trainer:
         config, start = self.config, self.start
         if self.done():
             workdir = self.run_directory.path
-            say(f"{workdir} is at step {start} already; to go on, raise --config.train_steps")
+            log_host0(f"{workdir} is at step {start} already; to go on, raise --config.train_steps")
             return {}
-        say(self._summary())
+        log_host0(self._summary())
         for note in notes(config, len(self.dataset.train) - config.model.context_length):
-            say(note)
+            log_host0(note)
         silent = None if is_first() else True
         bar = tqdm(
             total=config.train_steps, initial=start, unit="step", disable=silent, dynamic_ncols=True
@@ -173,10 +173,12 @@ class Trainer:
         self.run_directory.check()
         where = self.run_directory.path
         if self.done():
-            say(f"done; the run is in {where}")
+            log_host0(f"done; the run is in {where}")
         else:
             step = int(self.state.step)
-            say(f"stopped at step {step} and saved in {where}; the same command goes on from there")
+            log_host0(
+                f"stopped at step {step} and saved in {where}; the same command goes on from there"
+            )
         return self.last_evaluation
 
     def done(self) -> bool:
@@ -212,14 +214,14 @@ class Trainer:
         self.spikes = self.spikes.went_back(place.get("spikes"))
         next_batch = spike.step + self.ahead
         self._go_on_from(state, {**place, "next_sample": next_batch * self.config.data.batch_size})
-        say(f"\n{spike}: back to step {self.start}, and on with other data")
+        log_host0(f"\n{spike}: back to step {self.start}, and on with other data")
 
     def _loop(self, bar: tqdm) -> None:
         config, stop = self.config, self.stop
         log = StepLog(config, self.model, self.schedule, self.writer, bar, self.spikes)
         if self.evaluation_due:  # it was cut short by a stop
             stop.begin()
-            agreed(self.writer.open)
+            raise_on_all_hosts(self.writer.open)
             self._evaluate(self.start, bar)
             if self.evaluation_due:  # and again
                 return
@@ -231,7 +233,7 @@ class Trainer:
             if step == self.start + 1:
                 stop.begin()
                 self.run_directory.begin(self.start)
-                agreed(self.writer.open)
+                raise_on_all_hosts(self.writer.open)
             log.after(step, metrics)
             stops, last = stop.asked(), step == config.train_steps
             if step % config.eval_every == 0 or last:
@@ -299,7 +301,7 @@ class Trainer:
                 "evaluation_due": self.evaluation_due,
                 "skipped_steps": int(self.state.skipped),
                 steps.IN_A_ROW: in_a_row,
-                "metrics": agreed(self.writer.mark),
+                "metrics": raise_on_all_hosts(self.writer.mark),
                 "spikes": self.spikes.record(),
             }
             checkpoints = self.run_directory.checkpoints

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from nrgpt_jax.datasets.tokenizers import Tokenizer
 from nrgpt_jax.errors import UserError
-from nrgpt_jax.processes import agreed, by_first, is_first, say
+from nrgpt_jax.processes import host0_first, is_first, log_host0, raise_on_all_hosts
 from nrgpt_jax.runs.checkpoints import Checkpoints
 from nrgpt_jax.runs.directory import Lock, record_run
 from nrgpt_jax.runs.metrics import MetricWriter, SilentWriter, read_metrics
@@ -45,7 +45,7 @@ class RunDirectory:
 
     def check(self) -> None:
         """Raises OSError, on all processes, when the directory is no longer there."""
-        by_first(lambda: self._lock and self._lock.check())
+        host0_first(lambda: self._lock and self._lock.check())
 
     def restored(self, shapes: TrainState) -> tuple[Any, Mapping[str, Any]] | None:
         """The latest state and the place in the course of the run, if there is one."""
@@ -60,10 +60,12 @@ class RunDirectory:
     def begin(self, start: int) -> None:
         """Records what the run goes by, now that a step was made after step `start`."""
         self.check()
-        by_first(lambda: record_run(self.path, self._config, self._tokenizer, start, self._changes))
+        host0_first(
+            lambda: record_run(self.path, self._config, self._tokenizer, start, self._changes)
+        )
         self.checkpoints.drop_best_after(start)
         for change in self._changes:
-            say(f"changed since this run was started: {change}")
+            log_host0(f"changed since this run was started: {change}")
         self._changes = ()
 
     @contextlib.contextmanager
@@ -81,4 +83,4 @@ class RunDirectory:
             with contextlib.suppress(OSError):  # what ends the run is said, not what follows
                 writer.close()
             raise
-        agreed(writer.close)
+        raise_on_all_hosts(writer.close)

@@ -134,11 +134,11 @@ def make_train_step(
     mesh: jax.sharding.Mesh,
     depth: Depth | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """A compiled step `(state, batch) -> (state, metrics)`, as `advance`; it consumes its state."""
+    """A compiled `(state, batch) -> (state, metrics)` of `apply_gradients`; consumes its state."""
     loss_and_grads = make_loss_and_grads(model, accumulation_steps, mesh, depth)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        return advance(state, batch, seed, optimizer, loss_and_grads)
+        return apply_gradients(state, batch, seed, optimizer, loss_and_grads)
 
     where = _places(abstract_state(model, optimizer, mesh))
     return jax.jit(
@@ -149,7 +149,7 @@ def make_train_step(
     )
 
 
-def advance(
+def apply_gradients(
     state: TrainState,
     batch: Batch,
     seed: int | jax.Array,

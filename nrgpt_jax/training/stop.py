@@ -12,7 +12,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from nrgpt_jax.errors import FAILED, STOPPED, stopped_by
-from nrgpt_jax.processes import say
+from nrgpt_jax.processes import log_host0
 
 Item = TypeVar("Item")
 
@@ -76,7 +76,7 @@ class Stop:
         if self._joined and multihost_utils.reached_preemption_sync_point(self._asked):
             self.happened, self.exit_code = True, STOPPED
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            say("\nstopping here on all processes, and saving; once more to stop at once")
+            log_host0("\nstopping here on all processes, and saving; once more to stop at once")
         return self.happened
 
     def cuts_short(self, items: Iterable[Item]) -> Iterator[Item]:
@@ -104,7 +104,7 @@ class Stop:
         for each in SIGNALS:
             signal.signal(each, signal.SIG_DFL)
         if self._begun:
-            say("\nstopping after this step and saving; once more to stop at once")
+            log_host0("\nstopping after this step and saving; once more to stop at once")
 
     def _rescued(self, save: Callable[[], None], number: int) -> tuple[str, int]:
         """What to say, and the exit code."""

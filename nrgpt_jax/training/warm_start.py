@@ -10,7 +10,7 @@ from flax import traverse_util
 from nrgpt_jax.datasets.tokenizers import Tokenizer, as_record
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.models import LanguageModel, abstract_params
-from nrgpt_jax.processes import agreed
+from nrgpt_jax.processes import raise_on_all_hosts
 from nrgpt_jax.runs.directory import CONFIG_FILE
 from nrgpt_jax.runs.pretrained import WEIGHTS_FILE, load_pretrained
 
@@ -31,7 +31,7 @@ def initial_params(folder: Path, model: LanguageModel, tokenizer: Tokenizer) -> 
     Raises:
       UserError: there is no such model, on any host, or it does not fit.
     """
-    agreed(lambda: _check_there(folder))  # before all of them read it together
+    raise_on_all_hosts(lambda: _check_there(folder))  # before all of them read it together
     found = load_pretrained(folder)
     if as_record(found.tokenizer) != as_record(tokenizer):
         raise UserError(
