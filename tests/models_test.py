@@ -1,5 +1,7 @@
 """Models: sizes of the paper, heads, dropout, precision, context lengths."""
 
+import re
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -146,3 +148,21 @@ def test_fields_that_are_not_given_have_their_defaults():
     for wrong in ({"vocab_size": 65, "widht": 8}, {"vocab_size": 65, "mask": "none"}):
         with pytest.raises(UserError):
             create_model(wrong)
+
+
+def test_tabulate_prints_the_parameters():
+    table = create_model({"vocab_size": 65, "context_length": 8, "embed_dim": 8}).tabulate(
+        jax.random.key(0), jnp.zeros((1, 8), jnp.int32), console_kwargs={"width": 150}
+    )
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", table)
+    assert "embedding: float32[65,8]" in plain
+    assert "J: float32[1,8,8]" in plain
+    assert "uint32" not in plain, "letters of axes are no types"
+
+
+def test_profiles_name_the_parts_of_a_step():
+    model, variables = small_model()
+    lowered = jax.jit(model.apply).lower(variables, jnp.zeros((1, 8), jnp.int32))
+    text = lowered.as_text(debug_info=True)
+    for scope in ("norm", "energies", "rule", "readout"):
+        assert re.search(rf"\b{scope}/\w", text), scope

@@ -106,11 +106,14 @@ def step(
     What the terms remember of these tokens is written into the cache first, so that each token
     finds itself there; without a cache the tokens are their own context, or what is `held`.
     """
-    g = dynamics.norm.function(state.x)
-    memories, cache = update_cache(dynamics, state, g) if held is None else (held, None)
-    seen = slope(dynamics, state.x, g, memories, dropout)
-    move, rule_state = dynamics.rule.update(seen.grad_g, state.rule, state.x)
-    move = scale * move.astype(state.x.dtype)
+    with jax.named_scope("norm"):
+        g = dynamics.norm.function(state.x)
+    with jax.named_scope("energies"):
+        memories, cache = update_cache(dynamics, state, g) if held is None else (held, None)
+        seen = slope(dynamics, state.x, g, memories, dropout)
+    with jax.named_scope("rule"):
+        move, rule_state = dynamics.rule.update(seen.grad_g, state.rule, state.x)
+        move = scale * move.astype(state.x.dtype)
     new = State(state.x + move, rule_state, cache, state.step + 1)
     return new, seen._replace(move=move)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from jaxtyping import Array, Bool, Int
 
 from nrgpt_jax.array_types import (
@@ -99,14 +100,17 @@ class GPT(LanguageModel):
 
     parallel: bool = False
 
+    @nn.nowrap
     def block_table(self) -> Table:
         """The parameters of one block."""
         return BLOCK
 
+    @nn.nowrap
     def pair_flops(self) -> float:
         """Scores and averages, half of the square each."""
         return 2.0 * self.context_length * self.embed_dim
 
+    @nn.nowrap
     def block(
         self,
         params: Any,
@@ -125,6 +129,7 @@ class GPT(LanguageModel):
         out = mlp(of_mlp, norm("norm2", x if self.parallel else attended), drop)
         return attended + out.astype(x.dtype), rows
 
+    @nn.nowrap
     def _steps(self, causal_mask: CausalMask) -> tuple[dict[str, Any], Step]:
         """(inputs of the T steps, the step); its rows of a cache are an input and an output."""
         inputs, block_of = self.layer_schedule(self.group_params("block"))

@@ -60,14 +60,17 @@ class LanguageModel(nn.Module):
         shape = {"T": self.num_steps, "N": self.context_length, "V": self.vocab_size}
         return Sizes(width, self.num_heads, rank, hidden, **shape, L=self.num_distinct_layers)
 
+    @nn.nowrap
     def block_table(self) -> Table:
         """The parameters of one block."""
         raise TypeError(f"{type(self).__name__} does not define block_table")
 
+    @nn.nowrap
     def pair_flops(self) -> float | None:
         """Operations a token and step of scores and averages over the context; None: unknown."""
         raise TypeError(f"{type(self).__name__} does not define pair_flops")
 
+    @nn.nowrap
     def tables(self) -> dict[str, Table]:
         """All parameters of the model: what they are called, and what is known of them."""
         block = self.block_table()
@@ -81,6 +84,7 @@ class LanguageModel(nn.Module):
             found["head"] = {"kernel": matrix("D V", uses=1), "bias": vector("V")}
         return found
 
+    @nn.nowrap
     def with_num_steps(
         self, variables: Variables, num_steps: int
     ) -> tuple["LanguageModel", Variables]:
@@ -109,6 +113,7 @@ class LanguageModel(nn.Module):
                     params[group] = {**params[group], name: new}
         return self.clone(num_steps=num_steps), {**variables, "params": params}
 
+    @nn.nowrap
     def with_kernels(self, choice: str) -> "LanguageModel":
         """The same model by other derivative rules, one of `kernels.CHOICES`, if it has any."""
         del choice
@@ -120,11 +125,13 @@ class LanguageModel(nn.Module):
         init = lambda table: partial(parameters.init_params, table=table, sizes=self.sizes)
         self.stored = {name: self.param(name, init(table)) for name, table in self.tables().items()}
 
+    @nn.nowrap
     def group_params(self, group: str) -> dict[str, Any]:
         """The parameters of one group, as functions are given them."""
         stored = flax.core.unfreeze(self.stored)[group]
         return parameters.constrain(stored, self.tables()[group], self.sizes)
 
+    @nn.nowrap
     def layer_schedule(self, block: Any) -> tuple[dict[str, Any], Callable[[Any], Any]]:
         """(inputs of the T steps, the block of a step from its inputs), for blocks in turn."""
         if self.num_distinct_layers == 1:
@@ -181,9 +188,11 @@ class LanguageModel(nn.Module):
             raise ValueError(f"{count} tokens do not fit the context length {self.context_length}")
         return self._embedded(tokens) + self._embedding("position_embedding")[None, :count]
 
+    @nn.nowrap
     def _embedding(self, name: str) -> Float[Array, "rows D"]:
         return self.group_params(name)["embedding"]
 
+    @nn.nowrap
     def _embedded(self, tokens: Int[Array | np.ndarray, "*B"]) -> Float[Array, "*B D"]:
         return jnp.take(self._embedding("token_embedding"), tokens, axis=0)
 
@@ -200,22 +209,24 @@ class LanguageModel(nn.Module):
 
     def rollout_n(self, tokens: Tokens, count: Int[Array, ""] | Int[Array, "B"]) -> State:
         """Where tokens are after any number of equal steps; without a gradient."""
-        raise TypeError(f"{type(self).__name__} does not define run")
+        raise TypeError(f"{type(self).__name__} does not define rollout_n")
 
     def readout(self, x: BatchStates) -> Logits:
         """Logits (float32) of states; works on the states of any step.
 
         The product is of numbers in `dtype`; it is added up and returned in float32.
         """
-        x = layer_norm(self.group_params("final_norm"), x).astype(self.dtype)
         product = partial(jnp.einsum, preferred_element_type=jnp.float32)
-        if self.tied_head:
-            return product("bnd,vd->bnv", x, self._embedding("token_embedding").astype(self.dtype))
-        head = self.group_params("head")
-        return (
-            product("bnd,dv->bnv", x, head["kernel"].astype(self.dtype)) + head["bias"][None, None]
-        )
+        with jax.named_scope("readout"):
+            x = layer_norm(self.group_params("final_norm"), x).astype(self.dtype)
+            if self.tied_head:
+                embedding = self._embedding("token_embedding").astype(self.dtype)
+                return product("bnd,vd->bnv", x, embedding)
+            head = self.group_params("head")
+            logits = product("bnd,dv->bnv", x, head["kernel"].astype(self.dtype))
+            return logits + head["bias"][None, None]
 
+    @nn.nowrap
     def readout_groups(self) -> tuple[str, ...]:
         """The groups of parameters that `readout` reads."""
         return "final_norm", "token_embedding" if self.tied_head else "head"
@@ -226,6 +237,7 @@ class LanguageModel(nn.Module):
         """The shapes of what is kept of one token, of one step."""
         raise TypeError(f"{type(self).__name__} does not define cache_row")
 
+    @nn.nowrap
     def check_decoding(self, decoding: Decoding) -> None:
         """Raises UserError where the model cannot decode in this way."""
         if not self.has_energy and decoding != Decoding():

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from nrgpt_jax.array_types import BatchStates, PerSequence, RowKeys, StepKeys, Tokens
@@ -71,6 +72,7 @@ class NRGPT(LanguageModel):
 
     # Parameters -----------------------------------------------------------------------------------
 
+    @nn.nowrap
     def terms(self) -> dict[str, Energy]:
         """The energies by the names under which their values and parameters are found."""
         entries = {name: ENERGIES[name] for name in self.energy_names}
@@ -78,6 +80,7 @@ class NRGPT(LanguageModel):
         twice = {label for label in labels if labels.count(label) > 1}
         return {n if e.label in twice else e.label: e for n, e in entries.items()}
 
+    @nn.nowrap
     def block_table(self) -> Table:
         """The parameters of one block, by term, and those of the norm, rate and rule."""
         found: dict[str, Specs] = {n: self._specs(e.specs) for n, e in self.terms().items()}
@@ -87,6 +90,7 @@ class NRGPT(LanguageModel):
         found["rule"] = RULES[self.rule].specs
         return found
 
+    @nn.nowrap
     def _specs(self, specs: Specs) -> Specs:
         """The table of an energy with alpha and beta as configured."""
         own = {}
@@ -96,11 +100,13 @@ class NRGPT(LanguageModel):
             own["beta"] = positive(self.beta) if self.learn_beta else fixed(self.beta)
         return {**specs, **own}
 
+    @nn.nowrap
     def tables(self) -> dict[str, Table]:
         """All parameters: those of any model, and the scales of single steps."""
         scales = {"steps": {"scale": positive(1.0, "T")}} if self.per_step_scale else {}
         return {**super().tables(), **scales}
 
+    @nn.nowrap
     def pair_flops(self) -> float | None:
         """Scores and averages of attention energies, half of the square each."""
         attention = [entry for entry in self.terms().values() if entry.memory]
@@ -112,6 +118,7 @@ class NRGPT(LanguageModel):
         ]
         return 2.0 * self.context_length * sum(widths)
 
+    @nn.nowrap
     def with_kernels(self, choice: str) -> "NRGPT":
         """The same model by other derivative rules."""
         return self.clone(kernels=choice)
@@ -135,6 +142,7 @@ class NRGPT(LanguageModel):
         faded = jnp.maximum(jnp.arange(self.num_steps) + 1 - self.full_steps, 0)
         return self.inference_rate_decay ** faded.astype(jnp.float32)
 
+    @nn.nowrap
     def _block(self) -> dict[str, Any]:
         """The parameters of a block (or of several, stacked), and what is made of them once."""
         block = self.group_params("block")
@@ -151,6 +159,7 @@ class NRGPT(LanguageModel):
 
     # The dynamics ---------------------------------------------------------------------------------
 
+    @nn.nowrap
     def _dynamics(
         self, block: dict[str, Any], causal_mask: CausalMask, first: BatchStates
     ) -> Dynamics:
@@ -172,6 +181,7 @@ class NRGPT(LanguageModel):
             combination_params=block["combination"],
         )
 
+    @nn.nowrap
     def _bind(
         self, x: BatchStates, causal_mask: CausalMask
     ) -> tuple[dict[str, Any], Callable[[Any], Dynamics]]:
@@ -238,6 +248,7 @@ class NRGPT(LanguageModel):
         x = jnp.where(read, end.x, x)
         return self.decode_scan(x, cache, Decoding("fixed_point"), prompt)[0]
 
+    @nn.nowrap
     def _dropped(self, keys: RowKeys, count: int) -> Dropout:
         keep = 1.0 - self.dropout
         mask = lambda key, *shape: jax.random.bernoulli(key, keep, shape).astype(jnp.float32) / keep
