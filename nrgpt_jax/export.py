@@ -83,13 +83,13 @@ def compiled_functions(
 
     def prefill(flat, tokens, lengths):
         variables = variables_of(flat)
-        cache_now = apply(variables, tokens.shape[0], slots, cache, method="empty_cache")
+        cache_now = apply(variables, tokens.shape[0], slots, cache, method=model.empty_cache)
         arguments = variables, tokens, lengths, cache_now, decoding
-        return of_logits(*apply(*arguments, method="prefill"))
+        return of_logits(*apply(*arguments, method=model.prefill))
 
     def decode(flat, tokens, positions, cache_now):
         arguments = variables_of(flat), tokens, positions, cache_now, decoding
-        return of_logits(*apply(*arguments, method="decode"))
+        return of_logits(*apply(*arguments, method=model.decode))
 
     (batch,) = jax.export.symbolic_shape("b")
     shapes = traverse_util.flatten_dict(abstract_params(pretrained.model), sep="/")

@@ -172,7 +172,7 @@ def cache_bytes(
     model: LanguageModel, variables: Variables, batch: int, slots: int, cache: str = "exact"
 ) -> int:
     """The size of the cache of `batch` sequences of `slots` tokens each."""
-    make = lambda v: model.apply(v, batch, slots, cache, method="empty_cache")
+    make = lambda v: model.apply(v, batch, slots, cache, method=model.empty_cache)
     leaves = jax.tree.leaves(jax.eval_shape(make, variables))
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 

@@ -65,8 +65,8 @@ def read(
 ) -> Window:
     """Reads prompts into a new window."""
     batch, apply = len(tokens), cast(Any, model.apply)
-    cache = apply(variables, batch, slots, decoding.cache, method="empty_cache")
-    logits, cache, steps = apply(variables, tokens, lengths, cache, decoding, method="prefill")
+    cache = apply(variables, batch, slots, decoding.cache, method=model.empty_cache)
+    logits, cache, steps = apply(variables, tokens, lengths, cache, decoding, method=model.prefill)
     place = lambda dtype: jnp.zeros((batch, slots + 1), dtype)
     text = place(jnp.int32).at[:, : tokens.shape[1]].set(tokens)
     last = jnp.take_along_axis(steps, lengths[:, None] - 1, axis=1)[:, 0]
@@ -115,7 +115,7 @@ def decode_until(
         lengths = jnp.where(done, w.lengths, w.lengths + 1)
         position = jnp.minimum(lengths - 1, slots - 1)
         logits, cache, steps = apply(
-            variables, token, position, w.cache, decoding, ~done, method="decode"
+            variables, token, position, w.cache, decoding, ~done, method=model.decode
         )
         return Window(
             tokens=w.tokens.at[at].set(token),

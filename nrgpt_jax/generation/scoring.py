@@ -86,7 +86,7 @@ def _score(model, num_symbols, variables, tokens):
         log_probs = jnp.where(targets < logits.shape[-1], _log_probs(logits, targets), -jnp.inf)
         return log_probs, jnp.argmax(logits, axis=-1) == targets
 
-    x = model.apply(variables, tokens[:, :-1], method="last_states")
+    x = model.apply(variables, tokens[:, :-1], method=model.last_states)
     return map_logits(model, variables["params"], x, scores, tokens[:, 1:])
 
 
@@ -109,7 +109,7 @@ def token_energies(model: LanguageModel, variables: Variables, tokens: np.ndarra
 
 @partial(jax.jit, static_argnums=0)
 def _last_energies(model, variables, tokens):
-    return model.apply(variables, tokens, method="energies")["total"][-1, 0]
+    return model.apply(variables, tokens, method=model.energies)["total"][-1, 0]
 
 
 class Read(NamedTuple):
@@ -142,9 +142,9 @@ def read_decoded(
 def _read(model, decoding, variables, tokens):
     call = partial(model.apply, variables)
     given, following = tokens[:, :-1], tokens[:, 1:]
-    cache = call(*given.shape, decoding.cache, method="empty_cache")
-    x = call(given, method="embed")
-    x, steps = call(x, cache, decoding, method="decode_scan")
+    cache = call(*given.shape, decoding.cache, method=model.empty_cache)
+    x = call(given, method=model.embed)
+    x, steps = call(x, cache, decoding, method=model.decode_scan)
     log_probs = map_logits(model, variables["params"], x, _log_probs, following)
     return log_probs, steps
 
@@ -191,12 +191,12 @@ def cache_error(
 def _cache_error(model, decoding, num_symbols, variables, tokens, prompt, length):
     call = partial(model.apply, variables)
     slots = tokens.shape[1]
-    empty = lambda kind: call(1, slots, kind, method="empty_cache")
-    x = call(tokens, method="embed")
+    empty = lambda kind: call(1, slots, kind, method=model.empty_cache)
+    x = call(tokens, method=model.embed)
     active = jnp.arange(slots)[None] < length
     exactly = decoding._replace(cache="exact")
-    x = call(x, empty("exact"), None, exactly, active, method="forward_cached")[0]
-    raw = of_symbols(call(x, method="readout")[0], num_symbols)
+    x = call(x, empty("exact"), None, exactly, active, method=model.forward_cached)[0]
+    raw = of_symbols(call(x, method=model.readout)[0], num_symbols)
     exact = jax.nn.log_softmax(raw)
 
     def compare(found, logits, position):
@@ -212,11 +212,11 @@ def _cache_error(model, decoding, num_symbols, variables, tokens, prompt, length
     def one(position, carry):
         found, cache = carry
         logits, cache, _ = call(
-            tokens[:, position], position[None], cache, decoding, method="decode"
+            tokens[:, position], position[None], cache, decoding, method=model.decode
         )
         return compare(found, logits[0], position), cache
 
-    start = call(tokens, prompt[None], empty(decoding.cache), decoding, method="prefill")
+    start = call(tokens, prompt[None], empty(decoding.cache), decoding, method=model.prefill)
     found = compare((0.0, 0.0, 0.0), start[0][0], prompt - 1)
     (largest, divergence, same), _ = jax.lax.fori_loop(prompt, length, one, (found, start[1]))
     count = (length - prompt + 1).astype(jnp.float32)

@@ -38,7 +38,7 @@ def map_logits(
 
     def of_part(part):
         x, *others = part
-        return function(model.apply({"params": params}, x, method="readout"), *others)
+        return function(model.apply({"params": params}, x, method=model.readout), *others)
 
     arrays = (x, *of_tokens)
     if _count(model, x) <= 1:
@@ -68,7 +68,7 @@ def weighted_sum(
     """
 
     def of_part(params, x, weights, *others):
-        logits = model.apply({"params": params}, x, method="readout")
+        logits = model.apply({"params": params}, x, method=model.readout)
         return jnp.sum(weights * function(logits, *others))
 
     arrays = (x, weights, *of_tokens)

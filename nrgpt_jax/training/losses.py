@@ -62,7 +62,7 @@ def summed_loss(
         return scale * loss
     rngs = {"dropout": key}
     x = model.apply(
-        {"params": params}, batch.inputs, train=True, rows=rows, method="last_states", rngs=rngs
+        {"params": params}, batch.inputs, train=True, rows=rows, method=model.last_states, rngs=rngs
     )
     return scale * at(cast(jax.Array, x))
 
@@ -74,7 +74,7 @@ def batch_sums(
 
     Tokens from `num_symbols` on are padding of the vocabulary: never a hit.
     """
-    x = cast(jax.Array, model.apply({"params": params}, batch.inputs, method="last_states"))
+    x = cast(jax.Array, model.apply({"params": params}, batch.inputs, method=model.last_states))
 
     def scores(logits: Logits, targets: Targets) -> dict[str, Array]:
         return {
