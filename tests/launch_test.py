@@ -17,7 +17,6 @@ from launch_helpers import (
     GKE_GPU,
     GKE_TPU,
     HOSTILE,
-    ROOT,
     SLURM,
     TPU,
     TRAIN,
@@ -26,6 +25,7 @@ from launch_helpers import (
     Desk,
     write_program,
 )
+from make_helpers import calls_of_make
 from marks import slow_but
 
 from nrgpt_jax.errors import UserError
@@ -246,17 +246,14 @@ def test_names_of_jobs():
     assert job_name("a") == "a"
 
 
-def test_make_passes_values_on(desk):
-    write_program(desk.bin / "python")
-    given = {"TPU": HOSTILE.replace("$", "$$"), "ZONE": "z", "WORKDIR": "/shared/a b"}
-    settings = [f"{name}={value}" for name, value in given.items()]
-    rest = ["EXP=shakespeare:paper", "DRY_RUN=1", "ARGS=--config.seed=1 --env='A=1 2'"]
-    make = ["make", "-C", str(ROOT), "-o", ".venv/installed", f"BIN={desk.bin}", "launch"]
-    done = desk.call(*make, *settings, *rest)
+def test_make_passes_values_on(tmp_path):
+    given = {"TPU": HOSTILE, "ZONE": "z", "WORKDIR": "/shared/a b", "EXP": "shakespeare:paper"}
+    given |= {"DRY_RUN": "1", "ARGS": "--config.seed=1 --env='A=1 2'"}
+    words = [f"{name}={value}" for name, value in given.items()]
+    (call,), done = calls_of_make(f"make launch {shlex.join(words)}", tmp_path)
     assert done.returncode == 0, done.stderr
-    ((_, *call),) = desk.calls()
     assert call == [
-        *("-m", "nrgpt_jax.launch", "--config=experiments/shakespeare.py:paper"),
-        *("--workdir=/shared/a b", "--target=tpu", "--dry_run"),
+        *("nrgpt_jax.launch", "--config=experiments/shakespeare.py:paper"),
+        *("--workdir=/shared/a b", "--target=tpu", "--dry_run=1"),
         *(f"--tpu={HOSTILE}", "--zone=z", "--config.seed=1", "--env=A=1 2"),
     ]
