@@ -6,7 +6,7 @@ SPHERE = {**INJECTION, "model.rule": "sphere", "model.inference_rate": "psd"}
 
 
 def to(times, distribution):
-    """Depths from T to so many times T, a bound that grows until the end."""
+    """Depths from T to `times` T, a maximum that grows until the end."""
     return lambda config: {
         "depth.distribution": distribution,
         "depth.min_steps": config.model.num_steps,

@@ -65,7 +65,7 @@ def cached_logits(model, variables, tokens, lengths, decoding=Decoding()):  # no
 
 
 def pretrained(vocabulary="abcdefghijk", **fields) -> Pretrained:
-    """A small model over the letters a to k, or so many other symbols."""
+    """A small model over the letters a to k, or other symbols."""
     model, variables = small_model(**fields)
     config = default_config()
     config.model.update(fields)

@@ -165,8 +165,8 @@ def promised(key, choices):
 
 @st.composite
 def models(draw):
-    """Good parts, and in half of all models a bad one, or a rate that is not the one for them."""
-    bad = draw(st.sampled_from((None, None, None, *BAD, "rate")))
+    """Good parts, and in half of all models a bad one, another rate or the inclusive mask."""
+    bad = draw(st.sampled_from((None, None, None, *BAD, "rate", "mask")))
     one_of = lambda kind: draw(st.sampled_from((BAD if kind == bad else GOOD)[kind]))
     two = one_of("energies"), draw(st.sampled_from(GOOD["energies"]))
     energies = tuple({ENERGIES[name].label: name for name in reversed(two)}.values())
@@ -176,7 +176,7 @@ def models(draw):
     good = ("psd", "diagonal") if any_positive else (of_gain,)
     rate = draw(st.sampled_from(("full", "psd") if bad == "rate" else good))
     sign = draw(st.sampled_from((1.0, -1.0))) if bad == "rate" else 1.0
-    return energies, norm, rule, combination, rate, True, sign
+    return energies, norm, rule, combination, rate, bad != "mask", sign
 
 
 @pytest.mark.slow

@@ -85,12 +85,9 @@ def _promise(trained: Pretrained, eta: np.ndarray, states: np.ndarray) -> tuple[
     """What is promised, and how many token steps contradict it, both by values in float64."""
     own: Any = trained.model.bind(trained.variables)
     names = zip(own.terms(), own.energy_names, strict=True)
-    gain, options = (
-        np.asarray(own.gain()),
-        {"strict": own.strict, "blocks": own.num_distinct_layers},
-    )
-    choices = {"combination": own.combination, "rule": own.rule}
-    parts = Parts(own.norm, gain, eta, dict(names), **choices, **options)
+    choices: dict[str, Any] = {"combination": own.combination, "rule": own.rule}
+    choices |= {"strict": own.strict, "blocks": own.num_distinct_layers}
+    parts = Parts(own.norm, np.asarray(own.gain()), eta, dict(names), **choices)
     wide = lambda array: jnp.asarray(np.asarray(array), jnp.float64)
     model = trained.model.with_kernels("plain").clone(dtype="float64")
     variables = jax.tree.map(wide, trained.variables)

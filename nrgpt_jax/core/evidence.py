@@ -28,7 +28,7 @@ from nrgpt_jax.core.step import (
 )
 from nrgpt_jax.core.step import step as one_step
 
-ROUNDING = 64.0  # a change of energy within so many units in the last place is none
+ROUNDING = 64.0  # units in the last place: a smaller change of an energy is rounding
 SHORT = 1e-6  # of the length of a state: how far it is moved to measure a slope, in float64
 UPHILL = 1e-6  # a slope is positive beyond so much of the steepest there could be
 SCALES = tuple(2.0 ** (k / 4) for k in range(-48, 25))  # 2^-12 to 64, times a model's own step
@@ -122,7 +122,7 @@ def context_at_rest(
 
 
 def settling_steps(speeds: Float[Array, "T B N"], tolerance: float) -> Int[Array, "B N"]:
-    """The step from which on a token is no faster; T where it has not come to rest."""
+    """The first step after which a token is no faster; T where it has not converged."""
     still = (speeds <= tolerance).astype(jnp.int32)
     return len(still) - jnp.sum(jnp.cumprod(still[::-1], axis=0), axis=0)
 

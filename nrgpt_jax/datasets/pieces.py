@@ -18,7 +18,7 @@ from nrgpt_jax.datasets.files import BOM, File, is_packed, opened
 from nrgpt_jax.errors import UserError
 
 BLOCK = 2**20  # bytes read at once
-LONGEST = 2**22  # a run of so many bytes without a blank is cut elsewhere
+LONGEST = 2**22  # bytes: a longer run without a blank is cut elsewhere
 NEAR = 2**14  # bytes in which a place between two kinds of characters is looked for
 
 # After a last byte of UTF-8 that does not end a blank beyond ASCII.
