@@ -14,7 +14,7 @@ from nrgpt_jax.generation.sampling import Sampling, check_sampling, next_token, 
 
 SYMBOLS = 6
 DRAWS = 8
-TINY = st.sampled_from((1e-45, 1e-39, 1e-38, 1.2e-38, 1e-30, 1e-6))
+TINY = st.sampled_from((1e-50, 1e-45, 1e-39, 1e-38, 1.2e-38, 1e-30, 1e-6))
 
 
 def draw(logits, sampling, seen=None):
@@ -40,6 +40,7 @@ SAMPLINGS = st.builds(
 
 @given(logits=LOGITS, sampling=SAMPLINGS, seen=st.lists(st.booleans(), min_size=6, max_size=6))
 @example(logits=[0.0] * 6, sampling=Sampling(1e-39), seen=[False] * 6)
+@example(logits=[0.0, 1.0, 2.0, 3.0, 2.0, 1.0], sampling=Sampling(1e-50), seen=[False] * 6)
 @example(logits=[-np.inf] * 6, sampling=Sampling(1.0), seen=[True] * 6)
 @settings(max_examples=150, deadline=None)
 def test_what_is_drawn_may_be_drawn_and_is_the_first_in_the_limits(logits, sampling, seen):

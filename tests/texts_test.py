@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from preparation_helpers import TEXTS, data_of, write_lines, write_parquet
 from tokens_helpers import tiny_gpt2
 
-from nrgpt_jax.datasets import load_dataset, parts, tokenizers
+from nrgpt_jax.datasets import load_dataset, parts, pieces, tokenizers
 from nrgpt_jax.datasets.files import list_files
 from nrgpt_jax.datasets.pieces import Text
 from nrgpt_jax.errors import UserError
@@ -124,6 +124,13 @@ def test_where_a_text_is_cut(tmp_path, text, at, expected):
         Text(list_files(str(tmp_path), (".txt",))).place_to_cut(at, len(text.encode()) - at - 1)
         == expected
     )
+
+
+@pytest.mark.parametrize("blank", [" ", "\t", "\r\n", "\v", "\f"])
+def test_a_blank_is_looked_for_further_than_another_kind_of_character(tmp_path, monkeypatch, blank):
+    monkeypatch.setattr(pieces, "NEAR", 1)
+    (tmp_path / "a.txt").write_bytes(f"abcdefgh{blank}ij".encode())
+    assert Text(list_files(str(tmp_path), (".txt",))).place_to_cut(1, 9) == (8, True)
 
 
 def test_a_text_that_is_cut_inside_a_word_says_so(tmp_path, capsys):
