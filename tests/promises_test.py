@@ -13,7 +13,6 @@ from decoding_helpers import pretrained
 from descent_helpers import with_float64
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from marks import slow_but
 
 from nrgpt_jax import analyze
 from nrgpt_jax.analysis.examination import examine
@@ -203,7 +202,7 @@ def choices_with(kind, name):
     return *choices.values(), True
 
 
-QUICK = ("STOPPED", "OWN_KEY", "negated", "turning")
+QUICK = ("STOPPED", "turning")
 EVERY_BAD = [
     pytest.param(kind, name, marks=[] if name in QUICK else pytest.mark.slow)
     for kind, names in BAD.items()
@@ -219,7 +218,8 @@ def test_no_bad_part_is_promised_descent_and_the_reason_names_it(kind, name):
     assert name in found.reason
 
 
-@pytest.mark.parametrize("kind", slow_but(["norm"], GOOD))
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", GOOD)
 @with_float64
 def test_good_parts_are_promised_descent(kind):
     for name in set(GOOD[kind]) - {"layer_norm", "rms_norm", "none", "full_rank", "low_rank_rope"}:
