@@ -138,9 +138,8 @@ def stream(
     target, drawn, done = 1, 0, False
     while not done:
         before = np.asarray(window.lengths)
-        window = decode_until(
-            model, variables, window, np.int32(target), key, end, numbers, **static
-        )
+        rest = np.int32(target), key, end, numbers
+        window = decode_until(model, variables, window, *rest, **static)
         yield _new_tokens(window, before)
         drawn, ended = int(window.drawn), np.asarray(window.done)
         done = drawn >= max_new_tokens or bool(ended.all())

@@ -48,12 +48,8 @@ def _check_depth(config: Mapping[str, Any]) -> None:
     require_choice(prefix + "sample_per", fields["sample_per"], depths.EACH)
     check_finite(fields, prefix)
     counts = (
-        "min_steps",
-        "max_steps",
-        "backprop_steps",
-        "loss_steps",
-        "refine_passes",
-        "max_burn_in_passes",
+        *("min_steps", "max_steps", "backprop_steps", "loss_steps"),
+        *("refine_passes", "max_burn_in_passes"),
     )
     limits = {**dict.fromkeys(counts, _LARGEST_DEPTH), "curriculum_steps": _LARGEST_COUNT}
     check_at_most(fields, prefix, limits)
@@ -77,9 +73,8 @@ def _check_depth(config: Mapping[str, Any]) -> None:
 def _check_drawn(depth: depths.Depth, model: Mapping[str, Any], prefix: str) -> None:
     """Of settings that are other than all steps, always."""
     whole = depth.min_steps == depth.max_steps == depth.backprop_steps and depth.loss_steps == 1
-    own = (
-        model["per_step_scale"] or model["inference_rate_decay"] < 1
-    )  # steps have sizes of their own
+    # Steps that have sizes of their own.
+    own = model["per_step_scale"] or model["inference_rate_decay"] < 1
     alike = model["num_distinct_layers"] in (0, 1) and model["name"] != "GPT"
     alike = alike and not (own and (depth.penalty or not whole))
     allowed = "left as it is, like all of depth: the steps of this model are not all alike "
