@@ -95,9 +95,8 @@ class RolloutOptions(NamedTuple):
     """
 
     begin: State | None = None
-    num_skipped_steps: Int[Array, ""] | Int[Array, "B"] | None = (
-        None  # by all sequences, or by each
-    )
+    # Of all sequences, or of each.
+    num_skipped_steps: Int[Array, ""] | Int[Array, "B"] | None = None
     context: State | None = None  # where tokens are seen, in all steps; None: where they are then
 
 

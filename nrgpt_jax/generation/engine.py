@@ -134,12 +134,11 @@ def stream(
     window = window_of(texts, np.zeros(len(texts), bool), 0)
     static: dict[str, Any] = {"decoding": decoding, "on": switches(settings.sampling)}
     static["num_symbols"] = num_symbols or model.vocab_size
-    numbers = jax.tree.map(np.float32, settings.sampling)
+    draw = key, end, jax.tree.map(np.float32, settings.sampling)
     target, drawn, done = 1, 0, False
     while not done:
         before = np.asarray(window.lengths)
-        rest = np.int32(target), key, end, numbers
-        window = decode_until(model, variables, window, *rest, **static)
+        window = decode_until(model, variables, window, np.int32(target), *draw, **static)
         yield _new_tokens(window, before)
         drawn, ended = int(window.drawn), np.asarray(window.done)
         done = drawn >= max_new_tokens or bool(ended.all())
