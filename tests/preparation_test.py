@@ -338,6 +338,23 @@ def test_a_killed_preparation_goes_on(tmp_path, monkeypatch):
     assert not list((tmp_path / "cache").rglob("*.partial-*"))
 
 
+def test_nothing_is_left_of_a_worker_that_outlives_its_killed_parent(tmp_path, monkeypatch):
+    """It may begin a shard after what was begun before it has been removed."""
+    write_lines(tmp_path / "a.jsonl", TEXTS)
+    monkeypatch.setenv("NRGPT_CACHE_DIR", str(tmp_path / "cache"))
+    begun = []
+
+    def document_parts(*args, cut=parts.document_parts):
+        folder = next((tmp_path / "cache").rglob("progress")).parent
+        begun.append(folder / "late.partial-1")
+        begun[0].touch()
+        return cut(*args)
+
+    monkeypatch.setattr(parts, "document_parts", document_parts)
+    load_dataset(data_of(tmp_path / "a.jsonl"))
+    assert begun and not begun[0].exists()
+
+
 def test_beam_makes_the_same(folder, monkeypatch, tmp_path_factory):
     pytest.importorskip("apache_beam", reason="Apache Beam is not installed")
     expected = load_dataset(data_of(folder))

@@ -91,13 +91,19 @@ def prepare(folder: Path, name: str, make_plan: Callable[[], Plan], engine: Engi
         if shards.is_complete(folder):
             return
         print(f"preparing data set {name} in {folder}", file=sys.stderr)
-        for path in folder.glob("*.partial-*"):  # of workers that were killed
-            path.unlink(missing_ok=True)
+        _remove_partial(folder)
         plan = make_plan()
         tasks = _tasks(plan, folder, name)
         missing = [task for task in tasks if _result(task) is None]
         _run(missing, engine)
+        _remove_partial(folder)  # a worker may outlive its killed parent for a moment
         _finish(plan, tasks)
+
+
+def _remove_partial(folder: Path) -> None:
+    """Removes what killed workers leave."""
+    for path in folder.glob("*.partial-*"):
+        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
