@@ -21,7 +21,11 @@ from nrgpt_jax.training import step as training
 TOKENS = 4096  # a batch
 
 ROWS: tuple[Mapping[str, object], ...] = (
-    *({"context_length": n, "kernels": k} for k in ("fused", "plain") for n in (256, 512, 1024)),
+    *(
+        {"context_length": n, "implementation": k}
+        for k in ("fused", "autodiff")
+        for n in (256, 512, 1024)
+    ),
     *({"num_steps": t, "remat": r} for r in ("none", "step", "full") for t in (6, 24, 48)),
 )
 

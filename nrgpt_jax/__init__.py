@@ -13,7 +13,7 @@ _HOMES = {
     "create_model": "models",
     "generate": "generation.engine",
     "Settings": "generation.engine",
-    "Convergence": "core.dynamics",
+    "Convergence": "core.descent",
     "Sampling": "generation.sampling",
     "log_likelihood": "generation.scoring",
     "load_pretrained": "runs.pretrained",

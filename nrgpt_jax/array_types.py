@@ -6,14 +6,13 @@ Shape letters (as suffixes, `g_BxNxD`, and in annotations):
     H heads              Y head rank (head width)    M feed-forward hidden width
     T recurrent steps    V vocabulary                K context tokens (keys)
     L distinct blocks    S slots of a cache          P tokens that are read at once
-    G, E of kernels: groups of heads that share queries, width of a score
+    G, E of ops: groups of heads that share queries, width of a score
 """
 
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import jax
-import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -39,13 +38,3 @@ Tokens: TypeAlias = Int[Array | np.ndarray, "B N"]
 PerSequence: TypeAlias = Int[Array | np.ndarray, "B"]
 Logits: TypeAlias = Float[Array, "B N V"]
 Mask: TypeAlias = Bool[Array, "N K"]
-
-
-def at_least_float32(x: jax.Array) -> jax.Array:
-    """x in float32 if its type is narrower, else as it is."""
-    return x.astype(accumulator_type(x))
-
-
-def accumulator_type(x: jax.Array) -> jnp.dtype:
-    """The type to add up products of x in: float32 if that of x is narrower, else that of x."""
-    return jnp.dtype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x.dtype

@@ -32,7 +32,9 @@ RENAMED = {  # fields of earlier versions, whose records are read with them
     "depth.held": "depth.refine_passes",
     "depth.held_before": "depth.max_burn_in_passes",
     "depth.decoded": "depth.train_on_decoded",
+    "model.kernels": "model.implementation",
 }
+RENAMED_VALUES = {"model.implementation": {"plain": "autodiff"}}
 
 
 def _model() -> ConfigDict:
@@ -66,7 +68,7 @@ def _model() -> ConfigDict:
     c.inference_rate_decay = 1.0  # the rate is multiplied by it in every step after the full_steps
     c.full_steps = 0
     c.per_step_scale = False  # a learned positive factor c_t for every step
-    c.kernels = "fused"  # derivative rules: fused, blocked or plain (see kernels/__init__.py)
+    c.implementation = "fused"  # of derivatives: fused, blocked or autodiff (see ops/__init__.py)
     return c
 
 
@@ -226,7 +228,8 @@ def renamed(content: Any) -> Any:
         group, _, name = old.partition(".")
         fields = content.get(group) if isinstance(content, dict) else None
         if isinstance(fields, dict) and name in fields:
-            fields[new.partition(".")[2]] = fields.pop(name)
+            value = fields.pop(name)
+            fields[new.partition(".")[2]] = RENAMED_VALUES.get(new, {}).get(value, value)
     return content
 
 

@@ -14,7 +14,7 @@ import jax
 from absl import flags
 
 from nrgpt_jax import cli, disk, host
-from nrgpt_jax.core.caches import CACHES
+from nrgpt_jax.core.block import CACHES
 from nrgpt_jax.datasets import load_recorded
 from nrgpt_jax.datasets.pipeline import validation_batches
 from nrgpt_jax.errors import UserError

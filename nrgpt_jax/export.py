@@ -23,7 +23,7 @@ from absl import flags
 from flax import traverse_util
 
 from nrgpt_jax import cli, disk
-from nrgpt_jax.core.caches import CACHES
+from nrgpt_jax.core.block import CACHES
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.generation import exported
 from nrgpt_jax.generation.engine import Settings, check_settings
@@ -68,7 +68,7 @@ def compiled_functions(
 ) -> dict[str, jax.export.Exported]:
     """`prefill` and `decode` for any batch size; parameters are a flat dictionary by path."""
     deep = num_steps or pretrained.model.num_steps
-    trained = pretrained.model.with_kernels("blocked")  # runs on every platform
+    trained = pretrained.model.with_implementation("blocked")  # runs on every platform
     model, _ = trained.with_num_steps(pretrained.variables, deep)
     apply, decoding = cast(Any, model.apply), Decoding(cache)
     slots = pretrained.model.context_length

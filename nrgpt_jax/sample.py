@@ -17,8 +17,8 @@ import numpy as np
 from absl import flags
 
 from nrgpt_jax import cli, host
-from nrgpt_jax.core.caches import CACHES
-from nrgpt_jax.core.dynamics import CRITERIA, Convergence
+from nrgpt_jax.core.block import CACHES
+from nrgpt_jax.core.descent import CRITERIA, Convergence
 from nrgpt_jax.errors import UserError, require
 from nrgpt_jax.generation import engine as generation
 from nrgpt_jax.generation import scoring

@@ -9,7 +9,7 @@ import numpy as np
 from absl import flags
 
 from nrgpt_jax import cli
-from nrgpt_jax.core.dynamics import Convergence
+from nrgpt_jax.core.descent import Convergence
 from nrgpt_jax.core.rates import RATES
 from nrgpt_jax.datasets import Prompts, load_recorded
 from nrgpt_jax.errors import UserError

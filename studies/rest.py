@@ -18,9 +18,9 @@ import numpy as np
 from absl import flags
 
 from nrgpt_jax import cli
+from nrgpt_jax.core.block import State
 from nrgpt_jax.core.convergence import Attraction, attraction
-from nrgpt_jax.core.dynamics import Convergence, RolloutOptions
-from nrgpt_jax.core.step import State
+from nrgpt_jax.core.descent import Convergence, RolloutOptions
 from nrgpt_jax.datasets import Dataset, load_recorded
 from nrgpt_jax.datasets.pipeline import validation_batches
 from nrgpt_jax.generation.engine import Settings, cache_bytes, generate
@@ -28,6 +28,7 @@ from nrgpt_jax.generation.sampling import Sampling
 from nrgpt_jax.generation.scoring import read_decoded
 from nrgpt_jax.models import sharding
 from nrgpt_jax.models.decoding import Decoding
+from nrgpt_jax.models.rollouts import partial_rollout
 from nrgpt_jax.runs.pretrained import Pretrained, load_pretrained
 from nrgpt_jax.training import evaluation
 from nrgpt_jax.training.losses import cross_entropy
@@ -78,7 +79,7 @@ def _held(trained: Pretrained, dataset: Dataset) -> dict[str, float]:
     @jax.jit
     def forward_cached(variables, context: State | None) -> tuple[State, jax.Array]:
         bound = model.bind(variables)
-        end = bound.after(bound.embed(batch.inputs), RolloutOptions(context=context))
+        end = partial_rollout(bound, batch.inputs, RolloutOptions(context=context))
         losses = cross_entropy(bound.readout(end.x), targets)
         return end, jnp.sum(losses * weights) / jnp.sum(weights)
 
@@ -172,7 +173,7 @@ def _rest(trained: Pretrained, dataset: Dataset) -> dict[str, float]:
     texts = np.stack([tokens[start : start + TOKENS] for start in starts]).astype(np.int32)
     steps = REST * trained.model.num_steps
     deep, variables = trained.model.with_num_steps(trained.variables, steps)
-    model: Any = deep.with_kernels("plain")
+    model: Any = deep.with_implementation("autodiff")
 
     @jax.jit
     def look(variables) -> Attraction:
@@ -180,7 +181,7 @@ def _rest(trained: Pretrained, dataset: Dataset) -> dict[str, float]:
         x = bound.embed(texts)
         inputs, dynamics_at = bound.dynamics(x)
         dynamics = dynamics_at(jax.tree.map(lambda leaf: leaf[-1], inputs))
-        return attraction(dynamics, bound.after(x, RolloutOptions()), jax.random.key(0))
+        return attraction(dynamics, bound.forward(x)[0], jax.random.key(0))
 
     found = look(variables)
     radius = np.asarray(found.radius)

@@ -12,11 +12,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from marks import slow, slow_but
 
-from nrgpt_jax.core import dynamics
+from nrgpt_jax.core.block import bind, block, rollout, start
 from nrgpt_jax.core.certificates import Parts, guarantee
 from nrgpt_jax.core.energies import ENERGIES
 from nrgpt_jax.core.parameters import Sizes
-from nrgpt_jax.core.terms import bind
 
 PAPER = ("full_rank", "FF2W")
 OTHERS = ("low_rank_rope", "injection", "leak")
@@ -193,9 +192,9 @@ def ends_of(build, *choices, steps=20_000):
 
     def end(key, number):
         model, *_ = build(key, number, *choices)
-        step = lambda state, _: (dynamics.step(model, state)[0], None)
-        state, _ = dynamics.rollout(step, dynamics.start(model), jnp.arange(steps))
-        return dynamics.step(model, state)[1].total[0, -1]
+        step = lambda state, _: (block(model, state)[0], None)
+        state, _ = rollout(step, start(model), jnp.arange(steps))
+        return block(model, state)[1].total[0, -1]
 
     return jax.jit(end)
 

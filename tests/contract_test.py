@@ -74,7 +74,7 @@ VARIATIONS: list[Any] = [
     *({"name": "NRGPT_H_FF2W", **fields} for fields in ADDITIONS),
     *(slow({"name": "NRGPT_H_FF2W", **fields}) for fields in ALONE),
     TOGETHER,
-    slow({**TOGETHER, "kernels": "plain"}),
+    slow({**TOGETHER, "implementation": "autodiff"}),
     {"name": "NRGPT_H_FF2W", "per_step_scale": True, "learn_alpha": True, "learn_beta": True},
     {"name": "NRGPT_H_FF2W", "tied_head": True},
     {"name": "GPT", "tied_head": True},
@@ -94,7 +94,7 @@ def test_contract(fields):
         logits = model.apply(variables, tokens)
         # Of the prediction at position 3 with respect to every position's embedding.
         x = model.apply(variables, tokens, method="embed")
-        at_3 = lambda x: jnp.sum(model.apply(variables, x, method="states")[:, 3] ** 2)
+        at_3 = lambda x: jnp.sum(model.apply(variables, x, method="forward")[0].x[:, 3] ** 2)
         return logits, jax.grad(at_3)(x)
 
     logits, influence = logits_and_grads(variables, TOKENS)
@@ -133,11 +133,11 @@ def test_jit_equals_no_jit(name):
     ],
     ids=name_of,
 )
-def test_models_by_kernels_and_by_definitions_are_the_same(fields):
+def test_models_by_rules_and_by_autodiff_are_the_same(fields):
     """The additions too: logits, and the gradients of every parameter."""
     found = []
-    for kernels in ("fused", "plain"):
-        model, variables = small_model(**fields, kernels=kernels)
+    for implementation in ("fused", "autodiff"):
+        model, variables = small_model(**fields, implementation=implementation)
         loss = lambda v, m=model: jnp.sum(m.apply(v, TOKENS) ** 2)
         found.append(jax.jit(jax.value_and_grad(loss))(variables))
     (value, grads), (expected, expected_grads) = found

@@ -1,5 +1,7 @@
 """The blocks of a step's Jacobian: what they are, their spectral radii, and whom they attract."""
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -10,8 +12,8 @@ from descent_helpers import with_float64
 from marks import slow_but
 
 from nrgpt_jax.core import convergence
+from nrgpt_jax.core.block import block, start
 from nrgpt_jax.core.parameters import Sizes
-from nrgpt_jax.core.step import start, step
 
 WIDTH, COUNT = 4, 5
 SMALL = Sizes(D=WIDTH, H=2, Y=2, M=8)
@@ -26,9 +28,11 @@ CASES = {
 def prepared(case):
     """Dynamics, a state, and its step as a function of all numbers in it."""
     x = jax.random.normal(jax.random.key(7), (1, COUNT, WIDTH), jnp.float64)
-    dynamics = make_dynamics(jax.random.key(1), x, sizes=SMALL, kernels="plain", **CASES[case])
+    dynamics = make_dynamics(
+        jax.random.key(1), x, sizes=SMALL, implementation="autodiff", **CASES[case]
+    )
     state = start(dynamics)
-    whole = lambda flat: step(dynamics, state._replace(x=flat.reshape(x.shape)))[0].x.reshape(-1)
+    whole = lambda flat: block(dynamics, state._replace(x=flat.reshape(x.shape)))[0].x.reshape(-1)
     return dynamics, state, jax.jit(jax.jacfwd(whole))(state.x.reshape(-1))
 
 
@@ -37,7 +41,7 @@ def prepared(case):
 def test_blocks_are_the_diagonal_of_the_whole_jacobian(case):
     dynamics, state, whole = prepared(case)
     function = convergence.own_step(dynamics, state)
-    chex.assert_trees_all_close(function(state.x), step(dynamics, state)[0].x, rtol=1e-9)
+    chex.assert_trees_all_close(function(state.x), block(dynamics, state)[0].x, rtol=1e-9)
     found = np.asarray(jax.jit(lambda x: convergence.token_jacobians(function, x))(state.x))[0]
     whole = np.asarray(whole).reshape(COUNT, WIDTH, COUNT, WIDTH).swapaxes(1, 2)
     for token in range(COUNT):
@@ -67,14 +71,14 @@ def test_power_iteration_finds_the_spectral_radius(case):
 
 def at_rest(dynamics, steps=3000):
     """Where tokens are after many steps."""
-    many = jax.jit(lambda s: jax.lax.fori_loop(0, steps, lambda _, s: step(dynamics, s)[0], s))
+    many = jax.jit(lambda s: jax.lax.fori_loop(0, steps, lambda _, s: block(dynamics, s)[0], s))
     return many(start(dynamics))
 
 
 def slow_on_the_sphere(count=COUNT, size=0.3):
     x = jax.random.normal(jax.random.key(7), (1, count, WIDTH), jnp.float64)
     options = {**CASES["sphere"], "change": lambda eta: size * eta}
-    return make_dynamics(jax.random.key(1), x, sizes=SMALL, kernels="plain", **options)
+    return make_dynamics(jax.random.key(1), x, sizes=SMALL, implementation="autodiff", **options)
 
 
 @with_float64
@@ -87,7 +91,7 @@ def test_a_token_that_attracts_comes_back_by_its_radius_a_step():
     pushed = state._replace(x=state.x + 1e-3 * jax.random.normal(key, state.x.shape, state.x.dtype))
 
     def further(pushed, _):
-        new = step(dynamics, pushed)[0]
+        new = block(dynamics, pushed)[0]
         return new, jnp.abs(new.x - state.x).max()
 
     away = jax.jit(lambda s: jax.lax.scan(further, s, length=200)[1])(pushed)
@@ -112,9 +116,14 @@ def test_at_rest_is_not_yet_attracting():
 def test_what_energies_do_not_see_is_not_asked():
     """Behind a layer norm x has an eigenvalue of one for its length and its mean, u has not."""
     x = jax.random.normal(jax.random.key(7), (1, COUNT, WIDTH), jnp.float64)
-    options = {"rate": "scalar", "norm": "layer_norm", "strict": True}
+    options: dict[str, Any] = {"rate": "scalar", "norm": "layer_norm", "strict": True}
     dynamics = make_dynamics(
-        jax.random.key(1), x, sizes=SMALL, kernels="plain", change=lambda e: 0.05 * e, **options
+        jax.random.key(1),
+        x,
+        sizes=SMALL,
+        implementation="autodiff",
+        change=lambda e: 0.05 * e,
+        **options,
     )
     state = at_rest(dynamics, 400)
     of_x = convergence.token_jacobians(convergence.own_step(dynamics, state), state.x)

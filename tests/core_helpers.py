@@ -3,14 +3,14 @@
 import jax
 import jax.numpy as jnp
 
-from nrgpt_jax.core.contexts import BatchContext, CausalMask
+from nrgpt_jax.core.block import Dynamics, bind
+from nrgpt_jax.core.combinations import COMBINATIONS
+from nrgpt_jax.core.context import Context, over_contexts, over_tokens
 from nrgpt_jax.core.energies import ENERGIES, Energy
 from nrgpt_jax.core.norms import NORMS, bind_norm
 from nrgpt_jax.core.parameters import Sizes, init_parameters
 from nrgpt_jax.core.rates import RATES
-from nrgpt_jax.core.step import assemble
-from nrgpt_jax.core.terms import bind
-from nrgpt_jax.kernels import kernel_of
+from nrgpt_jax.core.rules import RULES
 
 SIZES = Sizes(D=8, H=2, Y=4, M=12)
 
@@ -37,18 +37,30 @@ def energy_parameters(key, name, dtype=jnp.float32, sizes=SIZES):
     return {n: jnp.abs(p) if n in ("alpha", "beta", "size") else p for n, p in params.items()}
 
 
-def dynamics_of(terms, x, eta, *, norm="none", norm_params=None, strict=False, **choices):
+def dynamics_of(
+    terms,
+    x,
+    eta,
+    *,
+    norm="none",
+    norm_params=None,
+    strict=False,
+    rule="descent",
+    combination="sum",
+    implementation="fused",
+):
     """Dynamics of terms, of the sequences x (B,N,D)."""
-    bound = bind_norm(norm, norm_params or {})
-    choices["rule_params"] = {"mu": jnp.asarray(0.5, x.dtype)}
-    choices["combination_params"] = {"tau": jnp.asarray(0.7, x.dtype)}
-    return assemble(terms, bound, eta, CausalMask(strict), x, **choices)
+    bound = bind_norm(norm, norm_params or {}, implementation)
+    made = RULES[rule].make({"mu": jnp.asarray(0.5, x.dtype)}, eta, bound)
+    tau = {"tau": jnp.asarray(0.7, x.dtype)}
+    how = COMBINATIONS[combination], tau, implementation
+    return Dynamics(terms, bound, made, x, strict, None, *how)
 
 
-def plain_term(function, params=None, remembers=False, dtype="float64"):
-    """A term of an energy `(params, g, context) -> ()` that is not registered."""
-    memory = (lambda params, g, position: g) if remembers else None
-    return bind(Energy(function, {}, "energy", memory), params or {}, dtype=dtype)
+def term_of(function, params=None, has_keys=False, dtype="float64"):
+    """A term of an energy of one token, `(params, g, context) -> ()`, that is not registered."""
+    key = over_tokens(lambda params, g, position: g) if has_keys else None
+    return bind(Energy(over_contexts(function), {}, "energy", key), params or {}, dtype)
 
 
 def make_dynamics(
@@ -59,7 +71,7 @@ def make_dynamics(
     rate="gamma",
     strict=False,
     sizes=SIZES,
-    kernels="fused",
+    implementation="fused",
     change=lambda eta: eta,
     **choices,
 ):
@@ -69,7 +81,6 @@ def make_dynamics(
         ENERGIES[name].label: bind(
             ENERGIES[name],
             energy_parameters(k, name, dtype, sizes),
-            kernel_of(name, kernels),
             str(dtype),
         )
         for k, name in zip(keys, energies, strict=False)
@@ -79,13 +90,20 @@ def make_dynamics(
     gain = norm_params.get("gain", jnp.ones(sizes.D, dtype))
     eta = change(RATES[rate].eta(rate_params, gain))
     options = {"norm": norm, "norm_params": norm_params, "strict": strict}
-    return dynamics_of(terms, x, eta, **options, **choices)
+    return dynamics_of(terms, x, eta, **options, implementation=implementation, **choices)
 
 
-def surroundings(name, params, g, strict, kind="float32"):
+def context_of(name, params, g, strict):
     """Of tokens g (B,N,D) that are their own context; x and x0 are drawn from g."""
-    term = bind(ENERGIES[name], params, dtype=kind)
-    positions = jnp.broadcast_to(jnp.arange(g.shape[1])[None], g.shape[:2])
-    memory = term.memory(g, positions) if term.memory else None
-    lagrangian = 0.5 * jnp.sum(g**2, axis=-1)
-    return BatchContext(memory, CausalMask(strict), 2.0 * g, jnp.flip(g, axis=1), lagrangian, g)
+    position = jnp.broadcast_to(jnp.arange(g.shape[1])[None], g.shape[:2])
+    key = ENERGIES[name].key
+    keys = None if key is None else key(params, g, position)
+    own = 2.0 * g, jnp.flip(g, axis=1), 0.5 * jnp.sum(g**2, axis=-1), g
+    return Context(keys, strict, position, *own, aligned=True)
+
+
+def of_token(context, sequence, token):
+    """The context of one token."""
+    keys = jax.tree.map(lambda leaf: leaf[sequence], context.keys)
+    own = jax.tree.map(lambda leaf: leaf[sequence, token], context[2:7])
+    return Context(keys, context.strict, *own)

@@ -1,6 +1,7 @@
 """Caches: exact ones change nothing, fixed-point ones and depth at inference do what they say."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,8 @@ from decoding_helpers import cached_logits, next_logits, small_model
 from marks import slow, slow_but
 
 from nrgpt_jax.core import rules
-from nrgpt_jax.core.contexts import Context
-from nrgpt_jax.core.dynamics import CRITERIA, Convergence
+from nrgpt_jax.core.context import Context
+from nrgpt_jax.core.descent import CRITERIA, Convergence
 from nrgpt_jax.core.energies import ENERGIES
 from nrgpt_jax.core.norms import NORMS
 from nrgpt_jax.errors import UserError
@@ -90,7 +91,7 @@ def still_model(**fields):
 @pytest.mark.parametrize("mask", slow_but(["strict"], ["strict", "inclusive"]))
 def test_reading_at_once_or_one_by_one_stops_at_the_same_step(criterion, mask):
     model, variables = still_model(mask=mask, num_steps=40)
-    decoding = Decoding(until=Convergence(0.1 if criterion == "state" else 0.02, criterion))
+    decoding = Decoding(stopping=Convergence(0.1 if criterion == "state" else 0.02, criterion))
     decode_scan = cached_logits(model, variables, TOKENS, LENGTHS, decoding)
     late, position, late_steps = decode_scan[-1]
     (logits, _, steps), *_ = cached_logits(model, variables, TOKENS, position + 1, decoding)
@@ -106,7 +107,7 @@ def test_until_converged_is_the_plain_path_up_to_there():
     path = jax.jit(lambda v: model.apply(v, TOKENS[:, :1], method="trajectory"))(variables)
     energies = np.asarray(path.energies["total"])[:, :, 0]
     for tolerance in (0.1, 0.01, 1e-3):
-        decoding = Decoding(until=Convergence(tolerance))
+        decoding = Decoding(stopping=Convergence(tolerance))
         (_, _, steps), *_ = cached_logits(model, variables, TOKENS[:, :1], [1, 1, 1], decoding)
         change = np.abs(np.diff(energies, axis=1))
         rests = np.concatenate([change <= tolerance, np.ones((3, 1), bool)], axis=1)
@@ -119,7 +120,7 @@ def test_a_state_that_hardly_changes_stops():
     states = np.asarray(path.states)[:, :, 0]
     length = partial(np.linalg.norm, axis=-1)
     for tolerance in (0.3, 0.1):
-        decoding = Decoding(until=Convergence(tolerance, "state"))
+        decoding = Decoding(stopping=Convergence(tolerance, "state"))
         (_, _, steps), *_ = cached_logits(model, variables, TOKENS[:, :1], [1, 1, 1], decoding)
         rests = length(np.diff(states, axis=1)) <= tolerance * length(states[:, :-1])
         rests = np.concatenate([rests, np.ones((3, 1), bool)], axis=1)
@@ -129,7 +130,7 @@ def test_a_state_that_hardly_changes_stops():
 
 def test_padding_and_ended_sequences_are_not_waited_for():
     model, variables = still_model(num_steps=40)
-    decoding, lengths = Decoding(until=Convergence(0.02)), jnp.asarray(LENGTHS)
+    decoding, lengths = Decoding(stopping=Convergence(0.02)), jnp.asarray(LENGTHS)
     empty = model.apply(variables, *TOKENS.shape, method="empty_cache")
     read = lambda v: model.apply(v, TOKENS, lengths, empty, decoding, method="prefill")
     _, cache, steps = jax.jit(read)(variables)
@@ -165,7 +166,7 @@ def test_tokens_stop_with_a_fixed_point_cache_too(mask):
 @pytest.mark.parametrize("name", NRGPTS)
 def test_no_tolerance_makes_all_steps(name):
     model, variables = small_model(name=name)
-    found = cached_logits(model, variables, TOKENS, LENGTHS, Decoding(until=Convergence(0.0)))
+    found = cached_logits(model, variables, TOKENS, LENGTHS, Decoding(stopping=Convergence(0.0)))
     assert_same_logits(model, variables, found)
     assert all(steps.tolist() == [3, 3, 3] for _, _, steps in found)
 
@@ -186,17 +187,15 @@ def test_fixed_point_cache_shows_each_token_the_last_states_before_it(mask, atte
         variables["params"][f"{name}_embedding"]["embedding"] for name in ("token", "position")
     )
     norm = partial(NORMS[model.norm].function, block["norm"])
-    attend, feed = ENERGIES[attention], ENERGIES["FF2W"]
-    keep = attend.memory
-    assert keep
+    attend: Any = ENERGIES[attention]
+    feed = ENERGIES["FF2W"]
 
     def energy(g, x, first, past):
         """Of a token that sees the last states of those before it, and itself as it is."""
         states = jnp.concatenate([past, jax.lax.stop_gradient(g)[None]])
         count = jnp.arange(len(states))
-        memory = jax.vmap(partial(keep, block["attention"]))(states, count)
-        mask_K = count < len(past) if model.strict else count <= len(past)
-        context = Context(memory, mask_K, count[-1], x, first, jnp.zeros(()), g)
+        keys = attend.key(block["attention"], states, count)
+        context = Context(keys, model.strict, count[-1], x, first, jnp.zeros(()), g)
         of_attention = attend.function(block["attention"], g, context)
         return of_attention + feed.function(block["feedforward"], g, context)
 
@@ -247,7 +246,7 @@ def counting_rule():
 def test_any_rule_stops_at_the_same_step_read_at_once_or_one_by_one(rule):
     fields = {"rule": rule, "inference_rate": "scalar", "energies": ("injection",)}
     model, variables = still_model(num_steps=20, **fields)
-    decoding = Decoding(until=Convergence(0.05))
+    decoding = Decoding(stopping=Convergence(0.05))
     late, position, late_steps = cached_logits(model, variables, TOKENS, LENGTHS, decoding)[-1]
     (logits, _, steps), *_ = cached_logits(model, variables, TOKENS, position + 1, decoding)
     np.testing.assert_allclose(late, logits, atol=1e-4)

@@ -1,5 +1,6 @@
 """Training at many depths: which steps are made, and what is learned from."""
 
+from functools import partial
 from typing import Any
 
 import chex
@@ -12,12 +13,13 @@ from marks import slow
 
 from nrgpt_jax.configs import default_config
 from nrgpt_jax.core import convergence
-from nrgpt_jax.core.dynamics import RolloutOptions
-from nrgpt_jax.core.step import held_step, start, step
+from nrgpt_jax.core.block import block, start
+from nrgpt_jax.core.descent import RolloutOptions, block_in_context
 from nrgpt_jax.datasets.pipeline import Batch
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.models import sharding
-from nrgpt_jax.models.decoding import Decoding
+from nrgpt_jax.models.decoding import Decoding, decode_behind
+from nrgpt_jax.models.rollouts import equal_steps, partial_rollout, step_gain
 from nrgpt_jax.training import depths, losses
 from nrgpt_jax.training import step as training
 from nrgpt_jax.training.config_checks import check_config
@@ -72,15 +74,15 @@ def test_depth_grows_by_numbers_or_by_factors(distribution, half_way):
 def test_a_walk_makes_the_steps_of_a_model_of_that_depth(fields):
     model, variables = small_model(num_steps=4, **fields)
     counts = jnp.array([1, 4, 2])
-    states_of = lambda n: model.clone(num_steps=n).apply(variables, TOKENS, method="last_states")
+    states_of = lambda n: model.clone(num_steps=n).apply(variables, TOKENS, method="forward")[0].x
     wanted = jnp.stack([states_of(n)[i] for i, n in enumerate(counts.tolist())])
     late = model.apply(
-        variables, TOKENS, RolloutOptions(num_skipped_steps=4 - counts), method="rollout"
+        variables, TOKENS, RolloutOptions(num_skipped_steps=4 - counts), method=partial_rollout
     )
     chex.assert_trees_all_close(late.x, wanted, rtol=1e-5, atol=1e-6)
-    run = model.apply(variables, TOKENS, counts, method="rollout_n")
+    run = model.apply(variables, TOKENS, counts, method=equal_steps)
     chex.assert_trees_all_close(run.x, wanted, rtol=1e-5, atol=1e-6)
-    deeper = model.apply(variables, TOKENS, RolloutOptions(begin=run), method="rollout").x
+    deeper = model.apply(variables, TOKENS, RolloutOptions(begin=run), method=partial_rollout).x
     chex.assert_trees_all_close(deeper[2], states_of(6)[2], rtol=1e-4, atol=1e-5)
 
 
@@ -96,11 +98,11 @@ def test_gradient_goes_through_the_last_steps_alone():
         at = lambda p: make(p)[1](jax.tree.map(lambda leaf: leaf[0], make(p)[0]))
         state = start(at(held))
         for p in (held, held):
-            state = step(at(p), state)[0]
+            state = block(at(p), state)[0]
         state, total = jax.lax.stop_gradient(state), jnp.zeros(())
         targets = jnp.asarray(BATCH.targets)
         for _ in range(2):
-            state = step(at(params), state._replace(x=state.x))[0]
+            state = block(at(params), state._replace(x=state.x))[0]
             logits = model.apply({"params": params}, state.x[:, :-1], method="readout")
             total += jnp.sum(losses.cross_entropy(logits, targets)) / 2
         return total
@@ -121,8 +123,8 @@ def _but_the_last():
 
 def test_gain_is_that_of_each_tokens_own_block():
     model, variables = small_model(num_steps=3, mask="strict", rule="sphere", inference_rate="psd")
-    state = model.apply(variables, TOKENS, RolloutOptions(), method="rollout")
-    plain = model.with_kernels("plain")
+    state = model.apply(variables, TOKENS, RolloutOptions(), method=partial_rollout)
+    plain = model.with_implementation("autodiff")
     bound = plain.bind(variables)
     inputs, dynamics_at = bound.dynamics(bound.embed(TOKENS))
     dynamics = dynamics_at(jax.tree.map(lambda leaf: leaf[0], inputs))
@@ -130,7 +132,7 @@ def test_gain_is_that_of_each_tokens_own_block():
     found = jax.jit(lambda x: convergence.token_jacobians(function, x))(state.x)
     v = jax.random.normal(KEY, state.x.shape)
     wanted = jnp.linalg.norm(jnp.einsum("bnij,bnj->bni", found, v), axis=-1)
-    gain = jax.jit(lambda v: plain.apply(variables, TOKENS, state, v, method="gain_of"))(v)
+    gain = jax.jit(lambda v: plain.apply(variables, TOKENS, state, v, method=step_gain))(v)
     chex.assert_trees_all_close(gain, wanted / jnp.linalg.norm(v, axis=-1), rtol=1e-3, atol=1e-5)
 
 
@@ -254,17 +256,17 @@ def test_nothing_changes_by_default():
 
 
 def test_a_second_descent_sees_the_others_where_the_first_has_ended():
-    model, variables = small_model(num_steps=3, kernels="plain", mask="strict")
-    end = model.apply(variables, TOKENS, RolloutOptions(), method="rollout")
+    model, variables = small_model(num_steps=3, implementation="autodiff", mask="strict")
+    end = model.apply(variables, TOKENS, RolloutOptions(), method=partial_rollout)
     bound = model.bind(variables)
     inputs, dynamics_at = bound.dynamics(bound.embed(TOKENS))
     dynamics = dynamics_at(jax.tree.map(lambda leaf: leaf[0], inputs))
-    in_place, x = held_step(dynamics, end), start(dynamics).x
+    in_place, x = block_in_context(dynamics, end), start(dynamics).x
     for _ in range(3):
         x = in_place(x)
-    again = model.apply(variables, TOKENS, RolloutOptions(context=end), method="rollout")
+    again = model.apply(variables, TOKENS, RolloutOptions(context=end), method=partial_rollout)
     chex.assert_trees_all_close(again.x, x, rtol=1e-5, atol=1e-6)
-    third = model.apply(variables, TOKENS, RolloutOptions(context=again), method="rollout")
+    third = model.apply(variables, TOKENS, RolloutOptions(context=again), method=partial_rollout)
     batch = Batch(TOKENS, TOKENS, np.ones(TOKENS.shape, np.float32))
     depth = depth_of(min_steps=3, max_steps=3, refine_passes=2)
     loss = losses.summed_loss(variables["params"], model, batch, ROWS, KEY, 1.0, 0, depth)
@@ -282,7 +284,7 @@ def test_held_descents_may_come_before_and_are_pulled_together():
 
     def plain(params: Any, before: int):
         given = lambda context: (TOKENS, RolloutOptions(context=context))
-        end = lambda params, c: model.apply({"params": params}, *given(c), method="rollout")
+        end = lambda params, c: model.apply({"params": params}, *given(c), method=partial_rollout)
         context = None
         for _ in range(before):
             context = end(jax.lax.stop_gradient(params), context)
@@ -315,8 +317,8 @@ def test_held_descents_may_come_before_and_are_pulled_together():
 
 def test_decoded_tokens_are_those_of_a_fixed_point_cache():
     model, variables = small_model(num_steps=3, mask="strict", rule="sphere", inference_rate="psd")
-    end = model.apply(variables, TOKENS, RolloutOptions(), method="rollout")
-    decoded = jax.jit(lambda prompt: model.apply(variables, TOKENS, end, prompt, method="decoded"))
+    end = model.apply(variables, TOKENS, RolloutOptions(), method=partial_rollout)
+    decoded = jax.jit(partial(model.apply, variables, TOKENS, end, method=decode_behind))
     x = decoded(3)
     found = model.apply(variables, x, method="readout")
     wanted = cached_logits(model, variables, TOKENS, [3, 3, 3], Decoding("fixed_point"))
@@ -337,10 +339,10 @@ def test_loss_of_decoded_tokens_goes_back_through_all_of_them():
         bound = model.bind({"params": params})
         inputs, dynamics_at = bound.dynamics(bound.embed(tokens))
         dynamics = dynamics_at(jax.tree.map(lambda leaf: leaf[0], inputs))
-        end = bound.rollout(tokens, RolloutOptions())
+        end = partial_rollout(bound, tokens, RolloutOptions())
         last = end
         for at in range(1, tokens.shape[1]):
-            in_place, x = held_step(dynamics, last), start(dynamics).x
+            in_place, x = block_in_context(dynamics, last), start(dynamics).x
             for _ in range(2):
                 x = in_place(x)
             x = jnp.where(at < prompt, last.x, x)

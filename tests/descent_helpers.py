@@ -4,9 +4,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from core_helpers import dynamics_of, plain_term
+from core_helpers import dynamics_of, term_of
 
-from nrgpt_jax.core import dynamics
+from nrgpt_jax.core.descent import trajectory
 from nrgpt_jax.core.evidence import evidence
 
 
@@ -31,7 +31,7 @@ def follower(build, *choices):
     def follow(key, number, scales):
         model, *more = build(key, number, *choices)
         steps = (lambda _: model), {"scale": scales}
-        path = dynamics.trajectory(*steps)
+        path = trajectory(*steps)
         of_sequence = lambda tree: jax.tree.map(lambda a: a[:, 0], tree)
         return of_sequence(path), of_sequence(evidence(*steps, path)), *more
 
@@ -48,9 +48,9 @@ def well(x, matrix, eta, rule="descent"):
     """Without a norm: E_A = |x_A - M x_(A-1)|^2 / 2, the minimum of token 0 is at 0."""
 
     def energy(params, g, context):
-        is_before = jnp.arange(len(context.memory)) == context.position - 1
-        before = jnp.sum(jnp.where(is_before[:, None], context.memory, 0), axis=0)
+        is_before = jnp.arange(len(context.keys)) == context.position - 1
+        before = jnp.sum(jnp.where(is_before[:, None], context.keys, 0), axis=0)
         return 0.5 * jnp.sum((g - params["M"] @ before) ** 2)
 
-    term = plain_term(energy, {"M": matrix}, remembers=True, dtype=str(x.dtype))
+    term = term_of(energy, {"M": matrix}, has_keys=True, dtype=str(x.dtype))
     return dynamics_of({"well": term}, x[None], eta, strict=True, rule=rule)

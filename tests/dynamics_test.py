@@ -11,36 +11,43 @@ from core_helpers import (
     energy_parameters,
     make_dynamics,
     parameters,
-    plain_term,
+    term_of,
 )
 from marks import slow_but
 
-from nrgpt_jax.core import dynamics
-from nrgpt_jax.core.contexts import BatchContext, Context
+from nrgpt_jax.core.block import (
+    bind,
+    block,
+    energy_and_grad,
+    rollout,
+    start,
+    update_cache,
+)
+from nrgpt_jax.core.context import Context
+from nrgpt_jax.core.descent import energy_in_context
+from nrgpt_jax.core.descent import trajectory as recorded
 from nrgpt_jax.core.energies import ENERGIES
 from nrgpt_jax.core.norms import NORMS
 from nrgpt_jax.core.rules import RULES
-from nrgpt_jax.core.step import held_energy, slope
-from nrgpt_jax.core.terms import bind
 
 X = jax.random.normal(jax.random.key(1), (2, 5, SIZES.D))
 SCALES = jnp.array([0.3, 0.2, 0.1, 0.25])
 
 
 def stepped(model, x, scale=1.0):
-    """The states after one step from x, and what it has seen."""
-    state, seen = dynamics.step(model, dynamics.start(model._replace(first=x)), scale)
-    return state.x, seen
+    """The states after one step from x, and its energies and gradient."""
+    state, out = block(model, start(model._replace(first=x)), scale)
+    return state.x, out
 
 
 def rolled(model, x, scales=SCALES):
     """The states after all steps from x."""
-    step = lambda state, inputs: (dynamics.step(model, state, inputs["scale"])[0], None)
-    return dynamics.rollout(step, dynamics.start(model._replace(first=x)), {"scale": scales})[0].x
+    step = lambda state, inputs: (block(model, state, inputs["scale"])[0], None)
+    return rollout(step, start(model._replace(first=x)), {"scale": scales})[0].x
 
 
 def trajectory(model):
-    return jax.jit(lambda inputs: dynamics.trajectory(lambda _: model, inputs))({"scale": SCALES})
+    return jax.jit(lambda inputs: recorded(lambda _: model, inputs))({"scale": SCALES})
 
 
 @pytest.mark.parametrize("jit", slow_but([True], [True, False]))
@@ -86,7 +93,7 @@ def test_projected_moves_by_the_projection_of_the_gradient(norm):
     eta = jax.random.normal(jax.random.key(3), (SIZES.D, SIZES.D))
     energy = lambda params, g, context: jnp.vdot(g, params["a"])
     slope = jax.random.normal(jax.random.key(5), (SIZES.D,))
-    terms = {"plane": plain_term(energy, {"a": slope}, dtype="float32")}
+    terms = {"plane": term_of(energy, {"a": slope}, dtype="float32")}
     options = {"norm": norm, "norm_params": params, "rule": "projected"}
     moved, _ = jax.jit(lambda x: stepped(dynamics_of(terms, x, eta, **options), x, 0.1))(X)
 
@@ -124,17 +131,9 @@ def test_on_the_sphere_states_stay_on_it(norm):
 
 def own_energies(model, held, x):
     """Energies (B,N) by term of tokens at x, in a context that stays at `held`."""
-    norm = model.norm
-    positions = jnp.broadcast_to(jnp.arange(x.shape[1])[None], x.shape[:2])
-
-    def energies(term):
-        memory = term.memory(norm.function(held), positions) if term.memory else None
-        g, lagrangian = norm.function(x), norm.lagrangian(x)
-        return term.slope(
-            g, BatchContext(memory, model.causal_mask, x, model.first, lagrangian, g)
-        )[0]
-
-    return {name: energies(term) for name, term in model.terms.items()}
+    norm, state = model.norm, start(model)._replace(x=held)
+    keys, _ = update_cache(model, state, norm.function(held))
+    return energy_and_grad(model, x, norm.function(x), keys).energies
 
 
 def test_trajectory_is_the_rollout_with_its_energies():
@@ -169,12 +168,12 @@ def test_every_step_of_a_trajectory_has_a_landscape_of_its_own():
 
     def dynamics_at(inputs):
         energy = lambda params, g, context: 0.5 * jnp.sum((g - params["c"]) ** 2)
-        bowl = plain_term(energy, {"c": inputs["centre"]}, dtype="float32")
+        bowl = term_of(energy, {"c": inputs["centre"]}, dtype="float32")
         return dynamics_of({"bowl": bowl}, X, jnp.ones(()))
 
     centres = jnp.array([0.0, 1.0, -1.0, 2.0])
     inputs = {"scale": SCALES, "centre": centres}
-    path = jax.jit(lambda inputs: dynamics.trajectory(dynamics_at, inputs))(inputs)
+    path = jax.jit(lambda inputs: recorded(dynamics_at, inputs))(inputs)
     x = np.asarray(X)
     scales = [*np.asarray(SCALES), SCALES[-1].item()]
     for t, (scale, centre) in enumerate(zip(scales, [0.0, 1.0, -1.0, 2.0, 2.0], strict=True)):
@@ -199,11 +198,10 @@ def test_the_leak_is_a_legendre_dual(norm):
     terms = {name: bind(ENERGIES[name], params[name]) for name in params}
     model = dynamics_of(terms, X, jnp.ones(()), norm=norm, norm_params=norm_params)
 
-    def token_energy(x, first, position, memory):
+    def token_energy(x, first, position, keys):
         g = NORMS[norm].function(norm_params, x)
         lagrangian = NORMS[norm].lagrangian(norm_params, x)
-        mask = jnp.arange(len(memory)) <= position
-        context = Context(memory, mask, position, x, first, lagrangian, g)
+        context = Context(keys, False, position, x, first, lagrangian, g)
         return sum(ENERGIES[name].function(params[name], g, context) for name in params)
 
     of_sequence = jax.vmap(jax.value_and_grad(token_energy), (0, 0, 0, None))
@@ -216,9 +214,9 @@ def test_the_leak_is_a_legendre_dual(norm):
         chex.assert_trees_all_close(path.gradients[2], gradients, rtol=1e-3, atol=1e-4)
     else:
         assert float(jnp.abs(path.gradients[2] - gradients).max()) > 1e-2
-    held = held_energy(model, dynamics.start(model)._replace(x=x))
-    of_held = jax.jit(jax.grad(lambda x: jnp.sum(held(x))))(x)
-    chex.assert_trees_all_close(of_held, gradients, rtol=1e-3, atol=1e-4)
+    energy_at = energy_in_context(model, start(model)._replace(x=x))
+    in_context = jax.jit(jax.grad(lambda x: jnp.sum(energy_at(x))))(x)
+    chex.assert_trees_all_close(in_context, gradients, rtol=1e-3, atol=1e-4)
 
 
 def influence(step):
@@ -242,8 +240,8 @@ def test_differentiating_the_summed_energy_as_a_whole_would_leak():
     model = make_dynamics(jax.random.key(0), X)
 
     def total(g):
-        memories, _ = dynamics.update_cache(model, dynamics.start(model), g)
-        return jnp.sum(slope(model, X, g, memories).total)
+        keys, _ = update_cache(model, start(model), g)
+        return jnp.sum(energy_and_grad(model, X, g, keys).total)
 
     leaky = influence(lambda x: x - jax.grad(total)(x))
     assert np.triu(leaky[0, :, 0], 1).any()
@@ -261,15 +259,15 @@ def test_step_keeps_the_dtype(rule):
     for dtype in (jnp.float32, jnp.bfloat16):
         change = lambda eta, dtype=dtype: eta.astype(dtype)
         model = make_dynamics(jax.random.key(0), X, rule=rule, change=change)
-        start = dynamics.start(model)
-        state, _ = jax.eval_shape(lambda state, model=model: dynamics.step(model, state), start)
-        chex.assert_trees_all_equal_dtypes(state, start)
+        begin = start(model)
+        state, _ = jax.eval_shape(lambda state, model=model: block(model, state), begin)
+        chex.assert_trees_all_equal_dtypes(state, begin)
         assert state.x.dtype == jnp.float32
 
 
 def test_gradient_is_of_the_query_only():
-    energy = lambda params, g, context: jnp.vdot(g, context.memory[context.position])
-    term = plain_term(energy, remembers=True, dtype="float32")
+    energy = lambda params, g, context: jnp.vdot(g, context.keys[context.position])
+    term = term_of(energy, has_keys=True, dtype="float32")
     seen = jax.jit(lambda x: stepped(dynamics_of({"inner": term}, x, jnp.ones(())), x)[1])(X)
     chex.assert_trees_all_close(seen.grad_g, X)
     chex.assert_trees_all_close(seen.total, jnp.sum(X**2, axis=-1), rtol=1e-5)

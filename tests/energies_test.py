@@ -8,30 +8,41 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from core_helpers import SIZES, energy_parameters, surroundings
+from core_helpers import SIZES, context_of, energy_parameters, of_token
 from marks import slow
 
+from nrgpt_jax import ops
 from nrgpt_jax.core import energies
+from nrgpt_jax.core.block import bind
 from nrgpt_jax.core.combinations import COMBINATIONS
-from nrgpt_jax.core.contexts import CausalMask, Context
+from nrgpt_jax.core.context import Context, over_contexts, over_tokens
 from nrgpt_jax.core.energies import ENERGIES
-from nrgpt_jax.core.terms import bind
-from nrgpt_jax.kernels import KERNELS, kernel_of
 from nrgpt_jax.models.names import energies_labelled
 
 KEY = jax.random.key(0)
 G = jax.random.normal(jax.random.key(1), (5, SIZES.D))
 GELU = lambda z: jax.nn.gelu(z, approximate=False)
 ATTENTION = energies_labelled("attention")
+SLOWER = ("FF2", "low_rank_rope", "FFG")
 
 
-def context_of(name, params, token, strict, g=G):
+def own_context(name, params, token, strict=False, g=G):
     """What token A of the sequence g looks at."""
-    memory, count = ENERGIES[name].memory, jnp.arange(len(g))
-    seen = None if memory is None else jax.vmap(lambda g, at: memory(params, g, at))(g, count)
-    mask = count < token if strict else count <= token
-    at, own = jnp.asarray(token), g[token]
-    return Context(seen, mask, at, 2.0 * own, g[0], jnp.sum(own**2), own)
+    return of_token(context_of(name, params, g[None], strict), 0, token)
+
+
+def energy_and_grad(name, params, g, strict, implementation="fused", dropout=None):
+    """Energies (B,N) of tokens g (B,N,D) and their gradients, in the context of one another."""
+    term = bind(ENERGIES[name], params, str(g.dtype))
+    context = context_of(name, params, g, strict)._replace(dropout=dropout)
+
+    def total(g):
+        values = term.energy.function(term.params, g, context)
+        return jnp.sum(values), values
+
+    with ops.implementation(implementation):
+        gradients, values = jax.grad(total, has_aux=True)(g)
+    return values, gradients
 
 
 def derivatives_in(jaxpr) -> set[str]:
@@ -47,16 +58,49 @@ def derivatives_in(jaxpr) -> set[str]:
 
 
 @pytest.mark.parametrize("name", ENERGIES)
-def test_an_energy_is_a_scalar_differentiated_by_jax_alone(name):
-    entry, params = ENERGIES[name], energy_parameters(KEY, name)
-    context = context_of(name, params, 3, strict=False)
-    chex.assert_shape(entry.function(params, G[3], context), ())
-    term = bind(entry, params)
-    around = surroundings(name, params, G[None], strict=False)
-    program = jax.make_jaxpr(lambda g: term.slope(g, around))(G[None])
+def test_of_a_batch_an_energy_is_that_of_each_token(name):
+    """Written over the last axis: the same lines for one token, in float64."""
+    with jax.enable_x64(True):
+        g = jax.random.normal(jax.random.key(1), (2, 5, SIZES.D), "float64")
+        params = energy_parameters(KEY, name, "float64")
+        for strict in (False, True):
+            context = context_of(name, params, g, strict)
+            batched = ENERGIES[name].function(params, g, context)
+            chex.assert_shape(batched, (2, 5))
+            for sequence, token in np.ndindex(2, 5):
+                one = of_token(context, sequence, token)
+                found = ENERGIES[name].function(params, g[sequence, token], one)
+                chex.assert_shape(found, ())
+                np.testing.assert_allclose(found, batched[sequence, token], rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ENERGIES)
+def test_by_autodiff_there_are_no_rules(name):
+    params = energy_parameters(KEY, name)
+    of = lambda implementation: jax.make_jaxpr(
+        lambda g: energy_and_grad(name, params, g, False, implementation)
+    )(G[None])
+    assert not derivatives_in(of("autodiff").jaxpr)
+    assert bool(derivatives_in(of("fused").jaxpr)) == (name != "leak")
+
+
+def test_what_is_written_for_one_token_is_taken_over_all_of_them():
+    """With any tree for keys; its gradient of weights is not kept for every token."""
+    one = lambda params, g, context: (
+        jnp.vdot(g, params["W"] @ jnp.where(context.mask[:, None], context.keys["g"], 0.0).sum(0))
+        + jnp.sum(jnp.where(context.mask, context.keys["norm"][0], 0.0))
+    )
+    key = lambda params, g, position: {"g": params["W"].T @ g, "norm": (jnp.vdot(g, g),)}
+    params = {"W": jax.random.normal(KEY, (SIZES.D, SIZES.D))}
+    keys = over_tokens(key)(params, G[None], jnp.arange(5)[None])
+    chex.assert_shape([keys["g"], keys["norm"][0]], [(1, 5, SIZES.D), (1, 5)])
+    context = context_of("leak", params, G[None], strict=True)._replace(keys=keys)
+    found = over_contexts(one)(params, G[None], context)
+    for token in range(5):
+        expected = one(params, G[token], of_token(context, 0, token))
+        np.testing.assert_allclose(found[0, token], expected, rtol=1e-4, atol=1e-5)
+    program = jax.make_jaxpr(lambda params: over_contexts(one)(params, G[None], context))(params)
     assert not derivatives_in(program.jaxpr)
-    values, gradients = jax.eval_shape(lambda g: term.slope(g, around), G[None])
-    chex.assert_shape((values, gradients), ((1, 5), (1, 5, SIZES.D)))
 
 
 def test_what_would_be_a_custom_derivative_is_seen():
@@ -64,40 +108,28 @@ def test_what_would_be_a_custom_derivative_is_seen():
     assert derivatives_in(program.jaxpr)
 
 
-def slopes_and_derivatives(term_of, params, g, strict, name):
-    """Values and gradients, their outer gradients in parameters, states and the context."""
-    weights = jax.random.normal(jax.random.key(4), g.shape, g.dtype)
-    kind = str(g.dtype)
-
-    def slope(params, g):
-        return term_of(params).slope(g, surroundings(name, params, g, strict, kind))
-
-    def outer(params, g):
-        return jnp.sum(weights * slope(params, g)[1])
-
-    def value(params, g):
-        return jnp.sum(weights[..., 0] * slope(params, g)[0])
-
-    return slope(params, g), jax.grad(value, (0, 1))(params, g), jax.grad(outer, (0, 1))(params, g)
-
-
 @pytest.mark.parametrize(
     ("name", "strict"),
-    [(name, False) for name in KERNELS] + [slow(name, True) for name in ATTENTION],
+    [(name, False) for name in ENERGIES if name not in SLOWER]
+    + [slow(name, False) for name in SLOWER]
+    + [slow(name, True) for name in ATTENTION],
 )
-def test_a_kernel_equals_the_definition(name, strict):
+def test_the_rules_are_those_of_autodiff(name, strict):
     """In values, first and second derivatives, in float64."""
     count = 70 if name in ATTENTION else 7  # more than one block of rows
     with jax.enable_x64(True):
-        params = jax.tree.map(lambda p: p.astype("float64"), energy_parameters(KEY, name))
+        params = energy_parameters(KEY, name, "float64")
         g = jax.random.normal(jax.random.key(3), (2, count, SIZES.D), "float64")
+        weights = jax.random.normal(jax.random.key(4), g.shape, g.dtype)
 
         @partial(jax.jit, static_argnums=0)
-        def derivatives(kernels, params, g):
-            term = lambda params: bind(ENERGIES[name], params, kernel_of(name, kernels), "float64")
-            return slopes_and_derivatives(term, params, g, strict, name)
+        def derivatives(implementation, params, g):
+            found = lambda p, g: energy_and_grad(name, p, g, strict, implementation)
+            value = lambda p, g: jnp.sum(weights[..., 0] * found(p, g)[0])
+            outer = lambda p, g: jnp.sum(weights * found(p, g)[1])
+            return found(params, g), *(jax.grad(f, (0, 1))(params, g) for f in (value, outer))
 
-        fast, plain = (derivatives(kernels, params, g) for kernels in ("fused", "plain"))
+        fast, plain = (derivatives(how, params, g) for how in ("fused", "autodiff"))
         scale = lambda tree: max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(tree))
         for one, other in zip(fast, plain, strict=True):
             limit = 1e-10 * max(scale(other), 1.0)
@@ -108,22 +140,18 @@ def test_a_kernel_equals_the_definition(name, strict):
 def test_dropout_drops_terms_of_the_gradient_only(name):
     params = energy_parameters(KEY, name)
     keep = 2.0 * jax.random.bernoulli(KEY, 0.5, (1, SIZES.H, 5, 5)).astype(jnp.float32)
-    around = surroundings(name, params, G[None], strict=False)
-    fast, plain = (bind(ENERGIES[name], params, kernel_of(name, k)) for k in ("fused", "plain"))
-    fast_dropped, plain_dropped = fast.dropped, plain.dropped
-    assert fast_dropped
-    assert plain_dropped
-    by_kernel, by_definition = (
-        jax.jit(lambda keep, dropped=dropped: dropped(G[None], around, keep))
-        for dropped in (fast_dropped, plain_dropped)
+    by_rules, by_autodiff = (
+        jax.jit(lambda keep, how=how: energy_and_grad(name, params, G[None], False, how, keep))
+        for how in ("fused", "autodiff")
     )
-    dropped = by_definition(keep)
-    chex.assert_trees_all_close(by_kernel(keep), dropped, atol=1e-5)
-    whole = jax.jit(lambda g: plain.slope(g, around)[1])(G[None])
-    ones = by_definition(jnp.ones_like(keep))
+    values, dropped = by_autodiff(keep)
+    chex.assert_trees_all_close(by_rules(keep), (values, dropped), atol=1e-5)
+    without, whole = jax.jit(lambda g: energy_and_grad(name, params, g, False))(G[None])
+    chex.assert_trees_all_close(values, without, rtol=1e-5)
+    ones = by_autodiff(jnp.ones_like(keep))[1]
     chex.assert_trees_all_close(ones, whole, rtol=1e-4, atol=1e-5)
     assert float(jnp.max(jnp.abs(dropped - whole))) > 1e-3
-    complement = by_definition(2.0 - keep)
+    complement = by_autodiff(2.0 - keep)[1]
     chex.assert_trees_all_close(dropped + complement, 2.0 * whole, rtol=1e-4, atol=1e-5)
 
 
@@ -147,9 +175,7 @@ def naive_attention(params, g, strict):
 @pytest.mark.parametrize("strict", [True, False])
 def test_attention_energy_and_gradient_are_those_of_the_paper(strict):
     params = energy_parameters(KEY, "full_rank")
-    around = surroundings("full_rank", params, G[None], strict)
-    slope = bind(ENERGIES["full_rank"], params).slope
-    values, found = jax.jit(lambda g: slope(g, around))(G[None])
+    values, found = jax.jit(lambda g: energy_and_grad("full_rank", params, g, strict))(G[None])
     params = {name: np.asarray(value) for name, value in params.items()}
     expected = naive_attention(params, np.asarray(G), strict)
     np.testing.assert_allclose(values[0], expected, rtol=2e-5, atol=1e-6)
@@ -166,15 +192,14 @@ def test_attention_energy_and_gradient_are_those_of_the_paper(strict):
 @pytest.mark.parametrize("name", ATTENTION)
 def test_an_empty_context_has_no_energy_and_no_gradient(name):
     params = energy_parameters(KEY, name)
-    for kernel in ("fused", "plain"):
-        term = bind(ENERGIES[name], params, kernel_of(name, kernel))
+    for implementation in ("fused", "autodiff"):
 
         @jax.jit
-        def slope_and_outer(g, term=term):
-            slope = lambda g: term.slope(g, surroundings(name, params, g, strict=True))
-            return slope(g), jax.grad(lambda g: jnp.sum(slope(g)[1] ** 2))(g)
+        def with_outer(g, how=implementation):
+            found = lambda g: energy_and_grad(name, params, g, True, how)
+            return found(g), jax.grad(lambda g: jnp.sum(found(g)[1] ** 2))(g)
 
-        (values, gradients), outer = slope_and_outer(G[None])
+        (values, gradients), outer = with_outer(G[None])
         assert values[0, 0] == 0.0
         assert not jnp.any(gradients[0, 0])
         assert bool(jnp.all(jnp.isfinite(outer)))
@@ -184,26 +209,26 @@ def test_low_rank_is_full_rank_with_a_product():
     params = energy_parameters(KEY, "low_rank")
     product = jnp.einsum("hyd,hye->hde", params["W_K"], params["W_Q"])
     full = {"J": product, "alpha": params["alpha"], "beta": params["beta"]}
-    low = ENERGIES["low_rank"].function(params, G[4], context_of("low_rank", params, 4, False))
-    same = ENERGIES["full_rank"].function(full, G[4], context_of("full_rank", full, 4, False))
+    low = ENERGIES["low_rank"].function(params, G[4], own_context("low_rank", params, 4))
+    same = ENERGIES["full_rank"].function(full, G[4], own_context("full_rank", full, 4))
     np.testing.assert_allclose(low, same, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["full_rank_rope", "low_rank_rope"])
 def test_rotated_scores_depend_on_distances_only(name):
     """Of states that are all the same, and not on the place of both."""
-    entry, params = ENERGIES[name], energy_parameters(KEY, name)
+    entry: Any = ENERGIES[name]
+    params = energy_parameters(KEY, name)
 
     def scores(token, shift):
-        assert entry.memory
-        assert entry.scores
-        memory = jax.vmap(partial(entry.memory, params, G[1]))(jnp.arange(5) + shift)
-        context = Context(memory, jnp.ones(5, bool), jnp.asarray(token + shift), *[G[0]] * 4)
-        return entry.scores(params, G[2], context)
+        positions = jnp.arange(5) + shift
+        keys = entry.key(params, jnp.broadcast_to(G[1], (5, SIZES.D)), positions)
+        query = entry.query(params, G[2], jnp.asarray(token + shift))
+        return jnp.einsum("he,khe->hk" if keys.ndim == 3 else "he,ke->hk", query, keys)
 
     chex.assert_trees_all_close(scores(3, 0), scores(3, 40), rtol=1e-4, atol=1e-5)
     assert float(jnp.abs(scores(3, 0) - scores(2, 0)).max()) > 1e-3
-    chex.assert_trees_all_close(energies.rotate(G[0], jnp.asarray(0)), G[0])
+    chex.assert_trees_all_close(ops.rotate(G[0], jnp.asarray(0)), G[0])
 
 
 def test_feedforward_energies_are_their_formulas():
@@ -214,13 +239,13 @@ def test_feedforward_energies_are_their_formulas():
         "FF2W": lambda p, g: -g @ (p["W2"] @ GELU(g @ p["W1"] + p["b1"]) + p["b2"]),
     }.items():
         params = energy_parameters(KEY, name)
-        found = ENERGIES[name].function(params, G[2], context_of(name, params, 2, False))
+        found = ENERGIES[name].function(params, G[2], own_context(name, params, 2))
         np.testing.assert_allclose(found, scale(params) * formula(params, G[2]), rtol=1e-5)
 
 
 def test_a_gate_is_the_tokens_own_and_is_not_differentiated():
     p = energy_parameters(KEY, "FFG")
-    context = context_of("FFG", p, 2, False)
+    context = own_context("FFG", p, 2)
     function = ENERGIES["FFG"].function
     energy = lambda params, g, own: function(params, g, context._replace(g=own))
     gate, up = GELU(G[3] @ p["W1"] + p["b1"]), G[2] @ p["W2"]
@@ -228,19 +253,18 @@ def test_a_gate_is_the_tokens_own_and_is_not_differentiated():
     np.testing.assert_allclose(energy(p, G[2], G[3]), -0.5 * scale * gate @ up**2, rtol=1e-5)
     move = -jax.grad(energy, argnums=1)(p, G[2], G[3])
     np.testing.assert_allclose(move, scale * p["W2"] @ (gate * up), rtol=1e-5)
-    term, around = bind(ENERGIES["FFG"], p), surroundings("FFG", p, G[None], strict=False)
     gate, up = GELU(G @ p["W1"] + p["b1"][None]), G @ p["W2"]
-    found = term.slope(G[None], around)[1][0]
+    found = energy_and_grad("FFG", p, G[None], strict=False)[1][0]
     np.testing.assert_allclose(found, -scale * (gate * up) @ p["W2"].T, rtol=1e-4, atol=1e-6)
 
 
 def test_the_other_energies_are_their_formulas():
     params = energy_parameters(KEY, "injection")
-    context = context_of("injection", params, 3, False)
+    context = own_context("injection", params, 3)
     found = ENERGIES["injection"].function(params, G[3], context)
-    np.testing.assert_allclose(found, -G[3] @ (params["W"] @ G[0]), rtol=1e-5)
+    np.testing.assert_allclose(found, -G[3] @ (params["W"] @ G[1]), rtol=1e-5)
     params = {"size": jnp.asarray(0.3)}
-    context = context_of("leak", params, 3, False)
+    context = own_context("leak", params, 3)
     gradient = jax.grad(ENERGIES["leak"].function, argnums=1)(params, G[3], context)
     np.testing.assert_allclose(gradient, 0.3 * context.x, rtol=1e-6)
 
@@ -263,9 +287,11 @@ def test_hidden_widths():
 
 @pytest.mark.parametrize("order", [0, 1, 2])
 def test_gelu_and_its_derivatives(order):
-    from nrgpt_jax.kernels import gelu
+    def by_autodiff(z):
+        with ops.implementation("autodiff"):
+            return ops.gelu(z)
 
-    functions: list[Any] = [energies.gelu, gelu.gelu, GELU]
+    functions: list[Any] = [by_autodiff, ops.gelu, GELU]
     for _ in range(order):
         functions = [jax.grad(function) for function in functions]
     points = jnp.linspace(-6.0, 6.0, 101)
@@ -274,11 +300,14 @@ def test_gelu_and_its_derivatives(order):
     np.testing.assert_allclose(fast, reference, atol=2e-6)
 
 
-def test_places():
-    assert CausalMask(strict=True).mask(3, 3)[0].tolist() == np.tril(np.ones((3, 3)), -1).tolist()
-    one = CausalMask(strict=False, at=jnp.array([0, 2]))
-    assert one.positions(1).tolist() == [[0], [2]]
-    assert one.mask(1, 4)[:, 0].tolist() == [[True, False, False, False], [True] * 3 + [False]]
+def test_a_causal_mask():
+    mask = ops.causal_mask(jnp.arange(3), 3, strict=True)
+    assert mask.tolist() == np.tril(np.ones((3, 3)), -1).tolist()
+    one = ops.causal_mask(jnp.array([[0], [2]]), 4, strict=False)
+    assert one[:, 0].tolist() == [[True, False, False, False], [True] * 3 + [False]]
+    zero = jnp.zeros(())
+    context = Context(jnp.zeros((4, 2)), True, jnp.asarray(1), zero, zero, zero, zero)
+    assert context.mask.tolist() == [True, False, False, False]
 
 
 def test_registering():
@@ -294,5 +323,3 @@ def test_registering():
         energies.matrix("D Q")
     with pytest.raises(ValueError, match="L is no letter of Sizes"):
         energies.matrix("L D")  # of distinct blocks, which no energy knows of
-    with pytest.raises(ValueError, match="unknown kernels 'fast'"):
-        kernel_of("FF1", "fast")

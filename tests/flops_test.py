@@ -1,11 +1,13 @@
 """Model FLOPs equal what XLA counts in the forward pass in closed form, but for the masked half."""
 
 import jax
+import jax.numpy as jnp
 import pytest
 from marks import slow_but
 
 from nrgpt_jax.configs import default_config
 from nrgpt_jax.core.energies import ENERGIES, attention
+from nrgpt_jax.core.parameters import matrix
 from nrgpt_jax.models import create_model, flops, model_names
 
 N = 64
@@ -14,7 +16,7 @@ N = 64
 def model_config(**fields):
     config = default_config().model
     config.update({"vocab_size": 96, "context_length": N, "embed_dim": 64, "num_heads": 4})
-    config.update({"num_steps": 3, "scan_unroll": 3, "kernels": "blocked", **fields})
+    config.update({"num_steps": 3, "scan_unroll": 3, "implementation": "blocked", **fields})
     return config
 
 
@@ -48,7 +50,6 @@ CASES = [{"name": name} for name in model_names()] + [
 def test_flops_are_those_of_the_compiled_model(fields):
     config = model_config(**fields)
     found = flops.train_flops_per_token(create_model(config))
-    assert found is not None
     width = config.embed_dim
     if config.name.startswith("NRGPT"):
         full_rank = config.attention.startswith("full_rank")
@@ -61,12 +62,21 @@ def test_flops_are_those_of_the_compiled_model(fields):
     assert 0.93 * expected < found / 3 <= 1.0 * expected
 
 
-def test_unknown_attention_and_chips_give_no_figure(monkeypatch):
-    attention("mine", {})(lambda params, g, context: context.memory @ g)
+def test_an_attention_of_ones_own_is_counted_as_the_others_are():
+    attention("mine", {"J": matrix("H D D", uses=1)})(
+        lambda params, g, position: jnp.einsum("hed,d->he", params["J"], g)
+    )
     try:
-        assert flops.train_flops_per_token(create_model(model_config(attention="mine"))) is None
+        mine, known = (
+            flops.train_flops_per_token(create_model(model_config(attention=name)))
+            for name in ("mine", "full_rank")
+        )
     finally:
         ENERGIES.remove("mine")
+    assert mine == known
+
+
+def test_an_unknown_chip_has_no_peak(monkeypatch):
     monkeypatch.setattr(flops, "_measured_cpu_peak", lambda: 1e9)
     assert flops.peak_flops() == 1e9
 

@@ -10,7 +10,7 @@ from decoding_helpers import next_logits
 
 from nrgpt_jax import create_model
 from nrgpt_jax.configs import default_config
-from nrgpt_jax.core.dynamics import Convergence
+from nrgpt_jax.core.descent import Convergence
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.generation import engine as generation
 from nrgpt_jax.generation import loop as decoding

@@ -115,7 +115,7 @@ def test_a_rate_that_decays_brings_tokens_to_rest(rule):
     def states(steps, **changes):
         deeper, own = model.with_num_steps(variables, steps)
         deeper = deeper.clone(**changes)
-        return jax.jit(lambda v: deeper.apply(v, TOKENS, method="last_states"))(own)
+        return jax.jit(lambda v: deeper.apply(v, TOKENS, method="forward")[0].x)(own)
 
     chex.assert_trees_all_close(states(2), states(2, inference_rate_decay=1.0), rtol=1e-6)
     moved = lambda a, b: float(jnp.abs(a - b).max())

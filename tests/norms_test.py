@@ -9,12 +9,11 @@ from core_helpers import SIZES, parameters
 from flax import linen as nn
 
 from nrgpt_jax.core.norms import NORMS, bind_norm
-from nrgpt_jax.kernels import NORM_KERNELS, norm_kernel
 
 
-def norm_of(name, kernels):
+def norm_of(name, implementation):
     """`(params, x (B,N,D)) -> g`"""
-    return lambda params, x: bind_norm(name, params, norm_kernel(name, kernels)).function(x)
+    return lambda params, x: bind_norm(name, params, implementation).function(x)
 
 
 X = 2.0 * jax.random.normal(jax.random.key(1), (2, 5, SIZES.D)) + 1.0
@@ -41,13 +40,13 @@ def test_gradient_of_the_lagrangian_is_the_norm(name):
 def test_norms_are_flax_norms(name, module):
     params = parameters(jax.random.key(0), NORMS[name].specs)
     theirs = {"scale": params["gain"]} | {k: v for k, v in params.items() if k == "bias"}
-    found = norm_of(name, "plain")(params, X)
+    found = norm_of(name, "autodiff")(params, X)
     expected = module.apply({"params": theirs}, X)
     np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", NORM_KERNELS)
-def test_a_kernel_equals_the_definition(name):
+@pytest.mark.parametrize("name", ["bare_layer_norm", "layer_norm"])
+def test_the_rule_is_that_of_autodiff(name):
     """In values, first and second derivatives, in float64."""
     with jax.enable_x64(True):
         params = parameters(jax.random.key(0), NORMS[name].specs, "float64")
@@ -61,18 +60,31 @@ def test_a_kernel_equals_the_definition(name):
             gradients = (jax.grad(f, (0, 1))(params, x) for f in (value, second))
             return norm(params, x), *gradients
 
-        fast, plain = (derivatives(norm_of(name, kernels)) for kernels in ("fused", "plain"))
+        fast, plain = (derivatives(norm_of(name, how)) for how in ("fused", "autodiff"))
         chex.assert_trees_all_close(fast, plain, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("kernels", ["fused", "plain"])
-def test_a_large_mean_cancels_no_digits(kernels):
+@pytest.mark.parametrize("name", NORMS)
+def test_of_a_batch_a_norm_is_that_of_each_token(name):
+    norm = NORMS[name]
+    params = parameters(jax.random.key(0), norm.specs)
+    for function in (
+        lambda x: norm.function(params, x),
+        lambda x: norm.lagrangian(params, x),
+        norm.sigma,
+    ):
+        each = jax.vmap(jax.vmap(function))(X)
+        chex.assert_trees_all_close(function(X), each, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("implementation", ["fused", "autodiff"])
+def test_a_large_mean_cancels_no_digits(implementation):
     """One-pass variance, E[x^2] - E[x]^2, is off by a quarter here."""
     noise = np.random.default_rng(0).standard_normal((1, 3, 64))
     large = (1000.0 + noise).astype(np.float32)
     centred = large.astype(np.float64) - large.astype(np.float64).mean(-1, keepdims=True)
     expected = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
-    found = norm_of("bare_layer_norm", kernels)({"bias": jnp.zeros(64)}, jnp.asarray(large))
+    found = norm_of("bare_layer_norm", implementation)({"bias": jnp.zeros(64)}, jnp.asarray(large))
     np.testing.assert_allclose(found, expected, atol=1e-3)
 
 

@@ -18,15 +18,16 @@ from nrgpt_jax import analyze
 from nrgpt_jax.analysis.examination import examine
 from nrgpt_jax.analysis.report import report
 from nrgpt_jax.core import evidence
+from nrgpt_jax.core.block import block, start
 from nrgpt_jax.core.certificates import Parts, alone, certify, check
 from nrgpt_jax.core.combinations import COMBINATIONS, combination
 from nrgpt_jax.core.convergence import attraction
+from nrgpt_jax.core.descent import energy_in_context
 from nrgpt_jax.core.energies import ENERGIES, energy, feedforward
 from nrgpt_jax.core.norms import NORMS, Norm
 from nrgpt_jax.core.parameters import Sizes, matrix, vector
 from nrgpt_jax.core.registry import Registry
 from nrgpt_jax.core.rules import RULES, BoundRule, descent, rule
-from nrgpt_jax.core.step import held_energy, start, step
 from nrgpt_jax.errors import UserError
 
 SIZES = Sizes(D=4, H=2, Y=2, M=6)
@@ -47,7 +48,7 @@ def squares(params, g):
 
 def add_parts():
     """Parts of every registry; GOOD are what they declare to be."""
-    to = lambda name, declared=True: energy(name, W, memory=keep, exact=declared)
+    to = lambda name, declared=True: energy(name, W, key=keep, exact=declared)
     feedforward("TANH", {"W": matrix("M D"), "b": vector("M")}, exact=True)(
         lambda params, g: -jnp.sum(jnp.tanh(params["W"] @ g + params["b"]) ** 2)
     )
@@ -55,8 +56,8 @@ def add_parts():
     to("GATE")(lambda params, g, context: jnp.vdot(g, params["W"] @ jnp.tanh(context.g)))
     to("STATE")(lambda params, g, context: jnp.vdot(g, params["W"] @ context.x))
     to("STOPPED")(lambda params, g, context: jnp.vdot(g, jax.lax.stop_gradient(g) ** 3))
-    to("OWN_KEY")(lambda params, g, context: jnp.vdot(g, context.memory[context.position] ** 2))
-    to("FUTURE")(lambda params, g, context: jnp.vdot(g, params["W"] @ context.memory[-1]))
+    to("OWN_KEY")(lambda params, g, context: jnp.vdot(g, context.keys[context.position] ** 2))
+    to("FUTURE")(lambda params, g, context: jnp.vdot(g, params["W"] @ context.keys[-1]))
     late = lambda context: jnp.where(context.position > 6, 9.0, 0.0)
     to("LATE")(  # goes uphill: the gradient leaves more out than it has
         lambda params, g, context: late(context) * jnp.vdot(g - 2.0 * context.g, params["W"][0])
@@ -130,7 +131,7 @@ def built(key, energies, norm, rule, combination, rate, strict, sign=1.0):
 
     x = jax.random.normal(jax.random.fold_in(key, 1), (1, 5, SIZES.D), jnp.float64)
     choices = {"norm": norm, "rule": rule, "combination": combination, "strict": strict}
-    options = {"rate": rate, "sizes": SIZES, "kernels": "plain", "change": change}
+    options = {"rate": rate, "sizes": SIZES, "implementation": "autodiff", "change": change}
     made = make_dynamics(key, x, energies, **choices, **options)
     terms = dict(zip(made.terms, energies, strict=True))
     made = made._replace(first=x + evidence.resting(made, x))
@@ -149,9 +150,9 @@ def compiled(*choices):
     def followed(key):
         made, _ = built(key, *choices)
         state = start(made)
-        new, seen = step(made, state, 1e-5)
-        rounding = 64 * jnp.finfo(jnp.float64).eps * sum(map(abs, seen.energies.values()))
-        return held_energy(made, state)(new.x) - seen.total > rounding
+        new, out = block(made, state, 1e-5)
+        rounding = 64 * jnp.finfo(jnp.float64).eps * sum(map(abs, out.energies.values()))
+        return energy_in_context(made, state)(new.x) - out.total > rounding
 
     return jax.jit(checked, static_argnums=1), jax.jit(followed)
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from decoding_helpers import small_model
 
-from nrgpt_jax.core.dynamics import Convergence
+from nrgpt_jax.core.descent import Convergence
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.generation.scoring import (
     cache_error,
@@ -120,7 +120,7 @@ def test_texts_read_decoded_have_the_likelihoods_of_the_whole(model_and_variable
     rough = read_decoded(model, variables, texts, Decoding(cache="fixed_point"))
     assert np.abs(rough.log_probs[:, 0] - exact.log_probs[:, 0]).max() < 1e-4  # sees no other
     assert np.abs(rough.log_probs - exact.log_probs).max() > 1e-3
-    hasty = read_decoded(model, variables, texts, Decoding(until=Convergence(1e9, "energy")))
+    hasty = read_decoded(model, variables, texts, Decoding(stopping=Convergence(1e9, "energy")))
     assert (hasty.steps < model.num_steps).all()
 
 

@@ -89,7 +89,7 @@ def _promise(trained: Pretrained, eta: np.ndarray, states: np.ndarray) -> tuple[
     choices |= {"strict": own.strict, "blocks": own.num_distinct_layers}
     parts = Parts(own.norm, np.asarray(own.gain()), eta, dict(names), **choices)
     wide = lambda array: jnp.asarray(np.asarray(array), jnp.float64)
-    model = trained.model.with_kernels("plain").clone(dtype="float64")
+    model = trained.model.with_implementation("autodiff").clone(dtype="float64")
     variables = jax.tree.map(wide, trained.variables)
     promise = certificates.certify(parts, partial(_checked, model, variables))
     if promise.proposition is None:

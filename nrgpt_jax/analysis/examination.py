@@ -14,9 +14,9 @@ import numpy as np
 from nrgpt_jax.analysis.certificate import Certificate, certificate
 from nrgpt_jax.analysis.landscape import Landscape, landscape
 from nrgpt_jax.core import evidence
+from nrgpt_jax.core.block import start
 from nrgpt_jax.core.convergence import Attraction, attraction
-from nrgpt_jax.core.dynamics import Trajectory, trajectory
-from nrgpt_jax.core.step import start
+from nrgpt_jax.core.descent import Trajectory, trajectory
 from nrgpt_jax.datasets.tokenizers import Tokenizer
 from nrgpt_jax.errors import UserError, require
 from nrgpt_jax.generation.loop import as_tokens
@@ -185,7 +185,7 @@ def _attraction(model: LanguageModel, variables, states, steps: int) -> Attracti
 
     None where the next step is that of another block, or a rule keeps more than the states.
     """
-    bound: Any = model.with_kernels("plain").bind(variables)
+    bound: Any = model.with_implementation("autodiff").bind(variables)
     inputs, dynamics_at = bound.dynamics(states[:1])
     last = jax.tree.map(lambda leaf: leaf[steps - 1], inputs)
     dynamics = dynamics_at(last)

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from nrgpt_jax.core.step import Dynamics, held_energy, start
+from nrgpt_jax.core.block import Dynamics, start
+from nrgpt_jax.core.descent import energy_in_context
 
 MARGIN = 0.2  # of the extent of a path, on each side
 
@@ -55,13 +56,13 @@ def landscape(
     middle, half = (low + high) / 2, (0.5 + MARGIN) * jnp.max(high - low, axis=1)
     steps = jnp.linspace(-1.0, 1.0, points)
     axes = middle[:, :, None] + half[:, None, None] * steps[None, None]
-    held = held_energy(dynamics, start(dynamics)._replace(x=context[None]))
+    energy_at = energy_in_context(dynamics, start(dynamics)._replace(x=context[None]))
 
-    def energy_at(place):  # every token at the same place of its own grid, all at once
+    def at_place(place):  # every token at the same place of its own grid, all at once
         uv = jnp.stack([axes[:, 0, place[1]], axes[:, 1, place[0]]], axis=1)
-        return held((centre + jnp.einsum("nk,nkd->nd", uv, directions))[None])[0]
+        return energy_at((centre + jnp.einsum("nk,nkd->nd", uv, directions))[None])[0]
 
     grid = jnp.stack(jnp.meshgrid(*[jnp.arange(points)] * 2, indexing="ij"), axis=-1)
-    energy = jax.lax.map(energy_at, grid.reshape(-1, 2)).T.reshape(-1, points, points)
+    energy = jax.lax.map(at_place, grid.reshape(-1, 2)).T.reshape(-1, points, points)
     explained = jnp.sum(sizes[:, :2] ** 2, axis=1) / jnp.sum(sizes**2, axis=1)
     return Landscape(projected, axes, energy, centre, directions, explained)

@@ -29,13 +29,20 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from nrgpt_jax.array_types import BatchEnergies, BatchStates, Key
+from nrgpt_jax.core.block import (
+    Dynamics,
+    EnergyAndGrad,
+    energy_and_grad,
+    start,
+    update_cache,
+)
 from nrgpt_jax.core.combinations import COMBINATIONS
 from nrgpt_jax.core.convergence import token_jacobians
+from nrgpt_jax.core.descent import grad_x
 from nrgpt_jax.core.energies import ENERGIES
 from nrgpt_jax.core.evidence import half_changes, resting
 from nrgpt_jax.core.norms import NORMS, identity
 from nrgpt_jax.core.rules import RULES
-from nrgpt_jax.core.step import Dynamics, EnergyAndGrad, in_states, slope, start, update_cache
 
 RELATIVE_ERROR = 1e-5  # of float32 parameters, when proportionality or positivity is asked
 CHECKED = 1e-5  # relative error that a numerical check allows, in float64
@@ -173,19 +180,20 @@ def _changes_as_its_gradient(dynamics: Dynamics, x: BatchStates, key: Key):
     that energies read computed again, and leaves those of tokens before it alone."""
     begin = start(dynamics)
 
-    def seen(x: BatchStates) -> EnergyAndGrad:
+    def at(x: BatchStates) -> EnergyAndGrad:
         g = dynamics.norm.function(x)
-        return slope(dynamics, x, g, update_cache(dynamics, begin._replace(x=x), g)[0])
+        keys, _ = update_cache(dynamics, begin._replace(x=x), g)
+        return energy_and_grad(dynamics, x, g, keys)
 
-    grad_x = in_states(dynamics, x, seen(x).grad_g)
+    gradient = grad_x(dynamics, x, at(x).grad_g)
     along = jax.random.normal(key, x.shape, x.dtype)
     count = x.shape[1]
 
     def of_token(token):
         moved = jnp.where((jnp.arange(count) == token)[None, :, None], along, 0.0)
-        move, changes, noise = half_changes(seen, x, moved)
-        expected = jnp.sum(grad_x * move, axis=-1)
-        allowed = CHECKED * jnp.max(_lengths(grad_x)) * jnp.max(_lengths(move)) + noise
+        move, changes, noise = half_changes(at, x, moved)
+        expected = jnp.sum(gradient * move, axis=-1)
+        allowed = CHECKED * jnp.max(_lengths(gradient)) * jnp.max(_lengths(move)) + noise
         good = jnp.all(jnp.abs(changes - expected) <= allowed, axis=0)
         return good[token], jnp.all(good | (jnp.arange(count) >= token))
 
@@ -208,8 +216,8 @@ def _falls(dynamics: Dynamics, x: BatchStates, key: Key) -> Bool[Array, ""]:
     largest = jnp.linalg.eigvalsh((slopes + jnp.swapaxes(slopes, -1, -2)) / 2)[..., -1]
     linear = jnp.all(largest <= CHECKED * jnp.linalg.norm(slopes, axis=(-2, -1)))
     e = jax.random.normal(key, x.shape, x.dtype)
-    grad_x, move = in_states(dynamics, x, e), move_of(e)
-    downhill = jnp.sum(grad_x * move, axis=-1) <= CHECKED * _lengths(grad_x) * _lengths(move)
+    gradient, move = grad_x(dynamics, x, e), move_of(e)
+    downhill = jnp.sum(gradient * move, axis=-1) <= CHECKED * _lengths(gradient) * _lengths(move)
     return stays & linear & jnp.all(downhill)
 
 

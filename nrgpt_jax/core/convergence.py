@@ -27,8 +27,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from nrgpt_jax.array_types import BatchStates, Key
-from nrgpt_jax.core.contexts import CausalMask
-from nrgpt_jax.core.step import Dynamics, State, step, update_cache
+from nrgpt_jax.core.block import Dynamics, State, block, update_cache
 
 OwnStep = Callable[[Float[Array, "B n D"]], Float[Array, "B n D"]]
 """States of n tokens -> those after a step, each in a context of the others held fixed."""
@@ -63,17 +62,16 @@ def own_step(
     """
     batch, count, width = state.x.shape
     tokens = jnp.arange(count) if tokens is None else tokens
-    memories, _ = update_cache(dynamics, state, dynamics.norm.function(state.x))
+    keys, _ = update_cache(dynamics, state, dynamics.norm.function(state.x))
     alone = lambda leaf: leaf.reshape(batch * len(tokens), 1, *leaf.shape[2:])
     chosen = lambda leaf: alone(leaf[:, tokens])
-    rows = {n: jnp.repeat(memory, len(tokens), axis=0)[None] for n, memory in memories.items()}
-    causal_mask = CausalMask(dynamics.causal_mask.strict, jnp.tile(tokens, batch))
-    single = dynamics._replace(causal_mask=causal_mask, first=chosen(dynamics.first))
+    rows = jax.tree.map(lambda key: jnp.repeat(key, len(tokens), axis=0)[None], keys)
+    single = dynamics._replace(position=jnp.tile(tokens, batch), first=chosen(dynamics.first))
     kept = jax.tree.map(chosen, state.rule)
 
     def function(x: BatchStates) -> BatchStates:
         begin = State(alone(x), kept, rows, jnp.zeros((), jnp.int32))
-        return step(single, begin, scale)[0].x.reshape(batch, len(tokens), width)
+        return block(single, begin, scale)[0].x.reshape(batch, len(tokens), width)
 
     return function
 

@@ -1,17 +1,19 @@
-"""Energies, as the paper writes them: one token, one scalar.
+"""Energies, as the paper writes them: pure scalar functions of a token.
 
 An energy is a pure function
 
-    energy(params, g (D,), context) -> ()
+    energy(params, g, context) -> E
 
-of a token's state g = norm(x), of the parameters in its own table, and of a `Context`: the
-memory of the tokens it may look at, which of these it sees, where it stands, its state x and
-its first state. Its `jax.grad` in g is what moves the token. The context is an argument of its
-own that the token does not differentiate, so that the future does not leak into the past.
+of a token's g = norm(x), of the parameters in its own table, and of a `Context`: the keys of the
+tokens it may look at, which of these it sees, where it stands, its state x and its first state.
+Its `jax.grad` in g is what moves the token, in training, decoding and analysis alike. The context
+is an argument of its own that the token does not differentiate, so that the future does not leak
+into the past.
 
-Attention energies have in common how scores become an energy (`associative_memory`), so what is
-registered of one is its scores. Batched forms of the same energies, faster on a given machine,
-are in `nrgpt_jax.kernels`; an energy needs none.
+The energies here are written over the last axis: g (D,) of a token gives (), g (B,N,D) of all gives
+(B,N), and they are registered with `batched=True`. One that is written for a single token alone is
+taken over all of them by `jax.vmap`: the same numbers, slower. Attention energies are a query and a
+key; how these become an energy is `associative_memory`.
 
 To add one, write the function, decorate it with `@energy(name, table)`, and name it in
 `config.model.energies`; a feed-forward energy registered by `@feedforward("NAME", table)` is
@@ -25,56 +27,66 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from nrgpt_jax.array_types import Params, accumulator_type, at_least_float32
-from nrgpt_jax.core.contexts import Context
+from nrgpt_jax.array_types import Params
+from nrgpt_jax.core.context import Context, over_contexts, over_tokens
 from nrgpt_jax.core.parameters import Specs, constant, fixed, matrix, positive, vector
 from nrgpt_jax.core.registry import Registry
+from nrgpt_jax.ops import (
+    along_last_axis,
+    at_least_float32,
+    dot,
+    gelu,
+    linear,
+    linear_transpose,
+    log_sum_exp,
+    rotate,
+)
 
-Token = Float[Array, "D"]
-Scalar = Float[Array, ""]
-Scores = Float[Array, "H K"]
-
-ROPE_BASE = 10_000.0
+States = Float[Array, "*B D"]
+Energies = Float[Array, "*B"]
+Positions = Int[Array, "*B"]
+Queries = Float[Array, "*B H E"]
 
 
 class Energy(NamedTuple):
     """A registered energy.
 
-    `memory(params, g, position)` is what it keeps of a token for those that look back at it.
-    `scores` are the inner products of an attention energy (H,K), whose `associative_memory` it
-    is; `width` names the axes of one such product, heads first. `exact` declares, for
-    `core.certificates`, that its gradient in g is all of its change when the token moves; not so
-    where it reads `Context.g`, or tokens that are not in the context.
+    `key(params, g, position)` is a tree of what it keeps of a token for those that look back at it,
+    `query` the same of an attention energy's own side. `exact` declares, for `core.certificates`,
+    that its gradient in g is all of its change when the token moves; not so where it reads
+    `Context.g`, or tokens that are not in the context.
     """
 
-    function: Callable[[Params, Token, Context], Scalar]
+    function: Callable[[Params, States, Context], Energies]
     specs: Specs
     label: str  # under which its values and its parameters are found
-    memory: Callable[[Params, Token, Int[Array, ""]], Any] | None = None
-    scores: Callable[[Params, Token, Context], Scores] | None = None
-    width: str | None = None
+    key: Callable[[Params, States, Positions], Any] | None = None
+    query: Callable[[Params, States, Positions], Queries] | None = None
     exact: bool = False
+    batched: bool = False  # written over the last axis
 
 
 ENERGIES: Registry[Energy] = Registry("energy")
 RESERVED = ("total", "combination", "norm", "rate", "rule", "gain", "eta")  # beside the terms
 
 
-def energy(name: str, specs: Specs, *, label: str = "", memory=None, exact: bool = False):
-    """Registers an energy of one token.
+def energy(name: str, specs: Specs, *, label: str = "", key=None, exact=False, batched=False):
+    """Registers an energy `(params, g, context) -> E`.
 
     Args:
       name: as in `config.model.energies`.
       specs: the table of every parameter that it reads.
       label: under which its values and parameters are found; its name by default.
-      memory: `(params, g, position) -> array`, what it keeps of each token of a context.
-      exact: as of `Energy`.
+      key, exact, batched: as of `Energy`.
     """
-    label = _free(label or name)
-    entry = lambda function: Energy(function, specs, label, memory, exact=exact)
+    label, of_key = _free(label or name), key if batched or key is None else over_tokens(key)
+
+    def entry(function: Callable[[Params, States, Context], Energies]) -> Energy:
+        of_all = function if batched else over_contexts(function)
+        return Energy(of_all, specs, label, of_key, None, exact, batched)
+
     return ENERGIES.register(_free(name), entry)
 
 
@@ -84,7 +96,7 @@ def _free(name: str) -> str:
     return name
 
 
-def feedforward(name: str, specs: Specs, *, gated: bool = False, exact: bool = False):
+def feedforward(name: str, specs: Specs, *, gated=False, exact=False, batched=False):
     """Registers an energy of the token alone, trained as the model `NRGPT_H_<name>`.
 
     Args:
@@ -92,165 +104,164 @@ def feedforward(name: str, specs: Specs, *, gated: bool = False, exact: bool = F
       specs: the table of what the function reads; a scale is added.
       gated: whether it is a function of `(params, g, own)` rather than of `(params, g)`, with
         the token's g once more, as it stands: nothing promises then that the energy falls.
-      exact: as of `Energy`.
+      exact, batched: as of `Energy`.
     """
     scale = {"scale": constant(1.0)}  # the release's scale_ff
 
-    def entry(function: Callable[..., Scalar]) -> Energy:
-        def scaled(params: Params, g: Token, context: Context) -> Scalar:
-            more = (context.g,) if gated else ()
-            return params["scale"] * function(params, g, *more)
+    def entry(function: Callable[..., Energies]) -> Energy:
+        def scaled(params: Params, g: States, context: Context) -> Energies:
+            own = (context.g.astype(g.dtype),) if gated else ()
+            return params["scale"] * function(params, g, *own)
 
-        return Energy(scaled, {**specs, **scale}, "feedforward", exact=exact)
+        of_all, table = scaled if batched else over_contexts(scaled), {**specs, **scale}
+        return Energy(of_all, table, "feedforward", None, None, exact, batched)
 
     return ENERGIES.register(_free(name), entry)
 
 
-def attention(
-    name: str, specs: Specs, *, width: str | None = None, memory=None, exact: bool = False
-):
-    """Registers an attention energy by its scores `(params, g, context) -> (H,K)`.
+def attention(name: str, specs: Specs, *, key=None, absorb=False, exact=False, batched=False):
+    """Registers an attention energy by its query `(params, g, position) -> (...,H,E)`.
 
     Args:
       name: as in `config.model.attention` and `config.model.energies`.
-      specs: the table of what the scores read; alpha and beta are added.
-      width: the axes of the products that scores are, "H D", for FLOPs; None: not known.
-      memory: `(params, g, position) -> array`; by default the state g.
-      exact: as of `Energy`.
+      specs: the table of what query and key read; alpha and beta are added.
+      key: `(params, g, position)` to (...,H,E), or (...,E) shared by all heads; by default g.
+      absorb: whether the query, linear in g and the same at all positions, may act on the keys
+        instead where there are as many of them: of its two products a step one is left.
+      exact, batched: as of `Energy`.
     """
     table = {**specs, "alpha": fixed(1.0, "H"), "beta": fixed(1.0)}
+    of_key = key or (lambda params, g, position: g)
 
-    def entry(scores: Callable[[Params, Token, Context], Scores]) -> Energy:
-        def function(params: Params, g: Token, context: Context) -> Scalar:
-            return associative_memory(params, scores(params, g, context), context.mask)
+    def entry(query: Callable[[Params, States, Positions], Queries]) -> Energy:
+        of_query, keep = (f if batched else over_tokens(f) for f in (query, of_key))
 
-        keep = memory or (lambda params, g, position: g)
-        return Energy(function, table, "attention", keep, scores, width, exact)
+        def function(params: Params, g: States, context: Context) -> Energies:
+            keys = context.keys
+            if absorb and context.aligned:
+                keys = _absorbed(of_query, specs, params, keys, context.position)
+                return associative_memory(params, g, keys, context)
+            return associative_memory(params, of_query(params, g, context.position), keys, context)
+
+        return Energy(function, table, "attention", keep, of_query, exact, batched=True)
 
     return ENERGIES.register(_free(name), entry)
+
+
+def _absorbed(query: Callable, specs: Specs, params: Params, keys: States, position: Positions):
+    """A_h^T k for every key k (B,K,E), where query_h(g) = A_h g: (B,K,H,D)."""
+    axes = {name: 0 if spec.axes[:1] == ("H",) else None for name, spec in specs.items()}
+
+    def of_head(params: Params) -> States:
+        one = {n: p[None] if axes[n] == 0 else p for n, p in params.items()}
+        of_g = lambda g: query(one, g, position)[..., 0, :]
+        return jax.linear_transpose(of_g, keys)(keys)[0]
+
+    read = {name: params[name] for name in specs}
+    return jax.vmap(of_head, (axes,), out_axes=2)(read)
 
 
 # Attention -------------------------------------------------------------------------------------
 
 
-def associative_memory(params: Params, scores: Scores, mask: Bool[Array, "K"]) -> Scalar:
-    """E = -(1/beta) sum_h alpha_h log sum_B exp(beta s_hB), B in the context; 0 where it is empty.
+def associative_memory(params: Params, query: Any, keys: Any, context: Context) -> Energies:
+    """E = -(1/beta) sum_h alpha_h log sum_B exp(beta q_h . k_hB), B in the context; 0 where empty.
 
     The paper's attention energy; the release has alpha = beta = 1.
     """
-    beta = params["beta"].astype(scores.dtype)
-    return -jnp.vdot(params["alpha"], log_sum_exp(beta * scores, mask)) / beta
+    beta = params["beta"].astype(query.dtype)
+    values = log_sum_exp(
+        beta * query,
+        keys,
+        context.position,
+        strict=context.strict,
+        aligned=context.aligned,
+        dropout=context.dropout,
+    )
+    alpha = along_last_axis(params["alpha"].astype(values.dtype), values)
+    return -dot(alpha, values) / at_least_float32(beta)
 
 
-def log_sum_exp(scores: Scores, mask: Bool[Array, "K"]) -> Float[Array, "H"]:
-    """log sum_B exp(s_hB) over the B of the mask; 0, with no gradient, where there is none."""
-    scores = jnp.where(mask[None], at_least_float32(scores), -jnp.inf)
-    peak = jax.lax.stop_gradient(jnp.max(scores, axis=-1))
-    peak = jnp.where(jnp.isfinite(peak), peak, 0.0)
-    total = jnp.sum(jnp.exp(scores - peak[:, None]), axis=-1)
-    empty = total == 0.0
-    return jnp.where(empty, 0.0, jnp.log(jnp.where(empty, 1.0, total)) + peak)
+@attention("full_rank", {"J": matrix("H D D", uses=1)}, absorb=True, exact=True, batched=True)
+def full_rank(params: Params, g: States, position: Positions) -> Queries:
+    """q_h = J_h g, k = g, with J_h of full rank (the release)."""
+    return jnp.einsum("...d,hed->...he", g, params["J"])
 
 
-@attention("full_rank", {"J": matrix("H D D", uses=1)}, width="H D", exact=True)
-def full_rank(params: Params, g: Token, context: Context) -> Scores:
-    """s_hB = g_B . J_h g, with J_h of full rank (the release)."""
-    return jnp.einsum("hed,d,ke->hk", params["J"], g, context.memory)
+def low_rank_key(params: Params, g: States, position: Positions) -> Queries:
+    """k_h = W_K,h g."""
+    return jnp.einsum("...d,hyd->...hy", g, params["W_K"])
 
 
-@attention(
-    "low_rank",
-    {"W_Q": matrix("H Y D"), "W_K": matrix("H Y D", uses=1)},
-    width="H Y",
-    memory=lambda params, g, position: jnp.einsum("d,hyd->hy", g, params["W_K"]),
-    exact=True,
-)
-def low_rank(params: Params, g: Token, context: Context) -> Scores:
-    """s_hB = (W_K,h g_B) . (W_Q,h g): J_h = W_K,h^T W_Q,h has rank Y (the paper's derivation)."""
-    return jnp.einsum("d,hyd,khy->hk", g, params["W_Q"], context.memory)
+LOW_RANK = {"W_Q": matrix("H Y D"), "W_K": matrix("H Y D", uses=1)}
+
+
+@attention("low_rank", LOW_RANK, key=low_rank_key, exact=True, batched=True)
+def low_rank(params: Params, g: States, position: Positions) -> Queries:
+    """q_h = W_Q,h g, k_h = W_K,h g: J_h = W_K,h^T W_Q,h has rank Y (the paper's derivation)."""
+    return jnp.einsum("...d,hyd->...hy", g, params["W_Q"])
 
 
 @attention(
     "full_rank_rope",
     {"J": matrix("H D D")},
-    width="H D",
-    memory=lambda params, g, position: rotate(g, position),
+    key=lambda params, g, position: rotate(g, position),
     exact=True,
+    batched=True,
 )
-def full_rank_rope(params: Params, g: Token, context: Context) -> Scores:
-    """s_hB = (R_B g_B) . (R_A J_h g): both sides rotated by their positions.
+def full_rank_rope(params: Params, g: States, position: Positions) -> Queries:
+    """q_h = R_A J_h g, k = R_B g: both sides rotated by their positions.
 
     Only distances count, R_B^T R_A = R_(A-B), and `jax.grad` rotates the gradient back.
     """
-    turned = rotate(jnp.einsum("hed,d->he", params["J"], g), context.position)
-    return jnp.einsum("he,ke->hk", turned, context.memory)
+    return rotate(full_rank(params, g, position), position[..., None])
 
 
 @attention(
     "low_rank_rope",
-    {"W_Q": matrix("H Y D"), "W_K": matrix("H Y D", uses=1)},
-    width="H Y",
-    memory=lambda params, g, position: rotate(jnp.einsum("d,hyd->hy", g, params["W_K"]), position),
+    LOW_RANK,
+    key=lambda params, g, position: rotate(low_rank_key(params, g, position), position[..., None]),
     exact=True,
+    batched=True,
 )
-def low_rank_rope(params: Params, g: Token, context: Context) -> Scores:
-    """s_hB = (R_B W_K,h g_B) . (R_A W_Q,h g): the scores of a rotary transformer."""
-    query = rotate(params["W_Q"] @ g, context.position)
-    return jnp.einsum("hy,khy->hk", query, context.memory)
-
-
-def rotate(x: Float[Array, "*H Y"], position: Int[Array, ""]) -> Float[Array, "*H Y"]:
-    """R_A x: pairs of entries (i, i + Y/2) turn by A / 10000^(2i/Y); an odd last one stays.
-
-    Source: RoPE (arXiv 2104.09864), section 3.2, with the halves as pairs.
-    """
-    half = x.shape[-1] // 2
-    wide = accumulator_type(x)
-    speed = jnp.asarray(ROPE_BASE ** (-np.arange(half) / max(half, 1)), wide)
-    angle = position.astype(wide) * speed
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
-
-    def turn(row):
-        a, b = row[:half].astype(wide), row[half : 2 * half].astype(wide)
-        turned = jnp.concatenate([a * cos - b * sin, a * sin + b * cos]).astype(x.dtype)
-        return jnp.concatenate([turned, row[2 * half :]])
-
-    return turn(x) if x.ndim == 1 else jax.vmap(turn)(x)
+def low_rank_rope(params: Params, g: States, position: Positions) -> Queries:
+    """q_h = R_A W_Q,h g, k_h = R_B W_K,h g: the scores of a rotary transformer."""
+    return rotate(low_rank(params, g, position), position[..., None])
 
 
 # Feed-forward ----------------------------------------------------------------------------------
 
 
-def gelu(z: Float[Array, "*M"]) -> Float[Array, "*M"]:
-    """z Phi(z), elementwise, with Phi the normal cumulative distribution (the exact GELU)."""
-    return 0.5 * z * (1.0 + jax.lax.erf(z * 0.5**0.5))
-
-
-@feedforward("FF1", {"W1": matrix("D M"), "b1": vector("M")}, exact=True)
-def ff1(params: Params, g: Token) -> Scalar:
+@feedforward("FF1", {"W1": matrix("D M"), "b1": vector("M")}, exact=True, batched=True)
+def ff1(params: Params, g: States) -> Energies:
     """E = -|| gelu(g W1 + b1) ||^2."""
-    return -jnp.sum(gelu(g @ params["W1"] + params["b1"]) ** 2)
+    hidden = gelu(linear(g, params["W1"], params["b1"]))
+    return -dot(hidden, hidden)
 
 
 @feedforward(
     "FF2",
     {"W1": matrix("D D"), "b1": vector("D"), "W2": matrix("D M"), "b2": vector("M")},
     exact=True,
+    batched=True,
 )
-def ff2(params: Params, g: Token) -> Scalar:
+def ff2(params: Params, g: States) -> Energies:
     """E = -|| gelu(gelu(g W1 + b1) W2 + b2) ||^2."""
-    hidden = gelu(g @ params["W1"] + params["b1"])
-    return -jnp.sum(gelu(hidden @ params["W2"] + params["b2"]) ** 2)
+    hidden = gelu(linear(g, params["W1"], params["b1"]))
+    hidden = gelu(linear(hidden, params["W2"], params["b2"]))
+    return -dot(hidden, hidden)
 
 
 @feedforward(
     "FF2W",
     {"W1": matrix("D M"), "b1": vector("M"), "W2": matrix("D M"), "b2": vector("D")},
     exact=True,
+    batched=True,
 )
-def ff2w(params: Params, g: Token) -> Scalar:
+def ff2w(params: Params, g: States) -> Energies:
     """E = -g . (W2 gelu(g W1 + b1) + b2)."""
-    return -jnp.vdot(g, params["W2"] @ gelu(g @ params["W1"] + params["b1"]) + params["b2"])
+    hidden = gelu(linear(g, params["W1"], params["b1"]))
+    return -dot(g, linear_transpose(hidden, params["W2"], params["b2"]))
 
 
 # Besides the paper's ---------------------------------------------------------------------------
@@ -259,29 +270,29 @@ def ff2w(params: Params, g: Token) -> Scalar:
 GATED = {"W1": matrix("D M", uses=1), "b1": vector("M"), "W2": matrix("D M")}
 
 
-@feedforward("FFG", GATED, gated=True)
-def ffg(params: Params, g: Token, own: Token) -> Scalar:
+@feedforward("FFG", GATED, gated=True, batched=True)
+def ffg(params: Params, g: States, own: States) -> Energies:
     """E = -(1/2) gelu(g' W1 + b1) . (g W2)^2, with a gate of g' = g that is not differentiated.
 
     Its gradient moves a token as a gated MLP does, by W2^T (gelu(g W1 + b1) * (g W2)): the matrix
     that leads down is that which leads up.
     Source: causal energy minimisation (arXiv 2605.07588).
     """
-    gate = gelu(own @ params["W1"] + params["b1"])
-    return -0.5 * jnp.vdot(gate, (g @ params["W2"]) ** 2)
+    gate = gelu(linear(own, params["W1"], params["b1"]))
+    return -0.5 * dot(gate, linear(g, params["W2"]) ** 2)
 
 
-@energy("injection", {"W": matrix("D D", uses=1)}, exact=True)
-def injection(params: Params, g: Token, context: Context) -> Scalar:
+@energy("injection", {"W": matrix("D D", uses=1)}, exact=True, batched=True)
+def injection(params: Params, g: States, context: Context) -> Energies:
     """E = -g . (W x0), with x0 the token's state before the first step: its input is recalled."""
-    return -jnp.vdot(g, params["W"] @ context.first)
+    return -dot(g, linear_transpose(context.first.astype(g.dtype), params["W"]))
 
 
-@energy("leak", {"size": positive(0.1)}, exact=True)
-def leak(params: Params, g: Token, context: Context) -> Scalar:
+@energy("leak", {"size": positive(0.1)}, exact=True, batched=True)
+def leak(params: Params, g: States, context: Context) -> Energies:
     """E = size (g . x - L(x)), whose gradient in g is size x: with it x = -(dE/dg) / size at rest.
 
     L is the norm's Lagrangian, grad L(x) = g, which holds of norms without gain; the bracket is
     its Legendre transform, a function of g alone, so x is not differentiated.
     """
-    return params["size"] * (jnp.vdot(g, context.x) - context.lagrangian)
+    return params["size"] * (dot(at_least_float32(g), context.x) - context.lagrangian)

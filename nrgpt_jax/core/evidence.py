@@ -16,17 +16,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from nrgpt_jax.array_types import BatchEnergies, BatchStates
-from nrgpt_jax.core.dynamics import Trajectory
-from nrgpt_jax.core.step import (
+from nrgpt_jax.core.block import (
     Dynamics,
     EnergyAndGrad,
-    held_energy,
-    in_states,
-    slope,
+    block,
+    energy_and_grad,
     start,
     update_cache,
 )
-from nrgpt_jax.core.step import step as one_step
+from nrgpt_jax.core.descent import Trajectory, energy_in_context, grad_x
 
 ROUNDING = 64.0  # units in the last place: a smaller change of an energy is rounding
 SHORT = 1e-6  # of the length of a state: how far it is moved to measure a slope, in float64
@@ -69,17 +67,17 @@ def evidence(
     def at_step(step):
         inputs_t, (x, energies, _, move) = step
         dynamics = dynamics_at(inputs_t)
-        held = held_energy(dynamics, start(dynamics)._replace(x=x))
-        grad_x = jax.grad(lambda x: jnp.sum(held(x)))(x)  # of gates too, unlike the path's
-        slopes = jnp.sum(grad_x * move, axis=-1)
+        energy_at = energy_in_context(dynamics, start(dynamics)._replace(x=x))
+        gradient = jax.grad(lambda x: jnp.sum(energy_at(x)))(x)  # of gates too, unlike the path's
+        slopes = jnp.sum(gradient * move, axis=-1)
         lengths = jnp.linalg.norm(move, axis=-1) + jnp.linalg.norm(x, axis=-1)  # x is rounded too
-        steepest = jnp.linalg.norm(grad_x, axis=-1) * lengths
+        steepest = jnp.linalg.norm(gradient, axis=-1) * lengths
         uphill = slopes > ROUNDING * jnp.finfo(x.dtype).eps * steepest
         terms = [jnp.abs(e) for name, e in energies.items() if name != "total"]
         size = jnp.sum(jnp.stack(terms), axis=0)
         resolution = ROUNDING * jnp.finfo(x.dtype).eps * size
         multiples = jnp.asarray(SCALES, x.dtype)
-        after = jax.lax.map(lambda multiple: held(x + multiple * move), multiples)
+        after = jax.lax.map(lambda multiple: energy_at(x + multiple * move), multiples)
         changes = after - energies["total"][None]
         rises = ~(changes <= resolution[None])  # what is not a number has not fallen
         descending = jnp.sum(jnp.cumsum(rises, axis=0) == 0, axis=0)  # from the least scale on
@@ -91,7 +89,7 @@ def evidence(
 
     steps = jax.tree.map(lambda leaf: leaf[:-1], path)
     *measured, speeds = jax.lax.map(at_step, (inputs, steps))
-    strict = dynamics_at(jax.tree.map(lambda leaf: leaf[0], inputs)).causal_mask.strict
+    strict = dynamics_at(jax.tree.map(lambda leaf: leaf[0], inputs)).strict
     at_rest = context_at_rest(speeds, tolerance, strict=strict)
     slopes, uphill, changes, rises, largest = measured
     return Evidence(slopes, uphill, changes, rises, largest, at_rest, at_rest & rises)
@@ -148,15 +146,15 @@ def uphill_moves(
         inputs_t, x = step
         dynamics = dynamics_at(inputs_t)
         state = start(dynamics)._replace(x=x)
-        seen = one_step(dynamics, state, inputs_t["scale"])[1]
-        assert seen.move is not None
-        memories, _ = update_cache(dynamics, state, dynamics.norm.function(x))
+        out = block(dynamics, state, inputs_t["scale"])[1]
+        assert out.move is not None
+        keys, _ = update_cache(dynamics, state, dynamics.norm.function(x))
 
-        held = lambda x: slope(dynamics, x, dynamics.norm.function(x), memories)
+        at = lambda x: energy_and_grad(dynamics, x, dynamics.norm.function(x), keys)
         rest = resting(dynamics, x)
-        move, changes, noise = half_changes(held, x, seen.move - rest)
+        move, changes, noise = half_changes(at, x, out.move - rest)
         length = lambda x: jnp.linalg.norm(x, axis=-1)
-        steepest = length(in_states(dynamics, x, seen.grad_g)) * length(move)
+        steepest = length(grad_x(dynamics, x, out.grad_g)) * length(move)
         return (changes > UPHILL * steepest + noise) & (length(rest) <= 1e-2 * length(x))
 
     return jax.lax.map(at_step, (inputs, states))
@@ -168,19 +166,19 @@ def resting(dynamics: Dynamics, x: BatchStates) -> BatchStates:
 
 
 def half_changes(
-    seen: Callable[[BatchStates], EnergyAndGrad], x: BatchStates, along: BatchStates
+    at: Callable[[BatchStates], EnergyAndGrad], x: BatchStates, along: BatchStates
 ) -> tuple[BatchStates, BatchEnergies, BatchEnergies]:
     """A short move along a direction, the change of energies to first order, and its rounding.
 
     Args:
-      seen: what steps see of energies at states.
+      at: energies at states.
       x: states.
       along: where to; a token without a direction stays.
     """
     length = lambda x: jnp.linalg.norm(x, axis=-1, keepdims=True)
     far = length(along)
     move = SHORT * length(x) * along / jnp.where(far > 0.0, far, 1.0)
-    after, before = seen(x + move), seen(x - move)
+    after, before = at(x + move), at(x - move)
     sizes = jnp.stack([jnp.abs(energy) for energy in after.energies.values()])
     noise = ROUNDING * jnp.finfo(x.dtype).eps * jnp.sum(sizes, axis=0)
     return move, (after.total - before.total) / 2, noise

@@ -1,4 +1,4 @@
-"""Norms g = norm(x) of one token, and the Lagrangians they are gradients of.
+"""Norms g = norm(x), and the Lagrangians they are gradients of, over the last axis of x.
 
 A norm without gain is the gradient of a convex Lagrangian L(x). With a gain gamma and a bias b it
 is  norm(x) = gamma * grad L(x) + b,  whose Jacobian is diag(gamma) P / sigma with P a projection:
@@ -15,27 +15,30 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from nrgpt_jax import ops
 from nrgpt_jax.array_types import BatchEnergies, BatchStates, Params
 from nrgpt_jax.core.parameters import Specs, constant, vector
 from nrgpt_jax.core.registry import Registry
+from nrgpt_jax.ops.dense import EPSILON
 
-EPSILON = 1e-5
-
-Token = Float[Array, "D"]
-Scalar = Float[Array, ""]
+States = Float[Array, "*B D"]
+Energies = Float[Array, "*B"]
 
 
 class Norm(NamedTuple):
     """A norm `(params, x) -> g`, its Lagrangian, sigma, and the table of its parameters.
 
     `convex` declares that g = gain * grad L(x) + bias with L convex, what Proposition 2.1 rests on.
+    `batched`: written over the last axis; what is written for one token is taken over all of them
+    by `jax.vmap`.
     """
 
-    function: Callable[[Params, Token], Token]
-    lagrangian: Callable[[Params, Token], Scalar]
-    sigma: Callable[[Token], Scalar]  # what x is divided by
+    function: Callable[[Params, States], States]
+    lagrangian: Callable[[Params, States], Energies]
+    sigma: Callable[[States], Energies]  # what x is divided by
     specs: Specs
     convex: bool = False
+    batched: bool = False
 
 
 NORMS: Registry[Norm] = Registry("norm")
@@ -50,79 +53,88 @@ class BoundNorm(NamedTuple):
     unit: Callable[[BatchStates], BatchStates]  # without gain and bias: onto the unit sphere
 
 
-def bind_norm(name: str, params: Params, kernel: Callable | None = None) -> BoundNorm:
+def bind_norm(name: str, params: Params, implementation: str = "fused") -> BoundNorm:
     """A registered norm with its parameters.
 
     Args:
       name: in `NORMS`.
       params: all that its table names.
-      kernel: a faster `(params, x (B,N,D)) -> g` of the same values.
+      implementation: of what it is made of, one of `ops.IMPLEMENTATIONS`.
     """
-    norm, over_tokens = NORMS[name], lambda function: jax.vmap(jax.vmap(function))
-    function = partial(kernel, params) if kernel else over_tokens(partial(norm.function, params))
+    norm = NORMS[name]
     bare = {name: jnp.zeros_like(value) for name, value in params.items() if name == "bias"}
+
+    def of_all(function: Callable, *leading: Params) -> Callable:
+        def bound(x: BatchStates) -> jax.Array:
+            with ops.implementation(implementation if norm.batched else "autodiff"):
+                of_x = partial(function, *leading)
+                return of_x(x) if norm.batched else jax.vmap(jax.vmap(of_x))(x)
+
+        return bound
+
     return BoundNorm(
-        function,
-        over_tokens(partial(norm.lagrangian, params)),
-        over_tokens(norm.sigma),
-        over_tokens(partial(norm.function, bare)),
+        of_all(norm.function, params),
+        of_all(norm.lagrangian, params),
+        of_all(norm.sigma),
+        of_all(norm.function, bare),
     )
 
 
-def layer_norm(params: Params, x: Token) -> Token:
+def layer_norm(params: Params, x: States) -> States:
     """gamma * (x - mean) / sqrt(variance + eps) + b."""
-    centred = x - jnp.mean(x)
-    return _gain(params, centred * jax.lax.rsqrt(jnp.mean(centred**2) + EPSILON)) + params["bias"]
+    y = _gain(params, ops.standardize(x))
+    return y + ops.along_last_axis(params["bias"], x)
 
 
-def deviation(x: Token) -> Scalar:
+def deviation(x: States) -> Energies:
     """sqrt(variance + eps), the variance about the mean itself: no large numbers cancel."""
-    return jnp.sqrt(jnp.mean((x - jnp.mean(x)) ** 2) + EPSILON)
+    return jnp.sqrt(jnp.var(x, axis=-1) + EPSILON)
 
 
-def layer_norm_lagrangian(params: Params, x: Token) -> Scalar:
+def layer_norm_lagrangian(params: Params, x: States) -> Energies:
     """L(x) = D sqrt(variance(x) + eps) + b . x."""
-    return x.shape[0] * deviation(x) + jnp.vdot(x, params["bias"])
+    return x.shape[-1] * deviation(x) + ops.dot(x, ops.along_last_axis(params["bias"], x))
 
 
-def rms_norm(params: Params, x: Token) -> Token:
+def rms_norm(params: Params, x: States) -> States:
     """gamma * x / sqrt(mean(x^2) + eps)."""
-    return _gain(params, x / root_mean_square(x))
+    return _gain(params, x / root_mean_square(x)[..., None])
 
 
-def root_mean_square(x: Token) -> Scalar:
+def root_mean_square(x: States) -> Energies:
     """sqrt(mean(x^2) + eps)."""
-    return jnp.sqrt(jnp.mean(x**2) + EPSILON)
+    return jnp.sqrt(jnp.mean(x**2, axis=-1) + EPSILON)
 
 
-def rms_norm_lagrangian(params: Params, x: Token) -> Scalar:
+def rms_norm_lagrangian(params: Params, x: States) -> Energies:
     """L(x) = D sqrt(mean(x^2) + eps)."""
     del params
-    return x.shape[0] * root_mean_square(x)
+    return x.shape[-1] * root_mean_square(x)
 
 
-def identity(params: Params, x: Token) -> Token:
+def identity(params: Params, x: States) -> States:
     """g = x."""
     del params
     return x
 
 
-def identity_lagrangian(params: Params, x: Token) -> Scalar:
+def identity_lagrangian(params: Params, x: States) -> Energies:
     """L(x) = ||x||^2 / 2."""
     del params
-    return 0.5 * jnp.sum(x**2)
+    return 0.5 * ops.dot(x, x)
 
 
-def _gain(params: Params, normalized: Token) -> Token:
-    return params["gain"] * normalized if "gain" in params else normalized
+def _gain(params: Params, normalized: States) -> States:
+    gain = params.get("gain")
+    return normalized if gain is None else ops.along_last_axis(gain, normalized) * normalized
 
 
 _GAIN, _BIAS = {"gain": constant(1.0, "D")}, {"bias": vector("D")}
 _LAYER = (layer_norm, layer_norm_lagrangian, deviation)
 
-NORMS.add("bare_layer_norm", Norm(*_LAYER, _BIAS, convex=True))
-NORMS.add("layer_norm", Norm(*_LAYER, {**_GAIN, **_BIAS}, convex=True))
+NORMS.add("bare_layer_norm", Norm(*_LAYER, _BIAS, convex=True, batched=True))
+NORMS.add("layer_norm", Norm(*_LAYER, {**_GAIN, **_BIAS}, convex=True, batched=True))
 _RMS = (rms_norm, rms_norm_lagrangian, root_mean_square)
-NORMS.add("rms_norm", Norm(*_RMS, _GAIN, convex=True))
-_NONE = (identity, identity_lagrangian, lambda x: jnp.ones((), x.dtype))
-NORMS.add("none", Norm(*_NONE, {}, convex=True))
+NORMS.add("rms_norm", Norm(*_RMS, _GAIN, convex=True, batched=True))
+_NONE = (identity, identity_lagrangian, lambda x: jnp.ones(x.shape[:-1], x.dtype))
+NORMS.add("none", Norm(*_NONE, {}, convex=True, batched=True))

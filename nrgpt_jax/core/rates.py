@@ -11,9 +11,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nrgpt_jax.array_types import BatchStates, Params, accumulator_type
+from nrgpt_jax.array_types import BatchStates, Params
 from nrgpt_jax.core.parameters import INIT_STD, ParameterSpec, Specs, matrix, positive
 from nrgpt_jax.core.registry import Registry
+from nrgpt_jax.ops import accumulator_type
 
 
 class Rate(NamedTuple):

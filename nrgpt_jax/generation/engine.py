@@ -15,13 +15,13 @@ import numpy as np
 
 from nrgpt_jax import host
 from nrgpt_jax.array_types import Variables
-from nrgpt_jax.core.caches import CACHES
-from nrgpt_jax.core.dynamics import CRITERIA, Convergence
+from nrgpt_jax.core.block import CACHES
+from nrgpt_jax.core.descent import CRITERIA, Convergence
 from nrgpt_jax.errors import UserError, require, require_choice
 from nrgpt_jax.generation.loop import Window, as_tokens, bucket, decode_until, read
 from nrgpt_jax.generation.sampling import Sampling, check_sampling, switches
 from nrgpt_jax.models import LanguageModel
-from nrgpt_jax.models.decoding import Decoding
+from nrgpt_jax.models.decoding import Decoding, check_decoding
 
 OVERFLOWS = ("slide", "refuse")
 MOST_STEPS = 2**16
@@ -190,7 +190,7 @@ def check_settings(model: LanguageModel, settings: Settings) -> None:
         tolerance = settings.until.tolerance
         sound = 0 <= tolerance < math.inf
         require(sound, "tolerance", tolerance, "0 or more, and finite")
-    model.check_decoding(Decoding(settings.cache, settings.until))
+    check_decoding(model, Decoding(settings.cache, settings.until))
 
 
 def _fitting(prompts, model, max_new_tokens: int, overflow: str) -> list[np.ndarray]:

@@ -12,7 +12,7 @@ from nrgpt_jax.array_types import Variables
 from nrgpt_jax.errors import UserError, require
 from nrgpt_jax.generation.loop import as_tokens, bucket
 from nrgpt_jax.models import LanguageModel
-from nrgpt_jax.models.decoding import Decoding
+from nrgpt_jax.models.decoding import Decoding, decode_scan
 from nrgpt_jax.models.readout import map_logits, of_symbols
 
 
@@ -86,7 +86,7 @@ def _score(model, num_symbols, variables, tokens):
         log_probs = jnp.where(targets < logits.shape[-1], _log_probs(logits, targets), -jnp.inf)
         return log_probs, jnp.argmax(logits, axis=-1) == targets
 
-    x = model.apply(variables, tokens[:, :-1], method=model.last_states)
+    x = model.apply(variables, tokens[:, :-1], method=model.forward)[0].x
     return map_logits(model, variables["params"], x, scores, tokens[:, 1:])
 
 
@@ -144,7 +144,7 @@ def _read(model, decoding, variables, tokens):
     given, following = tokens[:, :-1], tokens[:, 1:]
     cache = call(*given.shape, decoding.cache, method=model.empty_cache)
     x = call(given, method=model.embed)
-    x, steps = call(x, cache, decoding, method=model.decode_scan)
+    x, steps = call(x, cache, decoding, method=decode_scan)
     log_probs = map_logits(model, variables["params"], x, _log_probs, following)
     return log_probs, steps
 
@@ -195,7 +195,7 @@ def _cache_error(model, decoding, num_symbols, variables, tokens, prompt, length
     x = call(tokens, method=model.embed)
     active = jnp.arange(slots)[None] < length
     exactly = decoding._replace(cache="exact")
-    x = call(x, empty("exact"), None, exactly, active, method=model.forward_cached)[0]
+    x = call(x, empty("exact"), None, exactly, active, method=model.cached)[0]
     raw = of_symbols(call(x, method=model.readout)[0], num_symbols)
     exact = jax.nn.log_softmax(raw)
 

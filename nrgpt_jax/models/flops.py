@@ -40,16 +40,12 @@ PEAKS: Mapping[str, float] = {
 }
 
 
-def train_flops_per_token(model: LanguageModel) -> float | None:
+def train_flops_per_token(model: LanguageModel) -> float:
     """Operations a token of one training step: three times those of the forward pass.
 
-    Each product of the forward pass has two in the backward pass. None where the model has an
-    attention of unknown cost.
+    Each product of the forward pass has two in the backward pass.
     """
-    pairs = model.pair_flops()
-    if pairs is None:
-        return None
-    step = _products(model.block_table(), model) + pairs
+    step = _products(model.block_table(), model) + model.pair_flops()
     head = 2 * model.embed_dim * model.vocab_size  # tied or not
     return 3.0 * (model.num_steps * step + head)
 

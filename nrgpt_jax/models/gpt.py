@@ -10,25 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Int
 
-from nrgpt_jax.array_types import (
-    BatchStates,
-    Params,
-    PerSequence,
-    RowKeys,
-    StepKeys,
-    Tokens,
-    at_least_float32,
-)
-from nrgpt_jax.core import caches
-from nrgpt_jax.core.contexts import CausalMask
-from nrgpt_jax.core.dynamics import RolloutOptions, Step, rollout, rollout_n
+from nrgpt_jax import ops
+from nrgpt_jax.array_types import BatchStates, Params, PerSequence, RowKeys, StepKeys
+from nrgpt_jax.core.block import State, Step, positions, write
+from nrgpt_jax.core.norms import layer_norm
 from nrgpt_jax.core.parameters import Table, constant, matrix, vector
-from nrgpt_jax.core.step import State
-from nrgpt_jax.kernels.layer_norm import layer_norm
-from nrgpt_jax.models.decoding import Decoding
-from nrgpt_jax.models.language_model import Cache, LanguageModel
+from nrgpt_jax.models.language_model import Cache, LanguageModel, Record
 
 ATTENTION: Table = {
     "query": matrix("D H Y", uses=1),
@@ -48,7 +36,11 @@ BLOCK: Table = {"attention": ATTENTION, "mlp": MLP, "norm1": NORM, "norm2": NORM
 
 
 def attend(
-    params: Params, x: BatchStates, rows: Cache | None, causal_mask: CausalMask, drop: "Dropout"
+    params: Params,
+    x: BatchStates,
+    rows: Cache | None,
+    position: PerSequence | None,
+    drop: "Dropout",
 ) -> tuple[BatchStates, Cache | None]:
     """Causal multi-head attention, softmax(Q K^T / sqrt(Y)) V, then a biased projection.
 
@@ -57,12 +49,12 @@ def attend(
     """
     q, k, v = (jnp.einsum("bnd,dhy->bnhy", x, params[n]) for n in ("query", "key", "value"))
     if rows is not None:
-        rows = {n: caches.write(rows[n], new, causal_mask.at) for n, new in (("k", k), ("v", v))}
-    if rows is not None and causal_mask.at is not None:
+        rows = {n: write(rows[n], new, position) for n, new in (("k", k), ("v", v))}
+    if rows is not None and position is not None:
         k, v = rows["k"], rows["v"]
-    mask_BxNxK = causal_mask.mask(x.shape[1], k.shape[1])
+    mask_BxNxK = ops.causal_mask(positions(position, x), k.shape[1], strict=False)
     scores = jnp.einsum("bnhy,bkhy->bhnk", q * q.shape[-1] ** -0.5, k)
-    masked = jnp.where(mask_BxNxK[:, None], at_least_float32(scores), -jnp.inf)
+    masked = jnp.where(mask_BxNxK[:, None], ops.at_least_float32(scores), -jnp.inf)
     weights_BxHxNxK = drop(jax.nn.softmax(masked, axis=-1)).astype(v.dtype)
     out = jnp.einsum("bhnk,bkhy->bnhy", weights_BxHxNxK, v)
     out = jnp.einsum("bnhy,hyd->bnd", out, params["projection"]) + params["bias"][None, None]
@@ -116,7 +108,7 @@ class GPT(LanguageModel):
         params: Any,
         x: BatchStates,
         rows: Cache | None,
-        causal_mask: CausalMask,
+        position: PerSequence | None,
         keys: RowKeys | None,
     ) -> tuple[BatchStates, Cache | None]:
         """One transformer block: the states after it, and its rows of the cache."""
@@ -124,58 +116,38 @@ class GPT(LanguageModel):
         narrow = lambda tree: jax.tree.map(lambda leaf: leaf.astype(self.dtype), tree)
         norm = lambda name, x: layer_norm(params[name], x).astype(self.dtype)
         attention, of_mlp = narrow(params["attention"]), narrow(params["mlp"])
-        update, rows = attend(attention, norm("norm1", x), rows, causal_mask, drop)
+        update, rows = attend(attention, norm("norm1", x), rows, position, drop)
         attended = x + update.astype(x.dtype)
         out = mlp(of_mlp, norm("norm2", x if self.parallel else attended), drop)
         return attended + out.astype(x.dtype), rows
 
     @nn.nowrap
-    def _steps(self, causal_mask: CausalMask) -> tuple[dict[str, Any], Step]:
-        """(inputs of the T steps, the step); its rows of a cache are an input and an output."""
-        inputs, block_of = self.layer_schedule(self.group_params("block"))
-
-        def step(state: State, inputs_t: Any) -> tuple[State, Cache | None]:
-            extras = inputs_t.get("cache"), causal_mask, inputs_t.get("keys")
-            x, rows = self.block(block_of(inputs_t), state.x, *extras)
-            return state._replace(x=x), rows
-
-        return {"step": jnp.arange(self.num_steps), **inputs}, step
-
-    def after(self, x: BatchStates, options: RolloutOptions, keys: StepKeys | None = None) -> State:
-        assert options.context is None, "a block of a transformer has no memory apart from its step"
-        inputs, step = self._steps(CausalMask(strict=False))
-        if keys is not None:
-            inputs["keys"] = keys
-        unroll, remat, num_skipped_steps = self.scan_unroll, self.remat, options.num_skipped_steps
-        state = options.begin or _start(x)
-        return rollout(
-            step, state, inputs, unroll=unroll, remat=remat, num_skipped_steps=num_skipped_steps
-        )[0]
-
-    def rollout_n(self, tokens: Tokens, count: jax.Array) -> State:
-        inputs, step = self._steps(CausalMask(strict=False))
-        first = jax.tree.map(lambda leaf: leaf[0], inputs)
-        return rollout_n(step, _start(self.embed(tokens)), first, count)
-
-    def cache_row(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of the key and the value of a token, in one step."""
-        return dict.fromkeys("kv", (self.num_heads, self.embed_dim // self.num_heads))
-
-    def forward_cached(
+    def steps(
         self,
         x: BatchStates,
-        cache: Cache,
-        position: PerSequence | None,
-        decoding: Decoding,
-        active: Bool[Array, "B P"] | None = None,
-    ) -> tuple[BatchStates, Cache, Int[Array, "B P"]]:
-        del active  # every token makes all steps
-        self.check_decoding(decoding)
-        inputs, step = self._steps(CausalMask(False, position))
-        inputs["cache"] = cache
-        state, new = rollout(step, _start(x), inputs, unroll=self.scan_unroll)
-        return state.x, new, jnp.full(x.shape[:2], self.num_steps)
+        position: PerSequence | None = None,
+        cache: Any = None,
+        dropout_keys: StepKeys | None = None,
+        record: Record | None = None,
+    ) -> tuple[State, Any, Step]:
+        """As of `LanguageModel.steps`; rows of the cache are inputs, and returned besides."""
+        assert record is None, "a transformer has no energy to record"
+        inputs, block_of = self.layer_schedule(self.group_params("block"))
+        inputs |= {"step": jnp.arange(self.num_steps), "cache": cache, "dropout": dropout_keys}
 
+        def step(state: State, inputs_t: Any) -> tuple[State, Cache | None]:
+            extras = inputs_t["cache"], position, inputs_t["dropout"]
+            with ops.implementation(self.implementation):
+                x, rows = self.block(block_of(inputs_t), state.x, *extras)
+            return state._replace(x=x), rows
 
-def _start(x: BatchStates) -> State:
-    return State(x, (), None, jnp.zeros((), jnp.int32))
+        return State(x, (), None, jnp.zeros((), jnp.int32)), inputs, step
+
+    def forward(self, *arguments: Any, **options: Any) -> tuple[State, Any]:
+        state, rows = super().forward(*arguments, **options)
+        return state._replace(cache=rows), None
+
+    def cache_row(self) -> Any:
+        """The shapes of the key and the value of a token, in one step."""
+        shape = self.num_heads, self.embed_dim // self.num_heads
+        return dict.fromkeys("kv", jax.ShapeDtypeStruct(shape, self.dtype))

@@ -7,21 +7,22 @@ from typing import Any
 import flax
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
+from nrgpt_jax import ops
 from nrgpt_jax.array_types import BatchStates, Logits, PerSequence, StepKeys, Tokens, Variables
 from nrgpt_jax.core import parameters
-from nrgpt_jax.core.dynamics import RolloutOptions
+from nrgpt_jax.core.block import Dynamics, EnergyAndGrad, State, Step, rollout
+from nrgpt_jax.core.norms import layer_norm
 from nrgpt_jax.core.parameters import Sizes, Table, constant, matrix, vector
-from nrgpt_jax.core.step import State
 from nrgpt_jax.errors import UserError, require
-from nrgpt_jax.kernels.layer_norm import layer_norm
-from nrgpt_jax.models.decoding import Decoding
+from nrgpt_jax.models.decoding import Decoding, forward_cached
 
-Cache = dict[str, jax.Array]
-"""What is kept of past tokens, (T,B,S,...) by name; see `core.caches`."""
+Cache = dict[str, Any]
+"""The KV cache: arrays (T,B,S,...) by name; see `core.block`."""
+Record = Callable[[Dynamics, EnergyAndGrad], Any]
+"""A function of what a block computes for all tokens."""
 
 FINAL_NORM = {"gain": constant(1.0, "D"), "bias": vector("D")}
 
@@ -30,9 +31,8 @@ class LanguageModel(nn.Module):
     """Token and position embedding -> T steps of a block -> LayerNorm -> logits.
 
     A module declares parameters from tables and calls pure functions. Subclasses define
-    `block_table`, `pair_flops`, `after`, `rollout_n`, `forward_cached` and `cache_row`. Residual
-    states, the norms and the logits are kept in float32 whatever `dtype` is. The fields are those
-    of `config.model`.
+    `block_table`, `pair_flops`, `steps` and `cache_row`. Residual states, the norms and the logits
+    are kept in float32 whatever `dtype` is. The fields are those of `config.model`.
     """
 
     vocab_size: int
@@ -47,6 +47,7 @@ class LanguageModel(nn.Module):
     scan_unroll: int = 1
     remat: str = "none"
     num_distinct_layers: int = 1  # steps take them in turn
+    implementation: str = "fused"
 
     # What a model is ------------------------------------------------------------------------------
 
@@ -66,8 +67,8 @@ class LanguageModel(nn.Module):
         raise TypeError(f"{type(self).__name__} does not define block_table")
 
     @nn.nowrap
-    def pair_flops(self) -> float | None:
-        """Operations a token and step of scores and averages over the context; None: unknown."""
+    def pair_flops(self) -> float:
+        """Operations a token and step of scores and averages over the context."""
         raise TypeError(f"{type(self).__name__} does not define pair_flops")
 
     @nn.nowrap
@@ -114,10 +115,9 @@ class LanguageModel(nn.Module):
         return self.clone(num_steps=num_steps), {**variables, "params": params}
 
     @nn.nowrap
-    def with_kernels(self, choice: str) -> "LanguageModel":
-        """The same model by other derivative rules, one of `kernels.CHOICES`, if it has any."""
-        del choice
-        return self
+    def with_implementation(self, name: str) -> "LanguageModel":
+        """The same model by another of `ops.IMPLEMENTATIONS`."""
+        return self.clone(implementation=name)
 
     # Parameters -----------------------------------------------------------------------------------
 
@@ -147,69 +147,72 @@ class LanguageModel(nn.Module):
     def __call__(
         self, tokens: Tokens, train: bool = False, rows: PerSequence | None = None
     ) -> Logits:
-        """Next-token logits (B,N,V) of tokens (B,N), N up to the context length.
+        """Next-token logits (B,N,V) of tokens (B,N); arguments are those of `forward`."""
+        return self.readout(self.forward(tokens, train, rows)[0].x)
+
+    def forward(
+        self,
+        tokens: Tokens | BatchStates,
+        train: bool = False,
+        rows: PerSequence | None = None,
+        *,
+        position: PerSequence | None = None,
+        cache: Any = None,
+        record: Record | None = None,
+    ) -> tuple[State, Any]:
+        """The state after T steps, of whose x `readout` makes the logits, and what was recorded.
 
         Args:
-          tokens: integers below `vocab_size`.
+          tokens: (B,N) integers below `vocab_size`, N up to the context length; or what `embed`
+            makes of them, (B,N,D).
           train: apply dropout; needs `rngs={"dropout": key}` when the rate is positive.
           rows: numbers (B,) of the sequences; what is dropped in one is a function of the key
             and its number, wherever it is computed. None: 0 to B - 1.
+          position: None: the tokens are the first N. (B,): N = 1, one token at its position.
+          cache: of past tokens, as of `empty_cache`: it is written, and read with a `position`.
+          record: a function of what a block computes, `(dynamics, out)` to a tree of arrays, for
+            models with an energy; its values have T in front.
         """
-        return self.readout(self.last_states(tokens, train, rows))
+        x: Any = tokens if tokens.ndim == 3 else self.embed(tokens, position)
+        keys = self.dropout_keys(len(x), train, rows)
+        state, inputs, step = self.steps(x, position, cache, keys, record)
+        return rollout(step, state, inputs, unroll=self.scan_unroll, remat=self.remat)
 
-    def last_states(
-        self, tokens: Tokens, train: bool = False, rows: PerSequence | None = None
-    ) -> BatchStates:
-        """The states (B,N,D) after the last step, of which `readout` makes the logits.
+    @nn.nowrap
+    def dropout_keys(self, batch: int, train: bool, rows: PerSequence | None) -> StepKeys | None:
+        """Keys of dropout for every step and sequence; None: there is none."""
+        if not train or self.dropout == 0.0:
+            return None
+        key = self.make_rng("dropout")
+        of_row = lambda row: jax.random.split(jax.random.fold_in(key, row), self.num_steps)
+        return jax.vmap(of_row, out_axes=1)(jnp.arange(batch) if rows is None else rows)
 
-        Arguments are those of a call.
-        """
-        return self.rollout(tokens, RolloutOptions(), train, rows).x
-
-    def rollout(
-        self,
-        tokens: Tokens,
-        options: RolloutOptions,
-        train: bool = False,
-        rows: PerSequence | None = None,
-    ) -> State:
-        """The state after a rollout of at most T steps; other arguments are those of a call."""
-        keys = None
-        if train and self.dropout > 0.0:
-            key = self.make_rng("dropout")
-            of_row = lambda row: jax.random.split(jax.random.fold_in(key, row), self.num_steps)
-            keys = jax.vmap(of_row, out_axes=1)(jnp.arange(len(tokens)) if rows is None else rows)
-        return self.after(self.embed(tokens), options, keys)
-
-    def embed(self, tokens: Tokens) -> BatchStates:
+    def embed(self, tokens: Tokens, position: PerSequence | None = None) -> BatchStates:
         """The states before the first step. Raises ValueError on too long a sequence."""
         count = tokens.shape[-1]
         if count > self.context_length:
             raise ValueError(f"{count} tokens do not fit the context length {self.context_length}")
-        return self._embedded(tokens) + self._embedding("position_embedding")[None, :count]
+        x = jnp.take(self._embedding("token_embedding"), tokens, axis=0)
+        of_positions = self._embedding("position_embedding")
+        if position is None:
+            return x + of_positions[None, :count]
+        return x + jnp.take(of_positions, position, axis=0)[:, None]
 
     @nn.nowrap
     def _embedding(self, name: str) -> Float[Array, "rows D"]:
         return self.group_params(name)["embedding"]
 
     @nn.nowrap
-    def _embedded(self, tokens: Int[Array | np.ndarray, "*B"]) -> Float[Array, "*B D"]:
-        return jnp.take(self._embedding("token_embedding"), tokens, axis=0)
-
-    def states(self, x: BatchStates) -> BatchStates:
-        """The states after T steps from the first ones."""
-        return self.after(x, RolloutOptions()).x
-
-    def after(self, x: BatchStates, options: RolloutOptions, keys: StepKeys | None = None) -> State:
-        """Where tokens with first states x are after a rollout, with dropout where there are keys.
-
-        Only models with an energy can hold the context of a rollout.
-        """
-        raise TypeError(f"{type(self).__name__} does not define after")
-
-    def rollout_n(self, tokens: Tokens, count: Int[Array, ""] | Int[Array, "B"]) -> State:
-        """Where tokens are after any number of equal steps; without a gradient."""
-        raise TypeError(f"{type(self).__name__} does not define rollout_n")
+    def steps(
+        self,
+        x: BatchStates,
+        position: PerSequence | None = None,
+        cache: Any = None,
+        dropout_keys: StepKeys | None = None,
+        record: Record | None = None,
+    ) -> tuple[State, Any, Step]:
+        """(state before the first step, inputs of the T steps, the step), for `block.rollout`."""
+        raise TypeError(f"{type(self).__name__} does not define steps")
 
     def readout(self, x: BatchStates) -> Logits:
         """Logits (float32) of states; works on the states of any step.
@@ -217,7 +220,7 @@ class LanguageModel(nn.Module):
         The product is of numbers in `dtype`; it is added up and returned in float32.
         """
         product = partial(jnp.einsum, preferred_element_type=jnp.float32)
-        with jax.named_scope("readout"):
+        with jax.named_scope("readout"), ops.implementation(self.implementation):
             x = layer_norm(self.group_params("final_norm"), x).astype(self.dtype)
             if self.tied_head:
                 embedding = self._embedding("token_embedding").astype(self.dtype)
@@ -231,82 +234,17 @@ class LanguageModel(nn.Module):
         """The groups of parameters that `readout` reads."""
         return "final_norm", "token_embedding" if self.tied_head else "head"
 
-    # The making of text ---------------------------------------------------------------------------
+    # Decoding -------------------------------------------------------------------------------------
 
-    def cache_row(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of what is kept of one token, of one step."""
+    def cache_row(self) -> Any:
+        """What is kept of one token, of one step: a tree of `jax.ShapeDtypeStruct`, by name."""
         raise TypeError(f"{type(self).__name__} does not define cache_row")
 
-    @nn.nowrap
-    def check_decoding(self, decoding: Decoding) -> None:
-        """Raises UserError where the model cannot decode in this way."""
-        if not self.has_energy and decoding != Decoding():
-            raise UserError("this model has no energy: it has an exact cache and makes all steps")
-        if self.num_distinct_layers > 1 and decoding != Decoding():
-            raise UserError(
-                f"{self.num_distinct_layers} layers have an energy and keys of their own: they "
-                "make all steps, with cache=exact"
-            )
-
-    def forward_cached(
-        self,
-        x: BatchStates,
-        cache: Cache,
-        position: PerSequence | None,
-        decoding: Decoding,
-        active: Bool[Array, "B P"] | None = None,
-    ) -> tuple[BatchStates, Cache, Int[Array, "B P"]]:
-        """`states` of P tokens a sequence, with past tokens in a cache.
-
-        Args:
-          x: (B,P,D).
-          cache: is written, and read where `position` is given.
-          position: None: the tokens are the first P. (B,): P = 1, one token at its position.
-          decoding: which cache, and when a token stops.
-          active: tokens that are waited for; None: all.
-
-        Returns:
-          The states after the last step, the cache, and the number of steps of every token.
-        """
-        raise TypeError(f"{type(self).__name__} does not define forward_cached")
-
-    def decode_scan(
-        self,
-        x: BatchStates,
-        cache: Cache,
-        decoding: Decoding,
-        prompt: Int[Array, ""] | int = 0,
-    ) -> tuple[BatchStates, Int[Array, "B N"]]:
-        """`forward_cached` of one token after the other, each in the context of those before.
-
-        Args:
-          x: (B,N,D).
-          cache: of N slots, those of the prompt filled.
-          decoding: which cache, and when a token stops.
-          prompt: so many tokens, of every sequence, stay where they are.
-
-        Returns:
-          The states after the last step, and the number of steps that every token made.
-        """
-        stay = lambda cache, x, at: (x, cache, jnp.zeros(x.shape[:2], jnp.int32))
-        move = lambda cache, x, at: self.forward_cached(x, cache, at, decoding)
-
-        def one(cache: Cache, given: tuple[jax.Array, jax.Array]):
-            position, x = given
-            at = jnp.full(len(x), position)
-            x, cache, steps = jax.lax.cond(position >= prompt, move, stay, cache, x[:, None], at)
-            return cache, (x[:, 0], steps[:, 0])
-
-        body = one if self.remat == "none" else jax.checkpoint(one)
-        given = jnp.arange(x.shape[1]), jnp.swapaxes(x, 0, 1)
-        found = jax.lax.scan(body, cache, given)[1]
-        return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), found)
-
     def empty_cache(self, batch: Any, slots: int, kind: str = "exact") -> Cache:
-        """A cache for `slots` tokens of `batch` sequences, of a kind of `caches.CACHES`."""
+        """A cache for `slots` tokens of `batch` sequences, of a kind of `block.CACHES`."""
         steps = 1 if kind == "fixed_point" else self.num_steps
-        shape = lambda row: (steps, batch, slots, *row)
-        return {name: jnp.zeros(shape(row), self.dtype) for name, row in self.cache_row().items()}
+        zeros = lambda row: jnp.zeros((steps, batch, slots, *row.shape), row.dtype)
+        return jax.tree.map(zeros, self.cache_row())
 
     def prefill(
         self, tokens: Tokens, lengths: PerSequence, cache: Cache, decoding: Decoding
@@ -317,7 +255,7 @@ class LanguageModel(nn.Module):
           The logits after the last token of each, the cache, the steps that tokens made.
         """
         active = jnp.arange(tokens.shape[1])[None] < lengths[:, None]
-        x, cache, steps = self.forward_cached(self.embed(tokens), cache, None, decoding, active)
+        x, cache, steps = self.cached(tokens, cache, None, decoding, active)
         last = jnp.take_along_axis(x, lengths[:, None, None] - 1, axis=1)
         return self.readout(last)[:, 0], cache, steps
 
@@ -330,9 +268,16 @@ class LanguageModel(nn.Module):
         active: Bool[Array, "B"] | None = None,
     ) -> tuple[Float[Array, "B V"], Cache, Int[Array, "B"]]:
         """One more token in each sequence, at `position`: logits (B,V), the cache, the steps."""
-        x = self._embedded(tokens) + jnp.take(
-            self._embedding("position_embedding"), position, axis=0
-        )
         waited_for = None if active is None else active[:, None]
-        x, cache, steps = self.forward_cached(x[:, None], cache, position, decoding, waited_for)
+        x, cache, steps = self.cached(
+            jnp.asarray(tokens)[:, None], cache, position, decoding, waited_for
+        )
         return self.readout(x)[:, 0], cache, steps[:, 0]
+
+    @nn.nowrap
+    def cached(self, tokens, cache, position, decoding: Decoding, active=None):
+        """States, the cache and the number of steps of every token."""
+        if decoding != Decoding():
+            return forward_cached(self, tokens, cache, position, decoding, active)
+        state, _ = self.forward(tokens, position=position, cache=cache)
+        return state.x, state.cache, jnp.full(tokens.shape[:2], self.num_steps)

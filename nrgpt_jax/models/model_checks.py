@@ -9,8 +9,8 @@ import jax
 from nrgpt_jax import host
 from nrgpt_jax.configs import check_at_most, check_finite
 from nrgpt_jax.core import parameters
+from nrgpt_jax.core.block import REMAT
 from nrgpt_jax.core.combinations import COMBINATIONS
-from nrgpt_jax.core.dynamics import REMAT
 from nrgpt_jax.core.energies import ENERGIES
 from nrgpt_jax.core.norms import NORMS
 from nrgpt_jax.core.parameters import ParameterSpec
@@ -23,7 +23,6 @@ from nrgpt_jax.errors import (
     require_not_negative,
     require_positive,
 )
-from nrgpt_jax.kernels import CHOICES
 from nrgpt_jax.models.names import (
     NRGPT_NAME,
     energies_labelled,
@@ -31,6 +30,7 @@ from nrgpt_jax.models.names import (
     is_nrgpt,
     model_names,
 )
+from nrgpt_jax.ops import IMPLEMENTATIONS
 
 if TYPE_CHECKING:
     from nrgpt_jax.models.language_model import LanguageModel
@@ -42,7 +42,7 @@ _CHOICES = {
     "inference_rate": RATES,
     "rule": RULES,
     "combination": COMBINATIONS,
-    "kernels": CHOICES,
+    "implementation": IMPLEMENTATIONS,
     "remat": REMAT,
 }
 _LARGEST = {

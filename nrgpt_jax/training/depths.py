@@ -25,9 +25,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from nrgpt_jax.array_types import BatchStates, Key, PerSequence, Tokens
-from nrgpt_jax.core.dynamics import RolloutOptions
-from nrgpt_jax.core.step import State
-from nrgpt_jax.models import LanguageModel
+from nrgpt_jax.core.block import State
+from nrgpt_jax.core.descent import RolloutOptions
+from nrgpt_jax.models import LanguageModel, rollouts
+from nrgpt_jax.models.decoding import decode_behind
 
 DISTRIBUTIONS = ("fixed", "uniform", "log_uniform")
 EACH = ("batch", "sequence")
@@ -129,12 +130,15 @@ def make_states(
     def apply(model: LanguageModel, options: RolloutOptions, number: int = 0) -> State:
         rngs = {"dropout": jax.random.fold_in(key, _OF_ROLLOUT + number) if number else key}
         given = tokens, options, True, rows
-        return cast(State, model.apply({"params": params}, *given, method=model.rollout, rngs=rngs))
+        return cast(
+            State,
+            model.apply({"params": params}, *given, method=rollouts.partial_rollout, rngs=rngs),
+        )
 
     begin, forgotten = None, {"params": jax.lax.stop_gradient(params)}
     if depth.backprop_steps < depth.max_steps:
         before = jnp.maximum(count - depth.backprop_steps, 0)
-        found = model.apply(forgotten, tokens, before, method=model.rollout_n)
+        found = model.apply(forgotten, tokens, before, method=rollouts.equal_steps)
         begin, count = cast(State, found), count - before
     whole = model.clone(num_steps=depth.backprop_steps)
     first = model.clone(num_steps=depth.backprop_steps - depth.loss_steps + 1)
@@ -142,7 +146,9 @@ def make_states(
     num_skipped_steps = None if always else jnp.maximum(depth.backprop_steps - count, 0)
     held = lambda context: RolloutOptions(num_skipped_steps=num_skipped_steps, context=context)
     alone = lambda: apply(first, RolloutOptions(begin, num_skipped_steps))
-    end: Any = lambda context: whole.apply(forgotten, tokens, held(context), method=whole.rollout)
+    end: Any = lambda context: whole.apply(
+        forgotten, tokens, held(context), method=rollouts.partial_rollout
+    )
     after = lambda context: apply(first, held(context))
     most = depth.max_burn_in_passes
     ends = [_after_drawn(most, key, end, after, alone) if most else alone()]
@@ -160,7 +166,7 @@ def _decoded(params: Any, model: Any, tokens: Tokens, end: State, key: Key) -> B
     """Where tokens are that are decoded behind a prompt of a drawn length."""
     most = max(1, tokens.shape[1] // 2)
     prompt = jax.random.randint(jax.random.fold_in(key, _OF_PROMPT), (), 1, most + 1)
-    return model.apply({"params": params}, tokens, end, prompt, method=model.decoded)
+    return model.apply({"params": params}, tokens, end, prompt, method=decode_behind)
 
 
 def _after_drawn(
@@ -193,8 +199,7 @@ def _penalty(
         gain = _gain(params, model, tokens, ends[0], rows, jax.random.fold_in(key, _OF_PENALTY))
         parts.append(depth.penalty * jnp.maximum(gain - depth.penalty_bound, 0.0) ** 2)
     if depth.consistency:
-        method = cast(Any, model).squared_distance
-        apart = lambda *xs: model.apply({"params": params}, *xs, method=method)
+        apart = lambda *xs: model.apply({"params": params}, *xs, method=rollouts.squared_distance)
         found = [apart(before.x, after.x) for before, after in itertools.pairwise(ends)]
         parts.append(depth.consistency * jnp.mean(jnp.stack(cast(Any, found)), axis=0))
     return sum(parts[1:], parts[0]) if parts else None
@@ -205,5 +210,6 @@ def _gain(
 ) -> Float[Array, "B N"]:
     """||J v|| / ||v|| of one more step, J of each token and v random."""
     of_row = lambda row: jax.random.normal(jax.random.fold_in(key, row), end.x.shape[1:])
-    v, plain = jax.vmap(of_row)(jnp.asarray(rows)), cast(Any, model.with_kernels("plain"))
-    return plain.apply({"params": params}, tokens, end, v, method=plain.gain_of)  # forward mode
+    v, plain = jax.vmap(of_row)(jnp.asarray(rows)), model.with_implementation("autodiff")
+    gain = plain.apply({"params": params}, tokens, end, v, method=rollouts.step_gain)
+    return cast(jax.Array, gain)

@@ -1,6 +1,6 @@
 """Next-token cross-entropy."""
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -61,10 +61,9 @@ def summed_loss(
             loss += jnp.sum(weights * made.penalty)
         return scale * loss
     rngs = {"dropout": key}
-    x = model.apply(
-        {"params": params}, batch.inputs, train=True, rows=rows, method=model.last_states, rngs=rngs
-    )
-    return scale * at(cast(jax.Array, x))
+    variables, forward = {"params": params}, model.forward
+    state, _ = model.apply(variables, batch.inputs, True, rows, method=forward, rngs=rngs)
+    return scale * at(state.x)
 
 
 def batch_sums(
@@ -74,7 +73,7 @@ def batch_sums(
 
     Tokens from `num_symbols` on are padding of the vocabulary: never a hit.
     """
-    x = cast(jax.Array, model.apply({"params": params}, batch.inputs, method=model.last_states))
+    state, _ = model.apply({"params": params}, batch.inputs, method=model.forward)
 
     def scores(logits: Logits, targets: Targets) -> dict[str, Array]:
         return {
@@ -82,6 +81,6 @@ def batch_sums(
             "hits": next_token_accuracy(logits, targets, num_symbols),
         }
 
-    found = map_logits(model, params, x, scores, jnp.asarray(batch.targets))
+    found = map_logits(model, params, state.x, scores, jnp.asarray(batch.targets))
     sums = {name: jnp.sum(values * batch.weights) for name, values in found.items()}
     return {**sums, "weights": jnp.sum(jnp.asarray(batch.weights))}

@@ -105,6 +105,6 @@ class StepLog:
         seconds = time.perf_counter() - self.begin
         speed = self.steps * self.tokens_per_step / seconds
         found = {"tokens_per_second": speed, "input_wait": self.waited / seconds}
-        if self.flops_per_token and self.peak:
+        if self.peak:
             found["mfu"] = speed * self.flops_per_token / self.peak
         return found

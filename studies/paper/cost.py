@@ -71,7 +71,7 @@ def counted(config: ConfigDict) -> Numbers:
     operations = train_flops_per_token(model)
     return {
         "parameters": num_parameters(model),
-        "operations": operations / 3 if operations else float("nan"),
+        "operations": operations / 3,
         "cache": cache_bytes(model, {"params": abstract_params(model)}, 1, length) / length,
     }
 

@@ -1,6 +1,7 @@
-"""Whole models by any derivative rules: the same learning curves, less memory, narrow types."""
+"""Operations and whole models by any implementation: the same numbers, less memory."""
 
 import functools
+from typing import Any
 
 import chex
 import jax
@@ -11,43 +12,51 @@ import pytest
 from decoding_helpers import small_model as drawn_model
 from marks import slow, slow_but
 
+from nrgpt_jax import ops
 from nrgpt_jax.configs import default_config
-from nrgpt_jax.kernels import CHOICES, attention
 from nrgpt_jax.models import create_model
+from nrgpt_jax.ops import IMPLEMENTATIONS, log_sum_exp
+
+
+def aligned(query, keys, strict=False):
+    """Of queries and keys (B,N,H,E) of the same tokens."""
+    position = jnp.broadcast_to(jnp.arange(query.shape[1])[None], query.shape[:2])
+    return log_sum_exp(query, keys, position, strict=strict, aligned=True)
 
 
 @pytest.mark.parametrize("strict", [True, False])
-def test_queries_may_be_the_last_tokens_of_a_longer_context(strict):
+def test_the_first_of_many_keys_are_as_aligned_ones(strict):
+    """A cache that is not full; and a shared query or key is one of every head."""
     of_query, of_keys = jax.random.split(jax.random.key(0))
-    query = jax.random.normal(of_query, (1, 100, 4))
-    keys = jax.random.normal(of_keys, (1, 2, 100, 4))
-
-    @jax.jit
-    def value_slope_and_bend(query):
-        value = lambda q: attention.log_sum_exp(q, keys, strict=strict)
-        slope = jax.grad(lambda q: jnp.sum(value(q)))
-        bend = jax.grad(lambda q: jnp.sum(slope(q) ** 2))
-        return jnp.swapaxes(value(query), 1, 2), slope(query), bend(query)
-
-    whole, part = value_slope_and_bend(query), value_slope_and_bend(query[:, 70:])
-    chex.assert_trees_all_close(part, jax.tree.map(lambda a: a[:, 70:], whole), atol=1e-4)
+    query = jax.random.normal(of_query, (2, 100, 4))
+    keys = jax.random.normal(of_keys, (2, 100, 3, 4))
+    each = jnp.broadcast_to(query[:, :, None], keys.shape)
+    expected = aligned(query, keys, strict)
+    chex.assert_trees_all_close(aligned(each, keys, strict), expected, atol=1e-5)
+    chex.assert_trees_all_close(
+        aligned(each, query, strict),
+        aligned(each, jnp.broadcast_to(query[:, :, None], keys.shape), strict),
+        atol=1e-5,
+    )
+    slots = jnp.pad(keys, ((0, 0), (0, 28), (0, 0), (0, 0)), constant_values=7.0)
+    for at in (0, 5, 99):
+        one = log_sum_exp(query[:, at : at + 1], slots, jnp.full((2, 1), at), strict=strict)
+        chex.assert_trees_all_close(one[:, 0], expected[:, at], atol=1e-5)
 
 
 def test_weights_of_a_row_far_above_the_others_do_not_overflow():
-    query, keys = 100.0 * jnp.ones((1, 3, 4)), jnp.ones((1, 1, 3, 4))
-    total = lambda q: jnp.sum(attention.log_sum_exp(q, keys, strict=False))
-    value, slope = jax.jit(jax.value_and_grad(total))(query)
+    query, keys = 100.0 * jnp.ones((1, 3, 1, 4)), jnp.ones((1, 3, 1, 4))
+    value, gradient = jax.jit(jax.value_and_grad(lambda q: jnp.sum(aligned(q, keys))))(query)
     np.testing.assert_allclose(value, 1200.0 + np.log(6.0), rtol=1e-6)
-    np.testing.assert_allclose(slope, jnp.ones_like(query), rtol=1e-5)
+    np.testing.assert_allclose(gradient, jnp.ones_like(query), rtol=1e-5)
 
 
 def test_bfloat16_attention():
     query = jax.random.normal(jax.random.key(0), (1, 100, 8), jnp.bfloat16)
-    keys = jax.random.normal(jax.random.key(1), (1, 2, 100, 8), jnp.bfloat16)
+    keys = jax.random.normal(jax.random.key(1), (1, 100, 2, 8), jnp.bfloat16)
 
     def slope(query, keys):
-        value = lambda q: jnp.sum(attention.log_sum_exp(q, keys, strict=False))
-        return jax.grad(value)(query)
+        return jax.grad(lambda q: jnp.sum(aligned(q, keys)))(query)
 
     outer = jax.grad(lambda q, k: jnp.sum(slope(q, k).astype(jnp.float32) ** 2), (0, 1))
     for function in (jax.jit(lambda q, k: (slope(q, k),)), jax.jit(outer)):
@@ -59,10 +68,15 @@ def test_bfloat16_attention():
             assert float(error) < 0.02
 
 
-@pytest.mark.parametrize("kernels", CHOICES)
-def test_energies_of_a_bfloat16_model_keep_their_small_changes(kernels):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_energies_of_a_bfloat16_model_keep_their_small_changes(implementation):
     """Near |E| = 300 a unit of bfloat16 is 2; energies are added up in float32."""
-    fields = {"dtype": "bfloat16", "kernels": kernels, "num_steps": 2, "embed_dim": 64}
+    fields = {
+        "dtype": "bfloat16",
+        "implementation": implementation,
+        "num_steps": 2,
+        "embed_dim": 64,
+    }
     model, variables = drawn_model(name="NRGPT_H_FF1", **fields)
     feedforward = variables["params"]["block"]["feedforward"]
     feedforward["scale"] = feedforward["scale"] * 100.0
@@ -89,36 +103,58 @@ def test_logits_of_a_bfloat16_model_have_few_ties():
         assert share < 0.2 * float(jnp.mean(coarse[..., 0] == coarse[..., 1]))
 
 
-def test_plain_models_have_forward_mode(standard_promotion):
+def test_by_autodiff_models_have_forward_mode(standard_promotion):
     del standard_promotion
     tokens = jnp.arange(20)[None] % 11
 
-    def forward(kernels):
-        model = small_model(kernels=kernels)
+    def forward(implementation):
+        model = small_model(implementation=implementation)
         params = drawn_model(**FIELDS)[1]
-        plain_head = lambda p: model.apply(
-            p, model.apply(p, tokens, method="embed"), method="states"
-        )
-        return jax.jit(lambda p, moved: jax.jvp(plain_head, (p,), (moved,)))(params, params)
+        states = lambda p: model.apply(p, tokens, method="forward")[0].x
+        return jax.jit(lambda p, moved: jax.jvp(states, (p,), (moved,)))(params, params)
 
     with pytest.raises(TypeError, match="forward-mode"):
         forward("fused")
-    assert bool(jnp.all(jnp.isfinite(forward("plain")[1])))
+    assert bool(jnp.all(jnp.isfinite(forward("autodiff")[1])))
 
 
-def test_the_choice_of_a_function_is_its_models_own(standard_promotion):
+def test_by_autodiff_the_default_model_has_a_hessian(standard_promotion):
+    """Forward over reverse, of the loss in the matrix of the attention energy."""
+    del standard_promotion
+    tokens = jnp.arange(6)[None] % 11
+    model, params = small_model(implementation="autodiff", embed_dim=4), None
+    params = drawn_model(**{**FIELDS, "embed_dim": 4})[1]["params"]
+
+    def loss(matrix):
+        attention = {**params["block"]["attention"], "J": matrix}
+        block = {**params["block"], "attention": attention}
+        return jnp.sum(model.apply({"params": {**params, "block": block}}, tokens) ** 2)
+
+    matrix = params["block"]["attention"]["J"]
+    hessian = jax.jit(jax.hessian(loss))(matrix).reshape(matrix.size, matrix.size)
+    assert bool(jnp.all(jnp.isfinite(hessian)))
+    scale = float(jnp.abs(hessian).max())
+    np.testing.assert_allclose(hessian, hessian.T, atol=1e-4 * scale)
+    along = jax.random.normal(jax.random.key(1), matrix.shape)
+    change = jax.jit(jax.grad(loss))
+    found = (change(matrix + 1e-3 * along) - change(matrix - 1e-3 * along)) / 2e-3
+    np.testing.assert_allclose(hessian @ along.ravel(), found.ravel(), atol=2e-2 * scale)
+
+
+def test_the_implementation_of_a_function_is_its_models_own(standard_promotion):
     """Traced anywhere, at any time: nothing around it is read."""
     del standard_promotion
     tokens = jnp.arange(20)[None] % 11
     programs: dict[str, set[bool]] = {}
-    for kernels in ("fused", "plain", "fused"):
-        model = small_model(kernels=kernels)
+    for implementation in ("fused", "autodiff", "fused"):
+        model = small_model(implementation=implementation)
         params = jax.eval_shape(model.init, jax.random.key(0), tokens)
-        states = lambda p, m=model: m.apply(p, m.apply(p, tokens, method="embed"), method="states")
-        programs.setdefault(kernels, set()).add(
-            "custom_vjp_call" in str(jax.make_jaxpr(states)(params))
-        )
-    assert programs == {"fused": {True}, "plain": {False}}
+        states = lambda p, m=model: m.apply(p, tokens, method="forward")[0].x
+        for around in ("fused", "autodiff"):
+            with ops.implementation(around):
+                program = str(jax.make_jaxpr(states)(params))
+            programs.setdefault(implementation, set()).add("custom_vjp_call" in program)
+    assert programs == {"fused": {True}, "autodiff": {False}}
 
 
 FIELDS = {"name": "NRGPT_H_FF2W", "vocab_size": 11, "embed_dim": 16, "num_steps": 4}
@@ -154,7 +190,7 @@ def train(steps, batch, **fields):
 @pytest.mark.slow
 def test_learning_curves_agree(standard_promotion):
     del standard_promotion
-    fused, plain = (train(30, 4, kernels=kernels) for kernels in ("fused", "plain"))
+    fused, plain = (train(30, 4, implementation=how) for how in ("fused", "autodiff"))
     np.testing.assert_allclose(fused, plain, atol=1e-4)
 
 
@@ -177,15 +213,18 @@ def temporary_bytes(model, batch, length):
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_square_of_the_context():
-    fields = {"embed_dim": 128, "num_heads": 4, "num_steps": 6}
+    fields: dict[str, Any] = {"embed_dim": 128, "num_heads": 4, "num_steps": 6}
     grown = {}
-    for choice in ("fused", "plain"):
+    for choice in ("fused", "autodiff"):
+        fields["implementation"] = choice
         short, long = (
-            temporary_bytes(small_model(kernels=choice, context_length=n, **fields), 2048 // n, n)
+            temporary_bytes(
+                small_model(implementation=choice, context_length=n, **fields), 2048 // n, n
+            )
             for n in (256, 1024)
         )
         grown[choice] = long / short
-    assert grown["fused"] < 1.3 < 1.7 < grown["plain"], grown
+    assert grown["fused"] < 1.3 < 1.7 < grown["autodiff"], grown
 
 
 @pytest.mark.slow

@@ -12,8 +12,8 @@ no array that grows with the square of the context (but for the masks of attenti
 where the loss depends on values of energies, as in a mixture: their derivative in the keys is
 taken from the whole matrix of scores).
 
-Shapes are those of one sequence: query (G,N,E) and keys (G,H,K,E), where the H heads of a group
-share their queries. Full-rank attention is one group of H heads of width E = D, low-rank
+Shapes of the rules are those of one sequence: query (G,N,E) and keys (G,H,K,E), where the H heads
+of a group share their queries. Full-rank attention is one group of H heads of width E = D, low-rank
 attention H groups of one head of width E = Y.
 """
 
@@ -22,62 +22,94 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from nrgpt_jax.array_types import Mask, accumulator_type
-from nrgpt_jax.kernels import flash
-from nrgpt_jax.kernels.heads import split_heads
+from nrgpt_jax.ops import flash
+from nrgpt_jax.ops.dense import accumulator_type, is_autodiff, may_use_device
 
 SMALLEST_BLOCK, LARGEST_BLOCK = 64, 256  # query rows
 
 Query = Float[Array, "G N E"]
 Keys = Float[Array, "G H K E"]
 PerQuery = Float[Array, "G H N"]
+DropoutMask = Float[Array, "B H N K"]
+"""Dropout of attention weights: 0 where dropped, 1 / (1 - rate) elsewhere."""
 
 
-def log_sum_exp(query: Query, keys: Keys, *, strict: bool, use_device: bool = True) -> PerQuery:
-    """log sum_B exp(q_A . k_B) over the context of each query; 0 where that is empty.
-
-    The N queries belong to the last N of the K tokens. The result is at least float32.
-
-    Args:
-      query: (G,N,E).
-      keys: (G,H,K,E).
-      strict: whether the context of a token leaves out the token itself.
-      use_device: whether an accelerator's own kernel may make the gradient.
-    """
-    return _log_sum_exp(query, keys, strict, use_device)
-
-
-def first_log_sum_exp(query: Query, keys: Keys, visible: Int[Array, ""]) -> PerQuery:
-    """`log_sum_exp` where the context of every query is the first `visible` keys.
-
-    For keys in a cache that is not full.
-    """
-    mask = (jnp.arange(keys.shape[2]) < visible)[None, None, None]
-    return _masked_log_sum_exp(_product("gne,ghke->ghnk", query, keys), mask)
-
-
-def causal_mask(num_queries: int, num_context: int, strict: bool) -> Mask:
-    """True where query A (one of the last N of K tokens) has token B in its context.
+def causal_mask(position: Int[Array, "*B"], num_keys: int, strict: bool) -> Bool[Array, "*B K"]:
+    """Whether token B, 0 to K - 1, is in the context of a token at a position.
 
     The context is B < A when `strict` (the sum in the paper), else B <= A (the release's text
     models, where a token's own key counts as context).
     """
-    query = jnp.arange(num_context - num_queries, num_context)[:, None]
-    context = jnp.arange(num_context)[None, :]
-    return context < query if strict else context <= query
+    at, other = position[..., None], jnp.arange(num_keys).reshape((1,) * position.ndim + (-1,))
+    return other < at if strict else other <= at
+
+
+def log_sum_exp(
+    query: jax.Array,
+    keys: jax.Array,
+    position: Int[Array, "*B"],
+    *,
+    strict: bool,
+    aligned: bool = False,
+    dropout: DropoutMask | None = None,
+) -> Float[Array, "*B H"]:
+    """log sum_B exp(q_hA . k_hB) over the context of each query; 0 where that is empty.
+
+    Args:
+      query: (B,N,H,E), or (B,N,E) shared by the heads; of one token without (B,N).
+      keys: (B,K,H,E), or (B,K,E) shared by the heads; of one token without B.
+      position: (B,N) of the queries, among the keys.
+      strict: as of `causal_mask`.
+      aligned: whether the queries are those of all K tokens, in order.
+      dropout: of the weights in the gradient; the value is as without it.
+
+    Returns:
+      In float32 at least.
+    """
+    if position.ndim == 0:
+        of_one = query[None, None], keys[None], position[None, None]
+        return log_sum_exp(*of_one, strict=strict)[0, 0]
+    if aligned and not is_autodiff():
+        return _aligned(query, keys, strict, dropout)
+    per_head = "h" * (query.ndim - 3), "h" * (keys.ndim - 3)
+    scores = _product("bn{}e,bk{}e->bhnk".format(*per_head), query, keys)
+    mask = causal_mask(position, keys.shape[1], strict)[:, None]
+    if is_autodiff() and dropout is None:
+        value = _softmax(scores, mask)[1]
+    else:
+        value = _masked_log_sum_exp(scores, mask, dropout)
+    return jnp.swapaxes(value, 1, 2)
+
+
+def _aligned(query, keys, strict: bool, dropout) -> Float[Array, "B N H"]:
+    """By the rules below, in their order of axes."""
+    if query.ndim == 3:
+        query, keys = query[:, None], jnp.swapaxes(keys, 1, 2)[:, None]
+    else:
+        query = jnp.swapaxes(query, 1, 2)
+        keys = keys[:, :, None] if keys.ndim == 3 else keys
+        keys = jnp.broadcast_to(
+            jnp.swapaxes(keys, 1, 2), (*query.shape[:2], keys.shape[1], keys.shape[-1])
+        )[:, :, None]
+    if dropout is not None:
+        dropout = dropout.reshape(*keys.shape[:3], *dropout.shape[2:])
+    value = jax.vmap(partial(_log_sum_exp, strict, may_use_device()))(query, keys, dropout)
+    return jnp.swapaxes(value.reshape(len(value), -1, value.shape[-1]), 1, 2)
 
 
 @jax.custom_jvp
-def _masked_log_sum_exp(scores: Array, mask: Array) -> Array:
+def _masked_log_sum_exp(scores: Array, mask: Array, keep: Array | None = None) -> Array:
+    del keep
     return _softmax(scores, mask)[1]
 
 
 @_masked_log_sum_exp.defjvp
 def _masked_log_sum_exp_jvp(primals, tangents):
-    weights, logsumexp = _softmax(*primals)
-    return logsumexp, jnp.sum(weights * tangents[0], axis=-1)
+    scores, mask, keep = primals
+    weights, logsumexp = _softmax(scores, mask)
+    return logsumexp, jnp.sum(_times(keep, weights) * tangents[0], axis=-1)
 
 
 def _softmax(scores: Array, mask: Array) -> tuple[Array, Array]:
@@ -95,25 +127,26 @@ def _softmax(scores: Array, mask: Array) -> tuple[Array, Array]:
 # The rules --------------------------------------------------------------------------------------
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _log_sum_exp(query, keys, strict: bool, use_device: bool) -> PerQuery:
-    del use_device
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _log_sum_exp(strict: bool, use_device: bool, query: Query, keys: Keys, keep=None) -> PerQuery:
+    del use_device, keep
     return _attend_and_log_sum_exp(query, keys, None, None, strict)[1]
 
 
-def _log_sum_exp_fwd(query, keys, strict, use_device):
-    return _log_sum_exp(query, keys, strict, use_device), (query, keys)
+def _log_sum_exp_fwd(strict, use_device, query, keys, keep):
+    return _log_sum_exp(strict, use_device, query, keys, keep), (query, keys, keep)
 
 
 def _log_sum_exp_bwd(strict, use_device, residuals, weight):
-    query, keys = residuals
+    query, keys, keep = residuals
 
     def of(keys):  # rarely asked for: the context of an energy is not differentiated by a step
-        mask = causal_mask(query.shape[1], keys.shape[2], strict)[None, None]
+        mask = causal_mask(jnp.arange(query.shape[1]), keys.shape[2], strict)[None, None]
         return _masked_log_sum_exp(_product("gne,ghke->ghnk", query, keys), mask)
 
     of_keys = jax.vjp(of, keys)[1](weight)[0]
-    return attend(query, keys, weight, strict=strict, use_device=use_device), of_keys
+    of_query = attend(query, keys, weight, keep, strict=strict, use_device=use_device)
+    return of_query, of_keys, None
 
 
 _log_sum_exp.defvjp(_log_sum_exp_fwd, _log_sum_exp_bwd)
@@ -143,7 +176,7 @@ def attend(
                 return out
         return _attend(query, keys, weight, keep, strict)
 
-    return split_heads(of_heads, *keys.shape[:2])(query, keys, weight, keep)
+    return flash.split_heads(of_heads, *keys.shape[:2])(query, keys, weight, keep)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -161,12 +194,12 @@ def _attend_bwd(strict, residuals, cotangent):
     of_query, of_weight = [], []
     groups, heads, num_keys, width = keys.shape
     of_keys = jnp.zeros((groups, width, heads, num_keys), logsumexp.dtype)  # spares transposing
-    for rows, seen in _blocks(query.shape[1], keys.shape[2]):
+    for rows, seen in _blocks(query.shape[1]):
         q, k, ct, w = query[:, rows], keys[:, :, :seen], cotangent[:, rows], weight[:, :, rows]
         kept = None if keep is None else jnp.swapaxes(keep[:, :, rows, :seen], 1, 2)
         scores = _product("gne,ghke->gnhk", q, k)
         excess = scores - jnp.swapaxes(logsumexp[:, :, rows], 1, 2)[..., None]
-        p = jnp.exp(jnp.where(_block_mask(rows, seen, strict), excess, -jnp.inf))
+        p = jnp.exp(jnp.where(_block_mask(rows, strict), excess, -jnp.inf))
         w = jnp.swapaxes(w, 1, 2)[..., None]
         slope = _times(kept, _product("gne,ghke->gnhk", ct, k))
         mean = jnp.sum(p * slope, axis=-1, keepdims=True)
@@ -190,10 +223,10 @@ _attend.defvjp(_attend_fwd, _attend_bwd)
 def _attend_and_log_sum_exp(query, keys, weight, keep, strict):
     """The two results; the first is None if `weight` is."""
     outs, logsumexps = [], []
-    for rows, seen in _blocks(query.shape[1], keys.shape[2]):
+    for rows, seen in _blocks(query.shape[1]):
         k = keys[:, :, :seen]
         scores = _product("gne,ghke->gnhk", query[:, rows], k)
-        p, logsumexp = _softmax(scores, _block_mask(rows, seen, strict))
+        p, logsumexp = _softmax(scores, _block_mask(rows, strict))
         logsumexps.append(jnp.swapaxes(logsumexp, 1, 2))
         if weight is not None:
             kept = None if keep is None else jnp.swapaxes(keep[:, :, rows, :seen], 1, 2)
@@ -203,16 +236,16 @@ def _attend_and_log_sum_exp(query, keys, weight, keep, strict):
     return out, jnp.concatenate(logsumexps, axis=2)
 
 
-def _blocks(num_queries: int, num_keys: int) -> Iterator[tuple[slice, int]]:
-    """Row ranges, and the number of keys that their last row may see."""
-    size = min(max(num_queries // 8, SMALLEST_BLOCK), LARGEST_BLOCK)
-    for start in range(0, num_queries, size):
-        stop = min(start + size, num_queries)
-        yield slice(start, stop), num_keys - num_queries + stop
+def _blocks(count: int) -> Iterator[tuple[slice, int]]:
+    """Ranges of query rows, and the number of keys that their last row may see."""
+    size = min(max(count // 8, SMALLEST_BLOCK), LARGEST_BLOCK)
+    for start in range(0, count, size):
+        stop = min(start + size, count)
+        yield slice(start, stop), stop
 
 
-def _block_mask(rows: slice, seen: int, strict: bool) -> Array:
-    return causal_mask(rows.stop - rows.start, seen, strict)[None, :, None]
+def _block_mask(rows: slice, strict: bool) -> Array:
+    return causal_mask(jnp.arange(rows.start, rows.stop), rows.stop, strict)[None, :, None]
 
 
 def _product(equation: str, a: Array, b: Array) -> Array:

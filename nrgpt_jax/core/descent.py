@@ -1,13 +1,12 @@
-"""The recurrent dynamics: one step (`core.step`), in three loops.
+"""Other ways down than T equal steps for all: recorded, skipped, adaptive, in a held context.
 
-`rollout` runs T steps by one `lax.scan`: in training, in prefill and when tokens are decoded from a
-KV cache; `trajectory` is a rollout that records what each step computed. `adaptive_rollout` runs as
-many steps as tokens need, `rollout_n` any number of equal ones. The transformer baselines use the
-same loops with a step of their own.
+`trajectory` is a rollout that records what each step computed. `adaptive_rollout` runs as many
+steps as tokens need, `rollout_n` any number of equal ones, `skip_first` leaves out the first. All
+make the steps of `core.block`; the transformer baselines use the same loops with a step of their
+own.
 Source: NRGPT (arXiv 2512.16762), section 2.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,10 +15,29 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from nrgpt_jax.array_types import BatchStates
-from nrgpt_jax.core.step import Dynamics, EnergyAndGrad, State, in_states, start, step, update_cache
+from nrgpt_jax.array_types import BatchEnergies, BatchStates
+from nrgpt_jax.core.block import (
+    Dynamics,
+    State,
+    Step,
+    block,
+    energy_and_grad,
+    rollout,
+    start,
+    update_cache,
+)
 
-REMAT = ("none", "step", "full")
+
+class RolloutOptions(NamedTuple):
+    """Where a rollout begins, and how many of its steps are made; by default all, from the start.
+
+    Steps are left out at the beginning, so that all sequences end together.
+    """
+
+    begin: State | None = None
+    # Of all sequences, or of each.
+    num_skipped_steps: Int[Array, ""] | Int[Array, "B"] | None = None
+    context: State | None = None  # where tokens are seen, in all steps; None: where they are then
 
 
 class Trajectory(NamedTuple):
@@ -37,6 +55,11 @@ class Trajectory(NamedTuple):
     moves: Float[Array, "T+1 B N D"]
 
 
+def grad_x(dynamics: Dynamics, x: BatchStates, grad_g: BatchStates) -> BatchStates:
+    """dE_A/dx_A from dE_A/dg_A, through the norm."""
+    return jax.vjp(dynamics.norm.function, x)[1](grad_g.astype(x.dtype))[0]
+
+
 def trajectory(dynamics_at: Callable[[Any], Dynamics], inputs: Any) -> Trajectory:
     """The whole path of T steps, with the energies and gradients on it.
 
@@ -45,15 +68,13 @@ def trajectory(dynamics_at: Callable[[Any], Dynamics], inputs: Any) -> Trajector
       inputs: of all steps, a tree of arrays with T in front: `scale`, and what `dynamics_at` reads.
     """
 
-    def record(dynamics: Dynamics, state: State, seen: EnergyAndGrad) -> Trajectory:
-        assert seen.move is not None
-        energies = {**seen.energies, "total": seen.total}
-        return Trajectory(state.x, energies, in_states(dynamics, state.x, seen.grad_g), seen.move)
-
-    def recorded(state: State, inputs_t: Any):
+    def recorded(state: State, inputs_t: Any) -> tuple[State, Trajectory]:
         dynamics = dynamics_at(inputs_t)
-        new, seen = step(dynamics, state, inputs_t["scale"])
-        return new, record(dynamics, state, seen)
+        new, out = block(dynamics, state, inputs_t["scale"])
+        assert out.move is not None
+        energies = {**out.energies, "total": out.total}
+        gradient = grad_x(dynamics, state.x, out.grad_g)
+        return new, Trajectory(state.x, energies, gradient, out.move)
 
     first, last = (jax.tree.map(lambda leaf, at=at: leaf[at], inputs) for at in (0, -1))
     state, path = rollout(recorded, start(dynamics_at(first)), inputs)
@@ -64,7 +85,7 @@ def trajectory(dynamics_at: Callable[[Any], Dynamics], inputs: Any) -> Trajector
 def write_final_states(
     dynamics_at: Callable[[Any], Dynamics], inputs: Any, state: State, fixed_point: bool
 ) -> State:
-    """The state with what is remembered of tokens that move no more.
+    """The state with the keys of tokens that move no more.
 
     Their last states are written for every step from `state.step` on that they did not make, or
     for the only one of a fixed-point cache.
@@ -82,60 +103,38 @@ def write_final_states(
     return jax.lax.fori_loop(state.step, most, at, state)
 
 
-# The loops ----------------------------------------------------------------------------------------
-
-Step = Callable[[State, Any], tuple[State, Any]]
-"""(state, what is of this step alone) -> (state, what was seen)."""
+# A held context -----------------------------------------------------------------------------------
 
 
-class RolloutOptions(NamedTuple):
-    """Where a rollout begins, and how many of its steps are made; by default all, from the start.
+def block_in_context(
+    dynamics: Dynamics, context: State, scale: Float[Array, ""] | float = 1.0
+) -> Callable[[BatchStates], BatchStates]:
+    """The states (B,N,D) that a step leads to from x (B,N,D), what tokens see held at `context`.
 
-    Steps are left out at the beginning, so that all sequences end together.
+    It holds the token itself where the mask is inclusive.
     """
+    keys, _ = update_cache(dynamics, context, dynamics.norm.function(context.x))
 
-    begin: State | None = None
-    # Of all sequences, or of each.
-    num_skipped_steps: Int[Array, ""] | Int[Array, "B"] | None = None
-    context: State | None = None  # where tokens are seen, in all steps; None: where they are then
+    return lambda x: block(dynamics, context._replace(x=x), scale, keys=keys)[0].x
 
 
-def rollout(
-    make_step: Step,
-    state: State,
-    inputs: Any,
-    *,
-    unroll: int = 1,
-    remat: str = "none",
-    num_skipped_steps: jax.Array | None = None,
-) -> tuple[State, Any]:
-    """The state after T steps, and what each has seen: one `lax.scan`, one compiled step.
+def energy_in_context(dynamics: Dynamics, context: State) -> Callable[[BatchStates], BatchEnergies]:
+    """The energy (B,N) of tokens at any states x (B,N,D), what they see held at `context`."""
+    keys, _ = update_cache(dynamics, context, dynamics.norm.function(context.x))
 
-    Args:
-      make_step: as `Step`; what it has seen may be None.
-      state: before the first step.
-      inputs: a tree of arrays with T in front: scales, parameters of distinct blocks, keys.
-      unroll: this many steps are compiled as one: the same values, without copies of what is
-        kept for the gradient, at the price of compilation time.
-      remat: what training keeps. `none`: everything it needs. `step`: the state before each
-        step, the rest is computed again. `full`: the states at about sqrt(T) steps.
-      num_skipped_steps: as of a `RolloutOptions`; what steps have seen must then be None.
+    return lambda x: energy_and_grad(dynamics, x, dynamics.norm.function(x), keys).total
+
+
+# Numbers of steps ---------------------------------------------------------------------------------
+
+
+def skip_first(make_step: Step, inputs: Any, num_skipped_steps: jax.Array) -> tuple[Step, Any]:
+    """A step and its inputs for a rollout without its first `num_skipped_steps`, () or (B,).
+
+    States stay as they are in these; what steps return besides is None.
     """
-    if num_skipped_steps is not None:
-        count = len(jax.tree.leaves(inputs)[0])
-        make_step, inputs = _late(make_step, num_skipped_steps), (jnp.arange(count), inputs)
-    body = make_step if remat == "none" else jax.checkpoint(make_step)
-    steps = lambda state, inputs: jax.lax.scan(body, state, inputs, unroll=unroll)
-    if remat != "full":
-        return steps(state, inputs)
-    length = len(jax.tree.leaves(inputs)[0])
-    chunk = math.isqrt(length)
-    whole = length // chunk * chunk
-    split = lambda a: a[:whole].reshape(-1, chunk, *a.shape[1:])
-    state, first = jax.lax.scan(jax.checkpoint(steps), state, jax.tree.map(split, inputs))
-    state, last = steps(state, jax.tree.map(lambda a: a[whole:], inputs))
-    joined = lambda a, b: jnp.concatenate([a.reshape(-1, *b.shape[1:]), b])
-    return state, jax.tree.map(joined, first, last)
+    count = len(jax.tree.leaves(inputs)[0])
+    return _late(make_step, num_skipped_steps), (jnp.arange(count), inputs)
 
 
 def _late(make_step: Step, num_skipped_steps: jax.Array) -> Step:
@@ -164,7 +163,7 @@ def rollout_n(make_step: Step, state: State, inputs_t: Any, count: jax.Array) ->
 
 
 class Convergence(NamedTuple):
-    """When a token has come to rest and stops.
+    """When a token has converged and stops.
 
     `energy`: a step changed its energy by at most the tolerance. `gradient`: the gradient of its
     energy in its state, dE_A/dx_A, has at most that norm. `state`: the next step would change its
@@ -189,19 +188,19 @@ def _of_moving(moving: Bool[Array, "B N"], new: jax.Array, old: jax.Array) -> ja
 
 def adaptive_rollout(
     make_step: Step,
-    slope_in_x: Callable[[State, Any, Any], BatchStates],
+    gradient_at: Callable[[State, Any, Any], BatchStates],
     state: State,
     inputs: Any,
     moving: Array,
-    until: Convergence,
+    stopping: Convergence,
 ) -> tuple[State, Int[Array, "B N"]]:
-    """At most T steps; every token stops when it has come to rest.
+    """At most T steps; every token stops when it has converged.
 
     Args:
-      make_step, state, inputs: as of `rollout`; what a step has seen is an `EnergyAndGrad`.
-      slope_in_x: dE_A/dx_A from a state, the inputs of a step and what it has seen.
+      make_step, state, inputs: as of `rollout`; a step returns an `EnergyAndGrad` besides.
+      gradient_at: dE_A/dx_A from a state, the inputs of a step and what it returned.
       moving: (B,N) bool, tokens that are waited for; padding is not.
-      until: when a token stops.
+      stopping: when a token stops.
 
     Returns:
       The state, and the number of steps that each token made.
@@ -215,20 +214,20 @@ def adaptive_rollout(
     def body(carry):
         state, before_BxN, steps_BxN, moving_BxN = carry
         inputs_t = jax.tree.map(lambda a: a[state.step], inputs)
-        new, seen = make_step(state, inputs_t)
-        if until.criterion == "energy":
-            at_rest = jnp.abs(seen.total - before_BxN) <= until.tolerance
-        elif until.criterion == "state":
+        new, out = make_step(state, inputs_t)
+        if stopping.criterion == "energy":
+            converged = jnp.abs(out.total - before_BxN) <= stopping.tolerance
+        elif stopping.criterion == "state":
             length = partial(jnp.linalg.norm, axis=-1)
-            at_rest = length(new.x - state.x) <= until.tolerance * length(state.x)
+            converged = length(new.x - state.x) <= stopping.tolerance * length(state.x)
         else:
-            grad_x = slope_in_x(state, inputs_t, seen)
-            at_rest = jnp.linalg.norm(grad_x, axis=-1) <= until.tolerance
-        moving_BxN &= ~at_rest
+            gradient = gradient_at(state, inputs_t, out)
+            converged = jnp.linalg.norm(gradient, axis=-1) <= stopping.tolerance
+        moving_BxN &= ~converged
         stays = partial(_of_moving, moving_BxN)
         x, rule = jax.tree.map(stays, (new.x, new.rule), (state.x, state.rule))
         new = new._replace(x=x, rule=rule)
-        return new, seen.total, steps_BxN + moving_BxN.astype(jnp.int32), moving_BxN
+        return new, out.total, steps_BxN + moving_BxN.astype(jnp.int32), moving_BxN
 
     nowhere = jnp.full(moving.shape, jnp.inf, jnp.float32)
     carry = (state, nowhere, jnp.zeros(moving.shape, jnp.int32), moving)

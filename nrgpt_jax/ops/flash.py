@@ -7,19 +7,19 @@ strict one the queries move up by one row.
 
 cuDNN takes bfloat16 and float16 and heads of at most 256 (128 before Hopper), splash attention
 sequences that are multiples of 128; arrays of several devices are taken inside `shard_map` only
-(see `heads`). `attend` is None for what they do not take. Both add up in an order of their own: two
-runs on a GPU may differ in the last digits. They have no second derivative.
+(see `split_heads`). `attend` is None for what they do not take. Both add up in an order of their
+own: two runs on a GPU may differ in the last digits. They have no second derivative.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
-
-from nrgpt_jax.kernels.heads import may_hold_kernels
 
 Heads = Float[Array, "F N E"]
 Kernel = Callable[[Heads, Heads], Heads]
@@ -36,7 +36,7 @@ def attend(
     strict: bool,
 ) -> Float[Array, "G N E"] | None:
     """`attention.attend` without dropout, or None where no kernel takes these arrays."""
-    if query.shape[1] != keys.shape[2] or not may_hold_kernels():
+    if not may_hold_kernels():
         return None
     heads = keys.shape[0] * keys.shape[1]
     kernel = kernel_for(_backend(), heads, *query.shape[1:], str(query.dtype))
@@ -104,3 +104,56 @@ def splash(queries: Heads, keys: Heads, *, interpret: bool) -> Heads:
         q_seq_shards=1,
         interpret=interpret,
     )(queries, keys, keys)
+
+
+# Heads split over devices -------------------------------------------------------------------------
+
+# Inside a `shard_map` over the rows of a batch, heads may still be split over other mesh axes. The
+# compiler cannot split a kernel of an accelerator, and moves whole scores between devices where it
+# splits blocks of them; here each device attends with its own heads, and sums of states are all
+# that is exchanged.
+
+
+def axes_left() -> tuple[str, ...]:
+    """The mesh axes of the `shard_map` around that are left to the compiler; outside, none."""
+    mesh = jax.sharding.get_abstract_mesh()
+    free = (axis for axis in mesh.axis_names if axis not in mesh.manual_axes)
+    return tuple(free) if mesh.manual_axes else ()
+
+
+def may_hold_kernels() -> bool:
+    """Whether a kernel of an accelerator can stand here: on one device, or nothing is left."""
+    inside = bool(jax.sharding.get_abstract_mesh().manual_axes)
+    return not axes_left() if inside else jax.device_count() == 1
+
+
+def split_heads(function: Callable, groups: int, heads: int) -> Callable:
+    """`function(query (G,N,E), keys (G,H,K,E), *others (G,H,...)) -> (G,N,E)` of all heads, from
+    the same function of the heads of each device.
+
+    With one group its heads are split, and what they give is summed up; else the groups are.
+
+    Args:
+      function: a sum over the heads of each group.
+      groups, heads: G and H of all devices together.
+    """
+    axes = axes_left()
+    parts = math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in axes)
+    if not axes or (groups if groups > 1 else heads) % parts != 0:
+        return function
+    if groups > 1:
+        query, of_heads, local = P(axes), P(axes), function
+    else:
+        query, of_heads = P(), P(None, axes)
+        local = lambda *arguments: jax.lax.psum(function(*arguments), axes)
+
+    def of_all(query_, *others):
+        return jax.shard_map(
+            local,
+            axis_names=set(axes),
+            in_specs=(query, *[of_heads] * len(others)),
+            out_specs=query,
+            check_vma=False,
+        )(query_, *others)
+
+    return of_all

@@ -1,0 +1,261 @@
+"""The one block: tokens roll down their energies.
+
+    g = norm(x)
+    keys = what each token shows the others          into the cache, when there is one
+    grad_g = dE_A/dg_A                               E_A: the energy of token A, its context held
+    x <- x + c_t rule(grad_g)                        - eta grad_g, or another rule
+
+Training, prefill, decoding and trajectories all make it; `rollout` scans it. With a cache in its
+state it sees past tokens there, without one the tokens are their own context.
+Source: NRGPT (arXiv 2512.16762), section 2.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from nrgpt_jax import ops
+from nrgpt_jax.array_types import BatchEnergies, BatchStates, Params, PerSequence
+from nrgpt_jax.core.combinations import COMBINATIONS, Combination
+from nrgpt_jax.core.context import Context
+from nrgpt_jax.core.energies import Energy
+from nrgpt_jax.core.norms import BoundNorm
+from nrgpt_jax.core.rules import BoundRule
+
+REMAT = ("none", "step", "full")
+
+
+class Term(NamedTuple):
+    """One energy of a model with its parameters."""
+
+    energy: Energy
+    params: Params
+    dtype: str  # that it is computed in
+    key: Callable[[BatchStates, Int[Array, "B N"]], Any] | None  # of (g, position)
+
+
+class Dynamics(NamedTuple):
+    """What the tokens of B sequences do in one step, with all parameters bound."""
+
+    terms: Mapping[str, Term]  # of `bind`
+    norm: BoundNorm
+    rule: BoundRule
+    first: BatchStates  # their states before the first step
+    strict: bool = False  # whether a token is outside its own context
+    position: PerSequence | None = None  # of one token a sequence; None: they are the first N
+    combination: Combination = COMBINATIONS["sum"]
+    combination_params: Params = {}
+    implementation: str = "fused"  # of the energies, one of `ops.IMPLEMENTATIONS`
+
+
+class State(NamedTuple):
+    """Where tokens are, and what is kept of them."""
+
+    x: BatchStates
+    rule: Any  # what the rule of descent keeps
+    cache: Any  # KV cache: keys of past tokens by term, (T,B,S,...); None: of these alone
+    step: Int[Array, ""]  # steps made
+
+
+class EnergyAndGrad(NamedTuple):
+    """Energies of tokens by term and in total, and the gradient of the total."""
+
+    energies: Mapping[str, BatchEnergies]
+    total: BatchEnergies
+    grad_g: BatchStates  # dE_A/dg_A, what a rule follows
+    move: BatchStates | None = None  # what a step adds to x
+
+
+class Dropout(NamedTuple):
+    """Dropout of attention energies' gradients in one step: 0 or 1 / (1 - rate)."""
+
+    weights: Float[Array, "B H N K"]  # of the softmax
+    output: BatchStates  # of the gradient in g
+
+
+def bind(energy: Energy, params: Params, dtype: str = "float32") -> Term:
+    """A registered energy with its parameters.
+
+    Args:
+      energy: of `ENERGIES`.
+      params: all that its table names.
+      dtype: that it is computed in, and in which keys are kept. Energies of one token at a time
+        (not `batched`) are evaluated in float32 at least.
+    """
+    narrow = {n: value.astype(dtype) if value.ndim else value for n, value in params.items()}
+    of_key = None if energy.key is None else partial(_key, energy.key, narrow, dtype)
+    if energy.batched:
+        return Term(energy, narrow, dtype, of_key)
+    return Term(energy, params, dtype if jnp.finfo(dtype).bits >= 32 else "float32", of_key)
+
+
+def _key(key: Callable, params: Params, dtype: str, g: BatchStates, position: jax.Array) -> Any:
+    return key(params, g.astype(dtype), position)
+
+
+def start(dynamics: Dynamics, cache: Any = None) -> State:
+    """The state before the first step."""
+    x = dynamics.first
+    return State(x, dynamics.rule.init(x), cache, jnp.zeros((), jnp.int32))
+
+
+def block(
+    dynamics: Dynamics,
+    state: State,
+    scale: Float[Array, ""] | float = 1.0,
+    dropout: Dropout | None = None,
+    keys: Mapping[str, Any] | None = None,
+) -> tuple[State, EnergyAndGrad]:
+    """One step of every token down its energy, and the energy and gradient that it followed.
+
+    The keys of these tokens are written into the cache first, so that each token finds itself
+    there; without a cache the tokens are their own context, or `keys` are.
+    """
+    with jax.named_scope("norm"):
+        g = dynamics.norm.function(state.x)
+    with jax.named_scope("energies"):
+        keys, cache = update_cache(dynamics, state, g) if keys is None else (keys, None)
+        out = energy_and_grad(dynamics, state.x, g, keys, dropout)
+    with jax.named_scope("rule"):
+        move, rule_state = dynamics.rule.update(out.grad_g, state.rule, state.x)
+        move = scale * move.astype(state.x.dtype)
+    new = State(state.x + move, rule_state, cache, state.step + 1)
+    return new, out._replace(move=move)
+
+
+def energy_and_grad(
+    dynamics: Dynamics,
+    x: BatchStates,
+    g: BatchStates,
+    keys: Mapping[str, Any],
+    dropout: Dropout | None = None,
+) -> EnergyAndGrad:
+    """E_A and dE_A/dg_A of every token, by `jax.grad` of the energies as they are defined.
+
+    The context, keys among it, is no argument of the gradient: it is held in a step, and
+    differentiated in training.
+
+    Args:
+      dynamics: of the step.
+      x, g: states, and norm(x).
+      keys: by term, (B,K,...), of the tokens that can be seen.
+      dropout: of attention energies' gradients.
+    """
+    position, aligned = positions(dynamics.position, g), dynamics.position is None
+    own = position, x, dynamics.first, dynamics.norm.lagrangian(x), g
+    weights = None if dropout is None else dropout.weights
+
+    def total(g: BatchStates, g_attention: BatchStates) -> tuple[jax.Array, EnergyAndGrad]:
+        energies = {}
+        for name, (energy, params, dtype, _) in dynamics.terms.items():
+            of_term = (g if energy.query is None else g_attention).astype(dtype)
+            context = Context(keys.get(name), dynamics.strict, *own, aligned, weights)
+            energies[name] = energy.function(params, of_term, context)
+        combined = partial(dynamics.combination.function, dynamics.combination_params)
+        stacked = jnp.stack(list(energies.values()), axis=-1)
+        values = jax.vmap(jax.vmap(combined))(stacked)
+        return jnp.sum(values), EnergyAndGrad(energies, values, g)
+
+    with ops.implementation(dynamics.implementation):
+        (grad_g, of_attention), out = jax.grad(total, (0, 1), has_aux=True)(g, g)
+    if dropout is not None:
+        of_attention = dropout.output * of_attention
+    return out._replace(grad_g=grad_g + of_attention)
+
+
+# The KV cache -------------------------------------------------------------------------------------
+
+# A cache array is (T,B,S,...): for every step, sequence and slot what energies read of a token
+# before that step. The token at position i of its sequence has slot i. A fixed-point cache has
+# T = 1, and keeps the last state of a token alone: where a token has converged, its keys no longer
+# depend on the step, so one row serves all steps.
+CACHES = ("exact", "fixed_point")
+
+
+def positions(position: PerSequence | None, x: BatchStates) -> Int[Array, "B N"]:
+    """Of tokens x (B,N,D): the first N, or the position (B,) of each where N = 1."""
+    if position is None:
+        return jnp.broadcast_to(jnp.arange(x.shape[1])[None], x.shape[:2])
+    return jnp.asarray(position)[:, None]
+
+
+def update_cache(dynamics: Dynamics, state: State, g: BatchStates) -> tuple[dict[str, Any], Any]:
+    """The keys of the tokens that can be seen, (B,K,...) by name, and the cache with them."""
+    at = positions(dynamics.position, g)
+    own = {n: t.key(g, at) for n, t in dynamics.terms.items() if t.key}
+    if state.cache is None:
+        return own, None
+    row = lambda rows: 0 if len(rows) == 1 else state.step
+    write_row = lambda rows, new: write(rows, new, dynamics.position, step=row(rows))
+    cache = jax.tree.map(write_row, state.cache, own)
+    if dynamics.position is None:  # these are the first tokens: nothing else is in the cache
+        return own, cache
+    return jax.tree.map(lambda rows: rows[row(rows)], cache), cache
+
+
+def write(
+    rows: jax.Array,
+    values: Float[Array, "B P *C"],
+    position: PerSequence | None = None,
+    *,
+    step: Int[Array, ""] | int | None = None,
+) -> jax.Array:
+    """Rows (T,B,S,...) with values written at one step, or those of one step (B,S,...).
+
+    Args:
+      rows: the cache.
+      values: of P tokens a sequence.
+      position: None writes positions 0 to P-1 of every sequence; (B,) writes one token (P = 1)
+        at a position of its own in each.
+      step: which of T, where `rows` have that axis.
+    """
+    if position is None:
+        where: tuple = (slice(None), slice(values.shape[1]))
+    else:
+        where, values = (jnp.arange(position.shape[0]), position), values[:, 0]
+    at_step = () if step is None else (step,)
+    return rows.at[(*at_step, *where)].set(values.astype(rows.dtype))
+
+
+# T steps ------------------------------------------------------------------------------------------
+
+Step = Callable[[State, Any], tuple[State, Any]]
+"""(state, inputs of this step) -> (state, what it returns besides)."""
+
+
+def rollout(
+    make_step: Step,
+    state: State,
+    inputs: Any,
+    *,
+    unroll: int = 1,
+    remat: str = "none",
+) -> tuple[State, Any]:
+    """The state after T steps, and what each returned: one `lax.scan`, one compiled step.
+
+    Args:
+      make_step: as `Step`; what it returns besides may be None.
+      state: before the first step.
+      inputs: a tree of arrays with T in front: scales, parameters of distinct blocks, keys.
+      unroll: this many steps are compiled as one: the same values, without copies of what is
+        kept for the gradient, at the price of compilation time.
+      remat: what training keeps. `none`: everything it needs. `step`: the state before each
+        step, the rest is computed again. `full`: the states at about sqrt(T) steps.
+    """
+    body = make_step if remat == "none" else jax.checkpoint(make_step)
+    if remat != "full":
+        return jax.lax.scan(body, state, inputs, unroll=unroll)
+    steps = lambda state, inputs: jax.lax.scan(body, state, inputs, unroll=unroll)
+    length = len(jax.tree.leaves(inputs)[0])
+    chunk = math.isqrt(length)
+    whole = length // chunk * chunk
+    split = lambda a: a[:whole].reshape(-1, chunk, *a.shape[1:])
+    state, first = jax.lax.scan(jax.checkpoint(steps), state, jax.tree.map(split, inputs))
+    state, last = steps(state, jax.tree.map(lambda a: a[whole:], inputs))
+    joined = lambda a, b: jnp.concatenate([a.reshape(-1, *b.shape[1:]), b])
+    return state, jax.tree.map(joined, first, last)

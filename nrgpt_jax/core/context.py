@@ -1,0 +1,61 @@
+"""What the energy of a token may read besides its own g and the parameters."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from nrgpt_jax import ops
+
+
+class Context(NamedTuple):
+    """Of one token, or with (B,N) in front of each array: of the N tokens of B sequences.
+
+    K tokens are there to be looked at, some of them in the context of each.
+    """
+
+    keys: Any  # arrays (K,...) or (B,K,...): what the energy keeps of each of them; None if nothing
+    strict: bool  # whether a token is outside its own context
+    position: Int[Array, "*B"]  # of the token in its sequence
+    x: Float[Array, "*B D"]  # the token's state, before the norm
+    first: Float[Array, "*B D"]  # its state before the first step
+    lagrangian: Float[Array, "*B"]  # L(x) of the norm: grad L(x) = g where the norm has no gain
+    g: Float[Array, "*B D"]  # the token's g as it stands: an energy is not differentiated in it
+    aligned: bool = False  # whether the N tokens are the K tokens, in order
+    dropout: Float[Array, "B H N K"] | None = None  # of the weights of attention
+
+    @property
+    def mask(self) -> Bool[Array, "*B K"]:
+        """Which of the K tokens are in the context."""
+        num_keys = jax.tree.leaves(self.keys)[0].shape[max(self.position.ndim - 1, 0)]
+        return ops.causal_mask(self.position, num_keys, self.strict)
+
+
+def over_tokens(function: Callable) -> Callable:
+    """A function of one token `(params, g, position)` as one of all, (B,N) in front."""
+    return jax.vmap(jax.vmap(function, (None, 0, 0)), (None, 0, 0))
+
+
+def over_contexts(function: Callable) -> Callable:
+    """A function of one token `(params, g, context)` as one of all, (B,N) in front.
+
+    What it reads is in float32 at least. No rules of `ops` are used: for one token at a time they
+    would keep a gradient of each weight for every token.
+    """
+
+    def of_all(params: Any, g: Float[Array, "B N D"], context: Context) -> Float[Array, "B N"]:
+        def of_token(g, own, keys):
+            return function(params, g, Context(keys, context.strict, *own))
+
+        keys = jax.tree.map(_wide, context.keys)
+        with ops.implementation("autodiff"):
+            of_sequence = jax.vmap(of_token, (0, 0, None))
+            return jax.vmap(of_sequence)(g, tuple(context[2:7]), keys)
+
+    return of_all
+
+
+def _wide(leaf: jax.Array) -> jax.Array:
+    return ops.at_least_float32(leaf) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
