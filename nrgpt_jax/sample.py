@@ -98,12 +98,12 @@ def _vocabulary(trained: Pretrained) -> dict[str, Any]:
 
 
 def _settings(f: flags.FlagValues, trained_steps: int) -> Settings:
-    until, num_steps = None, f.num_steps
+    stopping, num_steps = None, f.num_steps
     if f.until_converged:
         if f.num_steps is not None:
             raise UserError("--until_converged takes --max_steps, not --num_steps")
         given = {"tolerance": f.tolerance, "criterion": f.criterion}
-        until = Convergence(**{name: v for name, v in given.items() if v is not None})
+        stopping = Convergence(**{name: v for name, v in given.items() if v is not None})
         num_steps = MORE_STEPS * trained_steps if f.max_steps is None else f.max_steps
     for name in ("tolerance", "criterion", "max_steps"):
         if getattr(f, name) is not None and not f.until_converged:
@@ -111,7 +111,7 @@ def _settings(f: flags.FlagValues, trained_steps: int) -> Settings:
     if f.stride is not None and f.overflow == "refuse":
         raise UserError("--stride is for --overflow=slide")
     draw = Sampling(f.temperature, f.top_k, f.top_p, f.min_p, f.repetition_penalty)
-    return Settings(draw, f.cache, num_steps, until, f.overflow, f.stride)
+    return Settings(draw, f.cache, num_steps, stopping, f.overflow, f.stride)
 
 
 def _prompts(f: flags.FlagValues) -> list[str]:
@@ -236,7 +236,7 @@ def _say_cache(trained: Pretrained, starts, max_new_tokens: int, settings: Setti
 def _report(trained: Pretrained, made: list[Sample], settings: Settings) -> None:
     """Says how many steps the text has cost, and how good an approximate cache was."""
     model, variables = _as_deep(trained, settings)
-    if settings.until is not None:
+    if settings.stopping is not None:
         steps = np.concatenate([s.new.steps for s in made])
         if len(steps):
             spread = f"mean {steps.mean():.1f}, median {np.median(steps):.0f}, most {steps.max()}"
@@ -249,7 +249,7 @@ def _report(trained: Pretrained, made: list[Sample], settings: Settings) -> None
             variables,
             whole,
             len(one.prompt),
-            Decoding(settings.cache, settings.until),
+            Decoding(settings.cache, settings.stopping),
             trained.tokenizer.size,
         )
         _say(

@@ -10,7 +10,7 @@ from absl import flags
 
 from nrgpt_jax import cli
 from nrgpt_jax.core.descent import Convergence
-from nrgpt_jax.core.rates import RATES
+from nrgpt_jax.core.rules import RATES
 from nrgpt_jax.datasets import Prompts, load_recorded
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.generation import scoring
@@ -50,8 +50,8 @@ def measure(trained: Pretrained, prompts: Prompts) -> list[list[str]]:
             print(found[-1], flush=True)
     for criterion, tolerances in TOLERANCES.items():
         for tolerance in tolerances:
-            until = Convergence(tolerance, criterion)
-            accuracy, taken = answer(trained, prompts, Settings(num_steps=4 * steps, until=until))
+            settings = Settings(num_steps=4 * steps, stopping=Convergence(tolerance, criterion))
+            accuracy, taken = answer(trained, prompts, settings)
             name = f"until converged, {criterion}, {tolerance:g}"
             spread = [f"{taken.mean():.1f}", str(taken.max())]
             found.append([name, "exact", f"{accuracy:.1%}", *spread, ""])

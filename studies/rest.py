@@ -125,7 +125,7 @@ def _speed(trained: Pretrained, dataset: Dataset) -> dict[str, float]:
     ways = {
         "exact": Settings(sampling),
         "one_row": Settings(sampling, cache="fixed_point"),
-        "stopping": Settings(sampling, num_steps=MOST * T, until=UNTIL),
+        "stopping": Settings(sampling, num_steps=MOST * T, stopping=UNTIL),
     }
     for number in range(1 + ROUNDS):
         for way, settings in ways.items():
@@ -156,7 +156,7 @@ def _answers(trained: Pretrained, dataset: Dataset) -> dict[str, float]:
     for times in ONE_ROW_AT:
         one_row = Settings(cache="fixed_point", num_steps=times * T)
         found[f"one_row_at_{times}T"] = answered(one_row)
-    until = Settings(num_steps=MOST * T, until=UNTIL)
+    until = Settings(num_steps=MOST * T, stopping=UNTIL)
     made = evaluation.continuations(model, params, prompts, limit=PROMPTS, settings=until)
     hits = [
         evaluation.is_answered(new.tokens, int(answer), model.context_length)

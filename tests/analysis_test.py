@@ -12,7 +12,7 @@ from nrgpt_jax.analysis.figures import FIGURES
 from nrgpt_jax.analysis.landscape import landscape
 from nrgpt_jax.analysis.report import report
 from nrgpt_jax.cli import percent
-from nrgpt_jax.core.step import slope, start, update_cache
+from nrgpt_jax.core.block import energy_and_grad, start, update_cache
 from nrgpt_jax.datasets.tokenizers import ByteTokenizer
 from nrgpt_jax.errors import UserError
 from studies.tables import spread
@@ -199,12 +199,12 @@ def test_landscape_is_the_energy_on_the_plane(seen):
     dynamics, states, view = seen
     context = dynamics.norm.function(states[2][None])
     state = start(dynamics)._replace(x=states[2][None])
-    memories, _ = update_cache(dynamics, state, context)
+    keys, _ = update_cache(dynamics, state, context)
     for token, i, j in ((0, 0, 0), (3, 1, 4), (7, 2, 2)):
         u, v = view.axes[token, 0, j], view.axes[token, 1, i]
         point = view.centre[token] + u * view.directions[token, 0] + v * view.directions[token, 1]
         x = state.x.at[0, token].set(point)
-        energy = slope(dynamics, x, dynamics.norm.function(x), memories).total[0, token]
+        energy = energy_and_grad(dynamics, x, dynamics.norm.function(x), keys).total[0, token]
         np.testing.assert_allclose(view.energy[token, i, j], energy, rtol=1e-4)
 
 

@@ -5,7 +5,7 @@ import pytest
 from annotations import checked
 from jaxtyping import Array, Float, TypeCheckError, jaxtyped
 
-from nrgpt_jax.core import norms
+from nrgpt_jax.ops import causal_mask
 
 
 def vectors():
@@ -18,7 +18,7 @@ def vectors():
 
 def test_a_wrong_shape_is_found_in_the_package():
     with pytest.raises(TypeCheckError):
-        norms.deviation(jnp.zeros((2, 3)))
+        causal_mask(jnp.zeros(3), 3, strict=True)
 
 
 def test_an_inner_function_is_checked_whenever_it_is_defined():

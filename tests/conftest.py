@@ -15,7 +15,7 @@ from jaxtyping import install_import_hook
 from strictness import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401
 
 # Every shape and type in an annotation is checked when its function is called.
-_rooms = [f"nrgpt_jax.{room}" for room in ("core", "kernels", "models")]
+_rooms = [f"nrgpt_jax.{room}" for room in ("core", "ops", "models")]
 install_import_hook([*_rooms, "nrgpt_jax.analysis.landscape"], "annotations.checked")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -11,11 +11,10 @@ import pytest
 from decoding_helpers import cached_logits, small_model
 from marks import slow, slow_but
 
-from nrgpt_jax.core.combinations import COMBINATIONS
+from nrgpt_jax.core.block import COMBINATIONS
 from nrgpt_jax.core.energies import ENERGIES as REGISTERED
 from nrgpt_jax.core.norms import NORMS
-from nrgpt_jax.core.rates import RATES
-from nrgpt_jax.core.rules import RULES
+from nrgpt_jax.core.rules import RATES, RULES
 from nrgpt_jax.models import model_names
 from nrgpt_jax.models.names import energies_labelled
 

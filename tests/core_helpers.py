@@ -3,14 +3,12 @@
 import jax
 import jax.numpy as jnp
 
-from nrgpt_jax.core.block import Dynamics, bind
-from nrgpt_jax.core.combinations import COMBINATIONS
+from nrgpt_jax.core.block import COMBINATIONS, Dynamics, bind
 from nrgpt_jax.core.context import Context, over_contexts, over_tokens
 from nrgpt_jax.core.energies import ENERGIES, Energy
 from nrgpt_jax.core.norms import NORMS, bind_norm
 from nrgpt_jax.core.parameters import Sizes, init_parameters
-from nrgpt_jax.core.rates import RATES
-from nrgpt_jax.core.rules import RULES
+from nrgpt_jax.core.rules import RATES, RULES
 
 SIZES = Sizes(D=8, H=2, Y=4, M=12)
 

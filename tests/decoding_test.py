@@ -72,7 +72,7 @@ def test_depth_of_the_transformers():
     assert_same_logits(deeper, variables, cached_logits(deeper, variables, TOKENS, LENGTHS))
     with pytest.raises(UserError, match="3 distinct layers"):
         small_model(name="GPT")[0].with_num_steps(variables, 6)
-    for settings in (Settings(cache="fixed_point"), Settings(until=Convergence())):
+    for settings in (Settings(cache="fixed_point"), Settings(stopping=Convergence())):
         with pytest.raises(UserError, match="no energy"):
             generate(model, variables, [np.array([1])], 3, settings)
 
@@ -222,7 +222,7 @@ def test_fixed_point_cache_shows_each_token_the_last_states_before_it(mask, atte
 
 def test_blocks_have_no_common_rest():
     model, variables = small_model(name="NRGPT_H_FF2W", num_distinct_layers=2)
-    for settings in (Settings(cache="fixed_point"), Settings(until=Convergence())):
+    for settings in (Settings(cache="fixed_point"), Settings(stopping=Convergence())):
         with pytest.raises(UserError, match="2 layers have an energy and keys of their own"):
             generate(model, variables, [np.array([1])], 3, settings)
 

@@ -109,7 +109,7 @@ def test_gradient_goes_through_the_last_steps_alone():
 
     def ours(params: Any):
         inputs = Batch(TOKENS, np.pad(BATCH.targets, ((0, 0), (0, 1))), _but_the_last())
-        return losses.summed_loss(params, model, inputs, ROWS, KEY, 1.0, 0, depth)
+        return losses.summed_loss(params, model, inputs, ROWS, KEY, 1.0, 0, depth)[0]
 
     both = (jax.jit(jax.value_and_grad(loss))(params) for loss in (ours, plain))
     chex.assert_trees_all_close(*both, rtol=1e-4, atol=1e-5)
@@ -142,7 +142,8 @@ def test_a_penalty_is_of_what_exceeds_its_bound():
 
     def loss(**fields):
         depth = depth_of(min_steps=3, max_steps=3, **fields)
-        return float(jax.jit(lambda p: losses.summed_loss(p, *given, depth))(variables["params"]))
+        summed = jax.jit(lambda p: losses.summed_loss(p, *given, depth)[0])
+        return float(summed(variables["params"]))
 
     without = loss()
     assert loss(penalty=1.0, penalty_bound=1e6) == pytest.approx(without)
@@ -269,7 +270,7 @@ def test_a_second_descent_sees_the_others_where_the_first_has_ended():
     third = model.apply(variables, TOKENS, RolloutOptions(context=again), method=partial_rollout)
     batch = Batch(TOKENS, TOKENS, np.ones(TOKENS.shape, np.float32))
     depth = depth_of(min_steps=3, max_steps=3, refine_passes=2)
-    loss = losses.summed_loss(variables["params"], model, batch, ROWS, KEY, 1.0, 0, depth)
+    loss, _ = losses.summed_loss(variables["params"], model, batch, ROWS, KEY, 1.0, 0, depth)
     at = lambda state: jnp.sum(losses.cross_entropy(bound.readout(state.x), jnp.asarray(TOKENS)))
     chex.assert_trees_all_close(loss, sum(map(at, (end, again, third))) / 3, rtol=1e-5)
 
@@ -299,7 +300,7 @@ def test_held_descents_may_come_before_and_are_pulled_together():
         apart = (square(v - u) / square(u) + square(w - v) / square(v)) / 2
         return jnp.sum(mean + 0.5 * apart)
 
-    ours = lambda p, key: losses.summed_loss(p, model, batch, ROWS, key, 1.0, 0, depth)
+    ours = lambda p, key: losses.summed_loss(p, model, batch, ROWS, key, 1.0, 0, depth)[0]
     found = jax.jit(jax.value_and_grad(ours))
     params, of_number = variables["params"], jax.jit(plain, static_argnums=1)
     wanted = [of_number(params, number) for number in range(3)]
@@ -350,7 +351,7 @@ def test_loss_of_decoded_tokens_goes_back_through_all_of_them():
         each = lambda x: losses.cross_entropy(bound.readout(x), jnp.asarray(tokens))
         return jnp.sum(each(end.x) + each(last.x)) / 2
 
-    ours = lambda p, key: losses.summed_loss(p, model, batch, ROWS, key, 1.0, 0, depth)
+    ours = lambda p, key: losses.summed_loss(p, model, batch, ROWS, key, 1.0, 0, depth)[0]
     found, params = jax.jit(jax.value_and_grad(ours)), variables["params"]
     of_prompt = jax.jit(jax.value_and_grad(plain))
     wanted, seen = {n: of_prompt(params, jnp.asarray(n)) for n in (1, 2, 3)}, set()

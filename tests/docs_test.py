@@ -28,10 +28,9 @@ from pages_helpers import (
 )
 
 from nrgpt_jax.configs import default_config
-from nrgpt_jax.core.combinations import COMBINATIONS
+from nrgpt_jax.core.block import COMBINATIONS
 from nrgpt_jax.core.energies import ENERGIES
-from nrgpt_jax.core.rates import RATES
-from nrgpt_jax.core.rules import RULES
+from nrgpt_jax.core.rules import RATES, RULES
 from nrgpt_jax.datasets import load_dataset
 
 LINK = re.compile(r"\[(\w+)\]\((\.\./nrgpt_jax/[\w/]+\.py)#L(\d+)\)")

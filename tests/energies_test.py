@@ -13,8 +13,7 @@ from marks import slow
 
 from nrgpt_jax import ops
 from nrgpt_jax.core import energies
-from nrgpt_jax.core.block import bind
-from nrgpt_jax.core.combinations import COMBINATIONS
+from nrgpt_jax.core.block import COMBINATIONS, bind
 from nrgpt_jax.core.context import Context, over_contexts, over_tokens
 from nrgpt_jax.core.energies import ENERGIES
 from nrgpt_jax.models.names import energies_labelled

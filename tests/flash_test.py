@@ -151,7 +151,7 @@ def test_heads_split_over_devices_give_the_same_loss_and_gradients(
         mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": tensor})
         params = step.create_state(model, optax.sgd(1.0), 0, mesh).params
         loss_and_grads = jax.jit(step.make_loss_and_grads(model, 1, mesh))
-        args = params, sharding.put_batch(batch, mesh), jax.random.key(0), 1e-3
+        args = params, sharding.put_batch(batch, mesh), jax.random.key(0), 1e-3, 0
         found[tensor] = jax.tree.map(np.asarray, loss_and_grads(*args))
     assert set(heads) == {1}, "each device has one of two heads"
     chex.assert_trees_all_close(found[2], found[1], atol=2e-4)

@@ -19,12 +19,11 @@ from ml_collections import ConfigDict, config_flags
 
 from nrgpt_jax import datasets
 from nrgpt_jax.configs import default_config
-from nrgpt_jax.core.combinations import COMBINATIONS
+from nrgpt_jax.core.block import COMBINATIONS
 from nrgpt_jax.core.energies import ENERGIES
 from nrgpt_jax.core.norms import NORMS
-from nrgpt_jax.core.rates import RATES
 from nrgpt_jax.core.registry import Registry
-from nrgpt_jax.core.rules import RULES
+from nrgpt_jax.core.rules import RATES, RULES
 from nrgpt_jax.datasets.tokenizers import CharTokenizer
 from nrgpt_jax.runs.pretrained import Pretrained, save_pretrained
 

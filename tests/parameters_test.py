@@ -22,7 +22,7 @@ TABLE = {
 
 
 def test_what_is_kept_and_what_functions_are_given():
-    stored = parameters.init_params(jax.random.key(0), TABLE, SIZES)
+    stored = parameters.init_params(jax.random.key(0), parameters.stored_specs(TABLE), SIZES)
     assert set(stored) == {"part", "log_beta", "logit_mu", "gain"}
     assert set(stored["part"]) == {"W", "b"}, "a constant is not stored"
     params = parameters.constrain(stored, TABLE, SIZES)
@@ -35,7 +35,8 @@ def test_what_is_kept_and_what_functions_are_given():
 
 
 def test_distinct_blocks_are_drawn_apart():
-    stored = parameters.init_params(jax.random.key(0), parameters.stacked(TABLE), SIZES)
+    specs = parameters.stored_specs(parameters.stacked(TABLE))
+    stored = parameters.init_params(jax.random.key(0), specs, SIZES)
     assert stored["part"]["W"].shape == (3, 2, 6, 12)
     assert stored["log_beta"].shape == (3,)
     assert float(jnp.abs(stored["part"]["W"][0] - stored["part"]["W"][1]).max()) > 0.0

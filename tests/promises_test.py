@@ -18,9 +18,8 @@ from nrgpt_jax import analyze
 from nrgpt_jax.analysis.examination import examine
 from nrgpt_jax.analysis.report import report
 from nrgpt_jax.core import evidence
-from nrgpt_jax.core.block import block, start
+from nrgpt_jax.core.block import COMBINATIONS, block, combination, start
 from nrgpt_jax.core.certificates import Parts, alone, certify, check
-from nrgpt_jax.core.combinations import COMBINATIONS, combination
 from nrgpt_jax.core.convergence import attraction
 from nrgpt_jax.core.descent import energy_in_context
 from nrgpt_jax.core.energies import ENERGIES, energy, feedforward

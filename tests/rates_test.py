@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nrgpt_jax.core.parameters import Sizes, init_parameters
-from nrgpt_jax.core.rates import RATES, apply_rate
+from nrgpt_jax.core.rules import RATES, apply_rate
 
 GAIN = jnp.linspace(0.5, 2.0, SIZES.D)
 

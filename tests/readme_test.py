@@ -21,21 +21,23 @@ def test_it_is_short():
     assert len(README.splitlines()) <= 130
 
 
-def test_the_block_is_the_models_step(standard_promotion):
+def test_the_block_is_that_of_the_model(standard_promotion):
     """From the states before every step, with the parameters of the default model."""
     del standard_promotion
     names: dict = {}
-    exec(compile(example_with("def step("), "README.md", "exec"), names)
+    exec(compile(example_with("def block("), "README.md", "exec"), names)
     assert default_config().model.name == "NRGPT_H_FF2W"
     model, variables = small_model(num_steps=3)
-    block = variables["params"]["block"]
-    params = {**block["attention"], **block["feedforward"], **block["norm"], **block["rate"]}
+    groups = variables["params"]["block"]
+    params: dict = {}
+    for name in ("attention", "feedforward", "norm", "rate"):
+        params.update(groups[name])
     tokens = jnp.arange(7)[None] % 11
     (states,) = jax.jit(lambda v, t: model.apply(v, t, method="trajectory").states)(
         variables, tokens
     )
-    step = jax.jit(names["step"])
-    moved = [step(params, x) for x in states[:-1]]
+    block = jax.jit(names["block"])
+    moved = [block(params, x) for x in states[:-1]]
     np.testing.assert_allclose(moved, states[1:], atol=2e-5)
     assert float(jnp.abs(states[1:] - states[:-1]).max()) > 0.1, "and they move"
 

@@ -21,13 +21,46 @@ from jaxtyping import Array, Float, Int
 
 from nrgpt_jax import ops
 from nrgpt_jax.array_types import BatchEnergies, BatchStates, Params, PerSequence
-from nrgpt_jax.core.combinations import COMBINATIONS, Combination
 from nrgpt_jax.core.context import Context
 from nrgpt_jax.core.energies import Energy
 from nrgpt_jax.core.norms import BoundNorm
+from nrgpt_jax.core.parameters import Specs, positive
+from nrgpt_jax.core.registry import Registry
 from nrgpt_jax.core.rules import BoundRule
 
 REMAT = ("none", "step", "full")
+
+
+class Combination(NamedTuple):
+    """How the energies (E,) of a token's terms become its energy `(params, energies) -> ()`.
+
+    `exact` declares that its `jax.grad` is all of its change, as of an `Energy`.
+    """
+
+    function: Callable[[Params, Float[Array, "E"]], jax.Array]
+    specs: Specs
+    exact: bool = False
+
+
+COMBINATIONS: Registry[Combination] = Registry("combination of energies")
+
+
+def combination(name: str, specs: Specs, *, exact: bool = False):
+    """Registers a way to combine energies, a choice of `config.model.combination`."""
+    return COMBINATIONS.register(name, lambda function: Combination(function, specs, exact))
+
+
+@combination("sum", {}, exact=True)
+def total(params: Params, energies: Float[Array, "E"]) -> jax.Array:
+    """E = sum_k E_k (the paper)."""
+    del params
+    return jnp.sum(energies)
+
+
+@combination("mixture", {"tau": positive(1.0)}, exact=True)
+def mixture(params: Params, energies: Float[Array, "E"]) -> jax.Array:
+    """E = -tau log sum_k exp(-E_k / tau): the lowest term moves the token most."""
+    return -params["tau"] * jax.nn.logsumexp(-energies / params["tau"])
 
 
 class Term(NamedTuple):
@@ -37,6 +70,7 @@ class Term(NamedTuple):
     params: Params
     dtype: str  # that it is computed in
     key: Callable[[BatchStates, Int[Array, "B N"]], Any] | None  # of (g, position)
+    key_dtype: str
 
 
 class Dynamics(NamedTuple):
@@ -68,7 +102,9 @@ class EnergyAndGrad(NamedTuple):
     energies: Mapping[str, BatchEnergies]
     total: BatchEnergies
     grad_g: BatchStates  # dE_A/dg_A, what a rule follows
-    move: BatchStates | None = None  # what a step adds to x
+    x: BatchStates  # the states they are of
+    keys: Mapping[str, Any]  # of the tokens that are seen
+    move: Any = None  # (B,N,D) what a step adds to x
 
 
 class Dropout(NamedTuple):
@@ -88,14 +124,11 @@ def bind(energy: Energy, params: Params, dtype: str = "float32") -> Term:
         (not `batched`) are evaluated in float32 at least.
     """
     narrow = {n: value.astype(dtype) if value.ndim else value for n, value in params.items()}
-    of_key = None if energy.key is None else partial(_key, energy.key, narrow, dtype)
+    key = energy.key and partial(energy.key, narrow)
     if energy.batched:
-        return Term(energy, narrow, dtype, of_key)
-    return Term(energy, params, dtype if jnp.finfo(dtype).bits >= 32 else "float32", of_key)
-
-
-def _key(key: Callable, params: Params, dtype: str, g: BatchStates, position: jax.Array) -> Any:
-    return key(params, g.astype(dtype), position)
+        return Term(energy, narrow, dtype, key, dtype)
+    wide = dtype if jnp.finfo(dtype).bits >= 32 else "float32"
+    return Term(energy, params, wide, key, dtype)
 
 
 def start(dynamics: Dynamics, cache: Any = None) -> State:
@@ -128,6 +161,14 @@ def block(
     return new, out._replace(move=move)
 
 
+def context_of(
+    dynamics: Dynamics, x: BatchStates, g: BatchStates, dropout: jax.Array | None = None
+) -> Context:
+    """What energies read of tokens besides their parameters and the keys."""
+    own = positions(dynamics.position, g), x, dynamics.first, dynamics.norm.lagrangian(x), g
+    return Context(None, dynamics.strict, *own, dynamics.position is None, dropout)
+
+
 def energy_and_grad(
     dynamics: Dynamics,
     x: BatchStates,
@@ -146,20 +187,18 @@ def energy_and_grad(
       keys: by term, (B,K,...), of the tokens that can be seen.
       dropout: of attention energies' gradients.
     """
-    position, aligned = positions(dynamics.position, g), dynamics.position is None
-    own = position, x, dynamics.first, dynamics.norm.lagrangian(x), g
-    weights = None if dropout is None else dropout.weights
+    context = context_of(dynamics, x, g, None if dropout is None else dropout.weights)
 
     def total(g: BatchStates, g_attention: BatchStates) -> tuple[jax.Array, EnergyAndGrad]:
         energies = {}
-        for name, (energy, params, dtype, _) in dynamics.terms.items():
+        for name, (energy, params, dtype, *_) in dynamics.terms.items():
             of_term = (g if energy.query is None else g_attention).astype(dtype)
-            context = Context(keys.get(name), dynamics.strict, *own, aligned, weights)
-            energies[name] = energy.function(params, of_term, context)
+            of_keys = context._replace(keys=keys.get(name))
+            energies[name] = energy.function(params, of_term, of_keys)
         combined = partial(dynamics.combination.function, dynamics.combination_params)
         stacked = jnp.stack(list(energies.values()), axis=-1)
         values = jax.vmap(jax.vmap(combined))(stacked)
-        return jnp.sum(values), EnergyAndGrad(energies, values, g)
+        return jnp.sum(values), EnergyAndGrad(energies, values, g, x, keys)
 
     with ops.implementation(dynamics.implementation):
         (grad_g, of_attention), out = jax.grad(total, (0, 1), has_aux=True)(g, g)
@@ -187,7 +226,8 @@ def positions(position: PerSequence | None, x: BatchStates) -> Int[Array, "B N"]
 def update_cache(dynamics: Dynamics, state: State, g: BatchStates) -> tuple[dict[str, Any], Any]:
     """The keys of the tokens that can be seen, (B,K,...) by name, and the cache with them."""
     at = positions(dynamics.position, g)
-    own = {n: t.key(g, at) for n, t in dynamics.terms.items() if t.key}
+    terms = dynamics.terms.items()
+    own = {n: t.key(g.astype(t.key_dtype), at) for n, t in terms if t.key}
     if state.cache is None:
         return own, None
     row = lambda rows: 0 if len(rows) == 1 else state.step

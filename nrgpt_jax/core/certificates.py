@@ -30,13 +30,13 @@ from jaxtyping import Array, Bool
 
 from nrgpt_jax.array_types import BatchEnergies, BatchStates, Key
 from nrgpt_jax.core.block import (
+    COMBINATIONS,
     Dynamics,
     EnergyAndGrad,
     energy_and_grad,
     start,
     update_cache,
 )
-from nrgpt_jax.core.combinations import COMBINATIONS
 from nrgpt_jax.core.convergence import token_jacobians
 from nrgpt_jax.core.descent import grad_x
 from nrgpt_jax.core.energies import ENERGIES

@@ -23,6 +23,7 @@ Source: NRGPT (arXiv 2512.16762), section 2; FF1, FF2 and FF2W are named as in i
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -48,6 +49,7 @@ States = Float[Array, "*B D"]
 Energies = Float[Array, "*B"]
 Positions = Int[Array, "*B"]
 Queries = Float[Array, "*B H E"]
+Query = Callable[[Params, States, Positions], Queries]
 
 
 class Energy(NamedTuple):
@@ -63,7 +65,7 @@ class Energy(NamedTuple):
     specs: Specs
     label: str  # under which its values and its parameters are found
     key: Callable[[Params, States, Positions], Any] | None = None
-    query: Callable[[Params, States, Positions], Queries] | None = None
+    query: Query | None = None
     exact: bool = False
     batched: bool = False  # written over the last axis
 
@@ -133,22 +135,16 @@ def attention(name: str, specs: Specs, *, key=None, absorb=False, exact=False, b
     table = {**specs, "alpha": fixed(1.0, "H"), "beta": fixed(1.0)}
     of_key = key or (lambda params, g, position: g)
 
-    def entry(query: Callable[[Params, States, Positions], Queries]) -> Energy:
+    def entry(query: Query) -> Energy:
         of_query, keep = (f if batched else over_tokens(f) for f in (query, of_key))
 
-        def function(params: Params, g: States, context: Context) -> Energies:
-            keys = context.keys
-            if absorb and context.aligned:
-                keys = _absorbed(of_query, specs, params, keys, context.position)
-                return associative_memory(params, g, keys, context)
-            return associative_memory(params, of_query(params, g, context.position), keys, context)
-
+        function = partial(associative_memory, of_query, specs if absorb else None)
         return Energy(function, table, "attention", keep, of_query, exact, batched=True)
 
     return ENERGIES.register(_free(name), entry)
 
 
-def _absorbed(query: Callable, specs: Specs, params: Params, keys: States, position: Positions):
+def _absorbed(query: Query, specs: Specs, params: Params, keys: States, position: Positions):
     """A_h^T k for every key k (B,K,E), where query_h(g) = A_h g: (B,K,H,D)."""
     axes = {name: 0 if spec.axes[:1] == ("H",) else None for name, spec in specs.items()}
 
@@ -164,20 +160,21 @@ def _absorbed(query: Callable, specs: Specs, params: Params, keys: States, posit
 # Attention -------------------------------------------------------------------------------------
 
 
-def associative_memory(params: Params, query: Any, keys: Any, context: Context) -> Energies:
+def associative_memory(
+    query: Query, absorbed: Specs | None, params: Params, g: States, context: Context
+) -> Energies:
     """E = -(1/beta) sum_h alpha_h log sum_B exp(beta q_h . k_hB), B in the context; 0 where empty.
 
-    The paper's attention energy; the release has alpha = beta = 1.
+    The paper's attention energy; the release has alpha = beta = 1. Where there are as many queries
+    as keys, a query A_h g whose table is `absorbed` acts on the keys: q_h . k = g . (A_h^T k).
     """
-    beta = params["beta"].astype(query.dtype)
-    values = log_sum_exp(
-        beta * query,
-        keys,
-        context.position,
-        strict=context.strict,
-        aligned=context.aligned,
-        dropout=context.dropout,
-    )
+    position, strict, aligned = context.position, context.strict, context.aligned
+    if absorbed is not None and aligned:
+        q, k = g, _absorbed(query, absorbed, params, context.keys, position)
+    else:
+        q, k = query(params, g, position), context.keys
+    beta, options = params["beta"].astype(g.dtype), {"strict": strict, "aligned": aligned}
+    values = log_sum_exp(beta * q, k, position, **options, dropout=context.dropout)
     alpha = along_last_axis(params["alpha"].astype(values.dtype), values)
     return -dot(alpha, values) / at_least_float32(beta)
 

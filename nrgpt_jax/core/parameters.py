@@ -40,12 +40,13 @@ class Bijector(NamedTuple):
     constrain: Callable[[jax.Array], jax.Array]
 
 
+AS_IS = "as_is"
+FIXED = "fixed"  # not stored: a constant
 BIJECTORS: Mapping[str, Bijector] = {
-    "as_is": Bijector("", lambda stored: stored),
+    AS_IS: Bijector("", lambda stored: stored),
     "log": Bijector("log_", jnp.exp),
     "logit": Bijector("logit_", jax.nn.sigmoid),
 }
-FIXED = "fixed"  # not stored: a constant
 
 
 class ParameterSpec(NamedTuple):
@@ -53,12 +54,12 @@ class ParameterSpec(NamedTuple):
 
     axes: tuple[str, ...]  # a letter of `Sizes` for each
     init: Callable[..., jax.Array]  # (key, shape, dtype) -> the stored value
-    bijector: str = "as_is"  # one of FORMS, or FIXED
+    bijector: str = AS_IS  # one of BIJECTORS, or FIXED
     uses: int = 0  # products of a token with it in one forward step, for FLOPs
 
     def shape(self, sizes: Sizes) -> tuple[int, ...]:
         """Its shape in a model of these sizes."""
-        return tuple(getattr(sizes, letter) for letter in self.axes)
+        return tuple([getattr(sizes, letter) for letter in self.axes])
 
     @property
     def is_matrix(self) -> bool:
@@ -146,36 +147,33 @@ def stored_specs(table: Table) -> dict[str, Any]:
     return {name: spec for name, spec in found.items() if spec or isinstance(spec, ParameterSpec)}
 
 
-def init_params(key: Key, table: Table, sizes: Sizes, dtype=jnp.float32) -> dict[str, Any]:
-    """Initial values of all stored parameters."""
-    return _init_params(key, stored_specs(table), sizes, dtype)
-
-
-def _init_params(key: Key, specs: Table, sizes: Sizes, dtype) -> dict[str, Any]:
+def init_params(key: Key, specs: Table, sizes: Sizes, dtype=jnp.float32) -> dict[str, Any]:
+    """Initial values of the parameters of `stored_specs`."""
     keys = jax.random.split(key, max(len(specs), 1))
-
-    def one(key: Key, spec):
-        if isinstance(spec, ParameterSpec):
-            return spec.init(key, spec.shape(sizes), dtype)
-        return _init_params(key, spec, sizes, dtype)
-
-    return {name: one(k, spec) for k, (name, spec) in zip(keys, specs.items(), strict=False)}
+    return {
+        name: spec.init(k, spec.shape(sizes), dtype)
+        if isinstance(spec, ParameterSpec)
+        else init_params(k, spec, sizes, dtype)
+        for k, (name, spec) in zip(keys, specs.items(), strict=False)
+    }
 
 
 def constrain(values: Mapping[str, Any], table: Table, sizes: Sizes) -> dict[str, Any]:
     """The constrained parameters of a table, by their own names."""
-
-    def one(name: str, spec):
+    found: dict[str, Any] = {}
+    for name, spec in table.items():
         if not isinstance(spec, ParameterSpec):
-            return constrain(values.get(name, {}), spec, sizes)
-        if spec.bijector == FIXED:
-            return spec.init(None, spec.shape(sizes), jnp.float32)
-        return BIJECTORS[spec.bijector].constrain(values[spec.key(name)])
-
-    return {name: one(name, spec) for name, spec in table.items()}
+            found[name] = constrain(values.get(name, {}), spec, sizes)
+        elif spec.bijector == FIXED:
+            found[name] = spec.init(None, spec.shape(sizes), jnp.float32)
+        elif spec.bijector == AS_IS:
+            found[name] = values[name]
+        else:
+            found[name] = BIJECTORS[spec.bijector].constrain(values[spec.key(name)])
+    return found
 
 
 def init_parameters(key: Key, specs: Specs, sizes: Sizes, dtype=jnp.float32) -> Params:
     """Parameters of one function at their initial values, for use without Flax."""
-    values = constrain(init_params(key, specs, sizes, dtype), specs, sizes)
+    values = constrain(init_params(key, stored_specs(specs), sizes, dtype), specs, sizes)
     return {name: value.astype(dtype) for name, value in values.items()}

@@ -44,7 +44,7 @@ class Settings(NamedTuple):
     sampling: Sampling = Sampling()  # greedy
     cache: str = "exact"  # or fixed_point: one remembered state a token for all steps
     num_steps: int | None = None  # steps of the descent; None: as many as in training
-    until: Convergence | None = None  # a token stops when it has converged
+    stopping: Convergence | None = None  # a token stops when it has converged
     overflow: str = "slide"  # at the context length the oldest tokens leave; or refuse
     stride: int | None = None  # how many leave at once; None: half of the context length
 
@@ -122,17 +122,11 @@ def stream(
     _check_memory(model, variables, len(prompts), slots, settings.cache)
     texts = _fitting(prompts, model, max_new_tokens, settings.overflow)
 
-    def window_of(texts, done, drawn) -> Window:
-        lengths = np.array([len(text) for text in texts], dtype=np.int32)
-        width = bucket(int(lengths.max()), slots)
-        tokens = np.stack([np.pad(text, (0, width - len(text))) for text in texts])
-        arguments = variables, tokens, lengths, done, np.int32(drawn)
-        return read(model, *arguments, decoding=decoding, slots=slots)
-
-    decoding = Decoding(settings.cache, settings.until)
+    of_window: Any = {"decoding": Decoding(settings.cache, settings.stopping)}
     key, end = jax.random.key(seed), np.int32(-1 if end_token is None else end_token)
-    window = window_of(texts, np.zeros(len(texts), bool), 0)
-    static: dict[str, Any] = {"decoding": decoding, "on": switches(settings.sampling)}
+    begin = np.zeros(len(texts), bool), np.int32(0)
+    window = read(model, variables, *_padded(texts, slots), *begin, slots=slots, **of_window)
+    static = {**of_window, "on": switches(settings.sampling)}
     static["num_symbols"] = num_symbols or model.vocab_size
     draw = key, end, jax.tree.map(np.float32, settings.sampling)
     target, drawn, done = 1, 0, False
@@ -147,7 +141,15 @@ def stream(
         if not done and int(np.max(window.lengths)) > slots:
             texts = _slide(window, slots, settings.stride or max(1, model.context_length // 2))
             del window  # before there is another cache
-            window = window_of(texts, ended, drawn)
+            state = *_padded(texts, slots), ended, np.int32(drawn)
+            window = read(model, variables, *state, slots=slots, **of_window)
+
+
+def _padded(texts: Sequence[np.ndarray], slots: int) -> tuple[np.ndarray, np.ndarray]:
+    """Texts as one array (B,P), and their lengths."""
+    lengths = np.array([len(text) for text in texts], dtype=np.int32)
+    width = bucket(int(lengths.max()), slots)
+    return np.stack([np.pad(text, (0, width - len(text))) for text in texts]), lengths
 
 
 def _check_request(prompts: Sequence[np.ndarray], max_new_tokens: int, seed: int) -> None:
@@ -185,12 +187,12 @@ def check_settings(model: LanguageModel, settings: Settings) -> None:
     require(fits, "stride", stride, f"between 1 and the context length {length}")
     possible = steps is None or 0 < steps <= MOST_STEPS
     require(possible, "num_steps", steps, f"between 1 and {MOST_STEPS:,}")
-    if settings.until is not None:
-        require_choice("criterion", settings.until.criterion, CRITERIA)
-        tolerance = settings.until.tolerance
+    if settings.stopping is not None:
+        require_choice("criterion", settings.stopping.criterion, CRITERIA)
+        tolerance = settings.stopping.tolerance
         sound = 0 <= tolerance < math.inf
         require(sound, "tolerance", tolerance, "0 or more, and finite")
-    check_decoding(model, Decoding(settings.cache, settings.until))
+    check_decoding(model, Decoding(settings.cache, settings.stopping))
 
 
 def _fitting(prompts, model, max_new_tokens: int, overflow: str) -> list[np.ndarray]:

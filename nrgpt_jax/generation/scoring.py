@@ -12,7 +12,7 @@ from nrgpt_jax.array_types import Variables
 from nrgpt_jax.errors import UserError, require
 from nrgpt_jax.generation.loop import as_tokens, bucket
 from nrgpt_jax.models import LanguageModel
-from nrgpt_jax.models.decoding import Decoding, decode_scan
+from nrgpt_jax.models.decoding import Decoding, decode_scan, forward_cached
 from nrgpt_jax.models.readout import map_logits, of_symbols
 
 
@@ -195,7 +195,7 @@ def _cache_error(model, decoding, num_symbols, variables, tokens, prompt, length
     x = call(tokens, method=model.embed)
     active = jnp.arange(slots)[None] < length
     exactly = decoding._replace(cache="exact")
-    x = call(x, empty("exact"), None, exactly, active, method=model.cached)[0]
+    x = call(x, empty("exact"), None, exactly, active, method=forward_cached)[0]
     raw = of_symbols(call(x, method=model.readout)[0], num_symbols)
     exact = jax.nn.log_softmax(raw)
 

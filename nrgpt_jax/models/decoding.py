@@ -1,4 +1,4 @@
-"""Decoding with other than an exact cache, or with less than all steps."""
+"""Decoding: the forward pass before a cache, in the ways that a model may be asked for."""
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -53,23 +53,26 @@ def forward_cached(
     Returns:
       The states after the last step, the cache, and the number of steps of every token.
     """
-    check_decoding(model, decoding)
     x = tokens if tokens.ndim == 3 else model.embed(tokens, position)
-    fixed_point = decoding.cache == "fixed_point"
+    if decoding == Decoding():
+        begin, inputs, step = model.steps(x, position, cache)
+        state, _ = rollout(step, begin, inputs, unroll=model.scan_unroll)
+        return state.x, state.cache, jnp.full(x.shape[:2], model.num_steps)
+    check_decoding(model, decoding)
+    inputs, dynamics_at = model.dynamics(x, position)
+    fixed_point, stopping = decoding.cache == "fixed_point", decoding.stopping
     # A token that does not see itself finds the same keys there in all of its steps.
     hold = fixed_point and model.strict and position is not None
     keys = jax.tree.map(lambda rows: rows[0], cache) if hold else None
-    inputs, dynamics_at = model.dynamics(x, position)
-    record = None if decoding.stopping is None else _out
-    begin, inputs, step = model.steps(x, position, None if hold else cache, None, record, keys)
-    if decoding.stopping is None:
-        state, _ = rollout(step, begin, inputs, unroll=model.scan_unroll)
+    options = None if hold else cache, None, None if stopping is None else _out, keys
+    begin, of_steps, step = model.steps(x, position, *options)
+    if stopping is None:
+        state, _ = rollout(step, begin, of_steps, unroll=model.scan_unroll)
         steps = jnp.full(x.shape[:2], model.num_steps)
     else:
         gradient = lambda state, i, out: grad_x(dynamics_at(i), state.x, out.grad_g)
         moving = jnp.ones(x.shape[:2], bool) if active is None else active
-        stopping = decoding.stopping
-        state, steps = adaptive_rollout(step, gradient, begin, inputs, moving, stopping)
+        state, steps = adaptive_rollout(step, gradient, begin, of_steps, moving, stopping)
     if hold:
         state = state._replace(cache=cache)
     state = write_final_states(dynamics_at, inputs, state, fixed_point)
@@ -101,7 +104,7 @@ def decode_scan(
       The states after the last step, and the number of steps that every token made.
     """
     stay = lambda cache, x, at: (x, cache, jnp.zeros(x.shape[:2], jnp.int32))
-    move = lambda cache, x, at: model.cached(x, cache, at, decoding)
+    move = lambda cache, x, at: forward_cached(model, x, cache, at, decoding)
 
     def one(cache: Any, inputs: tuple[jax.Array, jax.Array]):
         position, x = inputs

@@ -38,20 +38,27 @@ BLOCK: Table = {"attention": ATTENTION, "mlp": MLP, "norm1": NORM, "norm2": NORM
 def attend(
     params: Params,
     x: BatchStates,
-    rows: Cache | None,
+    cache: tuple[Cache, jax.Array] | None,
     position: PerSequence | None,
     drop: "Dropout",
 ) -> tuple[BatchStates, Cache | None]:
     """Causal multi-head attention, softmax(Q K^T / sqrt(Y)) V, then a biased projection.
 
+    Args:
+      params, x: of a block.
+      cache: arrays (T,B,S,H,Y) and the step, which keys and values are written at.
+      position: as of `LanguageModel.forward`.
+      drop: of weights and of the output.
+
     Returns:
-      What it adds, and the rows (B,S,H,Y) of this step's cache with these keys and values.
+      What it adds, and the cache with these keys and values.
     """
+    rows = None
     q, k, v = (jnp.einsum("bnd,dhy->bnhy", x, params[n]) for n in ("query", "key", "value"))
-    if rows is not None:
-        rows = {n: write(rows[n], new, position) for n, new in (("k", k), ("v", v))}
-    if rows is not None and position is not None:
-        k, v = rows["k"], rows["v"]
+    if cache is not None:
+        stored, step = cache
+        rows = {n: write(stored[n], new, position, step=step) for n, new in (("k", k), ("v", v))}
+        k, v = (k, v) if position is None else (rows["k"][step], rows["v"][step])
     mask_BxNxK = ops.causal_mask(positions(position, x), k.shape[1], strict=False)
     scores = jnp.einsum("bnhy,bkhy->bhnk", q * q.shape[-1] ** -0.5, k)
     masked = jnp.where(mask_BxNxK[:, None], ops.at_least_float32(scores), -jnp.inf)
@@ -107,16 +114,16 @@ class GPT(LanguageModel):
         self,
         params: Any,
         x: BatchStates,
-        rows: Cache | None,
+        cache: tuple[Cache, jax.Array] | None,
         position: PerSequence | None,
         keys: RowKeys | None,
     ) -> tuple[BatchStates, Cache | None]:
-        """One transformer block: the states after it, and its rows of the cache."""
+        """One transformer block: the states after it, and the cache with its step written."""
         drop = Dropout(keys, self.dropout)
         narrow = lambda tree: jax.tree.map(lambda leaf: leaf.astype(self.dtype), tree)
         norm = lambda name, x: layer_norm(params[name], x).astype(self.dtype)
         attention, of_mlp = narrow(params["attention"]), narrow(params["mlp"])
-        update, rows = attend(attention, norm("norm1", x), rows, position, drop)
+        update, rows = attend(attention, norm("norm1", x), cache, position, drop)
         attended = x + update.astype(x.dtype)
         out = mlp(of_mlp, norm("norm2", x if self.parallel else attended), drop)
         return attended + out.astype(x.dtype), rows
@@ -130,22 +137,19 @@ class GPT(LanguageModel):
         dropout_keys: StepKeys | None = None,
         record: Record | None = None,
     ) -> tuple[State, Any, Step]:
-        """As of `LanguageModel.steps`; rows of the cache are inputs, and returned besides."""
+        """As of `LanguageModel.steps`."""
         assert record is None, "a transformer has no energy to record"
         inputs, block_of = self.layer_schedule(self.group_params("block"))
-        inputs |= {"step": jnp.arange(self.num_steps), "cache": cache, "dropout": dropout_keys}
+        inputs |= {"step": jnp.arange(self.num_steps), "dropout": dropout_keys}
 
-        def step(state: State, inputs_t: Any) -> tuple[State, Cache | None]:
-            extras = inputs_t["cache"], position, inputs_t["dropout"]
+        def step(state: State, inputs_t: Any) -> tuple[State, None]:
+            cache = None if state.cache is None else (state.cache, state.step)
+            options = cache, position, inputs_t["dropout"]
             with ops.implementation(self.implementation):
-                x, rows = self.block(block_of(inputs_t), state.x, *extras)
-            return state._replace(x=x), rows
+                x, rows = self.block(block_of(inputs_t), state.x, *options)
+            return State(x, (), rows, state.step + 1), None
 
-        return State(x, (), None, jnp.zeros((), jnp.int32)), inputs, step
-
-    def forward(self, *arguments: Any, **options: Any) -> tuple[State, Any]:
-        state, rows = super().forward(*arguments, **options)
-        return state._replace(cache=rows), None
+        return State(x, (), cache, jnp.zeros((), jnp.int32)), inputs, step
 
     def cache_row(self) -> Any:
         """The shapes of the key and the value of a token, in one step."""

@@ -40,6 +40,7 @@ class LanguageModel(nn.Module):
     embed_dim: int
     num_heads: int
     num_steps: int
+    head_dim: int = 0  # 0: embed_dim / num_heads
     mlp_ratio: float = 4.0
     dropout: float = 0.0
     tied_head: bool = False
@@ -56,7 +57,7 @@ class LanguageModel(nn.Module):
     @property
     def sizes(self) -> Sizes:
         """The length of every axis of its parameters."""
-        width, rank = self.embed_dim, self.embed_dim // self.num_heads
+        width, rank = self.embed_dim, self.head_dim or self.embed_dim // self.num_heads
         hidden = max(1, round(self.mlp_ratio * width))
         shape = {"T": self.num_steps, "N": self.context_length, "V": self.vocab_size}
         return Sizes(width, self.num_heads, rank, hidden, **shape, L=self.num_distinct_layers)
@@ -122,14 +123,15 @@ class LanguageModel(nn.Module):
     # Parameters -----------------------------------------------------------------------------------
 
     def setup(self):
-        init = lambda table: partial(parameters.init_params, table=table, sizes=self.sizes)
-        self.stored = {name: self.param(name, init(table)) for name, table in self.tables().items()}
+        tables, sizes = self.tables(), self.sizes
+        specs, init = parameters.stored_specs(tables), parameters.init_params
+        stored = {name: self.param(name, init, specs[name], sizes) for name in specs}
+        self.constrained = parameters.constrain(stored, tables, sizes)
 
     @nn.nowrap
     def group_params(self, group: str) -> dict[str, Any]:
         """The parameters of one group, as functions are given them."""
-        stored = flax.core.unfreeze(self.stored)[group]
-        return parameters.constrain(stored, self.tables()[group], self.sizes)
+        return flax.core.unfreeze(self.constrained)[group]
 
     @nn.nowrap
     def layer_schedule(self, block: Any) -> tuple[dict[str, Any], Callable[[Any], Any]]:
@@ -255,7 +257,7 @@ class LanguageModel(nn.Module):
           The logits after the last token of each, the cache, the steps that tokens made.
         """
         active = jnp.arange(tokens.shape[1])[None] < lengths[:, None]
-        x, cache, steps = self.cached(tokens, cache, None, decoding, active)
+        x, cache, steps = forward_cached(self, tokens, cache, None, decoding, active)
         last = jnp.take_along_axis(x, lengths[:, None, None] - 1, axis=1)
         return self.readout(last)[:, 0], cache, steps
 
@@ -269,15 +271,6 @@ class LanguageModel(nn.Module):
     ) -> tuple[Float[Array, "B V"], Cache, Int[Array, "B"]]:
         """One more token in each sequence, at `position`: logits (B,V), the cache, the steps."""
         waited_for = None if active is None else active[:, None]
-        x, cache, steps = self.cached(
-            jnp.asarray(tokens)[:, None], cache, position, decoding, waited_for
-        )
+        token = jnp.asarray(tokens)[:, None]
+        x, cache, steps = forward_cached(self, token, cache, position, decoding, waited_for)
         return self.readout(x)[:, 0], cache, steps[:, 0]
-
-    @nn.nowrap
-    def cached(self, tokens, cache, position, decoding: Decoding, active=None):
-        """States, the cache and the number of steps of every token."""
-        if decoding != Decoding():
-            return forward_cached(self, tokens, cache, position, decoding, active)
-        state, _ = self.forward(tokens, position=position, cache=cache)
-        return state.x, state.cache, jnp.full(tokens.shape[:2], self.num_steps)

@@ -9,13 +9,11 @@ import jax
 from nrgpt_jax import host
 from nrgpt_jax.configs import check_at_most, check_finite
 from nrgpt_jax.core import parameters
-from nrgpt_jax.core.block import REMAT
-from nrgpt_jax.core.combinations import COMBINATIONS
+from nrgpt_jax.core.block import COMBINATIONS, REMAT
 from nrgpt_jax.core.energies import ENERGIES
 from nrgpt_jax.core.norms import NORMS
 from nrgpt_jax.core.parameters import ParameterSpec
-from nrgpt_jax.core.rates import RATES
-from nrgpt_jax.core.rules import RULES
+from nrgpt_jax.core.rules import RATES, RULES
 from nrgpt_jax.errors import (
     UserError,
     require,

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from nrgpt_jax.array_types import BatchStates, PerSequence, RowKeys, StepKeys, Tokens
 from nrgpt_jax.core import descent
 from nrgpt_jax.core.block import (
+    COMBINATIONS,
     Dropout,
     Dynamics,
     State,
@@ -20,12 +21,10 @@ from nrgpt_jax.core.block import (
     start,
     update_cache,
 )
-from nrgpt_jax.core.combinations import COMBINATIONS
 from nrgpt_jax.core.energies import ENERGIES, Energy
 from nrgpt_jax.core.norms import NORMS, bind_norm
-from nrgpt_jax.core.parameters import Sizes, Specs, Table, constant, fixed, positive
-from nrgpt_jax.core.rates import RATES
-from nrgpt_jax.core.rules import RULES
+from nrgpt_jax.core.parameters import Specs, Table, constant, fixed, positive
+from nrgpt_jax.core.rules import RATES, RULES
 from nrgpt_jax.models.language_model import LanguageModel, Record
 
 
@@ -37,7 +36,6 @@ class NRGPT(LanguageModel):
 
     energy_names: tuple[str, ...] = ("full_rank", "FF2W")
     combination: str = "sum"
-    head_dim: int = 0
     mask: str = "inclusive"
     beta: float = 1.0
     learn_beta: bool = False
@@ -51,12 +49,6 @@ class NRGPT(LanguageModel):
     per_step_scale: bool = False
 
     has_energy = True
-
-    @property
-    def sizes(self) -> Sizes:
-        """The length of every axis of its parameters."""
-        sizes = super().sizes
-        return sizes._replace(Y=self.head_dim or sizes.Y)
 
     @property
     def strict(self) -> bool:
@@ -150,27 +142,6 @@ class NRGPT(LanguageModel):
     # The dynamics ---------------------------------------------------------------------------------
 
     @nn.nowrap
-    def _dynamics(
-        self, params: dict[str, Any], position: PerSequence | None, first: BatchStates
-    ) -> Dynamics:
-        """Of one step, with the parameters of its block."""
-        terms = {name: bind(e, params[name], self.dtype) for name, e in self.terms().items()}
-        norm = bind_norm(self.norm, params["norm"], self.implementation)
-        constrained = RATES[self.inference_rate].constrained
-        eta = params["eta"] if constrained else params["eta"].astype(self.dtype)
-        return Dynamics(
-            terms,
-            norm,
-            RULES[self.rule].make(params["rule"], eta, norm),
-            first,
-            self.strict,
-            position,
-            COMBINATIONS[self.combination],
-            params["combination"],
-            self.implementation,
-        )
-
-    @nn.nowrap
     def dynamics(
         self, x: BatchStates, position: PerSequence | None = None
     ) -> tuple[Any, Callable[[Any], Dynamics]]:
@@ -185,11 +156,24 @@ class NRGPT(LanguageModel):
         if self.inference_rate_decay != 1.0:
             inputs["rate"] = self.rates()
 
+        constrained = RATES[self.inference_rate].constrained
+
         def dynamics_at(inputs_t: Any) -> Dynamics:
             params = block_of(inputs_t)
-            if "rate" in inputs_t:
-                params = {**params, "eta": inputs_t["rate"] * params["eta"]}
-            return self._dynamics(params, position, x)
+            eta = inputs_t["rate"] * params["eta"] if "rate" in inputs_t else params["eta"]
+            eta = eta if constrained else eta.astype(self.dtype)
+            norm = bind_norm(self.norm, params["norm"], self.implementation)
+            return Dynamics(
+                {name: bind(e, params[name], self.dtype) for name, e in self.terms().items()},
+                norm,
+                RULES[self.rule].make(params["rule"], eta, norm),
+                x,
+                self.mask == "strict",
+                position,
+                COMBINATIONS[self.combination],
+                params["combination"],
+                self.implementation,
+            )
 
         return inputs, dynamics_at
 
@@ -211,16 +195,15 @@ class NRGPT(LanguageModel):
         def step(state: State, inputs_t: Any) -> tuple[State, Any]:
             # Parameters are narrowed here: their gradients add up in float32.
             dynamics = dynamics_at(inputs_t)
-            dropout = self._dropout(inputs_t["dropout"], x.shape[1])
+            keys_t = inputs_t["dropout"]
+            dropout = None if keys_t is None else self._dropout(keys_t, x.shape[1])
             state, out = block(dynamics, state, inputs_t["scale"], dropout, keys)
             return state, None if record is None else record(dynamics, out)
 
         return begin, inputs, step
 
     @nn.nowrap
-    def _dropout(self, keys: RowKeys | None, count: int) -> Dropout | None:
-        if keys is None:
-            return None
+    def _dropout(self, keys: RowKeys, count: int) -> Dropout:
         keep = 1.0 - self.dropout
         mask = lambda key, *shape: jax.random.bernoulli(key, keep, shape).astype(jnp.float32) / keep
 

@@ -71,42 +71,39 @@ def log_sum_exp(
     if position.ndim == 0:
         of_one = query[None, None], keys[None], position[None, None]
         return log_sum_exp(*of_one, strict=strict)[0, 0]
-    if aligned and not is_autodiff():
-        return _aligned(query, keys, strict, dropout)
-    per_head = "h" * (query.ndim - 3), "h" * (keys.ndim - 3)
-    scores = _product("bn{}e,bk{}e->bhnk".format(*per_head), query, keys)
-    mask = causal_mask(position, keys.shape[1], strict)[:, None]
-    if is_autodiff() and dropout is None:
-        value = _softmax(scores, mask)[1]
-    else:
+    if not aligned or is_autodiff():
+        sides = "bn{}e,bk{}e->bhnk".format("h" * (query.ndim - 3), "h" * (keys.ndim - 3))
+        mask = causal_mask(position, keys.shape[1], strict)[:, None]
+        scores = jnp.einsum(sides, query, keys, preferred_element_type=accumulator_type(query))
         value = _masked_log_sum_exp(scores, mask, dropout)
-    return jnp.swapaxes(value, 1, 2)
-
-
-def _aligned(query, keys, strict: bool, dropout) -> Float[Array, "B N H"]:
-    """By the rules below, in their order of axes."""
-    if query.ndim == 3:
+        return jnp.swapaxes(value, 1, 2)
+    if query.ndim == 3:  # one group of heads; else one head in each
         query, keys = query[:, None], jnp.swapaxes(keys, 1, 2)[:, None]
     else:
         query = jnp.swapaxes(query, 1, 2)
-        keys = keys[:, :, None] if keys.ndim == 3 else keys
-        keys = jnp.broadcast_to(
-            jnp.swapaxes(keys, 1, 2), (*query.shape[:2], keys.shape[1], keys.shape[-1])
-        )[:, :, None]
+        keys = jnp.swapaxes(keys if keys.ndim == 4 else keys[:, :, None], 1, 2)
+        keys = jnp.broadcast_to(keys, (*query.shape[:2], *keys.shape[2:]))[:, :, None]
     if dropout is not None:
         dropout = dropout.reshape(*keys.shape[:3], *dropout.shape[2:])
-    value = jax.vmap(partial(_log_sum_exp, strict, may_use_device()))(query, keys, dropout)
-    return jnp.swapaxes(value.reshape(len(value), -1, value.shape[-1]), 1, 2)
+    rule = partial(_log_sum_exp, strict, may_use_device())
+    value = jax.vmap(rule)(query, keys, dropout)
+    return jnp.swapaxes(value.reshape(value.shape[0], -1, value.shape[-1]), 1, 2)
+
+
+def _masked_log_sum_exp(scores: Array, mask: Array, keep: Array | None) -> Array:
+    if is_autodiff() and keep is None:
+        return _softmax(scores, mask)[1]
+    return _rule_log_sum_exp(scores, mask, keep)
 
 
 @jax.custom_jvp
-def _masked_log_sum_exp(scores: Array, mask: Array, keep: Array | None = None) -> Array:
+def _rule_log_sum_exp(scores: Array, mask: Array, keep: Array | None) -> Array:
     del keep
     return _softmax(scores, mask)[1]
 
 
-@_masked_log_sum_exp.defjvp
-def _masked_log_sum_exp_jvp(primals, tangents):
+@_rule_log_sum_exp.defjvp
+def _rule_log_sum_exp_jvp(primals, tangents):
     scores, mask, keep = primals
     weights, logsumexp = _softmax(scores, mask)
     return logsumexp, jnp.sum(_times(keep, weights) * tangents[0], axis=-1)
@@ -130,7 +127,12 @@ def _softmax(scores: Array, mask: Array) -> tuple[Array, Array]:
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _log_sum_exp(strict: bool, use_device: bool, query: Query, keys: Keys, keep=None) -> PerQuery:
     del use_device, keep
-    return _attend_and_log_sum_exp(query, keys, None, None, strict)[1]
+    parts, product = [], partial(jnp.einsum, preferred_element_type=accumulator_type(query))
+    for rows, seen, at in _blocks(query.shape[1]):
+        scores = product("gne,ghke->gnhk", query[:, rows], keys[:, :, :seen])
+        mask = causal_mask(at, seen, strict)[None, :, None]
+        parts.append(jnp.swapaxes(_softmax(scores, mask)[1], 1, 2))
+    return jnp.concatenate(parts, axis=2)
 
 
 def _log_sum_exp_fwd(strict, use_device, query, keys, keep):
@@ -139,12 +141,13 @@ def _log_sum_exp_fwd(strict, use_device, query, keys, keep):
 
 def _log_sum_exp_bwd(strict, use_device, residuals, weight):
     query, keys, keep = residuals
+    product = partial(jnp.einsum, preferred_element_type=accumulator_type(query))
 
-    def of(keys):  # rarely asked for: the context of an energy is not differentiated by a step
-        mask = causal_mask(jnp.arange(query.shape[1]), keys.shape[2], strict)[None, None]
-        return _masked_log_sum_exp(_product("gne,ghke->ghnk", query, keys), mask)
+    def value(keys):  # rarely asked for: the context of an energy is not differentiated by a step
+        mask = causal_mask(jnp.arange(query.shape[1]), keys.shape[2], strict)[None, :, None]
+        return _softmax(product("gne,ghke->gnhk", query, keys), mask)[1]
 
-    of_keys = jax.vjp(of, keys)[1](weight)[0]
+    of_keys = jax.vjp(value, keys)[1](jnp.swapaxes(weight, 1, 2))[0]
     of_query = attend(query, keys, weight, keep, strict=strict, use_device=use_device)
     return of_query, of_keys, None
 
@@ -181,33 +184,44 @@ def attend(
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _attend(query, keys, weight, keep, strict):
-    return _attend_and_log_sum_exp(query, keys, weight, keep, strict)[0]
+    return _attend_fwd(query, keys, weight, keep, strict)[0]
 
 
 def _attend_fwd(query, keys, weight, keep, strict):
-    out, logsumexp = _attend_and_log_sum_exp(query, keys, weight, keep, strict)
-    return out, (query, keys, weight, keep, logsumexp)
+    outs, logsumexps = [], []
+    product = partial(jnp.einsum, preferred_element_type=accumulator_type(query))
+    for rows, seen, at in _blocks(query.shape[1]):
+        k = keys[:, :, :seen]
+        scores = product("gne,ghke->gnhk", query[:, rows], k)
+        p, logsumexp = _softmax(scores, causal_mask(at, seen, strict)[None, :, None])
+        logsumexps.append(jnp.swapaxes(logsumexp, 1, 2))
+        kept = None if keep is None else jnp.swapaxes(keep[:, :, rows, :seen], 1, 2)
+        p = jnp.swapaxes(weight[:, :, rows], 1, 2)[..., None] * _times(kept, p)
+        outs.append(product("gnhk,ghke->gne", p.astype(query.dtype), k))
+    out = jnp.concatenate(outs, axis=1).astype(query.dtype)
+    return out, (query, keys, weight, keep, jnp.concatenate(logsumexps, axis=2))
 
 
 def _attend_bwd(strict, residuals, cotangent):
     query, keys, weight, keep, logsumexp = residuals
     of_query, of_weight = [], []
+    product = partial(jnp.einsum, preferred_element_type=accumulator_type(query))
     groups, heads, num_keys, width = keys.shape
     of_keys = jnp.zeros((groups, width, heads, num_keys), logsumexp.dtype)  # spares transposing
-    for rows, seen in _blocks(query.shape[1]):
+    for rows, seen, at in _blocks(query.shape[1]):
         q, k, ct, w = query[:, rows], keys[:, :, :seen], cotangent[:, rows], weight[:, :, rows]
         kept = None if keep is None else jnp.swapaxes(keep[:, :, rows, :seen], 1, 2)
-        scores = _product("gne,ghke->gnhk", q, k)
+        scores = product("gne,ghke->gnhk", q, k)
         excess = scores - jnp.swapaxes(logsumexp[:, :, rows], 1, 2)[..., None]
-        p = jnp.exp(jnp.where(_block_mask(rows, strict), excess, -jnp.inf))
+        p = jnp.exp(jnp.where(causal_mask(at, seen, strict)[None, :, None], excess, -jnp.inf))
         w = jnp.swapaxes(w, 1, 2)[..., None]
-        slope = _times(kept, _product("gne,ghke->gnhk", ct, k))
+        slope = _times(kept, product("gne,ghke->gnhk", ct, k))
         mean = jnp.sum(p * slope, axis=-1, keepdims=True)
         of_scores = (w * p * (slope - mean)).astype(query.dtype)
         kept_p = (w * _times(kept, p)).astype(query.dtype)
-        of_query.append(_product("gnhk,ghke->gne", of_scores, k))
+        of_query.append(product("gnhk,ghke->gne", of_scores, k))
         of_weight.append(jnp.swapaxes(mean[..., 0], 1, 2))
-        of_k = _product("gne,gnhk->gehk", q, of_scores) + _product("gne,gnhk->gehk", ct, kept_p)
+        of_k = product("gne,gnhk->gehk", q, of_scores) + product("gne,gnhk->gehk", ct, kept_p)
         of_keys = of_keys.at[..., :seen].add(of_k)
     return (
         jnp.concatenate(of_query, axis=1).astype(query.dtype),
@@ -220,37 +234,12 @@ def _attend_bwd(strict, residuals, cotangent):
 _attend.defvjp(_attend_fwd, _attend_bwd)
 
 
-def _attend_and_log_sum_exp(query, keys, weight, keep, strict):
-    """The two results; the first is None if `weight` is."""
-    outs, logsumexps = [], []
-    for rows, seen in _blocks(query.shape[1]):
-        k = keys[:, :, :seen]
-        scores = _product("gne,ghke->gnhk", query[:, rows], k)
-        p, logsumexp = _softmax(scores, _block_mask(rows, strict))
-        logsumexps.append(jnp.swapaxes(logsumexp, 1, 2))
-        if weight is not None:
-            kept = None if keep is None else jnp.swapaxes(keep[:, :, rows, :seen], 1, 2)
-            p = jnp.swapaxes(weight[:, :, rows], 1, 2)[..., None] * _times(kept, p)
-            outs.append(_product("gnhk,ghke->gne", p.astype(query.dtype), k))
-    out = None if weight is None else jnp.concatenate(outs, axis=1).astype(query.dtype)
-    return out, jnp.concatenate(logsumexps, axis=2)
-
-
-def _blocks(count: int) -> Iterator[tuple[slice, int]]:
-    """Ranges of query rows, and the number of keys that their last row may see."""
+def _blocks(count: int) -> Iterator[tuple[slice, int, Array]]:
+    """Ranges of query rows, the number of keys that their last row may see, their positions."""
     size = min(max(count // 8, SMALLEST_BLOCK), LARGEST_BLOCK)
     for start in range(0, count, size):
         stop = min(start + size, count)
-        yield slice(start, stop), stop
-
-
-def _block_mask(rows: slice, strict: bool) -> Array:
-    return causal_mask(jnp.arange(rows.start, rows.stop), rows.stop, strict)[None, :, None]
-
-
-def _product(equation: str, a: Array, b: Array) -> Array:
-    """An einsum that accumulates in at least float32."""
-    return jnp.einsum(equation, a, b, preferred_element_type=accumulator_type(a))
+        yield slice(start, stop), stop, jnp.arange(start, stop)
 
 
 def _times(keep: Array | None, x: Array) -> Array:

@@ -13,7 +13,7 @@ from contextvars import ContextVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 EPSILON = 1e-5  # of a variance
 ROPE_BASE = 10_000.0
@@ -53,12 +53,12 @@ def at_least_float32(x: jax.Array) -> jax.Array:
     return x.astype(accumulator_type(x))
 
 
-def along_last_axis(vector: Float[Array, "D"], x: States) -> States:
+def along_last_axis(vector: Float[Array, "D"], x: jax.Array) -> Float[Array, "*ones D"]:
     """A vector as an array that multiplies, or is added to, every row of x."""
     return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
 
 
-def dot(a: States, b: States) -> Float[Array, "*B"]:
+def dot(a: jax.Array, b: jax.Array) -> jax.Array:
     """sum_i a_i b_i, added up in float32 at least."""
     return jnp.sum(at_least_float32(a * b), axis=-1)
 
@@ -116,36 +116,34 @@ _contract.defvjp(lambda x, weight: (_contract(x, weight), (x, weight)), _contrac
 
 def gelu(z: jax.Array) -> jax.Array:
     """z Phi(z), elementwise, with Phi the normal cumulative distribution (the exact GELU)."""
-    return z * _cdf(z) if is_autodiff() else _gelu(z)
+    return _of_erf(z) if is_autodiff() else _gelu(z)
 
 
-@jax.custom_vjp
-def _gelu(z):
-    return z * _cdf(z)
+def _of_erf(z):
+    return 0.5 * z * (1.0 + jax.lax.erf(z * np.sqrt(0.5).astype(z.dtype)))
+
+
+_gelu = jax.custom_vjp(_of_erf)
 
 
 @jax.custom_vjp
 def _slope_times(z, u):
     """gelu'(z) u"""
-    return (_cdf(z) + z * _pdf(z)) * u
+    cdf = 0.5 * (1.0 + jax.lax.erf(z * np.sqrt(0.5).astype(z.dtype)))
+    return (cdf + z * _pdf(z)) * u
 
 
 def _slope_times_bwd(residuals, cotangent):
     z, u = residuals
-    curvature = (2.0 - z * z) * _pdf(z)
-    return curvature * u * cotangent, (_cdf(z) + z * _pdf(z)) * cotangent
-
-
-_gelu.defvjp(lambda z: (_gelu(z), z), lambda z, cotangent: (_slope_times(z, cotangent),))
-_slope_times.defvjp(lambda z, u: (_slope_times(z, u), (z, u)), _slope_times_bwd)
-
-
-def _cdf(z):
-    return 0.5 * (1.0 + jax.lax.erf(z * np.sqrt(0.5).astype(z.dtype)))
+    return (2.0 - z * z) * _pdf(z) * u * cotangent, _slope_times(z, cotangent)
 
 
 def _pdf(z):
     return jnp.exp(-0.5 * z * z) * np.sqrt(0.5 / np.pi).astype(z.dtype)
+
+
+_gelu.defvjp(lambda z: (_gelu(z), z), lambda z, cotangent: (_slope_times(z, cotangent),))
+_slope_times.defvjp(lambda z, u: (_slope_times(z, u), (z, u)), _slope_times_bwd)
 
 
 # LayerNorm ----------------------------------------------------------------------------------------
@@ -188,8 +186,10 @@ _standardize.defvjp(_standardize_fwd, _standardize_bwd)
 # Rotary positions ---------------------------------------------------------------------------------
 
 
-def rotate(x: Float[Array, "*B Y"], position: Int[Array, "*B"]) -> Float[Array, "*B Y"]:
+def rotate(x: Float[Array, "*B Y"], position: jax.Array) -> Float[Array, "*B Y"]:
     """R_A x: pairs of entries (i, i + Y/2) turn by A / 10000^(2i/Y); an odd last one stays.
+
+    Positions A have the axes of x but for the last, or ones.
 
     Source: RoPE (arXiv 2104.09864), section 3.2, with the halves as pairs.
     """

@@ -117,7 +117,7 @@ def splash(queries: Heads, keys: Heads, *, interpret: bool) -> Heads:
 def axes_left() -> tuple[str, ...]:
     """The mesh axes of the `shard_map` around that are left to the compiler; outside, none."""
     mesh = jax.sharding.get_abstract_mesh()
-    free = (axis for axis in mesh.axis_names if axis not in mesh.manual_axes)
+    free = [axis for axis in mesh.axis_names if axis not in mesh.manual_axes]
     return tuple(free) if mesh.manual_axes else ()
 
 
@@ -138,8 +138,10 @@ def split_heads(function: Callable, groups: int, heads: int) -> Callable:
       groups, heads: G and H of all devices together.
     """
     axes = axes_left()
-    parts = math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in axes)
-    if not axes or (groups if groups > 1 else heads) % parts != 0:
+    if not axes:
+        return function
+    parts = math.prod([jax.sharding.get_abstract_mesh().shape[axis] for axis in axes])
+    if (groups if groups > 1 else heads) % parts != 0:
         return function
     if groups > 1:
         query, of_heads, local = P(axes), P(axes), function

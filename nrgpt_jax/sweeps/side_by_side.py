@@ -35,7 +35,7 @@ from nrgpt_jax.training import depths, losses
 from nrgpt_jax.training.config_checks import check_config
 from nrgpt_jax.training.loop import resolve
 from nrgpt_jax.training.optimizers import create_optimizer
-from nrgpt_jax.training.step import TrainState, apply_gradients, initial_state
+from nrgpt_jax.training.step import TrainState, initial_state, train_step
 from nrgpt_jax.training.warm_start import folder_of, initial_params
 
 CHUNK = 250  # training steps between two visits of the host, at most
@@ -114,13 +114,13 @@ def _program(
 
     def loss_and_grads(params, batch: Batch, key, scale, step):
         given = model, batch, rows, key, scale, step, depth
-        return jax.value_and_grad(losses.summed_loss)(params, *given)
+        return jax.value_and_grad(losses.summed_loss, has_aux=True)(params, *given)
 
     def initial(seed, rate) -> Runs:
         return Runs(initial_state(model, optimizer_of(rate), seed), jnp.asarray(False))
 
     def one_step(run: Runs, batch: Batch, seed, rate) -> tuple[Runs, jax.Array]:
-        state, metrics = apply_gradients(run.state, batch, seed, optimizer_of(rate), loss_and_grads)
+        state, metrics = train_step(run.state, batch, seed, optimizer_of(rate), loss_and_grads)
         lost = run.lost | (state.skipped_in_a_row >= config.max_skipped_steps)
         return Runs(state, lost), metrics["train/loss"]
 

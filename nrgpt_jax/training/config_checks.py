@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nrgpt_jax.configs import check_at_most, check_finite
+from nrgpt_jax.core.metrics import METRICS
 from nrgpt_jax.credentials import check_no_credentials
 from nrgpt_jax.datasets.data_checks import LARGEST_SEED, check_data
 from nrgpt_jax.errors import require, require_choice, require_not_negative, require_positive
@@ -139,9 +140,22 @@ def check_config(config: Mapping[str, Any], num_devices: int) -> None:
     check_model({**model, "vocab_size": model["vocab_size"] or 1})
     _check_optimizer(config["optimizer"])
     _check_depth(config)
+    _check_step_metrics(config)
     check_data(config["data"])
     data, fsdp, tensor = sharding.mesh_shape(config["mesh"], num_devices)
     _check_batch(config, data * fsdp, tensor)
+
+
+def _check_step_metrics(config: Mapping[str, Any]) -> None:
+    names = tuple(config["step_metrics"])
+    if not names:
+        return
+    known = f"a tuple of names of {', '.join(METRICS)}"
+    require(all(name in METRICS for name in names), "step_metrics", names, known)
+    cure = "(): a transformer has no energy"
+    require(is_nrgpt(config["model"]["name"]), "step_metrics", names, cure)
+    cure = "(): with config.depth the number of recurrent steps, or what is read of them, varies"
+    require(depths.of_config(config) is None, "step_metrics", names, cure)
 
 
 def _check_batch(config: Mapping[str, Any], rows: int, tensor: int) -> None:

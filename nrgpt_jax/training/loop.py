@@ -102,8 +102,9 @@ class Trainer:
             config.optimizer, config.train_steps, parameter_specs(self.model)
         )
         parts = config.optimizer.accumulation_steps
+        settings = depths.of_config(config), tuple(config.step_metrics)
         self.train_step = steps.make_train_step(
-            self.model, optimizer, config.seed, parts, self.mesh, depths.of_config(config)
+            self.model, optimizer, config.seed, parts, self.mesh, *settings
         )
         num_symbols = dataset.tokenizer.size
         self.eval_step = evaluation.make_eval_step(self.model, self.mesh, parts, num_symbols)

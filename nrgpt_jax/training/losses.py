@@ -1,5 +1,7 @@
 """Next-token cross-entropy."""
 
+from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -8,6 +10,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from nrgpt_jax.array_types import Logits
+from nrgpt_jax.core import metrics
 from nrgpt_jax.models import LanguageModel
 from nrgpt_jax.models.readout import map_logits, of_symbols, weighted_sum
 from nrgpt_jax.training.depths import Depth, make_states
@@ -40,8 +43,9 @@ def summed_loss(
     scale: Any,
     step: Any = 0,
     depth: Depth | None = None,
-) -> Float[Array, ""]:
-    """`scale` times the weighted sum of the losses of a batch, as it is trained on.
+    step_metrics: Sequence[str] = (),
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """`scale` times the weighted sum of the losses of a batch, and `aux`: metrics likewise.
 
     Args:
       params, model: as of `create_model`.
@@ -51,19 +55,33 @@ def summed_loss(
       scale: ().
       step: () training steps that were made.
       depth: how many recurrent steps are made; None: `model.num_steps`.
+      step_metrics: names in `core.metrics.METRICS`, of every recurrent step; without `depth`.
+
+    Returns:
+      The loss, and metrics by the name and step, `energy/0` to `energy/{T-1}`.
     """
     weights, targets = jnp.asarray(batch.weights), jnp.asarray(batch.targets)
-    at = lambda x: weighted_sum(model, params, x, weights, cross_entropy, targets)
+    read = partial(weighted_sum, model, params)
     if depth is not None:
         made = make_states(params, model, batch.inputs, rows, key, depth, jnp.asarray(step))
-        loss = sum(map(at, made.states), jnp.zeros(())) / len(made.states)
+        of_states = [read(x, weights, cross_entropy, targets) for x in made.states]
+        loss = sum(of_states, jnp.zeros(())) / len(made.states)
         if made.penalty is not None:
             loss += jnp.sum(weights * made.penalty)
-        return scale * loss
-    rngs = {"dropout": key}
-    variables, forward = {"params": params}, model.forward
-    state, _ = model.apply(variables, batch.inputs, True, rows, method=forward, rngs=rngs)
-    return scale * at(state.x)
+        return scale * loss, {}
+    variables, rngs, record = {"params": params}, {"dropout": key}, None
+    if step_metrics:
+        record = partial(metrics.record, tuple(step_metrics))
+    tokens, forward = batch.inputs, model.forward
+    state, records = model.apply(
+        variables, tokens, True, rows, record=record, method=forward, rngs=rngs
+    )
+    aux = {
+        f"{name}/{t}": scale * jnp.sum(weights * value)
+        for name, values in (records or {}).items()
+        for t, value in enumerate(values)
+    }
+    return scale * read(state.x, weights, cross_entropy, targets), aux
 
 
 def batch_sums(

@@ -1,7 +1,7 @@
 """The training state and the compiled training step."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import flax
@@ -28,6 +28,7 @@ class TrainState:
 
 
 Metrics = dict[str, jax.Array]
+LossAndGrads = Callable[..., tuple[tuple[jax.Array, Metrics], Any]]
 IN_A_ROW = "skipped_in_a_row"  # a metric that is looked at and not written
 
 
@@ -92,38 +93,38 @@ def make_loss_and_grads(
     accumulation_steps: int,
     mesh: jax.sharding.Mesh,
     depth: Depth | None = None,
-):
-    """`(params, batch, key, scale, step) -> (loss, gradients)`: `scale` times sums over the batch.
+    step_metrics: Sequence[str] = (),
+) -> LossAndGrads:
+    """`(params, batch, key, scale, step) -> ((loss, aux), gradients)`, sums over the batch.
 
-    Every device works through its share of the batch by itself, part by part (there the kernels
-    of accelerators can be used); `exchange` says what they exchange, once.
+    They are those of `losses.summed_loss`. Every device works through its share of the batch by
+    itself, part by part (there the kernels of accelerators can be used); `exchange` says what they
+    exchange, once.
     """
     partitions = sharding.parameter_partitions(parameter_specs(model))
     of_device = exchange.of_rows(partitions)
 
-    def sum_over_parts(params, batch: Batch, rows, key, scale, step):
-        params = exchange.gather(params, partitions, mesh)
-        split = lambda x: x.reshape(accumulation_steps, -1, *x.shape[1:])
+    def sum_over_parts(params, batch: Batch, key, scale, step):
+        params, count = exchange.gather(params, partitions, mesh), len(batch.inputs)
+        rows = jax.lax.axis_index(sharding.BATCH_AXES) * count + jnp.arange(count)
+        parts = jax.tree.map(
+            lambda x: x.reshape(accumulation_steps, -1, *x.shape[1:]), (batch, rows)
+        )
 
         def add(total, part):
-            given = model, *part, key, scale, step, depth
-            found = jax.value_and_grad(losses.summed_loss)(params, *given)
-            return jax.tree.map(jnp.add, total, found), None
+            options = key, scale, step, depth, step_metrics
+            value_and_grad = jax.value_and_grad(losses.summed_loss, has_aux=True)
+            (loss, aux), grads = value_and_grad(params, model, *part, *options)
+            return jax.tree.map(jnp.add, total, (loss, grads)), aux
 
         zeros = jax.tree.map(jnp.zeros_like, (scale, params))
-        (loss, grads), _ = jax.lax.scan(add, zeros, jax.tree.map(split, (batch, rows)))
-        loss = jax.lax.psum(loss, sharding.BATCH_AXES)
-        return loss, exchange.scatter(grads, partitions, mesh)
+        (loss, grads), aux = jax.lax.scan(add, zeros, parts)
+        aux = {name: jnp.sum(value, axis=0) for name, value in aux.items()}
+        values = jax.lax.psum((loss, aux), sharding.BATCH_AXES)
+        return values, exchange.scatter(grads, partitions, mesh)
 
-    by_rows = P(sharding.BATCH_AXES)
-    in_specs = (of_device, by_rows, by_rows, P(), P(), P())
-    of_all = exchange.over_rows(sum_over_parts, mesh, in_specs, (P(), of_device))
-
-    def loss_and_grads(params, batch: Batch, key, scale, step=0):
-        rows = jnp.arange(len(batch.inputs))
-        return of_all(params, batch, rows, key, scale, jnp.asarray(step, jnp.int32))
-
-    return loss_and_grads
+    in_specs = (of_device, P(sharding.BATCH_AXES), P(), P(), P())
+    return exchange.over_rows(sum_over_parts, mesh, in_specs, (P(), of_device))
 
 
 def make_train_step(
@@ -133,28 +134,28 @@ def make_train_step(
     accumulation_steps: int,
     mesh: jax.sharding.Mesh,
     depth: Depth | None = None,
+    step_metrics: Sequence[str] = (),
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """A compiled `(state, batch) -> (state, metrics)` of `apply_gradients`; consumes its state."""
-    loss_and_grads = make_loss_and_grads(model, accumulation_steps, mesh, depth)
-
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        return apply_gradients(state, batch, seed, optimizer, loss_and_grads)
-
+    """A compiled `(state, batch) -> (state, metrics)` of `train_step`; consumes its state."""
+    loss_and_grads = make_loss_and_grads(model, accumulation_steps, mesh, depth, step_metrics)
+    step = functools.partial(
+        train_step, seed=seed, optimizer=optimizer, loss_and_grads=loss_and_grads
+    )
     where = _places(abstract_state(model, optimizer, mesh))
     return jax.jit(
-        train_step,
+        step,
         donate_argnums=0,
         in_shardings=(where, sharding.batch_sharding(mesh)),
         out_shardings=(where, sharding.replicated(mesh)),
     )
 
 
-def apply_gradients(
+def train_step(
     state: TrainState,
     batch: Batch,
     seed: int | jax.Array,
     optimizer: optax.GradientTransformation,
-    loss_and_grads: Callable[..., tuple[jax.Array, Any]],
+    loss_and_grads: LossAndGrads,
 ) -> tuple[TrainState, Metrics]:
     """The state after one training step, and what is written of it; may be traced.
 
@@ -172,7 +173,7 @@ def apply_gradients(
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     scale = 1.0 / jnp.maximum(jnp.sum(batch.weights), 1.0)
-    loss, grads = loss_and_grads(state.params, batch, key, scale, state.step)
+    (loss, aux), grads = loss_and_grads(state.params, batch, key, scale, state.step)
     norm = optax.global_norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
@@ -186,5 +187,6 @@ def apply_gradients(
         "train/grad_norm": norm,
         "train/skipped_steps": skipped,
         IN_A_ROW: in_a_row,
+        **{f"train/{name}": value for name, value in aux.items()},
     }
     return TrainState(state.step + 1, params, optimizer_state, skipped, in_a_row), metrics

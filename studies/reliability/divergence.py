@@ -122,7 +122,7 @@ def poison(source: str, first: int, count: int) -> None:
     """Makes so many steps bad, from this one on."""
     replaced: dict[str, Callable[[int, int], None]] = {
         "batch": _poison_batches,
-        "loss": functools.partial(_poison_step, lambda loss, grads, bad: (_nan(loss, bad), grads)),
+        "loss": functools.partial(_poison_step, _loss),
         "gradient": functools.partial(_poison_step, _first_gradient),
         "parameters": _poison_parameters,
     }
@@ -150,6 +150,11 @@ def _poison_batches(first: int, count: int) -> None:
             yield batch._replace(weights=batch.weights * np.float32(np.nan)) if bad else batch
 
     loop.train_batches = batches  # type: ignore[assignment]
+
+
+def _loss(values: tuple, grads: Any, bad: jax.Array) -> tuple[tuple, Any]:
+    loss, aux = values
+    return (_nan(loss, bad), aux), grads
 
 
 def _poison_step(change: Callable, first: int, count: int) -> None:
