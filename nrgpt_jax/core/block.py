@@ -146,8 +146,8 @@ def block(
 ) -> tuple[State, EnergyAndGrad]:
     """One step of every token down its energy, and the energy and gradient that it followed.
 
-    The keys of these tokens are written into the cache first, so that each token finds itself
-    there; without a cache the tokens are their own context, or `keys` are.
+    The keys of these tokens are written into the cache first, so that each finds itself there;
+    without a cache the tokens are their own context, or `keys` are.
     """
     with jax.named_scope("norm"):
         g = dynamics.norm.function(state.x)
@@ -204,15 +204,15 @@ def energy_and_grad(
         (grad_g, of_attention), out = jax.grad(total, (0, 1), has_aux=True)(g, g)
     if dropout is not None:
         of_attention = dropout.output * of_attention
-    return out._replace(grad_g=grad_g + of_attention)
+    # In this order XLA:CPU adds within the last product of the attention energy's gradient.
+    return out._replace(grad_g=of_attention + grad_g)
 
 
 # The KV cache -------------------------------------------------------------------------------------
 
-# A cache array is (T,B,S,...): for every step, sequence and slot what energies read of a token
-# before that step. The token at position i of its sequence has slot i. A fixed-point cache has
-# T = 1, and keeps the last state of a token alone: where a token has converged, its keys no longer
-# depend on the step, so one row serves all steps.
+# A cache array is (T,B,S,...): for every step, sequence and slot the keys of a token before that
+# step. The token at position i has slot i. A fixed-point cache has T = 1, the keys of the last state
+# of a token: where it has converged, they no longer depend on the step.
 CACHES = ("exact", "fixed_point")
 
 
@@ -264,8 +264,7 @@ def write(
 
 # T steps ------------------------------------------------------------------------------------------
 
-Step = Callable[[State, Any], tuple[State, Any]]
-"""(state, inputs of this step) -> (state, what it returns besides)."""
+Step = Callable[[State, Any], tuple[State, Any]]  # (state, inputs) -> (state, what is recorded)
 
 
 def rollout(
@@ -276,10 +275,10 @@ def rollout(
     unroll: int = 1,
     remat: str = "none",
 ) -> tuple[State, Any]:
-    """The state after T steps, and what each returned: one `lax.scan`, one compiled step.
+    """The state after T steps, and what each recorded: one `lax.scan`, one compiled step.
 
     Args:
-      make_step: as `Step`; what it returns besides may be None.
+      make_step: as `Step`; what it records may be None.
       state: before the first step.
       inputs: a tree of arrays with T in front: scales, parameters of distinct blocks, keys.
       unroll: this many steps are compiled as one: the same values, without copies of what is

@@ -75,7 +75,8 @@ def log_sum_exp(
         sides = "bn{}e,bk{}e->bhnk".format("h" * (query.ndim - 3), "h" * (keys.ndim - 3))
         mask = causal_mask(position, keys.shape[1], strict)[:, None]
         scores = jnp.einsum(sides, query, keys, preferred_element_type=accumulator_type(query))
-        value = _masked_log_sum_exp(scores, mask, dropout)
+        plain = is_autodiff() and dropout is None
+        value = _softmax(scores, mask)[1] if plain else _masked_log_sum_exp(scores, mask, dropout)
         return jnp.swapaxes(value, 1, 2)
     if query.ndim == 3:  # one group of heads; else one head in each
         query, keys = query[:, None], jnp.swapaxes(keys, 1, 2)[:, None]
@@ -90,20 +91,14 @@ def log_sum_exp(
     return jnp.swapaxes(value.reshape(value.shape[0], -1, value.shape[-1]), 1, 2)
 
 
-def _masked_log_sum_exp(scores: Array, mask: Array, keep: Array | None) -> Array:
-    if is_autodiff() and keep is None:
-        return _softmax(scores, mask)[1]
-    return _rule_log_sum_exp(scores, mask, keep)
-
-
 @jax.custom_jvp
-def _rule_log_sum_exp(scores: Array, mask: Array, keep: Array | None) -> Array:
+def _masked_log_sum_exp(scores: Array, mask: Array, keep: Array | None) -> Array:
     del keep
     return _softmax(scores, mask)[1]
 
 
-@_rule_log_sum_exp.defjvp
-def _rule_log_sum_exp_jvp(primals, tangents):
+@_masked_log_sum_exp.defjvp
+def _masked_log_sum_exp_jvp(primals, tangents):
     scores, mask, keep = primals
     weights, logsumexp = _softmax(scores, mask)
     return logsumexp, jnp.sum(_times(keep, weights) * tangents[0], axis=-1)

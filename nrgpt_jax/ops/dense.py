@@ -60,7 +60,8 @@ def along_last_axis(vector: Float[Array, "D"], x: jax.Array) -> Float[Array, "*o
 
 def dot(a: jax.Array, b: jax.Array) -> jax.Array:
     """sum_i a_i b_i, added up in float32 at least."""
-    return jnp.sum(at_least_float32(a * b), axis=-1)
+    product = a * b
+    return jnp.sum(product, axis=-1, dtype=accumulator_type(product))
 
 
 # Products with a matrix ---------------------------------------------------------------------------
@@ -176,8 +177,8 @@ def _standardize_fwd(x):
 
 def _standardize_bwd(residuals, dy):
     y, factor = residuals
-    mean = lambda z: jnp.mean(z, axis=-1, keepdims=True)
-    return (factor * (dy - mean(dy) - y * mean(dy * y)),)
+    mean, along = (jnp.mean(z, axis=-1, keepdims=True) for z in (dy, dy * y))
+    return (factor * (dy - mean - y * along),)
 
 
 _standardize.defvjp(_standardize_fwd, _standardize_bwd)

@@ -127,36 +127,33 @@ def make_states(
     """
     count = draw(depth, key, rows, step)
 
-    def apply(model: LanguageModel, options: RolloutOptions, number: int = 0) -> State:
-        rngs = {"dropout": jax.random.fold_in(key, _OF_ROLLOUT + number) if number else key}
-        given = tokens, options, True, rows
-        return cast(
-            State,
-            model.apply({"params": params}, *given, method=rollouts.partial_rollout, rngs=rngs),
-        )
+    method = rollouts.partial_rollout
 
-    begin, forgotten = None, {"params": jax.lax.stop_gradient(params)}
+    def apply(model: LanguageModel, options: RolloutOptions, number: int = 0) -> Any:
+        rngs = {"dropout": jax.random.fold_in(key, _OF_ROLLOUT + number) if number else key}
+        variables = {"params": params}
+        return model.apply(variables, tokens, options, True, rows, method=method, rngs=rngs)
+
+    begin, constant = None, {"params": jax.lax.stop_gradient(params)}
     if depth.backprop_steps < depth.max_steps:
         before = jnp.maximum(count - depth.backprop_steps, 0)
-        found = model.apply(forgotten, tokens, before, method=rollouts.equal_steps)
-        begin, count = cast(State, found), count - before
-    whole = model.clone(num_steps=depth.backprop_steps)
+        begin = cast(Any, model.apply(constant, tokens, before, method=rollouts.equal_steps))
+        count -= before
+    full = model.clone(num_steps=depth.backprop_steps)
     first = model.clone(num_steps=depth.backprop_steps - depth.loss_steps + 1)
     always = depth.min_steps == depth.max_steps  # then all of them are made
     num_skipped_steps = None if always else jnp.maximum(depth.backprop_steps - count, 0)
-    held = lambda context: RolloutOptions(num_skipped_steps=num_skipped_steps, context=context)
+    refined = lambda context: RolloutOptions(None, num_skipped_steps, context)
     alone = lambda: apply(first, RolloutOptions(begin, num_skipped_steps))
-    end: Any = lambda context: whole.apply(
-        forgotten, tokens, held(context), method=rollouts.partial_rollout
-    )
-    after = lambda context: apply(first, held(context))
+    burn_in: Any = lambda context: full.apply(constant, tokens, refined(context), method=method)
+    after = lambda context: apply(first, refined(context))
     most = depth.max_burn_in_passes
-    ends = [_after_drawn(most, key, end, after, alone) if most else alone()]
+    ends = [_after_burn_in(most, key, burn_in, after, alone) if most else alone()]
     for number in range(1, depth.loss_steps):
         ends.append(apply(model.clone(num_steps=1), RolloutOptions(ends[-1]), number))
     last = len(ends) - 1
     for number in range(depth.loss_steps, depth.loss_steps + depth.refine_passes):
-        ends.append(apply(whole, held(ends[-1]), number))
+        ends.append(apply(full, refined(ends[-1]), number))
     penalty = _penalty(params, model, tokens, ends[last:], rows, key, depth)
     decoded = [_decoded(params, model, tokens, ends[last], key)] if depth.train_on_decoded else []
     return Made([end.x for end in ends] + decoded, penalty)
@@ -169,17 +166,17 @@ def _decoded(params: Any, model: Any, tokens: Tokens, end: State, key: Key) -> B
     return model.apply({"params": params}, tokens, end, prompt, method=decode_behind)
 
 
-def _after_drawn(
+def _after_burn_in(
     most: int,
     key: Key,
-    end: Callable[[State | None], State],
+    burn_in: Callable[[State | None], State],
     after: Callable[[State], State],
     alone: Callable[[], State],
 ) -> State:
-    """`after` the end of so many descents, each held where the one before has ended; without one
-    `alone`."""
+    """`after` the end of k ~ U{0..most} passes, each in the context of the final states of the pass
+    before; with none `alone`."""
     count = jax.random.randint(jax.random.fold_in(key, _OF_OTHERS), (), 0, most + 1)
-    ends = lambda: jax.lax.fori_loop(1, count, lambda _, context: end(context), end(None))
+    ends = lambda: jax.lax.fori_loop(1, count, lambda _, c: burn_in(c), burn_in(None))
     return jax.lax.cond(count > 0, lambda: after(ends()), alone)
 
 
