@@ -189,10 +189,11 @@ def energy_and_grad(
     """
     context = context_of(dynamics, x, g, None if dropout is None else dropout.weights)
 
-    def total(g: BatchStates, g_attention: BatchStates) -> tuple[jax.Array, EnergyAndGrad]:
+    def total(g: BatchStates, g_attention: Any = None) -> tuple[jax.Array, EnergyAndGrad]:
         energies = {}
         for name, (energy, params, dtype, *_) in dynamics.terms.items():
-            of_term = (g if energy.query is None else g_attention).astype(dtype)
+            attends = g_attention is not None and energy.query is not None
+            of_term = (g_attention if attends else g).astype(dtype)
             of_keys = context._replace(keys=keys.get(name))
             energies[name] = energy.function(params, of_term, of_keys)
         combined = partial(dynamics.combination.function, dynamics.combination_params)
@@ -201,18 +202,18 @@ def energy_and_grad(
         return jnp.sum(values), EnergyAndGrad(energies, values, g, x, keys)
 
     with ops.implementation(dynamics.implementation):
+        if dropout is None:
+            grad_g, out = jax.grad(total, has_aux=True)(g)
+            return out._replace(grad_g=grad_g)
         (grad_g, of_attention), out = jax.grad(total, (0, 1), has_aux=True)(g, g)
-    if dropout is not None:
-        of_attention = dropout.output * of_attention
-    # In this order XLA:CPU adds within the last product of the attention energy's gradient.
-    return out._replace(grad_g=of_attention + grad_g)
+    return out._replace(grad_g=grad_g + dropout.output * of_attention)
 
 
 # The KV cache -------------------------------------------------------------------------------------
 
 # A cache array is (T,B,S,...): for every step, sequence and slot the keys of a token before that
-# step. The token at position i has slot i. A fixed-point cache has T = 1, the keys of the last state
-# of a token: where it has converged, they no longer depend on the step.
+# step. The token at position i has slot i. A fixed-point cache has T = 1, the keys of a last state
+# alone: where a token has converged, they no longer depend on the step.
 CACHES = ("exact", "fixed_point")
 
 
