@@ -20,13 +20,13 @@ from nrgpt_jax.runs.checkpoints import KINDS
 def main(f: flags.FlagValues) -> None:
     """Analyses, prints, and names what was written."""
     host.cache_compilations(f.workdir)
-    trained, found = look(f.workdir, f.prompt, f.num_steps, f.tolerance, f.checkpoint)
-    print(report(found), flush=True)  # before the disk can be full
+    trained, result = look(f.workdir, f.prompt, f.num_steps, f.tolerance, f.checkpoint)
+    print(report(result), flush=True)  # before the disk can be full
     folder = Path(f.out or Path(f.workdir) / "analysis")
-    write(folder, found, title(trained))
+    write(folder, result, title(trained))
     print(f"written to {folder}: {', '.join(sorted(p.name for p in folder.iterdir()))}", flush=True)
-    if found.certificate.contradicted:
-        raise UserError(contradiction(found))
+    if result.certificate.contradicted:
+        raise UserError(contradiction(result))
 
 
 def define_flags() -> None:

@@ -125,19 +125,19 @@ def reason(error: BaseException, experiments: Sequence[Path]) -> str:
     cause: BaseException | None = error
     while cause is not None:  # what wraps it holds its traceback as a text
         frames = traceback.extract_tb(cause.__traceback__)
-        own = [frame for frame in frames if Path(frame.filename) in experiments]
-        if own and isinstance(cause, UserError):
+        inside = [frame for frame in frames if Path(frame.filename) in experiments]
+        if inside and isinstance(cause, UserError):
             return str(cause)
-        if own:
+        if inside:
             kind = type(cause).__name__
-            return f"{own[-1].filename}, line {own[-1].lineno}: {kind}: {_said(cause)}"
+            return f"{inside[-1].filename}, line {inside[-1].lineno}: {kind}: {_said(cause)}"
         cause = cause.__context__
     return _said(error)
 
 
 def _said(error: BaseException) -> str:
-    whole = isinstance(error, (OSError, SyntaxError))
-    said = str(error) if whole or not error.args else str(error.args[0])
+    complete = isinstance(error, (OSError, SyntaxError))
+    said = str(error) if complete or not error.args else str(error.args[0])
     return said or type(error).__name__
 
 

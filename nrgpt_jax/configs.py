@@ -186,13 +186,13 @@ def apply_variant(
 
 def with_seeds(configs: Mapping[str, ConfigDict], seeds: int) -> dict[str, ConfigDict]:
     """Each configuration with the seeds 0, 1, ...: `NAME/0` and so on, seed by seed."""
-    found: dict[str, ConfigDict] = {}
+    result: dict[str, ConfigDict] = {}
     for seed in range(seeds):
         for name, config in configs.items():
-            own = config.copy_and_resolve_references()
-            own.seed = seed
-            found[f"{name}/{seed}"] = own
-    return found
+            version = config.copy_and_resolve_references()
+            version.seed = seed
+            result[f"{name}/{seed}"] = version
+    return result
 
 
 # As a record in a file --------------------------------------------------------------------------
@@ -202,7 +202,7 @@ class Recorded(NamedTuple):
     """A configuration that was read from a file."""
 
     config: ConfigDict  # all fields, locked; those that the file lacks have their defaults
-    given: Mapping[str, Any]  # the fields that are in the file
+    fields_set: Mapping[str, Any]  # the fields that are in the file
 
 
 def read_record(path: Path, cure: str) -> Recorded:
@@ -216,11 +216,11 @@ def read_record(path: Path, cure: str) -> Recorded:
       FileNotFoundError: there is none.
       UserError: it is damaged, or a field is unknown or of another type; the message names it.
     """
-    given = _given(disk.read_json(path, schema(), cure, renamed))
-    given.pop(RECORD, None)
+    fields_set = _set_fields(disk.read_json(path, schema(), cure, renamed))
+    fields_set.pop(RECORD, None)
     config = default_config()
-    config.update(given)
-    return Recorded(config, given)
+    config.update(fields_set)
+    return Recorded(config, fields_set)
 
 
 def renamed(content: Any) -> Any:
@@ -241,9 +241,9 @@ def schema() -> type[msgspec.Struct]:
 
 
 def _struct(
-    name: str, config: ConfigDict, more: list[tuple[str, Any]] | None = None
+    name: str, config: ConfigDict, extra: list[tuple[str, Any]] | None = None
 ) -> type[msgspec.Struct]:
-    fields = [(field, _type(field, value)) for field, value in config.items()] + (more or [])
+    fields = [(field, _type(field, value)) for field, value in config.items()] + (extra or [])
     return msgspec.defstruct(
         name,
         [(field, kind | msgspec.UnsetType, msgspec.UNSET) for field, kind in fields],
@@ -258,10 +258,10 @@ def _type(name: str, value: Any) -> Any:
     return tuple[str, ...] if isinstance(value, tuple) else type(value)
 
 
-def _given(content: msgspec.Struct) -> dict[str, Any]:
+def _set_fields(content: msgspec.Struct) -> dict[str, Any]:
     fields = msgspec.structs.asdict(content).items()
     return {
-        name: _given(value) if isinstance(value, msgspec.Struct) else value
+        name: _set_fields(value) if isinstance(value, msgspec.Struct) else value
         for name, value in fields
         if value is not msgspec.UNSET
     }
@@ -272,12 +272,12 @@ def check_complete(config: Any) -> None:
     if not isinstance(config, ConfigDict):
         raise UserError("an experiment's get_config() returns what default_config() returned")
     try:
-        whole = config.copy_and_resolve_references().to_dict()
-        given = _given(msgspec.convert(whole, schema(), strict=True))
+        complete = config.copy_and_resolve_references().to_dict()
+        fields_set = _set_fields(msgspec.convert(complete, schema(), strict=True))
     except (msgspec.ValidationError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"the experiment's configuration is not possible: {reason}") from None
-    missing = sorted(set(field_names(default_config())) - set(field_names(given)))
+    missing = sorted(set(field_names(default_config())) - set(field_names(fields_set)))
     if missing:
         raise UserError(f"the experiment's configuration has no field {', '.join(missing[:5])}")
 

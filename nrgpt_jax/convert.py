@@ -153,7 +153,7 @@ def _parameters(tensors: Mapping[str, Any], release: Path | str) -> dict[str, np
     """The parameters by the names that they have in the model."""
     import torch
 
-    found = {}
+    result = {}
     for name, tensor in tensors.items():
         known = isinstance(tensor, torch.Tensor) and not (tensor.is_sparse or tensor.is_complex())
         if not known or not isinstance(name, str):
@@ -161,10 +161,10 @@ def _parameters(tensors: Mapping[str, Any], release: Path | str) -> dict[str, np
             raise UserError(
                 f"{release} holds a {kind} as parameter {_shown(name)}; is it of the release?"
             )
-        found[_PREFIXES.sub("", name)] = array = tensor.float().numpy()
+        result[_PREFIXES.sub("", name)] = array = tensor.float().numpy()
         if not np.isfinite(array).all():
             raise UserError(f"{release}: parameter {name} is not finite; take another checkpoint")
-    return found
+    return result
 
 
 def describe(state_dict: interop.StateDict, name: str, num_steps: int) -> dict[str, Any]:
@@ -173,10 +173,10 @@ def describe(state_dict: interop.StateDict, name: str, num_steps: int) -> dict[s
     def shape(parameter: str, rank: int) -> tuple[int, ...]:
         if parameter not in state_dict:
             raise UserError(f"the checkpoint has no parameter {parameter}; is it of the release?")
-        found = state_dict[parameter].shape
-        if len(found) != rank or 0 in found:
-            raise UserError(f"parameter {parameter} has shape {found}; is it of the release?")
-        return found
+        result = state_dict[parameter].shape
+        if len(result) != rank or 0 in result:
+            raise UserError(f"parameter {parameter} has shape {result}; is it of the release?")
+        return result
 
     vocab_size, width = shape("token_embedding_table.weight", 2)
     heads = {m[1] for k in state_dict if (m := re.search(r"\.heads\.(\d+)\.", k))}
@@ -201,11 +201,11 @@ def describe(state_dict: interop.StateDict, name: str, num_steps: int) -> dict[s
 
 def _is_archive(path: Path) -> bool:
     """Whether torch saved it in its usual form. Raises UserError when its end is missing."""
-    whole = zipfile.is_zipfile(path)
+    is_archive = zipfile.is_zipfile(path)
     with path.open("rb") as file:
-        if file.read(4) == b"PK\x03\x04" and not whole:
+        if file.read(4) == b"PK\x03\x04" and not is_archive:
             raise UserError(f"{path} is cut short; copy or download it again")
-    return whole
+    return is_archive
 
 
 def _load(path: Path) -> Mapping[str, Any]:

@@ -74,8 +74,8 @@ def flush_folder(folder: Path) -> None:
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
     """Writes a JSON file with its checksum. Raises what `write_whole` does."""
-    whole = {**record, CHECKSUM: checksum_of(record)}
-    write_whole(path, (json.dumps(whole, indent=1) + "\n").encode())
+    complete = {**record, CHECKSUM: checksum_of(record)}
+    write_whole(path, (json.dumps(complete, indent=1) + "\n").encode())
 
 
 def read_json(
@@ -97,9 +97,9 @@ def read_json(
       UserError: it cannot be read, is not what the schema says, or does not match its checksum.
     """
     content = _decoded(path, cure)
-    given = content.pop(CHECKSUM, None) if isinstance(content, dict) else None
+    expected = content.pop(CHECKSUM, None) if isinstance(content, dict) else None
     try:
-        if given is not None and given != checksum_of(content):
+        if expected is not None and expected != checksum_of(content):
             raise UserError(
                 f"{path} does not match its checksum: it was damaged or edited; {cure} (if you "
                 f'edited it, remove its line "{CHECKSUM}")'

@@ -71,28 +71,30 @@ def evaluate(
     parts = max(-(-size // devices * length // TOKENS_AT_ONCE), config.optimizer.accumulation_steps)
     eval_step = evaluation.make_eval_step(model, mesh, parts, dataset.tokenizer.size)
     windows = validation_batches(dataset.validation, length, size)
-    found: dict[str, float] = {"step": step}
-    found |= evaluation.evaluate_loss(eval_step, params, windows, mesh)
+    metrics: dict[str, float] = {"step": step}
+    metrics |= evaluation.evaluate_loss(eval_step, params, windows, mesh)
     drawn = greedy._replace(sampling=Sampling(temperature=1.0))
     for name, settings in (("accuracy", greedy), ("accuracy_sampled", drawn)):
         scores = evaluation.evaluate_prompts(
             model, params, dataset.prompts, settings=settings, limit=prompts or None
         )
-        found |= {f"{name}/{key}": value for key, value in scores.items()}
-    return found
+        metrics |= {f"{name}/{key}": value for key, value in scores.items()}
+    return metrics
 
 
-def report(found: Mapping[str, float]) -> str:
+def report(metrics: Mapping[str, float]) -> str:
     """The losses line by line, and what was answered as a table of prompt sets."""
-    sets = [n.removeprefix("accuracy/") for n in found if n.startswith("accuracy/")]
+    sets = [n.removeprefix("accuracy/") for n in metrics if n.startswith("accuracy/")]
     width = max(map(len, [*sets, "val/token_accuracy"]))
-    lines = [f"{'step':<{width}}  {found['step']}"]
-    lines += [f"{name:<{width}}  {found[name]:.4f}" for name in found if name.startswith("val/")]
+    lines = [f"{'step':<{width}}  {metrics['step']}"]
+    lines += [
+        f"{name:<{width}}  {metrics[name]:.4f}" for name in metrics if name.startswith("val/")
+    ]
     if sets:
         lines += ["", f"{'answered right':<{width}}  greedy  drawn at temperature 1"]
     for name in sets:
         greedy, drawn = (
-            cli.percent(found[f"{a}/{name}"]) for a in ("accuracy", "accuracy_sampled")
+            cli.percent(metrics[f"{a}/{name}"]) for a in ("accuracy", "accuracy_sampled")
         )
         lines.append(f"{name:<{width}}  {greedy:>6}  {drawn:>6}")
     return "\n".join(lines)
@@ -103,9 +105,9 @@ def main(
 ) -> None:
     """Prints what `evaluate` finds, and writes it."""
     host.cache_compilations(workdir)
-    found = evaluate(workdir, checkpoint, prompts, num_steps, cache)
-    print(report(found), flush=True)  # before the disk can be full
-    record = json.dumps({**found, "num_steps": num_steps, "cache": cache}, indent=1) + "\n"
+    metrics = evaluate(workdir, checkpoint, prompts, num_steps, cache)
+    print(report(metrics), flush=True)  # before the disk can be full
+    record = json.dumps({**metrics, "num_steps": num_steps, "cache": cache}, indent=1) + "\n"
     disk.write_whole(Path(workdir) / FILE_NAME, record.encode())
     print(f"written to {Path(workdir) / FILE_NAME}", file=sys.stderr)
 

@@ -55,12 +55,12 @@ def export(
     check_settings(pretrained.model, Settings(cache=cache, num_steps=num_steps))
     folder = Path(folder)
     save_pretrained(folder, pretrained)
-    more = {"usage.py": Path(exported.__file__).read_bytes()}
+    extra = {"usage.py": Path(exported.__file__).read_bytes()}
     for name, function in compiled_functions(pretrained, cache, num_steps).items():
-        more[f"{name}.jax_export"] = bytes(function.serialize())
-    for name, content in more.items():
+        extra[f"{name}.jax_export"] = bytes(function.serialize())
+    for name, content in extra.items():
         disk.write_whole(folder / name, content)
-    checksums.write(folder, (*SAVED, *more))
+    checksums.write(folder, (*SAVED, *extra))
 
 
 def compiled_functions(

@@ -16,7 +16,7 @@ from pathlib import Path
 from nrgpt_jax.errors import MISTAKE
 
 
-def given(name: str) -> str | None:
+def value_of(name: str) -> str | None:
     """The value of a variable of make: as it was typed, where that can be seen."""
     typed = [word for word in _typed() if word.startswith(f"{name}=")]
     return typed[-1].partition("=")[2] if typed else os.environ.get(name)
@@ -39,23 +39,23 @@ def _typed() -> list[str]:
 
 def arguments(pairs: list[str]) -> list[str]:
     """The arguments of a program, for pairs `flag=VARIABLE`. Raises ValueError on open quotes."""
-    found = []
+    result = []
     for flag, _, name in (pair.partition("=") for pair in pairs):
-        value = given(name)
+        value = value_of(name)
         if value or (value is not None and flag == "prompt"):  # an empty prompt is one
-            found.append(f"--{flag}={value}")
-    return [*found, *shlex.split(given("ARGS") or "")]
+            result.append(f"--{flag}={value}")
+    return [*result, *shlex.split(value_of("ARGS") or "")]
 
 
 def main() -> None:
     """Becomes the program."""
     module, *pairs = sys.argv[1:]
     try:
-        found = arguments(pairs)
+        result = arguments(pairs)
     except ValueError as error:
         sys.stderr.write(f"error: ARGS cannot be split into arguments: {error}\n")
         sys.exit(MISTAKE)
-    os.execv(sys.executable, [sys.executable, "-m", module, *found])
+    os.execv(sys.executable, [sys.executable, "-m", module, *result])
 
 
 if __name__ == "__main__":

@@ -69,8 +69,8 @@ class HarnessModel(TemplateLM):
         super().__init__()
         for name in sorted(set(others) - set(UNUSED)):
             raise UserError(f"unknown argument {name!r} of --model {NAME}")
-        whole = num_steps is None or isinstance(num_steps, int)
-        require(whole, "num_steps", num_steps, "a whole number")
+        complete = num_steps is None or isinstance(num_steps, int)
+        require(complete, "num_steps", num_steps, "a whole number")
         auto = str(batch_size).startswith("auto")
         require(auto or int(batch_size) > 0, "batch_size", batch_size, "at least 1, or auto")
         trained = load_pretrained(str(workdir), checkpoint)
@@ -111,26 +111,28 @@ class HarnessModel(TemplateLM):
     ) -> list[tuple[float, bool]]:
         """(log-likelihood in nats, whether it is greedy) of each (texts, context, continuation)."""
         del others
-        found = self._scored([(context, ending) for _, context, ending in requests])
-        for (texts, _, _), scores in zip(requests, found, strict=True):
+        result = self._scored([(context, ending) for _, context, ending in requests])
+        for (texts, _, _), scores in zip(requests, result, strict=True):
             self.cache_hook.add_partial("loglikelihood", texts, scores)
-        return found
+        return result
 
     def _scored(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
         contexts = [np.asarray(context, np.int32) for context, _ in pairs]
         endings = [np.asarray(ending, np.int32) for _, ending in pairs]
-        whole = [[*context, *ending] for context, ending in pairs]
-        self._report_lengths(whole, self.max_length + 1)  # the last token is not read
+        complete = [[*context, *ending] for context, ending in pairs]
+        self._report_lengths(complete, self.max_length + 1)  # the last token is not read
         options: dict[str, Any] = {"num_symbols": self.text.size, "batch_size": self.batch_size}
-        found = log_likelihood(self.model, self.variables, contexts, endings, **options)
-        return [(score.log_likelihood, score.is_greedy) for score in found]
+        result = log_likelihood(self.model, self.variables, contexts, endings, **options)
+        return [(score.log_likelihood, score.is_greedy) for score in result]
 
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
         """The log-likelihood in nats of whole texts, each token once, in windows."""
         del disable_tqdm
         windows = [list(self._windows(request.args[0])) for request in requests]
         scored = iter(self._scored(list(itertools.chain(*windows))))
-        return [sum(score for score, _ in itertools.islice(scored, len(own))) for own in windows]
+        return [
+            sum(score for score, _ in itertools.islice(scored, len(window))) for window in windows
+        ]
 
     def _windows(self, text: str):
         parts = utils.get_rolling_token_windows(
@@ -161,15 +163,15 @@ class HarnessModel(TemplateLM):
             check_settings(self.model, Settings(one.sampling))
         prompts = [self._prompt(request.args[0]) for request in requests]
         self._report_lengths(prompts, self.max_length)
-        made: dict[int, str] = {}
+        generated: dict[int, str] = {}
         for numbers, one in zip(alike, options, strict=True):
             for start in range(0, len(numbers), self.batch_size):
                 part = numbers[start : start + self.batch_size]
                 chosen = [prompts[i] for i in part]
-                made |= zip(part, self._continued(chosen, one, seed=part[0]), strict=True)
+                generated |= zip(part, self._continued(chosen, one, seed=part[0]), strict=True)
                 for i in part:
-                    self.cache_hook.add_partial("generate_until", requests[i].args, made[i])
-        return [made[i] for i in range(len(requests))]
+                    self.cache_hook.add_partial("generate_until", requests[i].args, generated[i])
+        return [generated[i] for i in range(len(requests))]
 
     def _prompt(self, context: str) -> np.ndarray:
         return self.text.encode(context) if context else np.array([self.prefix_token_id])
@@ -211,37 +213,37 @@ class Options(NamedTuple):
     max_new_tokens: int
 
 
-def options_of_task(given: dict[str, Any]) -> Options:
+def options_of_task(arguments: dict[str, Any]) -> Options:
     """The options of a request. Raises UserError naming one that is unknown or not possible."""
-    given = {name: value for name, value in given.items() if value is not None}
-    for name in sorted(set(given) - set(OPTIONS)):
+    arguments = {name: value for name, value in arguments.items() if value is not None}
+    for name in sorted(set(arguments) - set(OPTIONS)):
         raise UserError(f"--gen_kwargs {name} is not known; there are {', '.join(OPTIONS)}")
-    beams = given.pop("num_beams", 1)
+    beams = arguments.pop("num_beams", 1)
     require(_number("num_beams", beams) == 1, "num_beams", beams, "1: there is no beam search")
-    draws = given.get("do_sample", False)
+    draws = arguments.get("do_sample", False)
     require(isinstance(draws, bool), "do_sample", draws, "true or false")
     if draws:
-        given.setdefault("temperature", 1.0)
-    numbers = {name: _number(name, given[name]) for name in NUMBERS if name in given}
-    until = given.pop("until", [])
+        arguments.setdefault("temperature", 1.0)
+    numbers = {name: _number(name, arguments[name]) for name in NUMBERS if name in arguments}
+    until = arguments.pop("until", [])
     texts = [until] if isinstance(until, str) else until
     sound = isinstance(texts, list) and all(isinstance(stop, str | None) for stop in texts)
     require(sound, "until", until, "a text, or a list of texts")
     stops = [stop for stop in texts if stop]
     for name in set(numbers) & set(LIMITS):
         sound = isinstance(numbers[name], int) and numbers[name] > 0
-        require(sound, name, given[name], "a whole number, at least 1")
-    normal = normalize_gen_kwargs({**given, **numbers}, MOST_TOKENS)
+        require(sound, name, arguments[name], "a whole number, at least 1")
+    normal = normalize_gen_kwargs({**arguments, **numbers}, MOST_TOKENS)
     temperature = float(normal["temperature"]) if normal["do_sample"] else 0.0
     limits = {n: numbers[n] for n in Sampling._fields if n in numbers and n != "temperature"}
     return Options(Sampling(temperature, **limits), stops, normal["max_gen_toks"])
 
 
 def _number(name: str, value: Any) -> Any:
-    whole = name in LIMITS or name == "top_k"
+    complete = name in LIMITS or name == "top_k"
     try:
         number = float(value)
-        return int(number) if whole and number.is_integer() else number
+        return int(number) if complete and number.is_integer() else number
     except (TypeError, ValueError):
         raise UserError(f"{name}={value!r} is not possible: a number is wanted") from None
 

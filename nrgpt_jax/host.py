@@ -32,8 +32,8 @@ def join(address: str | None, num_processes: int | None, process_id: int | None)
     Raises:
       UserError: some of the flags are missing, or the others are not there.
     """
-    given = [address, num_processes, process_id]
-    if given.count(None) not in (0, len(given)):
+    settings = [address, num_processes, process_id]
+    if settings.count(None) not in (0, len(settings)):
         raise UserError("give all of --coordinator_address, --num_processes and --process_id")
     if num_processes is not None and process_id is not None and process_id >= num_processes:
         raise UserError(f"--process_id={process_id} must be below --num_processes={num_processes}")

@@ -28,11 +28,11 @@ from nrgpt_jax.launching.plan import ACTIONS, Job, Plan, carry_out, checked_name
 
 def job(f: flags.FlagValues, argv: Sequence[str]) -> Job:
     """The call of the training program that the flags describe."""
-    given = [word for word in argv if word.lstrip("-").startswith("config")]
-    for word in given:
+    overrides = [word for word in argv if word.lstrip("-").startswith("config")]
+    for word in overrides:
         if "=" not in word:
             raise UserError(f"{word} has no value; write it as {word}=...")
-    arguments = tuple("--" + word.lstrip("-") for word in given)
+    arguments = tuple("--" + word.lstrip("-") for word in overrides)
     environment = dict(_setting(pair) for pair in f.env)
     name = job_name(f.workdir) if f.name is None else checked_name(f.name)
     return Job(name, (*arguments, f"--workdir={f.workdir}"), environment)

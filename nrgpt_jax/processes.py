@@ -42,9 +42,9 @@ def raise_on_all_hosts(function: Callable[[], Result]) -> Result:
         result = function()
     except Exception as failure:
         error = failure
-    told = "" if error is None else f"{error}" or type(error).__name__
+    reported = "" if error is None else f"{error}" or type(error).__name__
     of_machine = isinstance(error, OSError)
-    messages = gather_texts(json.dumps([told, of_machine]))
+    messages = gather_texts(json.dumps([reported, of_machine]))
     if error is not None:
         raise error
     for index, (message, machine) in enumerate(map(json.loads, messages)):

@@ -102,8 +102,8 @@ def _settings(f: flags.FlagValues, trained_steps: int) -> Settings:
     if f.until_converged:
         if f.num_steps is not None:
             raise UserError("--until_converged takes --max_steps, not --num_steps")
-        given = {"tolerance": f.tolerance, "criterion": f.criterion}
-        stopping = Convergence(**{name: v for name, v in given.items() if v is not None})
+        values = {"tolerance": f.tolerance, "criterion": f.criterion}
+        stopping = Convergence(**{name: v for name, v in values.items() if v is not None})
         num_steps = MORE_STEPS * trained_steps if f.max_steps is None else f.max_steps
     for name in ("tolerance", "criterion", "max_steps"):
         if getattr(f, name) is not None and not f.until_converged:
@@ -163,17 +163,17 @@ def main(f: flags.FlagValues) -> None:
         **_vocabulary(trained),
     )
     live = f.format == "text" and len(starts) == 1
-    made = _collect(
-        pieces, starts, _printer(trained, starts[0]) if live else lambda new, whole: None
+    samples = _collect(
+        pieces, starts, _printer(trained, starts[0]) if live else lambda new, complete: None
     )
     if live:
         print()
     elif f.format == "text":
-        print(RULE.join(trained.tokenizer.decode([*s.prompt, *s.new.tokens]) for s in made))
+        print(RULE.join(trained.tokenizer.decode([*s.prompt, *s.new.tokens]) for s in samples))
     else:
-        for one in made:
+        for one in samples:
             print(json.dumps(_record(trained, one, settings)))
-    _report(trained, made, settings)
+    _report(trained, samples, settings)
 
 
 def _collect(pieces: Iterator[list[Continuation]], starts, see) -> list[Sample]:
@@ -183,19 +183,19 @@ def _collect(pieces: Iterator[list[Continuation]], starts, see) -> list[Sample]:
             part.append(new)
         see(parts[0], False)
     see(parts[0], True)
-    whole = [Continuation(*map(np.concatenate, zip(*part, strict=True))) for part in parts]
-    return [Sample(start, new) for start, new in zip(starts, whole, strict=True)]
+    complete = [Continuation(*map(np.concatenate, zip(*part, strict=True))) for part in parts]
+    return [Sample(start, new) for start, new in zip(starts, complete, strict=True)]
 
 
 def _printer(trained: Pretrained, start):
     """Prints the prompt and what each call adds to it."""
     printed = ""
 
-    def see(parts: list[Continuation], whole: bool) -> None:
+    def see(parts: list[Continuation], complete: bool) -> None:
         nonlocal printed
         tokens = [t for part in parts for t in part.tokens]
         text = trained.tokenizer.decode([*start, *tokens])
-        text = text if whole else text.rstrip("\ufffd")  # perhaps half a character
+        text = text if complete else text.rstrip("\ufffd")  # perhaps half a character
         print(text[len(printed) :], end="", flush=True)
         printed = text
 
@@ -213,10 +213,10 @@ def _record(trained: Pretrained, one: Sample, settings: Settings) -> dict[str, A
         "steps": new.steps.tolist(),
     }
     if trained.model.has_energy:
-        whole = np.concatenate([start, new.tokens])
+        complete = np.concatenate([start, new.tokens])
         model, variables = _as_deep(trained, settings)
-        found = scoring.token_energies(model, variables, whole)[len(start) :]
-        record["energies"] = [round(float(x), 6) for x in found]
+        energies = scoring.token_energies(model, variables, complete)[len(start) :]
+        record["energies"] = [round(float(x), 6) for x in energies]
     return record
 
 
@@ -233,21 +233,21 @@ def _say_cache(trained: Pretrained, starts, max_new_tokens: int, settings: Setti
     _say(f"cache: {settings.cache}, {size / 1e6:.2f} MB for {len(starts)} x {slots} tokens")
 
 
-def _report(trained: Pretrained, made: list[Sample], settings: Settings) -> None:
+def _report(trained: Pretrained, samples: list[Sample], settings: Settings) -> None:
     """Says how many steps the text has cost, and how good an approximate cache was."""
     model, variables = _as_deep(trained, settings)
     if settings.stopping is not None:
-        steps = np.concatenate([s.new.steps for s in made])
+        steps = np.concatenate([s.new.steps for s in samples])
         if len(steps):
             spread = f"mean {steps.mean():.1f}, median {np.median(steps):.0f}, most {steps.max()}"
             _say(f"steps a token: {spread} (at most {model.num_steps})")
     if settings.cache == "fixed_point":
-        one = max(made, key=lambda s: len(s.new.tokens))
-        whole = np.concatenate([one.prompt, one.new.tokens])
+        one = max(samples, key=lambda s: len(s.new.tokens))
+        complete = np.concatenate([one.prompt, one.new.tokens])
         error = scoring.cache_error(
             model,
             variables,
-            whole,
+            complete,
             len(one.prompt),
             Decoding(settings.cache, settings.stopping),
             trained.tokenizer.size,

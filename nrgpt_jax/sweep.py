@@ -25,13 +25,13 @@ from nrgpt_jax.sweeps.progress import Watch, write_summary
 
 def options(pairs: Sequence[str]) -> dict[str, int | str]:
     """`NAME=VALUE`, numbers as numbers. Raises UserError where one is not so."""
-    found: dict[str, int | str] = {}
+    result: dict[str, int | str] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or not name.isidentifier():
             raise UserError(f"--option={pair!r} is not possible: NAME=VALUE")
-        found[name] = int(value) if value.isdecimal() else value
-    return found
+        result[name] = int(value) if value.isdecimal() else value
+    return result
 
 
 def main(f: flags.FlagValues, changes: Mapping[str, Any]) -> None:

@@ -49,7 +49,7 @@ def _certificates(trained: Pretrained, dataset: Dataset) -> dict[str, Any]:
     longer = max(LONG, seen[0].num_steps)
     late = [examine(trained, found.tokens, num_steps=longer).certificate for found in seen]
     at_rest = sum(c.steps_at_rest for c in late)
-    rose = sum(c.rises_at_rest * c.steps_at_rest for c in late if c.steps_at_rest)
+    rose = sum(c.rises_converged * c.steps_at_rest for c in late if c.steps_at_rest)
     mean = lambda values: float(np.mean(list(values)))
     whole = not any(found.diverged_at for found in seen)
     at_end = lambda values: mean(values) if whole else math.nan
@@ -60,7 +60,7 @@ def _certificates(trained: Pretrained, dataset: Dataset) -> dict[str, Any]:
         "uphill": mean(c.uphill for c in certificates),
         "rises": mean(c.rises for c in certificates),
         "steps_at_rest": at_rest,
-        "rises_at_rest": rose / at_rest if at_rest else float("nan"),
+        "rises_converged": rose / at_rest if at_rest else float("nan"),
         "largest_step_scale": min(c.largest_step_scale for c in certificates),
         "diverged_at": [found.diverged_at for found in seen],
         "speed_at_4T": at_end(np.median(found.speeds[-1]) for found in seen),
@@ -95,7 +95,7 @@ COLUMNS = {  # what one seed's number is called, and how a mean is written
     "largest_eigenvalue": ("largest", ".3g"),
     "uphill": ("steps that begin uphill", ".1%"),
     "rises": ("steps that end higher", ".1%"),
-    "rises_at_rest": ("rises, context at rest", ".1%"),
+    "rises_converged": ("rises, context at rest", ".1%"),
     "largest_step_scale": ("longest descending step", ".2g"),
 }
 MOTION = {

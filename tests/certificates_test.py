@@ -78,8 +78,8 @@ def test_energy_falls_where_a_proposition_promises_it(case, width):
         assert float(found.changes.sum()) < 0.0, "and it does fall"
         assert float(found.largest_scales.min()) >= 1.0
         # Token 0 has no context, so its energy falls along the path itself.
-        assert found.context_at_rest[:, 0].all()
-        assert not found.rises_at_rest[:, 0].any()
+        assert found.context_converged[:, 0].all()
+        assert not found.rises_converged[:, 0].any()
 
     check()
 
@@ -176,7 +176,7 @@ def test_two_tokens_roll_to_the_known_minimum(width):
     def check(c, seed):
         found = follow(two_tokens, width, the_gain, seed=seed, number=c, scales=np.ones(20))
         path, seen, minimum = found
-        assert seen.context_at_rest.all()
+        assert seen.context_converged.all()
         assert not seen.rises.any()
         assert float(jnp.max(jnp.diff(path.energies["total"][:, 1]))) <= 1e-9
         end = ends_of(two_tokens, width, the_gain)(jax.random.key(seed), jnp.asarray(c))

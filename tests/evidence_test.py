@@ -57,14 +57,14 @@ def test_rest_and_settling():
     one = jnp.array([[0.5, 0.5, 0.5], [0.0, 0.2, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.3]])
     speeds = jnp.stack([jnp.zeros_like(one), one], axis=1)  # the first sequence is at rest
     assert evidence.settling_steps(speeds, 0.1).tolist() == [[0, 0, 0], [1, 2, 4]]
-    strict = evidence.context_at_rest(speeds, 0.1, strict=True)
+    strict = evidence.context_converged(speeds, 0.1, strict=True)
     assert strict[:, 1].tolist() == [
         [True, False, False],
         [True, True, False],
         [True, True, True],
         [True, True, True],
     ]
-    inclusive = evidence.context_at_rest(speeds, 0.1, strict=False)
+    inclusive = evidence.context_converged(speeds, 0.1, strict=False)
     assert inclusive[1, 1].tolist() == [True, False, False]
     assert strict[:, 0].all()
     assert inclusive[:, 0].all()
@@ -81,8 +81,8 @@ def test_a_rise_counts_only_where_the_context_is_at_rest():
     path, found = follow(climb, number=-0.5, scales=[1.0] * 3)
     assert (np.diff(path.energies["total"], axis=0) > 0).all()
     assert found.rises.all()
-    assert found.rises_at_rest[:, 0].all()
-    assert not found.rises_at_rest[:, 1].any()
+    assert found.rises_converged[:, 0].all()
+    assert not found.rises_converged[:, 1].any()
 
 
 def test_what_is_not_a_number_has_not_fallen():

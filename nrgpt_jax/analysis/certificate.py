@@ -32,7 +32,7 @@ class Certificate(NamedTuple):
     uphill: float  # share of token steps that begin uphill, context held fixed
     rises: float  # share of token steps whose energy rises, context held fixed
     steps_at_rest: int  # token steps whose context was at rest, but for empty contexts
-    rises_at_rest: float  # share of these in which the energy rose; nan where there are none
+    rises_converged: float  # share of these in which the energy rose; nan where there are none
     rises_at_rest_by_token: tuple[float, ...]  # the same of each token, also of an empty context
     largest_step_scale: float  # times the model's own steps, for descent at all steps seen
 
@@ -52,9 +52,9 @@ def certificate(trained: Pretrained, states: np.ndarray, measured: Evidence) -> 
         promise, contradicted = _promise(trained, eta, states)
     each = eta if model.num_distinct_layers > 1 else [eta]
     spectrum = [certificates.symmetric_spectrum(one, model.embed_dim) for one in each]
-    at_rest, rose = measured.context_at_rest.sum(axis=0), measured.rises_at_rest.sum(axis=0)
+    converged, rose = measured.context_converged.sum(axis=0), measured.rises_converged.sum(axis=0)
     some = slice(1 if strict else 0, None)  # token 0 has an empty context under the strict mask
-    share = lambda part, whole: float(part) / float(whole) if whole else math.nan
+    share = lambda part, complete: float(part) / float(complete) if complete else math.nan
     return Certificate(
         *promise,
         norm=model.norm,
@@ -66,9 +66,9 @@ def certificate(trained: Pretrained, states: np.ndarray, measured: Evidence) -> 
         contradicted=contradicted,
         uphill=float(np.mean(measured.uphill)),
         rises=float(np.mean(measured.rises)),
-        steps_at_rest=int(at_rest[some].sum()),
-        rises_at_rest=share(rose[some].sum(), at_rest[some].sum()),
-        rises_at_rest_by_token=tuple(map(share, rose, at_rest)),
+        steps_at_rest=int(converged[some].sum()),
+        rises_converged=share(rose[some].sum(), converged[some].sum()),
+        rises_at_rest_by_token=tuple(map(share, rose, converged)),
         largest_step_scale=float(measured.largest_scales.min()),
     )
 
@@ -83,11 +83,11 @@ def _cpu() -> jax.Device | None:
 
 def _promise(trained: Pretrained, eta: np.ndarray, states: np.ndarray) -> tuple[Guarantee, int]:
     """What is promised, and how many token steps contradict it, both by values in float64."""
-    own: Any = trained.model.bind(trained.variables)
-    names = zip(own.terms(), own.energy_names, strict=True)
-    choices: dict[str, Any] = {"combination": own.combination, "rule": own.rule}
-    choices |= {"strict": own.strict, "blocks": own.num_distinct_layers}
-    parts = Parts(own.norm, np.asarray(own.gain()), eta, dict(names), **choices)
+    local: Any = trained.model.bind(trained.variables)
+    names = zip(local.terms(), local.energy_names, strict=True)
+    choices: dict[str, Any] = {"combination": local.combination, "rule": local.rule}
+    choices |= {"strict": local.strict, "blocks": local.num_distinct_layers}
+    parts = Parts(local.norm, np.asarray(local.gain()), eta, dict(names), **choices)
     wide = lambda array: jnp.asarray(np.asarray(array), jnp.float64)
     model = trained.model.with_implementation("autodiff").clone(dtype="float64")
     variables = jax.tree.map(wide, trained.variables)

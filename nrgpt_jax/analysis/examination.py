@@ -71,9 +71,11 @@ class Analysis(NamedTuple):
     @property
     def depth_name(self) -> str:
         """What step `depth` is, for labels."""
-        whole = self.depth == self.trained_steps
+        complete = self.depth == self.trained_steps
         return (
-            "trained depth" if whole else f"step {self.depth} of {self.trained_steps} in training"
+            "trained depth"
+            if complete
+            else f"step {self.depth} of {self.trained_steps} in training"
         )
 
 
@@ -98,8 +100,8 @@ def examine(
     """
     model, variables, tokens = _prepared(trained, tokens, num_steps, tolerance)
     with jax.default_matmul_precision("highest"):
-        found = _run(model, variables, tokens, trained.tokenizer.size, tolerance)
-    path, speeds, measured, predicted = jax.tree.map(np.asarray, found)
+        result = _run(model, variables, tokens, trained.tokenizer.size, tolerance)
+    path, speeds, measured, predicted = jax.tree.map(np.asarray, result)
     end = _finite_steps(path.energies["total"])
     if end < 1:
         raise UserError("the energies of this text diverge in the first step; nothing to look at")
@@ -203,30 +205,31 @@ def _finite_steps(energy: np.ndarray) -> int:
     return len(energy) - 1 if sound.all() else int(np.argmin(sound)) - 1
 
 
-def as_numbers(found: Analysis) -> dict[str, Any]:
+def as_numbers(result: Analysis) -> dict[str, Any]:
     """Everything but the states and gradients themselves, for JSON; nan and infinity are null."""
-    p = found.predictions
+    p = result.predictions
     named = {
-        "text": found.symbols,
-        "trained_steps": found.trained_steps,
-        "num_steps": found.num_steps,
-        "diverged_at": found.diverged_at,
-        "tolerance": found.tolerance,
-        "certificate": found.certificate._asdict(),
-        "energies": dict(found.path.energies),
-        "step_norm": found.step_norms,
-        "speed": found.speeds,
-        "gradient_norm": np.linalg.norm(found.path.gradients, axis=-1),
-        "spectral_radius": found.attraction and found.attraction.radius,
-        "speed_after": found.attraction and found.attraction.speed,
-        "settled_at_step": [int(s) if s < found.num_steps else None for s in found.settled],
-        "top_tokens": [[[found.vocabulary[t] for t in r] for r in step] for step in p.tokens],
+        "text": result.symbols,
+        "trained_steps": result.trained_steps,
+        "num_steps": result.num_steps,
+        "diverged_at": result.diverged_at,
+        "tolerance": result.tolerance,
+        "certificate": result.certificate._asdict(),
+        "energies": dict(result.path.energies),
+        "step_norm": result.step_norms,
+        "speed": result.speeds,
+        "gradient_norm": np.linalg.norm(result.path.gradients, axis=-1),
+        "spectral_radius": result.attraction and result.attraction.radius,
+        "speed_after": result.attraction and result.attraction.speed,
+        "settled_at_step": [int(s) if s < result.num_steps else None for s in result.settled],
+        "top_tokens": [[[result.vocabulary[t] for t in r] for r in step] for step in p.tokens],
         "top_probabilities": p.probabilities,
         "entropy": p.entropy,
         "surprise": p.surprise,
         "agreement": p.agreement,
         "landscape": {
-            name: getattr(found.landscape, name) for name in ("path", "axes", "energy", "explained")
+            name: getattr(result.landscape, name)
+            for name in ("path", "axes", "energy", "explained")
         },
     }
     return plain(named)

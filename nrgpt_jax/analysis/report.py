@@ -44,9 +44,9 @@ def analyze(
       UserError: there is no such run, it has no energy, or the text does not fit.
       OSError: the folder cannot be written.
     """
-    trained, found = look(workdir, prompt, num_steps, tolerance, checkpoint)
-    write(Path(workdir) / "analysis" if out is None else Path(out), found, title(trained))
-    return found
+    trained, result = look(workdir, prompt, num_steps, tolerance, checkpoint)
+    write(Path(workdir) / "analysis" if out is None else Path(out), result, title(trained))
+    return result
 
 
 def look(
@@ -62,14 +62,14 @@ def look(
     return trained, examine(trained, tokens, num_steps=num_steps, tolerance=tolerance)
 
 
-def write(folder: Path, found: Analysis, heading: str) -> None:
+def write(folder: Path, result: Analysis, heading: str) -> None:
     """Writes figures, numbers and a page, each whole or not at all. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, draw in FIGURES.items():
         with disk.replacing(folder / f"{name}.png") as partial:
-            draw(found).savefig(partial, format="png")
-    disk.write_whole(folder / "analysis.json", json.dumps(as_numbers(found)).encode())
-    page = webpage(found, heading, report(found))
+            draw(result).savefig(partial, format="png")
+    disk.write_whole(folder / "analysis.json", json.dumps(as_numbers(result)).encode())
+    page = webpage(result, heading, report(result))
     disk.write_whole(folder / "analysis.html", page.encode("utf-8", "replace"))
 
 
@@ -85,9 +85,11 @@ def _validation_text(trained: Pretrained) -> np.ndarray:
 def title(trained: Pretrained) -> str:
     """One line that names a model."""
     m, data = trained.config.model, trained.config.data.name
-    more = [f"and {', '.join(m.energies)}"] if m.energies else []
-    more += [f"{field} {m[field]}" for field in ("combination", "rule") if m[field] != USUAL[field]]
-    more += (
+    extra = [f"and {', '.join(m.energies)}"] if m.energies else []
+    extra += [
+        f"{field} {m[field]}" for field in ("combination", "rule") if m[field] != USUAL[field]
+    ]
+    extra += (
         [f"{trained.model.num_distinct_layers} blocks"]
         if trained.model.num_distinct_layers > 1
         else []
@@ -95,12 +97,12 @@ def title(trained: Pretrained) -> str:
     return (
         f"{m.name} on {data}: D={m.embed_dim}, H={m.num_heads}, T={m.num_steps}, "
         f"rate {m.inference_rate}, norm {m.norm}, mask {m.mask}"
-    ) + "".join(f", {part}" for part in more)
+    ) + "".join(f", {part}" for part in extra)
 
 
-def report(found: Analysis) -> str:
+def report(result: Analysis) -> str:
     """What is promised and what was seen, in plain words."""
-    c, steps = found.certificate, found.num_steps
+    c, steps = result.certificate, result.num_steps
     promise = (
         f"Proposition {c.proposition} applies: {c.reason}.\nA token's energy falls at small steps "
         "while its context is at rest."
@@ -108,42 +110,42 @@ def report(found: Analysis) -> str:
         else f"Energy is NOT guaranteed to fall: {c.reason}."
     )
     if c.contradicted:
-        promise = f"{contradiction(found)}\n{promise}"
+        promise = f"{contradiction(result)}\n{promise}"
     if c.dtype != "float32":
         promise += f"\nThe model computes in {c.dtype}, whose rounding is not looked at here."
     own_key = "" if c.mask == "strict" else " (its own key too)"
-    rose = f"; energy rose in {percent(c.rises_at_rest)}" if c.steps_at_rest else ""
+    rose = f"; energy rose in {percent(c.rises_converged)}" if c.steps_at_rest else ""
     lines = [
         promise,
         f"eta ({c.rate}): eigenvalues of the symmetric part from {c.smallest_eigenvalue:.4g} to "
         f"{c.largest_eigenvalue:.4g}",
-        f"{len(found.tokens)} tokens, {steps} steps ({found.trained_steps} in training), a token's "
-        f"context held fixed{own_key}:",
+        f"{len(result.tokens)} tokens, {steps} steps ({result.trained_steps} in training), a "
+        f"token's context held fixed{own_key}:",
         f"  steps that begin uphill    {percent(c.uphill)}",
         f"  steps that end higher      {percent(c.rises)}",
         f"  longest steps that descend {_longest(c.largest_step_scale)}",
-        f"Slow (g changes by at most {found.tolerance:.3g} of itself in a step):",
-        f"  tokens from some step on   {int(np.sum(found.settled < steps))}",
+        f"Slow (g changes by at most {result.tolerance:.3g} of itself in a step):",
+        f"  tokens from some step on   {int(np.sum(result.settled < steps))}",
         f"  token steps with all tokens before it slow {c.steps_at_rest}{rose}",
     ]
-    if found.attraction is not None and np.isfinite(found.attraction.radius).all():
-        near, radius = found.attraction.attracts(found.tolerance).sum(), found.attraction.radius
+    if result.attraction is not None and np.isfinite(result.attraction.radius).all():
+        near, radius = result.attraction.attracts(result.tolerance).sum(), result.attraction.radius
         lines += [
             f"Where tokens are after step {steps}, each by its own block of the step's Jacobian:",
             f"  slow there, and attracting {near} (spectral radius below {1 - MARGIN:g})",
             f"  spectral radius            {np.median(radius):.3g} (median), {radius.max():.3g} "
             "(largest), by power iteration",
         ]
-    if found.diverged_at is not None:
-        lines.append(f"Energies diverge at step {found.diverged_at}; nothing after it is shown.")
+    if result.diverged_at is not None:
+        lines.append(f"Energies diverge at step {result.diverged_at}; nothing after it is shown.")
     return "\n".join(lines)
 
 
-def contradiction(found: Analysis) -> str:
+def contradiction(result: Analysis) -> str:
     """Says that what was measured is not what is promised."""
-    c = found.certificate
+    c = result.certificate
     return (
-        f"Proposition {c.proposition} is contradicted: {c.contradicted} of {found.speeds.size} "
+        f"Proposition {c.proposition} is contradicted: {c.contradicted} of {result.speeds.size} "
         "token steps begin uphill; a part of the model is not what it declares to be"
     )
 

@@ -46,24 +46,24 @@ STYLES = (
 Sources = dict[str, ColumnDataSource]
 
 
-def webpage(found: Analysis, title: str, report: str) -> str:
+def webpage(result: Analysis, title: str, report: str) -> str:
     """The HTML of an analysis, under a title and a report in plain words."""
-    names = [show(symbol) for symbol in found.symbols]
-    sources = _sources(found, names)
+    names = [show(symbol) for symbol in result.symbols]
+    sources = _sources(result, names)
     slider = Slider(
-        start=0, end=found.num_steps, value=found.depth, step=1, title="step", name="step"
+        start=0, end=result.num_steps, value=result.depth, step=1, title="step", name="step"
     )
     options = [(str(n), f"{n}  {name}") for n, name in enumerate(names)]
     select = Select(title="token", value=str(len(names) - 1), options=options, width=160)
     readout = Div(name="readout", styles={"font-size": "17px", "padding-top": "18px"})
-    strip, energies, guesses = _strip(sources), _energies(sources, found), _guesses(sources)
-    landscape, drawn = _landscape(sources, found.depth)
+    strip, energies, guesses = _strip(sources), _energies(sources, result), _guesses(sources)
+    landscape, drawn = _landscape(sources, result.depth)
     marker = Span(dimension="height", line_color=ORANGE, line_width=2)
     energies.add_layout(marker)
     shared = {"slider": slider, "select": select, "readout": readout, "marker": marker}
     constants = {
-        "vocabulary": [show(s) for s in found.vocabulary],
-        "trained": found.trained_steps,
+        "vocabulary": [show(s) for s in result.vocabulary],
+        "trained": result.trained_steps,
     }
     code = resources.files("nrgpt_jax.analysis").joinpath("webpage.js").read_text(encoding="utf-8")
     update = CustomJS(args={**sources, **drawn, **shared, **constants}, code=code)
@@ -82,17 +82,17 @@ def webpage(found: Analysis, title: str, report: str) -> str:
     return file_html(document, INLINE, title)
 
 
-def _sources(found: Analysis, names: list[str]) -> Sources:
+def _sources(result: Analysis, names: list[str]) -> Sources:
     """`all`, `guesses` and `images` hold everything; the page fills the others."""
     flat = lambda a: np.ascontiguousarray(a, dtype=np.float32).ravel()
-    view, p = found.landscape, found.predictions
+    view, p = result.landscape, result.predictions
     k = p.tokens.shape[-1]
     pixel = view.axes[:, 0, 1] - view.axes[:, 0, 0]  # its middle is a grid point
     (x, y), size = view.axes[:, :, 0].T - pixel / 2, pixel * view.axes.shape[-1]
     u, v = np.moveaxis(np.asarray(view.path), -1, 0)
     columns: dict[str, dict] = {
         "all": {
-            **{name: flat(e) for name, e in found.path.energies.items()},
+            **{name: flat(e) for name, e in result.path.energies.items()},
             "u": flat(u.T),
             "v": flat(v.T),
         },
@@ -106,12 +106,12 @@ def _sources(found: Analysis, names: list[str]) -> Sources:
         "tokens": {
             "n": np.arange(len(names)),
             "symbol": names,
-            "energy": found.path.energies["total"][found.depth],
+            "energy": result.path.energies["total"][result.depth],
             "percent": np.zeros(len(names)),
             "guess": [""] * len(names),
         },
         "bars": {"rank": list(range(k)), "percent": [0.0] * k, "guess": [""] * k},
-        "lines": {"step": [], **{name: [] for name in found.path.energies}},
+        "lines": {"step": [], **{name: [] for name in result.path.energies}},
         "path": {"u": [], "v": [], "step": [], "total": []},
         "place": {"u": [], "v": []},
         "chosen": {"n": []},
@@ -165,7 +165,7 @@ def _symbols(plot, tokens: ColumnDataSource) -> None:
     )
 
 
-def _energies(sources: Sources, found: Analysis):
+def _energies(sources: Sources, result: Analysis):
     """The energies of the chosen token against the step, over those of all others."""
     plot = figure(
         height=380,
@@ -174,10 +174,10 @@ def _energies(sources: Sources, found: Analysis):
         x_axis_label="step",
         y_axis_label="energy",
     )
-    total = found.path.energies["total"]
+    total = result.path.energies["total"]
     steps = [list(range(len(total)))] * total.shape[1]
     plot.multi_line(steps, list(total.T.astype(np.float32)), color="#bbbbbb", line_alpha=0.5)
-    names = ["total", *(name for name in found.path.energies if name != "total")]
+    names = ["total", *(name for name in result.path.energies if name != "total")]
     for name, (colour, dash) in zip(names, itertools.cycle(STYLES)):
         plot.line(
             "step",
@@ -188,7 +188,7 @@ def _energies(sources: Sources, found: Analysis):
             line_width=2.5,
             legend_label=name,
         )
-    plot.add_layout(Span(location=found.trained_steps, dimension="height", line_dash="dashed"))
+    plot.add_layout(Span(location=result.trained_steps, dimension="height", line_dash="dashed"))
     plot.legend.background_fill_alpha = 0.6
     return plot
 

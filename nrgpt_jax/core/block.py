@@ -165,8 +165,8 @@ def context_of(
     dynamics: Dynamics, x: BatchStates, g: BatchStates, dropout: jax.Array | None = None
 ) -> Context:
     """What energies read of tokens besides their parameters and the keys."""
-    own = positions(dynamics.position, g), x, dynamics.first, dynamics.norm.lagrangian(x), g
-    return Context(None, dynamics.strict, *own, dynamics.position is None, dropout)
+    fields = positions(dynamics.position, g), x, dynamics.first, dynamics.norm.lagrangian(x), g
+    return Context(None, dynamics.strict, *fields, dynamics.position is None, dropout)
 
 
 def energy_and_grad(
@@ -227,15 +227,14 @@ def positions(position: PerSequence | None, x: BatchStates) -> Int[Array, "B N"]
 def update_cache(dynamics: Dynamics, state: State, g: BatchStates) -> tuple[dict[str, Any], Any]:
     """The keys of the tokens that can be seen, (B,K,...) by name, and the cache with them."""
     at = positions(dynamics.position, g)
-    terms = dynamics.terms.items()
-    own = {n: t.key(g.astype(t.key_dtype), at) for n, t in terms if t.key}
+    new = {n: t.key(g.astype(t.key_dtype), at) for n, t in dynamics.terms.items() if t.key}
     if state.cache is None:
-        return own, None
+        return new, None
     row = lambda rows: 0 if len(rows) == 1 else state.step
     write_row = lambda rows, new: write(rows, new, dynamics.position, step=row(rows))
-    cache = jax.tree.map(write_row, state.cache, own)
+    cache = jax.tree.map(write_row, state.cache, new)
     if dynamics.position is None:  # these are the first tokens: nothing else is in the cache
-        return own, cache
+        return new, cache
     return jax.tree.map(lambda rows: rows[row(rows)], cache), cache
 
 
@@ -293,9 +292,9 @@ def rollout(
     steps = lambda state, inputs: jax.lax.scan(body, state, inputs, unroll=unroll)
     length = len(jax.tree.leaves(inputs)[0])
     chunk = math.isqrt(length)
-    whole = length // chunk * chunk
-    split = lambda a: a[:whole].reshape(-1, chunk, *a.shape[1:])
+    complete = length // chunk * chunk
+    split = lambda a: a[:complete].reshape(-1, chunk, *a.shape[1:])
     state, first = jax.lax.scan(jax.checkpoint(steps), state, jax.tree.map(split, inputs))
-    state, last = steps(state, jax.tree.map(lambda a: a[whole:], inputs))
+    state, last = steps(state, jax.tree.map(lambda a: a[complete:], inputs))
     joined = lambda a, b: jnp.concatenate([a.reshape(-1, *b.shape[1:]), b])
     return state, jax.tree.map(joined, first, last)

@@ -143,15 +143,15 @@ def certify(parts: Parts, checked: Callable[[str | None], Checks]) -> Guarantee:
       checked: `check` of its dynamics; or, given the name of a term, of `alone` with that term.
     """
     promise = guarantee(parts)
-    if promise.proposition is None or all(found := checked(None)):
+    if promise.proposition is None or all(checks := checked(None)):
         return promise
-    if not found.falls:
+    if not checks.falls:
         where = f"norm {parts.norm}, rule {parts.rule} and this rate"
         why = "are not known to lower energies: at drawn states their moves do not"
         return Guarantee(None, f"{where} {why}")
     bad = [name for term, name in parts.energies.items() if not all(checked(term)[:2])]
     what = f"the gradient of {bad[0]}" if bad else f"the gradient of {parts.combination}"
-    why = "is not" if found.causal else "leaves out later tokens, which it reads: it is not"
+    why = "is not" if checks.causal else "leaves out later tokens, which it reads: it is not"
     return Guarantee(None, f"{what} {why} all of its change at drawn states")
 
 

@@ -46,8 +46,8 @@ def over_contexts(function: Callable) -> Callable:
     """
 
     def of_all(params: Any, g: Float[Array, "B N D"], context: Context) -> Float[Array, "B N"]:
-        def of_token(g, own, keys):
-            return function(params, g, Context(keys, context.strict, *own))
+        def of_token(g, fields, keys):
+            return function(params, g, Context(keys, context.strict, *fields))
 
         keys = jax.tree.map(_wide, context.keys)
         with ops.implementation("autodiff"):

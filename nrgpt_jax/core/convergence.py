@@ -67,10 +67,10 @@ def own_step(
     chosen = lambda leaf: alone(leaf[:, tokens])
     rows = jax.tree.map(lambda key: jnp.repeat(key, len(tokens), axis=0)[None], keys)
     single = dynamics._replace(position=jnp.tile(tokens, batch), first=chosen(dynamics.first))
-    kept = jax.tree.map(chosen, state.rule)
+    rule_states = jax.tree.map(chosen, state.rule)
 
     def function(x: BatchStates) -> BatchStates:
-        begin = State(alone(x), kept, rows, jnp.zeros((), jnp.int32))
+        begin = State(alone(x), rule_states, rows, jnp.zeros((), jnp.int32))
         return block(single, begin, scale)[0].x.reshape(batch, len(tokens), width)
 
     return function
@@ -123,15 +123,15 @@ def attraction(
     def of_some(tokens: Int[Array, "n"]):
         function, x = own_step(dynamics, state, scale, tokens), state.x[:, tokens]
         length = dynamics.norm.sigma(x)[..., None]
-        seen, u = lambda u: unit(function(length * u)), unit(x)
-        radii = spectral_radii(seen, u, jax.random.fold_in(key, tokens[0]), iterations)
+        of_u, u = lambda u: unit(function(length * u)), unit(x)
+        radii = spectral_radii(of_u, u, jax.random.fold_in(key, tokens[0]), iterations)
         size = jnp.maximum(jnp.linalg.norm(u, axis=-1), jnp.finfo(u.dtype).tiny)
-        of_u_alone = jnp.linalg.norm(seen(u) - unit(function(x)), axis=-1) <= MARGIN * size
+        of_u_alone = jnp.linalg.norm(of_u(u) - unit(function(x)), axis=-1) <= MARGIN * size
         radii = jnp.where(of_u_alone, radii, jnp.nan)
-        return Attraction(radii, jnp.linalg.norm(seen(u) - u, axis=-1) / size)
+        return Attraction(radii, jnp.linalg.norm(of_u(u) - u, axis=-1) / size)
 
     parts = -(-count // AT_ONCE)
     tokens = jnp.minimum(jnp.arange(parts * min(AT_ONCE, count)), count - 1)
-    found = jax.lax.map(of_some, tokens.reshape(parts, -1))
+    attractions = jax.lax.map(of_some, tokens.reshape(parts, -1))
     joined = lambda leaf: jnp.moveaxis(leaf, 1, 0).reshape(leaf.shape[1], -1)[:, :count]
-    return jax.tree.map(joined, found)
+    return jax.tree.map(joined, attractions)

@@ -104,7 +104,7 @@ def feedforward(name: str, specs: Specs, *, gated=False, exact=False, batched=Fa
     Args:
       name: what follows `NRGPT_H_`.
       specs: the table of what the function reads; a scale is added.
-      gated: whether it is a function of `(params, g, own)` rather than of `(params, g)`, with
+      gated: whether it is a function of `(params, g, gate_g)` rather than of `(params, g)`, with
         the token's g once more, as it stands: nothing promises then that the energy falls.
       exact, batched: as of `Energy`.
     """
@@ -112,8 +112,8 @@ def feedforward(name: str, specs: Specs, *, gated=False, exact=False, batched=Fa
 
     def entry(function: Callable[..., Energies]) -> Energy:
         def scaled(params: Params, g: States, context: Context) -> Energies:
-            own = (context.g.astype(g.dtype),) if gated else ()
-            return params["scale"] * function(params, g, *own)
+            gate_g = (context.g.astype(g.dtype),) if gated else ()
+            return params["scale"] * function(params, g, *gate_g)
 
         of_all, table = scaled if batched else over_contexts(scaled), {**specs, **scale}
         return Energy(of_all, table, "feedforward", None, None, exact, batched)
@@ -270,14 +270,14 @@ GATED = {"W1": matrix("D M", uses=1), "b1": vector("M"), "W2": matrix("D M")}
 
 
 @feedforward("FFG", GATED, gated=True, batched=True)
-def ffg(params: Params, g: States, own: States) -> Energies:
+def ffg(params: Params, g: States, gate_g: States) -> Energies:
     """E = -(1/2) gelu(g' W1 + b1) . (g W2)^2, with a gate of g' = g that is not differentiated.
 
     Its gradient moves a token as a gated MLP does, by W2^T (gelu(g W1 + b1) * (g W2)): the matrix
     that leads down is that which leads up.
     Source: causal energy minimisation (arXiv 2605.07588).
     """
-    gate = gelu(linear(own, params["W1"], params["b1"]))
+    gate = gelu(linear(gate_g, params["W1"], params["b1"]))
     return -0.5 * dot(gate, linear(g, params["W2"]) ** 2)
 
 

@@ -40,8 +40,8 @@ class Evidence(NamedTuple):
     changes: Float[Array, "T B N"]  # of the energy in a step, context held fixed
     rises: Bool[Array, "T B N"]  # whether that change is positive, beyond rounding
     largest_scales: Float[Array, "T B N"]  # see `evidence`
-    context_at_rest: Bool[Array, "T B N"]  # whether no token of its context moved in a step
-    rises_at_rest: Bool[Array, "T B N"]  # whether the energy rose in a step where that was so
+    context_converged: Bool[Array, "T B N"]  # whether no token of its context moved in a step
+    rises_converged: Bool[Array, "T B N"]  # whether the energy rose in a step where that was so
 
 
 def evidence(
@@ -82,17 +82,17 @@ def evidence(
         rises = ~(changes <= resolution[None])  # what is not a number has not fallen
         descending = jnp.sum(jnp.cumsum(rises, axis=0) == 0, axis=0)  # from the least scale on
         bounds = jnp.concatenate([jnp.zeros(1), multiples[:-1], jnp.full(1, jnp.inf)])
-        own = SCALES.index(1.0)
+        unscaled = SCALES.index(1.0)
         g = dynamics.norm.function(x), dynamics.norm.function(x + move)
         speed = relative_speeds(jnp.stack(g))[0]
-        return slopes, uphill, changes[own], rises[own], bounds[descending], speed
+        return slopes, uphill, changes[unscaled], rises[unscaled], bounds[descending], speed
 
     steps = jax.tree.map(lambda leaf: leaf[:-1], path)
     *measured, speeds = jax.lax.map(at_step, (inputs, steps))
     strict = dynamics_at(jax.tree.map(lambda leaf: leaf[0], inputs)).strict
-    at_rest = context_at_rest(speeds, tolerance, strict=strict)
+    converged = context_converged(speeds, tolerance, strict=strict)
     slopes, uphill, changes, rises, largest = measured
-    return Evidence(slopes, uphill, changes, rises, largest, at_rest, at_rest & rises)
+    return Evidence(slopes, uphill, changes, rises, largest, converged, converged & rises)
 
 
 def relative_speeds(g: Float[Array, "P B N D"]) -> Float[Array, "T B N"]:
@@ -105,7 +105,7 @@ def relative_speeds(g: Float[Array, "P B N D"]) -> Float[Array, "T B N"]:
     return moved / jnp.maximum(jnp.linalg.norm(g[:-1], axis=-1), jnp.finfo(g.dtype).tiny)
 
 
-def context_at_rest(
+def context_converged(
     speeds: Float[Array, "T B N"], tolerance: float, *, strict: bool
 ) -> Bool[Array, "T B N"]:
     """Whether no token of a token's context was faster than `tolerance` in a step.
@@ -113,10 +113,10 @@ def context_at_rest(
     An empty context is at rest. Slow is not yet converged: as x grows, steps of the same length
     turn it less and less.
     """
-    at_rest = jax.lax.cumprod((speeds <= tolerance).astype(jnp.int32), axis=2) == 1
+    converged = jax.lax.cumprod((speeds <= tolerance).astype(jnp.int32), axis=2) == 1
     if strict:
-        at_rest = jnp.pad(at_rest[..., :-1], ((0, 0), (0, 0), (1, 0)), constant_values=True)
-    return at_rest
+        converged = jnp.pad(converged[..., :-1], ((0, 0), (0, 0), (1, 0)), constant_values=True)
+    return converged
 
 
 def settling_steps(speeds: Float[Array, "T B N"], tolerance: float) -> Int[Array, "B N"]:

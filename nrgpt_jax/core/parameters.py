@@ -138,13 +138,13 @@ def stacked(table: Table) -> Table:
 
 def stored_specs(table: Table) -> dict[str, Any]:
     """The specs of the stored parameters, by the names under which they are stored."""
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for name, spec in table.items():
         if not isinstance(spec, ParameterSpec):
-            found[name] = stored_specs(spec)
+            result[name] = stored_specs(spec)
         elif spec.bijector != FIXED:
-            found[spec.key(name)] = spec
-    return {name: spec for name, spec in found.items() if spec or isinstance(spec, ParameterSpec)}
+            result[spec.key(name)] = spec
+    return {name: spec for name, spec in result.items() if spec or isinstance(spec, ParameterSpec)}
 
 
 def init_params(key: Key, specs: Table, sizes: Sizes, dtype=jnp.float32) -> dict[str, Any]:
@@ -160,17 +160,17 @@ def init_params(key: Key, specs: Table, sizes: Sizes, dtype=jnp.float32) -> dict
 
 def constrain(values: Mapping[str, Any], table: Table, sizes: Sizes) -> dict[str, Any]:
     """The constrained parameters of a table, by their own names."""
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for name, spec in table.items():
         if not isinstance(spec, ParameterSpec):
-            found[name] = constrain(values.get(name, {}), spec, sizes)
+            result[name] = constrain(values.get(name, {}), spec, sizes)
         elif spec.bijector == FIXED:
-            found[name] = spec.init(None, spec.shape(sizes), jnp.float32)
+            result[name] = spec.init(None, spec.shape(sizes), jnp.float32)
         elif spec.bijector == AS_IS:
-            found[name] = values[name]
+            result[name] = values[name]
         else:
-            found[name] = BIJECTORS[spec.bijector].constrain(values[spec.key(name)])
-    return found
+            result[name] = BIJECTORS[spec.bijector].constrain(values[spec.key(name)])
+    return result
 
 
 def init_parameters(key: Key, specs: Specs, sizes: Sizes, dtype=jnp.float32) -> Params:

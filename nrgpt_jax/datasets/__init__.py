@@ -37,9 +37,9 @@ def load_dataset(data: Mapping[str, Any]) -> Dataset:
     Raises:
       UserError: it cannot be downloaded, read or split; the message says what to do.
     """
-    whole = DATASETS[data["name"]](data)
-    kept = round(data["train_fraction"] * len(whole.train))
-    return whole._replace(train=whole.train.first(kept))
+    complete = DATASETS[data["name"]](data)
+    kept = round(data["train_fraction"] * len(complete.train))
+    return complete._replace(train=complete.train.first(kept))
 
 
 def load_recorded(data: Mapping[str, Any]) -> Dataset:
@@ -60,8 +60,8 @@ def load_recorded(data: Mapping[str, Any]) -> Dataset:
 
 
 def _load_corpus(data: Mapping[str, Any]) -> Dataset:
-    found = _corpora.load(data)
-    return Dataset(found.train, found.validation, found.tokenizer, {}, found.fingerprint)
+    result = _corpora.load(data)
+    return Dataset(result.train, result.validation, result.tokenizer, {}, result.fingerprint)
 
 
 def _load_listops(data: Mapping[str, Any]) -> Dataset:

@@ -65,9 +65,9 @@ def load(data: Mapping[str, Any]) -> Prepared:
     features = shards.features_of(metadata["dtype"])
 
     def stream(split: str) -> Stream:
-        found = shards.shards_of(metadata, split)
+        result = shards.shards_of(metadata, split)
         cure = COPY if copied else None
-        records = RecordStream(found, metadata["record_tokens"], features, cure)
+        records = RecordStream(result, metadata["record_tokens"], features, cure)
         return Stream.of(records.read(0, len(records))[0]) if len(records) <= WHOLE else records
 
     try:
@@ -182,9 +182,9 @@ def _text_plan(text: Text, tokenizer: str, fraction: float) -> Plan:
         lengths.append((len(encoded), len(piece)))
     num_train = int(sum(length for _, length in lengths) * (1.0 - fraction))
     boundary = _byte_of(text, lengths, num_train)
-    made: Tokenizer = CharTokenizer(characters) if tokenizer == "char" else FIXED[tokenizer]()
+    created: Tokenizer = CharTokenizer(characters) if tokenizer == "char" else FIXED[tokenizer]()
     fingerprint = digest({"sha256": checksum.hexdigest(), "validation_fraction": fraction})
-    return Plan(parts.text_parts(text, boundary, ends=False), made, fingerprint)
+    return Plan(parts.text_parts(text, boundary, ends=False), created, fingerprint)
 
 
 def _byte_of(text: Text, lengths: list[tuple[int, int]], character: int) -> int:

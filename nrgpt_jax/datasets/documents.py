@@ -105,7 +105,7 @@ def _decoded(line: bytes, path: str) -> str:
 
 def _json_lines(file: File, field: str, within: Range) -> Texts:
     begin, end = within or (0, None)
-    seen = lacking = 0
+    observed = lacking = 0
     from_start = begin == 0
     with opened(file.path) as lines:
         if begin:  # the line that byte begin - 1 belongs to begins before the range
@@ -116,9 +116,9 @@ def _json_lines(file: File, field: str, within: Range) -> Texts:
                 return
             if line.strip():
                 document = _document_of_line(line, f"{file.path}, byte {begin}")
-                seen, lacking = seen + 1, lacking + (field not in document)
-                if from_start and lacking == seen == WRONG_FIELD:
-                    raise UserError(f"the first {seen:,} lines of {file.path} {no_text(field)}")
+                observed, lacking = observed + 1, lacking + (field not in document)
+                if from_start and lacking == observed == WRONG_FIELD:
+                    raise UserError(f"the first {observed:,} lines of {file.path} {no_text(field)}")
                 text = document.get(field)
                 yield begin, _repaired(text) if isinstance(text, str) else None
             begin += len(line)

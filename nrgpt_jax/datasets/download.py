@@ -42,6 +42,6 @@ def fetch(relative_path: str, url: str, sha256: str) -> Path:
 
 
 def _check(content: bytes, sha256: str, what: str, cure: str) -> None:
-    found = hashlib.sha256(content).hexdigest()
-    if found != sha256:
-        raise UserError(f"{what}has sha256 {found}, expected {sha256}; {cure}")
+    result = hashlib.sha256(content).hexdigest()
+    if result != sha256:
+        raise UserError(f"{what}has sha256 {result}, expected {sha256}; {cure}")

@@ -93,11 +93,11 @@ def _local_file(path: Path, base: Path) -> File:
 def _remote_files(place: str, endings: tuple[str, ...]) -> list[File]:
     with _explained(place):
         system, root = fsspec.core.url_to_fs(place)
-        found = system.find(root, detail=True) or _itself(system, root)
-        base = "" if root in found else root.rstrip("/") + "/"
+        result = system.find(root, detail=True) or _itself(system, root)
+        base = "" if root in result else root.rstrip("/") + "/"
         return [
             File(system.unstrip_protocol(path), _below(path, base), about["size"] or 0)
-            for path, about in found.items()
+            for path, about in result.items()
             if path == root or (has_ending(path, endings) and not _is_hidden(_below(path, base)))
         ]
 

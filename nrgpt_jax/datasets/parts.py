@@ -165,14 +165,14 @@ def document_parts(
         chosen = [f for f, s in zip(files, splits, strict=True) if s == split]
         if split is None:
             fraction = _fraction_for_both(chosen, reader, field, validation_fraction)
-        more = functools.partial(
+        extra = functools.partial(
             DocumentsPart,
             split=split,
             reader=reader,
             field=field,
             validation_fraction=fraction,
         )
-        parts += [more(*run) for run in _runs(chosen)]
+        parts += [extra(*run) for run in _runs(chosen)]
     return parts
 
 
@@ -183,14 +183,14 @@ def _splits_of(files: Sequence[File]) -> list[str | None]:
     are drawn, and the user is told why. A file that is named for testing never is.
     """
     named = [own_split(file.name) for file in files]
-    own = None not in named and "validation" in named
-    splits = named if own else [split if split == "test" else None for split in named]
+    local = None not in named and "validation" in named
+    splits = named if local else [split if split == "test" else None for split in named]
     if not {None, "train"} & set(splits):
         raise UserError(
             "the corpus has files for validation or testing and none for training; name one "
             "train, such as train.txt"
         )
-    if not own and any(named):
+    if not local and any(named):
         nameless = next((f.name for f, s in zip(files, named, strict=True) if s is None), "")
         because = f"{nameless} names no split" if nameless else "no file is named for validation"
         but = ", but for files named test, which are left out" if "test" in splits else ""
@@ -240,11 +240,11 @@ def _ranges(file: File) -> list[tuple[Range, int]]:
 
 def _grouped(sizes: list[int]) -> list[tuple[Range, int]]:
     """Neighbouring row groups of about PART_BYTES together."""
-    found: list[tuple[Range, int]] = []
+    result: list[tuple[Range, int]] = []
     first = total = 0
     for group, size in enumerate(sizes, 1):
         total += size
         if total >= PART_BYTES or group == len(sizes):
-            found.append(((first, group), total))
+            result.append(((first, group), total))
             first, total = group, 0
-    return found
+    return result

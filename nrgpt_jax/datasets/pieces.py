@@ -103,21 +103,21 @@ class Text:
         Returns:
           That place; or the first from `at` on where a character begins.
         """
-        begin, seen = max(0, at - 4), b""
+        begin, observed = max(0, at - 4), b""
         if not 0 < at < self.size:
             return Cut(min(max(at, 0), self.size), True)
         first, last = at - begin, at - begin + within
         look = first - 1
         for block in self.blocks(begin, min(self.size, at + within + 4)):
-            seen += block
-            found = _CUT.search(seen, look)
-            if found and found.end() <= last:
-                return Cut(begin + found.end(), True)
-            look = max(look, len(seen) - 1)
+            observed += block
+            result = _CUT.search(observed, look)
+            if result and result.end() <= last:
+                return Cut(begin + result.end(), True)
+            look = max(look, len(observed) - 1)
         if at + within >= self.size:
             return Cut(self.size, True)
-        place = _between_kinds(seen, first, last)
-        return Cut(begin + (place or _character_from(seen, first)), place is not None)
+        place = _between_kinds(observed, first, last)
+        return Cut(begin + (place or _character_from(observed, first)), place is not None)
 
 
 def _length_of_mark(file: File) -> int:
@@ -148,23 +148,23 @@ def cut_text(text: str) -> Iterator[str]:
     return (piece.decode("utf-8") for piece in cut(slices))
 
 
-def _last_place(seen: bytes, searched: int) -> int:
+def _last_place(observed: bytes, searched: int) -> int:
     """The last place to cut, behind what was searched in vain; 0: wait for more."""
-    for begin in (max(searched, len(seen) - 2**12), searched):
-        places = [found.end() for found in _CUT.finditer(seen, begin)]
+    for begin in (max(searched, len(observed) - 2**12), searched):
+        places = [result.end() for result in _CUT.finditer(observed, begin)]
         if places:
             return places[-1]
-    if len(seen) <= LONGEST:
+    if len(observed) <= LONGEST:
         return 0
-    last = len(seen) - 4
-    return _between_kinds(seen, last - NEAR, last) or _character_from(seen, last)
+    last = len(observed) - 4
+    return _between_kinds(observed, last - NEAR, last) or _character_from(observed, last)
 
 
-def _between_kinds(seen: bytes, first: int, last: int) -> int | None:
+def _between_kinds(observed: bytes, first: int, last: int) -> int | None:
     """The first place between two kinds of characters, from byte `first` to byte `last`."""
     last = min(last, first + NEAR)
-    place = _character_from(seen, max(0, first - 4))
-    text = seen[place : last + 4].decode("utf-8", "ignore")
+    place = _character_from(observed, max(0, first - 4))
+    text = observed[place : last + 4].decode("utf-8", "ignore")
     for one, other in itertools.pairwise(text):
         place += len(one.encode())
         if first <= place <= last and _may_part(one, other):
@@ -188,6 +188,6 @@ def _kind(character: str) -> str:
     return category[0] if category[0] in "LN" else "other"
 
 
-def _character_from(seen: bytes, at: int) -> int:
+def _character_from(observed: bytes, at: int) -> int:
     """The first place from `at` on where a character of UTF-8 begins."""
-    return next((i for i in range(at, len(seen)) if seen[i] & 0xC0 != 0x80), len(seen))
+    return next((i for i in range(at, len(observed)) if observed[i] & 0xC0 != 0x80), len(observed))

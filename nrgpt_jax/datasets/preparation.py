@@ -134,8 +134,8 @@ def _tasks(plan: Plan, folder: Path, name: str) -> list[Task]:
         counts.update({split: number + 1 for split, number in places[-1]})
     layout = Layout(folder, name, {split: count for split, count in counts.items() if count})
     tokenizer = as_record(plan.tokenizer)
-    made = zip(plan.parts, places, strict=True)
-    return [Task(i, part, layout, place, tokenizer) for i, (part, place) in enumerate(made)]
+    created = zip(plan.parts, places, strict=True)
+    return [Task(i, part, layout, place, tokenizer) for i, (part, place) in enumerate(created)]
 
 
 def _result(task: Task) -> list[Written] | None:
@@ -163,16 +163,16 @@ def _finish(plan: Plan, tasks: list[Task]) -> None:
 def _report(plan: Plan, splits: Mapping[str, list[Written]]) -> None:
     """Says how a corpus was split and what was left out. Raises UserError if nothing is left."""
     sums = {name: [sum(c) for c in zip(*written, strict=True)] for name, written in splits.items()}
-    whole = {name: Written(*found) for name, found in sums.items()}
-    skipped = sum(w.skipped for w in whole.values())
-    total, count = (sum(getattr(w, n) for w in whole.values()) for n in ("tokens", "documents"))
+    complete = {name: Written(*sums_of) for name, sums_of in sums.items()}
+    skipped = sum(w.skipped for w in complete.values())
+    total, count = (sum(getattr(w, n) for w in complete.values()) for n in ("tokens", "documents"))
     if total == 0 or (plan.field and total == count):  # of empty documents there are only ends
         if skipped:
             raise UserError(f"all {skipped:,} documents of the corpus {no_text(plan.field)}")
         raise UserError("the corpus is empty: there is nothing to train on")
     if skipped:
         print(f"{skipped:,} documents without a text are left out", file=sys.stderr)
-    shares = [f"{n} {w.tokens:,} tokens ({w.tokens / total:.1%})" for n, w in whole.items()]
+    shares = [f"{n} {w.tokens:,} tokens ({w.tokens / total:.1%})" for n, w in complete.items()]
     print(", ".join(shares), file=sys.stderr)
 
 

@@ -180,11 +180,11 @@ def finished(
         record = json.loads(layout.progress(part).read_text())
         if record["key"] != key:
             return None
-        found = [Written(*values) for values in record["shards"]]
+        result = [Written(*values) for values in record["shards"]]
         sizes = [layout.shard(*shard).stat().st_size for shard in shards]
     except (OSError, LookupError, ValueError, TypeError):
         return None
-    return found if sizes == [written.bytes for written in found] else None
+    return result if sizes == [written.bytes for written in result] else None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -228,8 +228,8 @@ def write_metadata(
     template = tfds.core.ShardedFileTemplate(
         data_dir=layout.folder, dataset_name=layout.name, filetype_suffix="array_record"
     )
-    made = [_split_info(name, written, template) for name, written in splits.items()]
-    info.set_splits(tfds.core.splits.SplitDict(made))
+    created = [_split_info(name, written, template) for name, written in splits.items()]
+    info.set_splits(tfds.core.splits.SplitDict(created))
     staging = layout.folder / "progress" / "metadata"
     staging.mkdir(parents=True, exist_ok=True)
     info.write_to_directory(staging)
@@ -265,16 +265,16 @@ def read_metadata(folder: Path, cure: str = REMAKE) -> dict[str, Any]:
       UserError: it is damaged, or a shard is not whole.
     """
     try:
-        found = json.loads((folder / METADATA).read_text())
-        msgspec.convert(found, Metadata, strict=True)
-        counts = {split: len(written) for split, written in found["shards"].items()}
+        result = json.loads((folder / METADATA).read_text())
+        msgspec.convert(result, Metadata, strict=True)
+        counts = {split: len(written) for split, written in result["shards"].items()}
         info = msgspec.json.decode((folder / INFO).read_bytes(), type=Info)
         layout = Layout(folder, info.name, counts)
-        found["paths"] = {
+        result["paths"] = {
             split: [_whole(layout.shard(split, i), w["bytes"], cure) for i, w in enumerate(written)]
-            for split, written in found["shards"].items()
+            for split, written in result["shards"].items()
         }
-        return found
+        return result
     except UserError:
         raise
     except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
@@ -282,9 +282,9 @@ def read_metadata(folder: Path, cure: str = REMAKE) -> dict[str, Any]:
 
 
 def _whole(path: Path, size: int, cure: str) -> Path:
-    found = path.stat().st_size if path.is_file() else None
-    if found != size:
-        what = "is missing" if found is None else f"has {found:,} bytes, not {size:,}"
+    result = path.stat().st_size if path.is_file() else None
+    if result != size:
+        what = "is missing" if result is None else f"has {result:,} bytes, not {size:,}"
         raise UserError(f"the shard {path} {what}; {cure}")
     return path
 

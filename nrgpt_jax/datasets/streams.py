@@ -72,8 +72,8 @@ class ArrayStream(Stream):
 
 
 class _Beginning(Stream):
-    def __init__(self, whole: Stream, count: int):
-        self._whole, self._count = whole, count
+    def __init__(self, complete: Stream, count: int):
+        self._whole, self._count = complete, count
 
     def __len__(self) -> int:
         return self._count

@@ -190,10 +190,10 @@ def from_record(record: Any) -> Tokenizer:
     """The tokenizer. Raises ValueError, of one line, where the record is none."""
     kind, vocabulary = msgspec.structs.astuple(msgspec.convert(record, Record, strict=True))
     if kind in FIXED:
-        made = FIXED[kind]()
-        if vocabulary is not None and len(vocabulary) != made.size:  # older ones list it
-            raise ValueError(f"a {kind} tokenizer has {made.size:,} symbols")
-        return made
+        created = FIXED[kind]()
+        if vocabulary is not None and len(vocabulary) != created.size:  # older ones list it
+            raise ValueError(f"a {kind} tokenizer has {created.size:,} symbols")
+        return created
     if vocabulary is None:
         raise ValueError(f"a {kind} tokenizer has no vocabulary")
     _check_vocabulary(kind, vocabulary)

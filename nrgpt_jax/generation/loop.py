@@ -107,8 +107,8 @@ def decode_until(
 
     def add_token(w: Window):
         logits = of_symbols(w.next_logits, num_symbols)
-        seen = _seen(w, num_symbols) if on.repetition_penalty else None
-        token = next_token(jax.random.fold_in(key, w.drawn), logits, sampling, on, seen)
+        present = _present(w, num_symbols) if on.repetition_penalty else None
+        token = next_token(jax.random.fold_in(key, w.drawn), logits, sampling, on, present)
         log_prob = jax.nn.log_softmax(logits)[rows, token]
         done = w.done | (token == end_token)
         at = (rows, w.lengths)  # of an ended row: behind its text, where nobody reads
@@ -132,7 +132,7 @@ def decode_until(
     return jax.lax.while_loop(unfinished, add_token, window)
 
 
-def _seen(w: Window, num_symbols: int) -> Bool[Array, "B V"]:
+def _present(w: Window, num_symbols: int) -> Bool[Array, "B V"]:
     """Which tokens stand in each sequence."""
     written = jnp.arange(w.tokens.shape[1])[None] < w.lengths[:, None]
     marks = jnp.zeros((len(w.tokens), num_symbols), bool)

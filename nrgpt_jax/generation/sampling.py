@@ -70,9 +70,9 @@ def check_sampling(sampling: Sampling) -> None:
         require(good, name, getattr(sampling, name), allowed)
 
 
-def penalize(logits: Logits, seen: Bool[Array, "B V"], penalty: float) -> Logits:
+def penalize(logits: Logits, present: Bool[Array, "B V"], penalty: float) -> Logits:
     """Makes tokens that were seen less probable: CTRL's penalty (arXiv 1909.05858, section 4.1)."""
-    return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
+    return jnp.where(present, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
 def filter_logits(logits: Logits, sampling: Sampling, on: Switches) -> Logits:
@@ -106,7 +106,7 @@ def next_token(
     logits: Logits,
     sampling: Sampling,
     on: Switches,
-    seen: Bool[Array, "B V"] | None = None,
+    present: Bool[Array, "B V"] | None = None,
 ) -> Int[Array, "B"]:
     """Draws one token a row.
 
@@ -117,8 +117,8 @@ def next_token(
       on: `switches(sampling)`.
       seen: the tokens that a repetition penalty is for.
     """
-    if on.repetition_penalty and seen is not None:
-        logits = penalize(logits, seen, sampling.repetition_penalty)
+    if on.repetition_penalty and present is not None:
+        logits = penalize(logits, present, sampling.repetition_penalty)
     if on.greedy:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     return jax.random.categorical(key, filter_logits(logits, sampling, on)).astype(jnp.int32)

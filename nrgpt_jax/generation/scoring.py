@@ -49,7 +49,7 @@ def log_likelihood(
     """
     pairs = [_pair(*pair, model) for pair in zip(contexts, continuations, strict=True)]
     order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0]))  # little padding
-    found: dict[int, Likelihood] = {}
+    result: dict[int, Likelihood] = {}
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         width = bucket(len(pairs[chosen[0]][0]) - 1, model.context_length)
@@ -60,8 +60,8 @@ def log_likelihood(
             text, new = pairs[i]
             part = slice(len(text) - 1 - new, len(text) - 1)
             total = float(np.sum(log_probs[row, part], dtype=np.float64))
-            found[i] = Likelihood(total, bool(best[row, part].all()))
-    return [found[i] for i in range(len(pairs))]
+            result[i] = Likelihood(total, bool(best[row, part].all()))
+    return [result[i] for i in range(len(pairs))]
 
 
 def _pair(context, continuation, model: LanguageModel) -> tuple[np.ndarray, int]:
@@ -141,9 +141,9 @@ def read_decoded(
 @partial(jax.jit, static_argnums=(0, 1))
 def _read(model, decoding, variables, tokens):
     call = partial(model.apply, variables)
-    given, following = tokens[:, :-1], tokens[:, 1:]
-    cache = call(*given.shape, decoding.cache, method=model.empty_cache)
-    x = call(given, method=model.embed)
+    inputs, following = tokens[:, :-1], tokens[:, 1:]
+    cache = call(*inputs.shape, decoding.cache, method=model.empty_cache)
+    x = call(inputs, method=model.embed)
     x, steps = call(x, cache, decoding, method=decode_scan)
     log_probs = map_logits(model, variables["params"], x, _log_probs, following)
     return log_probs, steps
@@ -183,8 +183,8 @@ def cache_error(
     text = as_tokens(tokens[gone:], model.vocab_size)
     padded = np.pad(text, (0, bucket(len(text), model.context_length) - len(text)))
     ends = np.int32(max(1, prompt - gone)), np.int32(len(text))
-    found = _cache_error(model, decoding, num_symbols, variables, padded[None], *ends)
-    return CacheError(*map(float, found))
+    result = _cache_error(model, decoding, num_symbols, variables, padded[None], *ends)
+    return CacheError(*map(float, result))
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -199,8 +199,8 @@ def _cache_error(model, decoding, num_symbols, variables, tokens, prompt, length
     raw = of_symbols(call(x, method=model.readout)[0], num_symbols)
     exact = jax.nn.log_softmax(raw)
 
-    def compare(found, logits, position):
-        largest, divergence, same = found
+    def compare(result, logits, position):
+        largest, divergence, same = result
         logits = of_symbols(logits, num_symbols)
         p, q = exact[position], jax.nn.log_softmax(logits)
         return (
@@ -210,14 +210,14 @@ def _cache_error(model, decoding, num_symbols, variables, tokens, prompt, length
         )
 
     def one(position, carry):
-        found, cache = carry
+        result, cache = carry
         logits, cache, _ = call(
             tokens[:, position], position[None], cache, decoding, method=model.decode
         )
-        return compare(found, logits[0], position), cache
+        return compare(result, logits[0], position), cache
 
     start = call(tokens, prompt[None], empty(decoding.cache), decoding, method=model.prefill)
-    found = compare((0.0, 0.0, 0.0), start[0][0], prompt - 1)
-    (largest, divergence, same), _ = jax.lax.fori_loop(prompt, length, one, (found, start[1]))
+    result = compare((0.0, 0.0, 0.0), start[0][0], prompt - 1)
+    (largest, divergence, same), _ = jax.lax.fori_loop(prompt, length, one, (result, start[1]))
     count = (length - prompt + 1).astype(jnp.float32)
     return largest, divergence / count, same / count

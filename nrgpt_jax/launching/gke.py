@@ -192,8 +192,8 @@ def _selector(where: Cluster) -> dict[str, str]:
 
 def _join(job: Job, nodes: int) -> list[str]:
     first = f"{job.name}-{_WORKERS}-0-0.{job.name}:{_PORT}"
-    whole = [f"--coordinator_address={first}", f"--num_processes={nodes}"]
-    return [*whole, "--process_id=$(PROCESS_ID)"]
+    complete = [f"--coordinator_address={first}", f"--num_processes={nodes}"]
+    return [*complete, "--process_id=$(PROCESS_ID)"]
 
 
 def _given(job: Job) -> list[dict[str, str]]:

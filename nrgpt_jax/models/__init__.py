@@ -41,14 +41,14 @@ def create_model(config: Mapping[str, Any] | ConfigDict) -> LanguageModel:
     Raises:
       UserError: a field is unknown or has a value that cannot be built; the message names it.
     """
-    given, usual = dict(config.get("model", config)), default_config().model.to_dict()
-    for name in given.keys() - usual.keys():
+    overrides, usual = dict(config.get("model", config)), default_config().model.to_dict()
+    for name in overrides.keys() - usual.keys():
         raise UserError(f"unknown field model.{name}; there are {', '.join(usual)}")
-    fields = {**usual, **given}
+    fields = {**usual, **overrides}
     check_model(fields)
     name, nrgpt = fields["name"], is_nrgpt(fields["name"])
-    own = NRGPT if nrgpt else GPT
-    known = {n: v for n, v in fields.items() if n in own.__dataclass_fields__ and n != "name"}
+    module = NRGPT if nrgpt else GPT
+    known = {n: v for n, v in fields.items() if n in module.__dataclass_fields__ and n != "name"}
     known["num_distinct_layers"] = fields["num_distinct_layers"] or (
         fields["num_steps"] if name == "GPT" else 1
     )

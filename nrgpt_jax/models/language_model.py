@@ -76,15 +76,15 @@ class LanguageModel(nn.Module):
     def tables(self) -> dict[str, Table]:
         """All parameters of the model: what they are called, and what is known of them."""
         block = self.block_table()
-        found: dict[str, Table] = {
+        groups: dict[str, Table] = {
             "token_embedding": {"embedding": matrix("V D", uses=0)},
             "position_embedding": {"embedding": matrix("N D", uses=0)},
             "block": parameters.stacked(block) if self.num_distinct_layers > 1 else block,
             "final_norm": FINAL_NORM,
         }
         if not self.tied_head:
-            found["head"] = {"kernel": matrix("D V", uses=1), "bias": vector("V")}
-        return found
+            groups["head"] = {"kernel": matrix("D V", uses=1), "bias": vector("V")}
+        return groups
 
     @nn.nowrap
     def with_num_steps(

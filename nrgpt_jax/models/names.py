@@ -30,7 +30,7 @@ def energy_names(model: Mapping[str, Any]) -> tuple[str, ...]:
     `NRGPT_H_FF2W` stands for `model.attention` and FF2W, with `model.energies` besides; `NRGPT`
     for `model.energies` alone.
     """
-    more = tuple(model["energies"])
+    extra = tuple(model["energies"])
     if model["name"] == NRGPT_NAME:
-        return more
-    return (model["attention"], model["name"].removeprefix(NRGPT_PREFIX), *more)
+        return extra
+    return (model["attention"], model["name"].removeprefix(NRGPT_PREFIX), *extra)

@@ -68,22 +68,22 @@ class NRGPT(LanguageModel):
     @nn.nowrap
     def block_table(self) -> Table:
         """The parameters of one block, by term, and those of the norm, rate and rule."""
-        found: dict[str, Specs] = {n: self._specs(e.specs) for n, e in self.terms().items()}
-        found["combination"] = COMBINATIONS[self.combination].specs
-        found["norm"] = NORMS[self.norm].specs
-        found["rate"] = RATES[self.inference_rate].specs(self.inference_rate_init)
-        found["rule"] = RULES[self.rule].specs
-        return found
+        table: dict[str, Specs] = {n: self._specs(e.specs) for n, e in self.terms().items()}
+        table["combination"] = COMBINATIONS[self.combination].specs
+        table["norm"] = NORMS[self.norm].specs
+        table["rate"] = RATES[self.inference_rate].specs(self.inference_rate_init)
+        table["rule"] = RULES[self.rule].specs
+        return table
 
     @nn.nowrap
     def _specs(self, specs: Specs) -> Specs:
         """The table of an energy with alpha and beta as configured."""
-        own = {}
+        overrides = {}
         if "alpha" in specs:
-            own["alpha"] = constant(1.0, "H") if self.learn_alpha else specs["alpha"]
+            overrides["alpha"] = constant(1.0, "H") if self.learn_alpha else specs["alpha"]
         if "beta" in specs:
-            own["beta"] = positive(self.beta) if self.learn_beta else fixed(self.beta)
-        return {**specs, **own}
+            overrides["beta"] = positive(self.beta) if self.learn_beta else fixed(self.beta)
+        return {**specs, **overrides}
 
     @nn.nowrap
     def tables(self) -> dict[str, Table]:

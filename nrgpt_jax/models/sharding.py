@@ -127,14 +127,14 @@ def parameter_partition(spec: Any) -> PartitionSpec:
     """
     if not isinstance(spec, ParameterSpec):
         raise TypeError(f"a parameter is described by {spec!r}, not by a ParameterSpec with axes")
-    free, found = {FSDP, TENSOR}, []
+    free, mesh_axes = {FSDP, TENSOR}, []
     for letter in spec.axes:
         if letter not in SPLIT_OVER:
             raise ValueError(f"axis {letter!r} of a parameter: SPLIT_OVER does not say where to")
         axis = SPLIT_OVER[letter]
-        found.append(axis if axis in free else None)
+        mesh_axes.append(axis if axis in free else None)
         free.discard(axis or "")  # a mesh axis splits one axis of an array
-    return PartitionSpec(*found)
+    return PartitionSpec(*mesh_axes)
 
 
 def parameter_partitions(specs: Any) -> Any:

@@ -123,9 +123,9 @@ def _softmax(scores: Array, mask: Array) -> tuple[Array, Array]:
 def _log_sum_exp(strict: bool, use_device: bool, query: Query, keys: Keys, keep=None) -> PerQuery:
     del use_device, keep
     parts, product = [], partial(jnp.einsum, preferred_element_type=accumulator_type(query))
-    for rows, seen, at in _blocks(query.shape[1]):
-        scores = product("gne,ghke->gnhk", query[:, rows], keys[:, :, :seen])
-        mask = causal_mask(at, seen, strict)[None, :, None]
+    for rows, visible, at in _blocks(query.shape[1]):
+        scores = product("gne,ghke->gnhk", query[:, rows], keys[:, :, :visible])
+        mask = causal_mask(at, visible, strict)[None, :, None]
         parts.append(jnp.swapaxes(_softmax(scores, mask)[1], 1, 2))
     return jnp.concatenate(parts, axis=2)
 
@@ -185,13 +185,13 @@ def _attend(query, keys, weight, keep, strict):
 def _attend_fwd(query, keys, weight, keep, strict):
     outs, logsumexps = [], []
     product = partial(jnp.einsum, preferred_element_type=accumulator_type(query))
-    for rows, seen, at in _blocks(query.shape[1]):
-        k = keys[:, :, :seen]
+    for rows, visible, at in _blocks(query.shape[1]):
+        k = keys[:, :, :visible]
         scores = product("gne,ghke->gnhk", query[:, rows], k)
-        p, logsumexp = _softmax(scores, causal_mask(at, seen, strict)[None, :, None])
+        p, logsumexp = _softmax(scores, causal_mask(at, visible, strict)[None, :, None])
         logsumexps.append(jnp.swapaxes(logsumexp, 1, 2))
-        kept = None if keep is None else jnp.swapaxes(keep[:, :, rows, :seen], 1, 2)
-        p = jnp.swapaxes(weight[:, :, rows], 1, 2)[..., None] * _times(kept, p)
+        keep_rows = None if keep is None else jnp.swapaxes(keep[:, :, rows, :visible], 1, 2)
+        p = jnp.swapaxes(weight[:, :, rows], 1, 2)[..., None] * _times(keep_rows, p)
         outs.append(product("gnhk,ghke->gne", p.astype(query.dtype), k))
     out = jnp.concatenate(outs, axis=1).astype(query.dtype)
     return out, (query, keys, weight, keep, jnp.concatenate(logsumexps, axis=2))
@@ -203,21 +203,21 @@ def _attend_bwd(strict, residuals, cotangent):
     product = partial(jnp.einsum, preferred_element_type=accumulator_type(query))
     groups, heads, num_keys, width = keys.shape
     of_keys = jnp.zeros((groups, width, heads, num_keys), logsumexp.dtype)  # spares transposing
-    for rows, seen, at in _blocks(query.shape[1]):
-        q, k, ct, w = query[:, rows], keys[:, :, :seen], cotangent[:, rows], weight[:, :, rows]
-        kept = None if keep is None else jnp.swapaxes(keep[:, :, rows, :seen], 1, 2)
+    for rows, visible, at in _blocks(query.shape[1]):
+        q, k, ct, w = query[:, rows], keys[:, :, :visible], cotangent[:, rows], weight[:, :, rows]
+        keep_rows = None if keep is None else jnp.swapaxes(keep[:, :, rows, :visible], 1, 2)
         scores = product("gne,ghke->gnhk", q, k)
         excess = scores - jnp.swapaxes(logsumexp[:, :, rows], 1, 2)[..., None]
-        p = jnp.exp(jnp.where(causal_mask(at, seen, strict)[None, :, None], excess, -jnp.inf))
+        p = jnp.exp(jnp.where(causal_mask(at, visible, strict)[None, :, None], excess, -jnp.inf))
         w = jnp.swapaxes(w, 1, 2)[..., None]
-        slope = _times(kept, product("gne,ghke->gnhk", ct, k))
+        slope = _times(keep_rows, product("gne,ghke->gnhk", ct, k))
         mean = jnp.sum(p * slope, axis=-1, keepdims=True)
         of_scores = (w * p * (slope - mean)).astype(query.dtype)
-        kept_p = (w * _times(kept, p)).astype(query.dtype)
+        dropped_p = (w * _times(keep_rows, p)).astype(query.dtype)
         of_query.append(product("gnhk,ghke->gne", of_scores, k))
         of_weight.append(jnp.swapaxes(mean[..., 0], 1, 2))
-        of_k = product("gne,gnhk->gehk", q, of_scores) + product("gne,gnhk->gehk", ct, kept_p)
-        of_keys = of_keys.at[..., :seen].add(of_k)
+        of_k = product("gne,gnhk->gehk", q, of_scores) + product("gne,gnhk->gehk", ct, dropped_p)
+        of_keys = of_keys.at[..., :visible].add(of_k)
     return (
         jnp.concatenate(of_query, axis=1).astype(query.dtype),
         jnp.transpose(of_keys, (0, 2, 3, 1)).astype(keys.dtype),

@@ -28,15 +28,15 @@ def write(folder: Path, names: Iterable[str] | None = None) -> None:
       folder: where the files are.
       names: theirs; None: of all that are there.
     """
-    told = json.dumps(_files(folder) if names is None else sorted(names)) if is_first() else ""
-    sums = _sums(folder, json.loads(gather_texts(told)[0]))  # of what the first process sees
+    message = json.dumps(_files(folder) if names is None else sorted(names)) if is_first() else ""
+    sums = _sums(folder, json.loads(gather_texts(message)[0]))  # of what the first process sees
     host0_first(lambda: disk.write_json(folder / FILE_NAME, {_KIND: sums}))
 
 
 def damage(folder: Path) -> str:
     """What does not match its checksum in a folder; "" where nothing does, or there are none."""
-    told = json.dumps(_expected(folder)) if is_first() else ""
-    wanted, problem = json.loads(gather_texts(told)[0])  # all processes say the same
+    message = json.dumps(_expected(folder)) if is_first() else ""
+    wanted, problem = json.loads(gather_texts(message)[0])  # all processes say the same
     if problem or not wanted:
         return problem
     try:
@@ -55,8 +55,8 @@ def exist(folder: Path) -> bool:
 def _expected(folder: Path) -> tuple[dict[str, str], str]:
     """The checksums by file, and what is wrong even so."""
     try:
-        found = disk.read_json(folder / FILE_NAME, dict[str, dict[str, str]], _CURE)
-        wanted = found[_KIND]
+        record = disk.read_json(folder / FILE_NAME, dict[str, dict[str, str]], _CURE)
+        wanted = record[_KIND]
         missing = sorted(set(wanted) - set(_files(folder)))  # a name cannot lead out of the folder
     except FileNotFoundError:
         return {}, ""

@@ -55,13 +55,13 @@ def load_config(workdir: Path, *, from_version_1: bool = False) -> ConfigDict:
             "nrgpt-jax"
         )
     try:
-        found = read_record(path, RESTORE)
+        result = read_record(path, RESTORE)
     except FileNotFoundError:
         raise UserError(
             f"{workdir} is not a run directory (it has no {CONFIG_FILE}); train first, or name "
             "another --workdir"
         ) from None
-    model = found.given.get("model")
+    model = result.fields_set.get("model")
     if model is None:
         raise UserError(f"{path} describes no model; {RESTORE}")
     if "rule" not in model and not from_version_1:
@@ -69,8 +69,8 @@ def load_config(workdir: Path, *, from_version_1: bool = False) -> ConfigDict:
             f"{workdir} was made by version 0.1, which named parameters otherwise; convert it: "
             f"python -m nrgpt_jax.convert --run={workdir} --workdir=NEW_FOLDER"
         )
-    check_recorded(path, found.config, RESTORE)
-    return found.config
+    check_recorded(path, result.config, RESTORE)
+    return result.config
 
 
 def check_run(workdir: Path, config: ConfigDict, tokenizer: Tokenizer) -> list[str]:
@@ -192,14 +192,14 @@ def in_use(workdir: Path) -> bool:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
     """The fields in which two configurations differ, as `name=old there, new here`."""
-    found = []
+    result = []
     for field in sorted(set(old) | set(new)):
         there, here = old.get(field), new.get(field)
         if isinstance(here, Mapping) and isinstance(there, Mapping):
-            found += differences(there, here, f"{prefix}{field}.")
+            result += differences(there, here, f"{prefix}{field}.")
         elif there != here:
-            found.append(f"{prefix}{field}={there!r} there, {here!r} here")
-    return found
+            result.append(f"{prefix}{field}={there!r} there, {here!r} here")
+    return result
 
 
 def _parameter_difference(old: ConfigDict, new: ConfigDict) -> str:

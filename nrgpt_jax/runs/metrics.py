@@ -40,21 +40,21 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
 
 def _lines(path: Path, content: bytes) -> list[tuple[bytes, dict[str, Any]]]:
     """The lines that can be read, as they are and as records."""
-    found, bad = [], []
+    records, bad = [], []
     lines = content.splitlines(keepends=True)
     for number, line in enumerate(lines, start=1):
         try:
             record = _LINE.decode(line)
             if not isinstance(record["step"], int):
                 raise ValueError("its step is not a number")
-            found.append((line, record))
+            records.append((line, record))
         except (KeyError, ValueError, RecursionError):  # msgspec's errors are ValueErrors
             if number < len(lines) or line.endswith(b"\n"):
                 bad.append(number)
     if bad:
         text = "%s: %d lines cannot be read and are left out (the first is line %d)"
         logging.warning(text, path, len(bad), bad[0])
-    return found
+    return records
 
 
 class MetricWriter:
@@ -84,15 +84,15 @@ class MetricWriter:
         """Drops what is to be dropped, unless that was done. Raises OSError."""
         if self._length >= 0:
             return
-        kept = self._kept()
-        disk.write_whole(self._path, kept)
-        self._length = len(kept)
-        self._digest.update(kept)
+        remaining = self._remaining()
+        disk.write_whole(self._path, remaining)
+        self._length = len(remaining)
+        self._digest.update(remaining)
         self._tensorboard = _TensorBoard(self._workdir / "tensorboard", self._start + 1)
         if self._with_wandb:
             self._wandb = _start_wandb(self._workdir, self._config)
 
-    def _kept(self) -> bytes:
+    def _remaining(self) -> bytes:
         """The lines to go on after."""
         content = self._path.read_bytes() if self._path.exists() else b""
         if self._mark:
@@ -103,8 +103,8 @@ class MetricWriter:
             logging.warning(text, self._path, self._start)
             disk.write_whole(self._workdir / DAMAGED, content)
         lines = _lines(self._path, content)
-        kept = [line for line, record in lines if record["step"] <= self._start]
-        return b"".join(line if line.endswith(b"\n") else line + b"\n" for line in kept)
+        remaining = [line for line, record in lines if record["step"] <= self._start]
+        return b"".join(line if line.endswith(b"\n") else line + b"\n" for line in remaining)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes named scalars of one step; what is not finite is written as null."""

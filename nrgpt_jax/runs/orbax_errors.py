@@ -24,20 +24,20 @@ def failure(call: Callable[[], object]) -> str:
     threading.excepthook = _ignore
     for logger in _LOGGERS:
         logger.addFilter(_without_traceback)
-    found = ""
+    result = ""
     try:
         try:
             call()
         except Exception as error:  # orbax and tensorstore raise many kinds
-            found = reason(error)
-        if found:
+            result = reason(error)
+        if result:
             gc.collect()  # tasks that have failed complain while they are removed
         else:  # after a failure other threads have still to fail
             for logger in _LOGGERS:
                 logger.removeFilter(_without_traceback)
     finally:
         sys.unraisablehook, threading.excepthook = hooks
-    return found
+    return result
 
 
 def _ignore(_: object) -> None:

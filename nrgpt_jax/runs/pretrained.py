@@ -128,16 +128,16 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
 
 def _exported_params(path: Path, model: LanguageModel) -> Any:
     """The parameters of an exported folder, of this model."""
-    found = read_weights(path)
+    weights = read_weights(path)
     wanted = traverse_util.flatten_dict(abstract_params(model), sep="/")
-    for name in sorted(set(wanted) | set(found)):
-        there, here = (_described(arrays.get(name)) for arrays in (found, wanted))
+    for name in sorted(set(wanted) | set(weights)):
+        there, here = (_described(arrays.get(name)) for arrays in (weights, wanted))
         if there != here:
             raise UserError(f"{path} is of another model: parameter {name}: {there}, not {here}")
-    for name, array in found.items():
+    for name, array in weights.items():
         if not np.isfinite(array).all():
             raise UserError(f"{path}: parameter {name} is not finite; {CURE}")
-    return jax.device_put(traverse_util.unflatten_dict(found, sep="/"))  # nothing is compiled
+    return jax.device_put(traverse_util.unflatten_dict(weights, sep="/"))  # nothing is compiled
 
 
 def _described(array: Any) -> str:

@@ -48,12 +48,12 @@ def convert_run(old: Path, new: Path) -> None:
     config = load_config(old, from_version_1=True)
     step, loss = 0, float("nan")
     if (old / WEIGHTS_FILE).exists():
-        found: Mapping[str, np.ndarray] = read_weights(old / WEIGHTS_FILE)
+        weights: Mapping[str, np.ndarray] = read_weights(old / WEIGHTS_FILE)
     else:
         with Checkpoints(old) as checkpoints:
             step, params, loss = checkpoints.restore_as_saved()
-        found = traverse_util.flatten_dict(params, sep="/")
-    flat = {name: np.asarray(value) for name, value in renamed(found).items()}
+        weights = traverse_util.flatten_dict(params, sep="/")
+    flat = {name: np.asarray(value) for name, value in renamed(weights).items()}
     if config.model.name == "GPT" and config.model.num_steps == 1:  # a stack of one block
         flat = {k: v[0] if k.startswith("block/") and v.ndim else v for k, v in flat.items()}
     expected = parameter_shapes(create_model(config))

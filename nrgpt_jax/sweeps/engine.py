@@ -90,9 +90,9 @@ def run_all(
 
 def _waits(workdir: Path, config: ConfigDict, known: Collection[Path]) -> bool:
     """Whether a run begins with the model of one of these that is not trained to its end."""
-    given = config.init_from
-    source = folder_of(given, config.seed, workdir).resolve()
-    return bool(given) and source in known and not is_done(source)
+    parameters = config.init_from
+    source = folder_of(parameters, config.seed, workdir).resolve()
+    return bool(parameters) and source in known and not is_done(source)
 
 
 def _parts(configs: Configs, side_by_side: bool) -> list[Configs]:
@@ -161,12 +161,12 @@ class Training:
     def _log(self, runs: Configs, work: Callable[..., object], *arguments: object) -> None:
         first = next(iter(runs))
         host.cache_compilations(first.parent.parent)
-        with contextlib.ExitStack() as held:
-            log = held.enter_context((first / "log").open("a"))
+        with contextlib.ExitStack() as locked:
+            log = locked.enter_context((first / "log").open("a"))
             log.write(f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S} begins\n")
             log.flush()
-            held.enter_context(contextlib.redirect_stdout(log))
-            held.enter_context(contextlib.redirect_stderr(log))
+            locked.enter_context(contextlib.redirect_stdout(log))
+            locked.enter_context(contextlib.redirect_stderr(log))
             try:
                 work(*arguments)
             except (SystemExit, KeyboardInterrupt):
@@ -221,13 +221,19 @@ def submit_jobs(
         import submitit
     except ImportError:
         raise UserError("the launcher slurm needs submitit: pip install -e '.[sweep]'") from None
-    given = {"timeout_min": MINUTES, "slurm_array_parallelism": launcher.jobs, **launcher.options}
+    parameters = {
+        "timeout_min": MINUTES,
+        "slurm_array_parallelism": launcher.jobs,
+        **launcher.options,
+    }
     try:
         # A job that comes to its time limit is submitted again, as often as it needs.
-        made = submitit.AutoExecutor(root / "jobs", cluster=cluster, slurm_max_num_timeout=RESTARTS)
-        made.update_parameters(**given)
-        with made.batch():
-            return [made.submit(training) for training in trainings]
+        created = submitit.AutoExecutor(
+            root / "jobs", cluster=cluster, slurm_max_num_timeout=RESTARTS
+        )
+        created.update_parameters(**parameters)
+        with created.batch():
+            return [created.submit(training) for training in trainings]
     except Exception as error:  # it raises many kinds
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"the cluster does not take the jobs: {reason}") from None

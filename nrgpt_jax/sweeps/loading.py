@@ -25,13 +25,13 @@ def load_module(experiment: Path) -> ModuleType:
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
-    with _told(experiment):
+    with _message(experiment):
         spec.loader.exec_module(module)
     return module
 
 
 @contextlib.contextmanager
-def _told(experiment: Path) -> Iterator[None]:
+def _message(experiment: Path) -> Iterator[None]:
     """Mistakes in an experiment's own lines end in one line that says where."""
     try:
         yield
@@ -55,7 +55,7 @@ def load(
     module = load_module(experiment)
     if not hasattr(module, "get_sweep"):
         raise UserError(f"{experiment} has no get_sweep(scale); it describes no sweep")
-    with _told(experiment):
+    with _message(experiment):
         configs = dict(module.get_sweep(scale))
     for name, config in configs.items():
         check_complete(config)
@@ -74,8 +74,8 @@ def _changed(configs: dict[str, ConfigDict], changes: dict[str, Any]) -> dict[st
         values = {str(functools.reduce(getitem, names, config)) for config in configs.values()}
         if len(values) > 1:
             raise UserError(f"{field} differs between the runs of this sweep: it cannot be set")
-    found = {name: ConfigDict(config) for name, config in configs.items()}
-    for config in found.values():
+    result = {name: ConfigDict(config) for name, config in configs.items()}
+    for config in result.values():
         config.update_from_flattened_dict(changes)
         check_complete(config)
-    return found
+    return result

@@ -36,8 +36,8 @@ class Progress(NamedTuple):
 def progress(workdir: Path, config: ConfigDict) -> Progress:
     """What the directory of a run says of it."""
     lines = read_metrics(workdir) if workdir.is_dir() else []
-    seen = [line["val/loss"] for line in lines if "val/loss" in line]
-    losses = [math.nan if loss is None else loss for loss in seen]
+    observed = [line["val/loss"] for line in lines if "val/loss" in line]
+    losses = [math.nan if loss is None else loss for loss in observed]
     step = max((line["step"] for line in lines), default=0)
     state = "stopped" if lines else "waiting"
     if is_done(workdir):
@@ -80,10 +80,10 @@ def check_same(workdir: Path, config: ConfigDict) -> None:
 def failure_of(workdir: Path) -> str:
     """Why a run has failed; empty if it has not."""
     try:
-        found = disk.read_json(workdir / FAILURE_FILE, dict[str, Any], "remove it")
+        result = disk.read_json(workdir / FAILURE_FILE, dict[str, Any], "remove it")
     except FileNotFoundError:
         return ""
-    return "" if is_done(workdir) else f"{found.get('kind')}: {found.get('why')}"
+    return "" if is_done(workdir) else f"{result.get('kind')}: {result.get('why')}"
 
 
 def write_summary(path: Path, configs: Mapping[Path, ConfigDict]) -> list[dict[str, Any]]:
@@ -96,15 +96,15 @@ def write_summary(path: Path, configs: Mapping[Path, ConfigDict]) -> list[dict[s
     varied = varied_fields(configs)
     lines = []
     for workdir, config in configs.items():
-        seen = progress(workdir, config)
-        finite = [loss for loss in seen.losses if math.isfinite(loss)]
+        observed = progress(workdir, config)
+        finite = [loss for loss in observed.losses if math.isfinite(loss)]
         lines.append(
             {
                 "run": str(workdir.relative_to(root)),
-                "state": seen.state,
-                "step": seen.step,
+                "state": observed.state,
+                "step": observed.step,
                 "parameters": parameters(workdir),
-                "val/loss": seen.losses[-1] if seen.losses else None,
+                "val/loss": observed.losses[-1] if observed.losses else None,
                 "best val/loss": min(finite, default=None),
                 "failure": failure_of(workdir),
                 **varied[workdir],
@@ -133,21 +133,21 @@ def varied_fields(configs: Mapping[Path, ConfigDict]) -> dict[Path, dict[str, An
 
 
 def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for name, value in fields.items():
         if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{name}.")
+            result |= _flat(value, f"{prefix}{name}.")
         else:
-            found[prefix + name] = value
-    return found
+            result[prefix + name] = value
+    return result
 
 
 def status(configs: Mapping[Path, ConfigDict]) -> list[str]:
     """A line of counts, and one for each run that is being trained or has failed."""
-    seen = {workdir: progress(workdir, config) for workdir, config in configs.items()}
-    counts = Counter(run.state for run in seen.values())
+    observed = {workdir: progress(workdir, config) for workdir, config in configs.items()}
+    counts = Counter(run.state for run in observed.values())
     lines = [", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])]
-    for workdir, run in seen.items():
+    for workdir, run in observed.items():
         name = "/".join(workdir.parts[-2:])
         if run.state == "training":
             loss = f", validation loss {run.losses[-1]:.4f}" if run.losses else ""

@@ -83,19 +83,19 @@ def train_side_by_side(
         state: Any = runs.state
         params = _trained(config, sources, rates, model, dataset)
         runs = runs._replace(state=state.replace(params=params))
-    validate, found = _validation(model, config, dataset), list[Evaluation]()
+    validate, result = _validation(model, config, dataset), list[Evaluation]()
     step, begun = 0, time.monotonic()
     for batches in _chunks(config, sources):
         runs, train_loss = advance_all(runs, batches)
         step += len(batches.inputs)
         if step % config.eval_every == 0 or step == total:
-            lost, seen = np.asarray(runs.lost), validate(runs.state.params)
-            hidden = [np.where(lost, np.nan, loss) for loss in (train_loss, seen)]
-            found.append(Evaluation(step, *hidden))
+            lost, observed = np.asarray(runs.lost), validate(runs.state.params)
+            hidden = [np.where(lost, np.nan, loss) for loss in (train_loss, observed)]
+            result.append(Evaluation(step, *hidden))
             least, most = np.nanmin(hidden[1], initial=np.inf), np.nanmax(hidden[1], initial=0)
             said = f"{step} of {total} steps, {time.monotonic() - begun:.0f} s, validation losses"
             print(f"{said} {least:.4f} to {most:.4f}", flush=True)
-    return runs.state.params, found
+    return runs.state.params, result
 
 
 def _program(
@@ -113,8 +113,8 @@ def _program(
         return create_optimizer(scaled, config.train_steps, specs)
 
     def loss_and_grads(params, batch: Batch, key, scale, step):
-        given = model, batch, rows, key, scale, step, depth
-        return jax.value_and_grad(losses.summed_loss, has_aux=True)(params, *given)
+        arguments = model, batch, rows, key, scale, step, depth
+        return jax.value_and_grad(losses.summed_loss, has_aux=True)(params, *arguments)
 
     def initial(seed, rate) -> Runs:
         return Runs(initial_state(model, optimizer_of(rate), seed), jnp.asarray(False))
@@ -128,8 +128,8 @@ def _program(
     def advance_all(runs: Runs, batches: Batch) -> tuple[Runs, jax.Array]:
         of_rate = jax.vmap(one_step, (0, None, None, 0))
         of_source = jax.vmap(of_rate, (0, 0, 0, None))
-        runs, seen = jax.lax.scan(lambda r, b: of_source(r, b, seeds_S, rates_R), runs, batches)
-        return runs, jnp.mean(seen, axis=0)
+        runs, observed = jax.lax.scan(lambda r, b: of_source(r, b, seeds_S, rates_R), runs, batches)
+        return runs, jnp.mean(observed, axis=0)
 
     begin = jax.jit(jax.vmap(jax.vmap(initial, (None, 0)), (0, None)))
     return begin(seeds_S, rates_R), advance_all
@@ -172,8 +172,8 @@ def _validation(model, config: ConfigDict, dataset: Dataset):
 
     def validate(params: Any) -> np.ndarray:
         windows = validation_batches(dataset.validation, length, config.data.batch_size, most)
-        found = [sums(params, batch) for batch in windows]
-        total = {name: sum(np.asarray(p[name]) for p in found) for name in ("loss", "weights")}
+        result = [sums(params, batch) for batch in windows]
+        total = {name: sum(np.asarray(p[name]) for p in result) for name in ("loss", "weights")}
         return np.asarray(total["loss"] / total["weights"])
 
     return validate
@@ -181,15 +181,15 @@ def _validation(model, config: ConfigDict, dataset: Dataset):
 
 def groups(configs: Mapping[Path, ConfigDict]) -> list[dict[Path, ConfigDict]]:
     """Run directories by what has to be the same of those that are trained side by side."""
-    found: dict[str, dict[Path, ConfigDict]] = {}
+    result: dict[str, dict[Path, ConfigDict]] = {}
     for workdir, config in configs.items():
         same = config.copy_and_resolve_references()
         c = same.optimizer
         ratio = c.final_learning_rate / c.learning_rate  # it is scaled with the other
         same.update_from_flattened_dict(dict.fromkeys(VARIED, 0))
         same.init_from = _of_workdir(config.init_from, workdir)
-        found.setdefault(f"{same.to_json()} {ratio:.6g}", {})[workdir] = config
-    return list(found.values())
+        result.setdefault(f"{same.to_json()} {ratio:.6g}", {})[workdir] = config
+    return list(result.values())
 
 
 def _of_workdir(init_from: str, workdir: Path) -> str:
@@ -219,24 +219,26 @@ def train_directories(configs: Mapping[Path, ConfigDict]) -> None:
     part = lambda share: load_dataset({**config.data, "train_fraction": share}).train
     parts = {share: part(share) for share in {share for _, share in keys}}
     sources = [Source(seed, parts[share]) for seed, share in keys]
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as folders_locked:
         for workdir in configs:
-            held.enter_context(locked(workdir))
-        params, found = train_side_by_side(config, sources, rates, dataset)
-        for workdir, given in configs.items():
-            at = keys.index(source_of(given)), rates.index(given.optimizer.learning_rate)
-            own = given.copy_and_resolve_references()
+            folders_locked.enter_context(locked(workdir))
+        params, result = train_side_by_side(config, sources, rates, dataset)
+        for workdir, arguments in configs.items():
+            at = keys.index(source_of(arguments)), rates.index(arguments.optimizer.learning_rate)
+            variant = arguments.copy_and_resolve_references()
             resolved = config.copy_and_resolve_references()
-            own.model.vocab_size, own.data = resolved.model.vocab_size, resolved.data
-            own.data.train_fraction = given.data.train_fraction
+            variant.model.vocab_size, variant.data = resolved.model.vocab_size, resolved.data
+            variant.data.train_fraction = arguments.data.train_fraction
             of_run = jax.tree.map(lambda leaf, at=at: np.asarray(leaf[at]), params)
-            pretrained = Pretrained(create_model(own), {"params": of_run}, dataset.tokenizer, own)
+            pretrained = Pretrained(
+                create_model(variant), {"params": of_run}, dataset.tokenizer, variant
+            )
             save_pretrained(workdir, pretrained)
-            lines = [json.dumps(_line(evaluation, at)) for evaluation in found]
+            lines = [json.dumps(_line(evaluation, at)) for evaluation in result]
             (workdir / FILE_NAME).write_text("\n".join(lines) + "\n")
 
 
 def _line(evaluation: Evaluation, at: tuple[int, int]) -> dict[str, float | None]:
     number = lambda losses: float(losses[at]) if math.isfinite(losses[at]) else None
-    seen = {"train/loss": evaluation.train_loss, "val/loss": evaluation.validation_loss}
-    return {"step": evaluation.step, **{name: number(losses) for name, losses in seen.items()}}
+    observed = {"train/loss": evaluation.train_loss, "val/loss": evaluation.validation_loss}
+    return {"step": evaluation.step, **{name: number(losses) for name, losses in observed.items()}}

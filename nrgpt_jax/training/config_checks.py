@@ -73,11 +73,11 @@ def _check_depth(config: Mapping[str, Any]) -> None:
 
 def _check_drawn(depth: depths.Depth, model: Mapping[str, Any], prefix: str) -> None:
     """Of settings that are other than all steps, always."""
-    whole = depth.min_steps == depth.max_steps == depth.backprop_steps and depth.loss_steps == 1
+    full = depth.min_steps == depth.max_steps == depth.backprop_steps and depth.loss_steps == 1
     # Steps that have sizes of their own.
-    own = model["per_step_scale"] or model["inference_rate_decay"] < 1
+    per_step = model["per_step_scale"] or model["inference_rate_decay"] < 1
     alike = model["num_distinct_layers"] in (0, 1) and model["name"] != "GPT"
-    alike = alike and not (own and (depth.penalty or not whole))
+    alike = alike and not (per_step and (depth.penalty or not full))
     allowed = "left as it is, like all of depth: the steps of this model are not all alike "
     allowed += (
         "(model.name, model.num_distinct_layers, model.per_step_scale, model.inference_rate_decay)"
@@ -102,8 +102,8 @@ def _check_drawn(depth: depths.Depth, model: Mapping[str, Any], prefix: str) -> 
         allowed,
     )
     allowed = f"0, or at least {prefix}max_steps={depth.max_steps}, with {prefix}refine_passes"
-    whole = depth.backprop_steps == depth.max_steps or not depth.refine_passes
-    require(whole, prefix + "backprop_steps", depth.backprop_steps, allowed)
+    full = depth.backprop_steps == depth.max_steps or not depth.refine_passes
+    require(full, prefix + "backprop_steps", depth.backprop_steps, allowed)
     single, allowed = (
         depth.loss_steps == 1 or not depth.max_burn_in_passes,
         f"1 with {prefix}max_burn_in_passes",
@@ -128,8 +128,8 @@ def check_config(config: Mapping[str, Any], num_devices: int) -> None:
     require_positive(config, "", *_COUNTS)
     require_not_negative(config, "", *_COUNTS_OR_NONE, "seed")
     limits = dict.fromkeys((*_COUNTS, *_COUNTS_OR_NONE), _LARGEST_COUNT)
-    kept, allowed = config["checkpoint_keep"], "at least 2: the last one may be damaged, or bad"
-    require(kept >= 2, "checkpoint_keep", kept, allowed)
+    count, allowed = config["checkpoint_keep"], "at least 2: the last one may be damaged, or bad"
+    require(count >= 2, "checkpoint_keep", count, allowed)
     factor, allowed = config["spike_factor"], "above 1, and finite; 0: never"
     require(factor == 0 or 1 < factor < math.inf, "spike_factor", factor, allowed)
     check_at_most(config, "", {**limits, "seed": LARGEST_SEED})

@@ -48,14 +48,14 @@ def _of_steps(config: Mapping[str, Any]) -> Iterator[str]:
         yield f"optimizer.final_learning_rate={final} is above learning_rate={peak}: it rises"
     if growth > steps:
         yield f"depth.curriculum_steps={growth} is above train_steps={steps}: depth is never whole"
-    every, kept = config["checkpoint_every"], config["checkpoint_keep_every"]
+    every, permanent = config["checkpoint_every"], config["checkpoint_keep_every"]
     if every > steps:
         yield (
             f"checkpoint_every={every} is above train_steps={steps}: a run that is killed begins "
             "again at step 0"
         )
-    if kept % every:
-        yield f"checkpoint_keep_every={kept} is no multiple of checkpoint_every={every}"
+    if permanent % every:
+        yield f"checkpoint_keep_every={permanent} is no multiple of checkpoint_every={every}"
 
 
 def _of_data(data: Mapping[str, Any], windows: int) -> Iterator[str]:

@@ -68,9 +68,9 @@ def of_config(config: Mapping[str, Any]) -> Depth | None:
     fixed = fields["distribution"] == "fixed"
     least = steps if fixed else fields["min_steps"] or 1
     most = steps if fixed else fields["max_steps"] or 2 * steps
-    whole = fields["backprop_steps"] or most
+    steps = fields["backprop_steps"] or most
     depth = Depth(
-        **{**fields, "min_steps": least, "max_steps": most, "backprop_steps": min(whole, most)}
+        **{**fields, "min_steps": least, "max_steps": most, "backprop_steps": min(steps, most)}
     )
     plain = fixed and depth.backprop_steps == steps and depth.loss_steps == 1
     plain = plain and not (depth.penalty or depth.refine_passes or depth.train_on_decoded)
@@ -197,8 +197,8 @@ def _penalty(
         parts.append(depth.penalty * jnp.maximum(gain - depth.penalty_bound, 0.0) ** 2)
     if depth.consistency:
         apart = lambda *xs: model.apply({"params": params}, *xs, method=rollouts.squared_distance)
-        found = [apart(before.x, after.x) for before, after in itertools.pairwise(ends)]
-        parts.append(depth.consistency * jnp.mean(jnp.stack(cast(Any, found)), axis=0))
+        distances = [apart(before.x, after.x) for before, after in itertools.pairwise(ends)]
+        parts.append(depth.consistency * jnp.mean(jnp.stack(cast(Any, distances)), axis=0))
     return sum(parts[1:], parts[0]) if parts else None
 
 

@@ -20,7 +20,7 @@ from nrgpt_jax.processes import host0_first
 from nrgpt_jax.runs.checkpoints import Checkpoints
 
 FOLDER = "diverged"
-_KEPT = 0.9  # of the mean of the losses, from one that is looked at to the next
+_RETAINED = 0.9  # of the mean of the losses, from one that is looked at to the next
 _BEFORE = 5  # losses that the mean is made of, before one can be a spike
 MOST_ROLLBACKS = 10
 
@@ -78,8 +78,8 @@ class SpikeWatch:
             return
         if self.armed and self.count >= _BEFORE and loss > self.factor * self.mean:
             raise Spike(step, loss)
-        kept = _KEPT if self.count else 0.0
-        self.mean, self.count = kept * self.mean + (1 - kept) * loss, self.count + 1
+        retained = _RETAINED if self.count else 0.0
+        self.mean, self.count = retained * self.mean + (1 - retained) * loss, self.count + 1
 
 
 def save_batch(workdir: Path, step: int, batch: Batch) -> Path:
@@ -107,8 +107,8 @@ def ended(error: Diverged, workdir: Path, batch: Batch, checkpoints: Checkpoints
     aside = checkpoints.set_aside(error.bad_from, workdir / FOLDER)
     left = checkpoints.whole_steps("latest")
     begin = f"from the checkpoint of step {left[-1]}" if left else "from the beginning"
-    kept = f"; states that led to it are in {aside[0].parent}" if aside else ""
+    retained = f"; states that led to it are in {aside[0].parent}" if aside else ""
     return RunDiverged(
-        f"the {error} (its batch is {saved}{kept}); lower "
+        f"the {error} (its batch is {saved}{retained}); lower "
         f"--config.optimizer.learning_rate and run the command again: it goes on {begin}"
     )

@@ -41,8 +41,8 @@ def make_eval_step(
         count = next((n for n in range(parts, rows) if rows % n == 0), rows)
         split = jax.tree.map(lambda x: x.reshape(count, -1, x.shape[-1]), batch)
         sums = lambda part: losses.batch_sums(params, model, part, num_symbols)
-        found = jax.lax.map(sums, split)
-        total = jax.tree.map(lambda sums: jnp.sum(sums, axis=0), found)
+        result = jax.lax.map(sums, split)
+        total = jax.tree.map(lambda sums: jnp.sum(sums, axis=0), result)
         return jax.lax.psum(total, sharding.BATCH_AXES)
 
     in_specs = exchange.of_rows(partitions), P(sharding.BATCH_AXES)
@@ -75,8 +75,8 @@ def prompt_accuracy(model: LanguageModel, params: Any, prompts: Prompts, **optio
     A continuation that does not end within `context_length` new tokens counts as wrong. Options
     are those of `continuations`.
     """
-    made = continuations(model, params, prompts, **options)
-    pairs = zip(made, prompts.answers, strict=False)
+    generated = continuations(model, params, prompts, **options)
+    pairs = zip(generated, prompts.answers, strict=False)
     return float(np.mean([is_answered(n.tokens, int(a), model.context_length) for n, a in pairs]))
 
 
@@ -100,7 +100,7 @@ def continuations(
       seed: of the draws.
       cut: may end the work between two calls, from what it is given: their first prompts.
     """
-    chosen, made = prompts.prompts[:limit], []
+    chosen, generated = prompts.prompts[:limit], []
     for start in cut(range(0, len(chosen), PROMPTS_AT_ONCE)):
         part = chosen[start : start + PROMPTS_AT_ONCE]
         filled = part + [part[-1]] * (PROMPTS_AT_ONCE - len(part))  # one compiled shape
@@ -114,8 +114,8 @@ def continuations(
             end_token=prompts.end,
             num_symbols=prompts.num_symbols,
         )
-        made += new[: len(part)]
-    return made
+        generated += new[: len(part)]
+    return generated
 
 
 def is_answered(new: np.ndarray, answer: int, limit: int) -> bool:

@@ -60,10 +60,10 @@ def train(config: ConfigDict, workdir: Path | str) -> dict[str, float]:
         stop = held.enter_context(Stop())
         run = RunDirectory(workdir, config, dataset.tokenizer, changes, lock)
         trainer = Trainer(config, run, dataset, stop)
-        found = trainer.run()
+        result = trainer.run()
     if not trainer.done():
         raise SystemExit(stop.exit_code)
-    return found
+    return result
 
 
 def resolve(config: ConfigDict) -> Dataset:
@@ -110,11 +110,11 @@ class Trainer:
         self.eval_step = evaluation.make_eval_step(self.model, self.mesh, parts, num_symbols)
         self.rows = sharding.local_rows(config.data.batch_size, self.mesh)
         self.shapes = steps.abstract_state(self.model, optimizer, self.mesh)
-        found = run.restored(self.shapes)
-        if found is None:
-            found = self._first_state(optimizer), {}
-        self._go_on_from(*found)
-        self.spikes = SpikeWatch(config.spike_factor, found[1].get("spikes"))
+        result = run.restored(self.shapes)
+        if result is None:
+            result = self._first_state(optimizer), {}
+        self._go_on_from(*result)
+        self.spikes = SpikeWatch(config.spike_factor, result[1].get("spikes"))
         self.last_evaluation: dict[str, float] = {}
 
     def _first_state(self, optimizer: optax.GradientTransformation) -> steps.TrainState:
@@ -195,8 +195,8 @@ class Trainer:
             except Diverged as error:
                 error.first = max(error.first, self.start + 1)  # that this course has seen
                 batches = self._batches(error.first - 1 + self.ahead, None)
-                where, kept = self.run_directory.path, self.run_directory.checkpoints
-                raise ended(error, where, next(batches), kept) from None
+                where, store = self.run_directory.path, self.run_directory.checkpoints
+                raise ended(error, where, next(batches), store) from None
             except Spike as error:
                 self._roll_back(error)
                 return False
@@ -209,9 +209,9 @@ class Trainer:
                 f"{spike}, after {self.spikes.rollbacks} returns to a checkpoint; lower "
                 "--config.optimizer.learning_rate and run the command again"
             )
-        found = self.run_directory.restored(self.shapes)
-        assert found is not None, "a checkpoint has armed the watch"
-        state, place = found
+        result = self.run_directory.restored(self.shapes)
+        assert result is not None, "a checkpoint has armed the watch"
+        state, place = result
         self.spikes = self.spikes.went_back(place.get("spikes"))
         next_batch = spike.step + self.ahead
         self._go_on_from(state, {**place, "next_sample": next_batch * self.config.data.batch_size})
@@ -251,26 +251,26 @@ class Trainer:
         """Evaluates and writes what is found; where a stop cuts it short, it is due again."""
         self.evaluation_due = True
         with self.stop.rescuing(lambda: self._save(step)):
-            found = {} if self.stop.happened else self._found(step)
+            result = {} if self.stop.happened else self._evaluated(step)
         if self.stop.happened:  # what was seen may not be the whole
             return
-        self.writer.write(step, found)
-        if not math.isfinite(found["val/loss"]):
+        self.writer.write(step, result)
+        if not math.isfinite(result["val/loss"]):
             in_a_row = int(self.state.skipped_in_a_row)
-            what = f"validation loss at step {step} is {found['val/loss']}"
+            what = f"validation loss at step {step} is {result['val/loss']}"
             raise Diverged(what, min(step, step - in_a_row + 1), step - in_a_row)
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in found.items())
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in result.items())
         if is_first():
             bar.write(f"step {step:>6}  {shown}", file=sys.stderr)
-        self.last_evaluation = found
-        checkpoints, loss = self.run_directory.checkpoints, found["val/loss"]
+        self.last_evaluation = result
+        checkpoints, loss = self.run_directory.checkpoints, result["val/loss"]
         if loss < checkpoints.best_loss():
             self.run_directory.check()
             proven = not int(self.state.skipped_in_a_row)
             checkpoints.save_best(step, self.state.params, loss, prune=proven)
         self.evaluation_due = False
 
-    def _found(self, step: int) -> dict[str, float]:
+    def _evaluated(self, step: int) -> dict[str, float]:
         """Losses, and answers to prompts."""
         config, params = self.config, self.state.params
         n, size = config.model.context_length, config.data.batch_size
@@ -278,17 +278,17 @@ class Trainer:
             self.dataset.validation, n, size, config.eval_windows, self.rows
         )
         windows = self.stop.cuts_short(windows)
-        found = evaluation.evaluate_loss(self.eval_step, params, windows, self.mesh)
+        result = evaluation.evaluate_loss(self.eval_step, params, windows, self.mesh)
         if self.dataset.prompts and config.eval_prompts and not self.stop.happened:
             prompts = next(iter(self.dataset.prompts.values()))  # the set of all operations
-            found["val/accuracy"] = evaluation.prompt_accuracy(
+            result["val/accuracy"] = evaluation.prompt_accuracy(
                 self.model,
                 sharding.on_one_device(params),
                 prompts,
                 limit=config.eval_prompts,
                 cut=self.stop.cuts_short,
             )
-        return found
+        return result
 
     def _save(self, step: int) -> None:
         """Saves the state; after a skipped step beside all that was kept, since it may be bad."""
@@ -318,8 +318,8 @@ class Trainer:
         )
 
     def _devices(self) -> str:
-        found = f"{jax.device_count()} {jax.devices()[0].platform} device(s)"
+        result = f"{jax.device_count()} {jax.devices()[0].platform} device(s)"
         if jax.process_count() > 1:
-            found += f" of {jax.process_count()} processes"
+            result += f" of {jax.process_count()} processes"
         lengths = [f"{axis} {length}" for axis, length in self.mesh.shape.items() if length > 1]
-        return found + (f" ({' x '.join(lengths)})" if len(lengths) > 1 else "")
+        return result + (f" ({' x '.join(lengths)})" if len(lengths) > 1 else "")

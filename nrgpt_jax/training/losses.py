@@ -63,11 +63,11 @@ def summed_loss(
     weights, targets = jnp.asarray(batch.weights), jnp.asarray(batch.targets)
     read = partial(weighted_sum, model, params)
     if depth is not None:
-        made = make_states(params, model, batch.inputs, rows, key, depth, jnp.asarray(step))
-        of_states = [read(x, weights, cross_entropy, targets) for x in made.states]
-        loss = sum(of_states, jnp.zeros(())) / len(made.states)
-        if made.penalty is not None:
-            loss += jnp.sum(weights * made.penalty)
+        drawn = make_states(params, model, batch.inputs, rows, key, depth, jnp.asarray(step))
+        of_states = [read(x, weights, cross_entropy, targets) for x in drawn.states]
+        loss = sum(of_states, jnp.zeros(())) / len(drawn.states)
+        if drawn.penalty is not None:
+            loss += jnp.sum(weights * drawn.penalty)
         return scale * loss, {}
     variables, rngs, record = {"params": params}, {"dropout": key}, None
     if step_metrics:
@@ -99,6 +99,6 @@ def batch_sums(
             "hits": next_token_accuracy(logits, targets, num_symbols),
         }
 
-    found = map_logits(model, params, state.x, scores, jnp.asarray(batch.targets))
-    sums = {name: jnp.sum(values * batch.weights) for name, values in found.items()}
+    scored = map_logits(model, params, state.x, scores, jnp.asarray(batch.targets))
+    sums = {name: jnp.sum(values * batch.weights) for name, values in scored.items()}
     return {**sums, "weights": jnp.sum(jnp.asarray(batch.weights))}

@@ -49,13 +49,13 @@ class RunDirectory:
 
     def restored(self, shapes: TrainState) -> tuple[Any, Mapping[str, Any]] | None:
         """The latest state and the place in the course of the run, if there is one."""
-        found = self.checkpoints.restore_latest(shapes)
-        if found is None and self.checkpoints.has("best") and not read_metrics(self.path):
+        result = self.checkpoints.restore_latest(shapes)
+        if result is None and self.checkpoints.has("best") and not read_metrics(self.path):
             raise UserError(
                 f"{self.path} holds parameters only (a converted checkpoint?), nothing to "
                 "go on from; name another --workdir"
             )
-        return found
+        return result
 
     def begin(self, start: int) -> None:
         """Records what the run goes by, now that a step was made after step `start`."""

@@ -73,7 +73,7 @@ def _places(state: TrainState) -> TrainState:
 def state_shardings(model: LanguageModel, state: TrainState, mesh: jax.sharding.Mesh) -> TrainState:
     """Where each array of a state lives: parameters, and what the optimizer keeps of each, by
     the axes in the parameter tables; the rest on every device."""
-    whole = sharding.replicated(mesh)
+    everywhere = sharding.replicated(mesh)
     params = sharding.parameter_shardings(parameter_specs(model), mesh)
     with_path = jax.tree_util.tree_leaves_with_path
     shapes = {path: leaf.shape for path, leaf in with_path(state.params)}
@@ -81,11 +81,11 @@ def state_shardings(model: LanguageModel, state: TrainState, mesh: jax.sharding.
 
     def of_optimizer(path: tuple, leaf: jax.ShapeDtypeStruct):
         """What is kept of a parameter lies under its path, in whatever the optimizer is made of."""
-        found = (places.get((path[start:], leaf.shape)) for start in range(len(path)))
-        return next(filter(None, found), whole)
+        candidates = (places.get((path[start:], leaf.shape)) for start in range(len(path)))
+        return next(filter(None, candidates), everywhere)
 
     optimizer = jax.tree_util.tree_map_with_path(of_optimizer, state.optimizer)
-    return TrainState(cast(Any, whole), params, optimizer, whole, whole)
+    return TrainState(cast(Any, everywhere), params, optimizer, everywhere, everywhere)
 
 
 def make_loss_and_grads(

@@ -104,7 +104,7 @@ class StepLog:
     def _speed(self) -> dict[str, float]:
         seconds = time.perf_counter() - self.begin
         speed = self.steps * self.tokens_per_step / seconds
-        found = {"tokens_per_second": speed, "input_wait": self.waited / seconds}
+        speeds = {"tokens_per_second": speed, "input_wait": self.waited / seconds}
         if self.peak:
-            found["mfu"] = speed * self.flops_per_token / self.peak
-        return found
+            speeds["mfu"] = speed * self.flops_per_token / self.peak
+        return speeds

@@ -32,21 +32,21 @@ def initial_params(folder: Path, model: LanguageModel, tokenizer: Tokenizer) -> 
       UserError: there is no such model, on any host, or it does not fit.
     """
     raise_on_all_hosts(lambda: _check_there(folder))  # before all of them read it together
-    found = load_pretrained(folder)
-    if as_record(found.tokenizer) != as_record(tokenizer):
+    source = load_pretrained(folder)
+    if as_record(source.tokenizer) != as_record(tokenizer):
         raise UserError(
             f"init_from={folder} knows other symbols than the data of this run; take the same "
             "config.data, or data.tokenizer=byte or gpt2 for both"
         )
-    wanted, given = _shapes(abstract_params(model)), _shapes(found.variables["params"])
-    for name in sorted(wanted.keys() | given.keys()):
-        if wanted.get(name) != given.get(name):
+    wanted, theirs = _shapes(abstract_params(model)), _shapes(source.variables["params"])
+    for name in sorted(wanted.keys() | theirs.keys()):
+        if wanted.get(name) != theirs.get(name):
             shape = lambda shapes, name=name: shapes.get(name, "none")
             raise UserError(
-                f"init_from={folder} is another model: its {name} is {shape(given)}, that of this "
+                f"init_from={folder} is another model: its {name} is {shape(theirs)}, that of this "
                 f"configuration {shape(wanted)}; take the fields of its config.json in model"
             )
-    return jax.tree.map(np.asarray, found.variables["params"])
+    return jax.tree.map(np.asarray, source.variables["params"])
 
 
 def _check_there(folder: Path) -> None:
