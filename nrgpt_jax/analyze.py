@@ -34,7 +34,9 @@ def define_flags() -> None:
     cli.define_workdir_flag()
     flags.DEFINE_string("prompt", None, "Text; by default the beginning of the validation split.")
     flags.DEFINE_integer("num_steps", None, "Steps of the descent; by default 4 x training's.", 1)
-    flags.DEFINE_float("tolerance", 1e-2, "Relative change of g in a step that counts as rest.")
+    flags.DEFINE_float(
+        "tolerance", 1e-2, "Relative change of g in a step that counts as converged."
+    )
     flags.DEFINE_enum("checkpoint", "best", KINDS, "Which checkpoint of a run.")
     flags.DEFINE_string("out", None, "Folder to write to; by default DIR/analysis.")
 

@@ -161,7 +161,7 @@ def default_config() -> ConfigDict:
     c.checkpoint_every = 500
     c.checkpoint_keep = 2  # the last ones, at least 2; the best one is kept besides
     c.checkpoint_keep_every = 0  # those of steps that this divides are kept for good; 0: none
-    c.max_skipped_steps = 10  # updates that are not finite are left out; so many in a row: the end
+    c.max_skipped_steps = 10  # updates that are not finite are left out; N in a row: the end
     c.spike_factor = 0.0  # a loss above this times its mean: back to the last checkpoint; 0: never
     c.step_metrics = ()  # logged of each recurrent step: energy, energy_change, attention_entropy
     c.wandb = False  # also log to Weights & Biases (pip install wandb)

@@ -43,7 +43,7 @@ def evaluate(
     Args:
       workdir: its directory.
       checkpoint: `best` (lowest validation loss) or `latest`.
-      prompts: answer only so many of each prompt set; 0 answers all.
+      prompts: answer N of each prompt set; 0 answers all.
       num_steps: steps of the descent, of losses and answers; None: as many as in training.
       cache: of the answers, `exact` or `fixed_point`.
 
@@ -52,7 +52,7 @@ def evaluate(
       `accuracy/<set>` (greedy) and `accuracy_sampled/<set>` (drawn at temperature 1).
 
     Raises:
-      UserError: the model cannot make so many steps or has no such cache, or nothing is asked.
+      UserError: the model cannot make N steps or has no such cache, or nothing is asked.
     """
     workdir = Path(workdir)
     config = load_config(workdir)
@@ -115,7 +115,7 @@ def main(
 if __name__ == "__main__":
     _workdir = cli.define_workdir_flag()
     _checkpoint = flags.DEFINE_enum("checkpoint", "best", KINDS, "Which parameters.")
-    _prompts = flags.DEFINE_integer("prompts", 0, "Answer so many of each prompt set; 0: all.", 0)
+    _prompts = flags.DEFINE_integer("prompts", 0, "Answer N of each prompt set; 0: all.", 0)
     _num_steps = flags.DEFINE_integer("num_steps", None, "Steps of the descent; as in training.")
     _cache = flags.DEFINE_enum("cache", "exact", CACHES, "Of the answers, as in sample.")
     cli.run(

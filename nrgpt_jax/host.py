@@ -61,8 +61,8 @@ def use_all_cores(windows_at_once: int) -> None:
     """Prepares for training on CPUs; what runs on an accelerator is not affected.
 
     On CPUs, XLA runs a batched product and most elementwise passes on one thread, so the batch
-    is split over one device a core (eight at most). And it allocates its temporaries anew each
-    step; the C library is told to keep them, because page faults cost as much as the arithmetic.
+    is split over one device a core (eight at most). And it allocates its temporaries again each
+    step; the C library is set to keep them, because page faults cost as much as the arithmetic.
     Once JAX has started its backends, the devices stay as they are.
 
     Args:
@@ -72,7 +72,7 @@ def use_all_cores(windows_at_once: int) -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if "host_platform_device_count" in flags or "JAX_NUM_CPU_DEVICES" in os.environ:
         return
-    # A run that is suspended (Ctrl-Z, a closed laptop) must not look stuck when it goes on.
+    # A run that is suspended (Ctrl-Z, a closed laptop) must not look stuck when it continues.
     waits = _WAIT.format("warn_stuck", 3600), _WAIT.format("terminate", 10**6)
     os.environ["XLA_FLAGS"] = " ".join([*flags.split(), *waits])
     with contextlib.suppress(RuntimeError):  # JAX has started

@@ -8,7 +8,7 @@
     python -m nrgpt_jax.launch --target=local ...
 
 `--dry_run` prints the commands as a shell script and starts nothing. `--action=logs`, `stop` and
-`status` look after what was started. The same command again goes on from the last checkpoint.
+`status` look after what was started. The same command again resumes from the last checkpoint.
 docs/launch.md leads through each target.
 """
 
@@ -134,7 +134,7 @@ def _define_flags() -> None:
     flags.DEFINE_integer("nodes", 1, "slurm, gke with GPUs: number of nodes.")
     flags.DEFINE_integer("gpus", 8, "slurm, gke: GPUs of a node.")
     flags.DEFINE_integer("cpus", 0, "slurm: cores of a node; 0: four a GPU.")
-    flags.DEFINE_string("time", "24:00:00", "slurm: time limit; the job goes on in another one.")
+    flags.DEFINE_string("time", "24:00:00", "slurm: time limit; the job resumes in another one.")
     flags.DEFINE_multi_string("sbatch", [], "slurm: a further option, as --partition=gpu.")
     flags.DEFINE_string("image", "", "gke, xpk: the container image.")
     flags.DEFINE_string("accelerator", "", "gke: label of the nodes: tpu-v5-lite-podslice, ...")

@@ -3,7 +3,7 @@
     python -m nrgpt_jax.prepare --config=experiments/NAME.py [--config.field=value ...]
         [--workers=N | --beam_options="--runner=..."]
 
-Interrupted or killed, the same command goes on where it was.
+Interrupted or killed, the same command resumes where it was.
 """
 
 from absl import flags

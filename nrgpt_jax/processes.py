@@ -35,7 +35,7 @@ def raise_on_all_hosts(function: Callable[[], Result]) -> Result:
     Raises:
       UserError: of this process, or the first of the others.
       OSError: likewise; by it programs say that the machine failed, not the user.
-      Exception: another one of this process, of which the others have been told.
+      Exception: another one of this process, which is reported to the others.
     """
     result, error = None, None
     try:

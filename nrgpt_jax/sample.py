@@ -31,7 +31,7 @@ from nrgpt_jax.runs.pretrained import Pretrained, load_pretrained
 RULE = "\n" + "-" * 40 + "\n"
 MOST_SAMPLES = 2**16  # of a prompt
 MOST_BYTES = 64 * 2**20  # of a file of prompts
-MORE_STEPS = 4  # until converged: at most so many times the steps of training
+MORE_STEPS = 4  # until converged: at most N times the steps of training
 
 
 class Sample(NamedTuple):

@@ -5,8 +5,8 @@
     python -m nrgpt_jax.sweep --config.field=value ...                    # in every run
 
 An experiment file with `get_sweep(scale)` names the runs: configurations by name, of which each has
-a directory `DIR/NAME`. The same command again goes on: what is trained is left, what was stopped
-goes on, what has failed is told apart (`--retry` trains it again). `DIR/summary.csv` has a line for
+a directory `DIR/NAME`. The same command again resumes: what is trained is left, what was stopped
+resumes, what has failed is reported apart (`--retry` trains it again). `DIR/summary.csv` has a line for
 each run.
 """
 
@@ -55,7 +55,7 @@ def main(f: flags.FlagValues, changes: Mapping[str, Any]) -> None:
     if left:
         raise UserError(
             f"{len(left)} of {len(configs)} runs are not trained to their end "
-            f"({left[0]}); the same command goes on"
+            f"({left[0]}); the same command resumes"
         )
 
 
@@ -63,7 +63,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("sweep", None, "FILE.py or FILE.py:SCALE, with get_sweep.", required=True)
     flags.DEFINE_string("runs", None, "Where the runs are; runs/FILE-SCALE by default.")
     flags.DEFINE_enum("launcher", "local", LAUNCHERS, "Here, or on a SLURM cluster.")
-    flags.DEFINE_integer("jobs", 2, "Train so many at a time.", 1)
+    flags.DEFINE_integer("jobs", 2, "Train N at a time.", 1)
     flags.DEFINE_multi_string("option", [], "NAME=VALUE of submitit: timeout_min=60, ...")
     flags.DEFINE_boolean("side_by_side", False, "Like runs as one program, for an accelerator.")
     flags.DEFINE_boolean("retry", False, "Train again what has failed.")

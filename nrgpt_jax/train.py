@@ -2,7 +2,7 @@
 
     python -m nrgpt_jax.train --config=experiments/NAME.py --workdir=DIR [--config.field=value ...]
 
-The same command goes on with a run that was stopped. On several hosts each process runs it: on
+The same command resumes a run that was stopped. On several hosts each process runs it: on
 TPU slices, under SLURM and under Open MPI as it is, elsewhere with --coordinator_address=HOST:PORT,
 --num_processes=P and --process_id=0 to P-1 besides.
 """

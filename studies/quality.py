@@ -82,7 +82,7 @@ def loss(workdir: Path) -> float:
         return math.inf if last is None else last
     if failure_of(workdir).startswith(RunDiverged.__name__):
         return math.inf
-    raise UserError(f"{workdir} is not trained to its end; the same command goes on")
+    raise UserError(f"{workdir} is not trained to its end; the same command resumes")
 
 
 def page(found: dict[str, dict[str, Any]], text: str) -> str:

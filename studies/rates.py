@@ -48,8 +48,8 @@ def _certificates(trained: Pretrained, dataset: Dataset) -> dict[str, Any]:
     certificates = [found.certificate for found in seen]
     longer = max(LONG, seen[0].num_steps)
     late = [examine(trained, found.tokens, num_steps=longer).certificate for found in seen]
-    at_rest = sum(c.steps_at_rest for c in late)
-    rose = sum(c.rises_converged * c.steps_at_rest for c in late if c.steps_at_rest)
+    at_rest = sum(c.steps_converged for c in late)
+    rose = sum(c.rises_converged * c.steps_converged for c in late if c.steps_converged)
     mean = lambda values: float(np.mean(list(values)))
     whole = not any(found.diverged_at for found in seen)
     at_end = lambda values: mean(values) if whole else math.nan
@@ -59,7 +59,7 @@ def _certificates(trained: Pretrained, dataset: Dataset) -> dict[str, Any]:
         "largest_eigenvalue": certificates[0].largest_eigenvalue,
         "uphill": mean(c.uphill for c in certificates),
         "rises": mean(c.rises for c in certificates),
-        "steps_at_rest": at_rest,
+        "steps_converged": at_rest,
         "rises_converged": rose / at_rest if at_rest else float("nan"),
         "largest_step_scale": min(c.largest_step_scale for c in certificates),
         "diverged_at": [found.diverged_at for found in seen],

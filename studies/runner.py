@@ -27,7 +27,7 @@ def define_flags(runs: str, seeds: int) -> None:
     flags.DEFINE_string("runs", runs, "Where the runs are, or are to be.")
     flags.DEFINE_integer("seeds", seeds, "Train so many of each.", 0)
     flags.DEFINE_list("only", [], "Train these variants; all by default.")
-    flags.DEFINE_integer("jobs", 2, "Train so many at a time.", 1)
+    flags.DEFINE_integer("jobs", 2, "Train N at a time.", 1)
     text = "Train the runs of a variant as one program, for an accelerator."
     flags.DEFINE_boolean("side_by_side", False, text)
     flags.DEFINE_boolean("retry", False, "Train again what has failed.")

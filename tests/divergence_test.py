@@ -59,7 +59,7 @@ def test_too_many_in_a_row_end_the_run_and_the_advice_works(config, tmp_path, mo
         spoil(patch, *range(6, 100))
         with pytest.raises(UserError) as error:
             loop.train(config, workdir)
-    for part in ("not finite in 3 steps in a row", "step_7.npz", "goes on from the checkpoint of"):
+    for part in ("not finite in 3 steps in a row", "step_7.npz", "resumes from the checkpoint of"):
         assert part in str(error.value)
     batch = np.load(workdir / "diverged/step_7.npz")
     assert batch["step"] == 7
@@ -88,7 +88,7 @@ def test_a_learning_rate_that_breaks_the_state_is_survived(config, tmp_path):
     rate = config.optimizer.learning_rate
     config.update({"train_steps": 20, "eval_every": 100})
     config.optimizer.update({"learning_rate": 1e38, "clip_norm": 0.0})
-    with pytest.raises(UserError, match="goes on from the checkpoint of step 4"):
+    with pytest.raises(UserError, match="resumes from the checkpoint of step 4"):
         loop.train(config, workdir)
     config.optimizer.learning_rate = rate
     assert np.isfinite(loop.train(config, workdir)["val/loss"])

@@ -86,7 +86,7 @@ def test_stopped_and_continued_equals_left_alone(config, whole, tmp_path, monkey
     assert max(r["step"] for r in values(tmp_path / "parts")) <= step
     loop.train(config, tmp_path / "parts")
     assert values(tmp_path / "parts") == values(whole)
-    assert f"going on from step {step}" in capfd.readouterr().err
+    assert f"resuming from step {step}" in capfd.readouterr().err
 
 
 def test_terminated_is_saved_and_told_by_the_exit_code(config, tmp_path, monkeypatch, capfd):

@@ -31,7 +31,7 @@ class Certificate(NamedTuple):
     contradicted: int  # token steps that begin uphill although that is promised not to happen
     uphill: float  # share of token steps that begin uphill, context held fixed
     rises: float  # share of token steps whose energy rises, context held fixed
-    steps_at_rest: int  # token steps whose context was at rest, but for empty contexts
+    steps_converged: int  # token steps whose context was converged, but for empty contexts
     rises_converged: float  # share of these in which the energy rose; nan where there are none
     rises_at_rest_by_token: tuple[float, ...]  # the same of each token, also of an empty context
     largest_step_scale: float  # times the model's own steps, for descent at all steps seen
@@ -66,7 +66,7 @@ def certificate(trained: Pretrained, states: np.ndarray, measured: Evidence) -> 
         contradicted=contradicted,
         uphill=float(np.mean(measured.uphill)),
         rises=float(np.mean(measured.rises)),
-        steps_at_rest=int(converged[some].sum()),
+        steps_converged=int(converged[some].sum()),
         rises_converged=share(rose[some].sum(), converged[some].sum()),
         rises_at_rest_by_token=tuple(map(share, rose, converged)),
         largest_step_scale=float(measured.largest_scales.min()),

@@ -25,7 +25,7 @@ from nrgpt_jax.models.readout import of_symbols
 from nrgpt_jax.runs.pretrained import Pretrained
 
 LARGEST = 1e6  # energies beyond this times the first have diverged
-TOP = 5  # so many of the most probable next tokens are kept
+TOP = 5  # N of the most probable next tokens are kept
 MOST_STEPS = 2**12  # all states are kept
 GRID_VALUES = 90_000  # of all landscapes together, at most about
 
@@ -92,7 +92,7 @@ def examine(
       trained: a model with energies.
       tokens: (N,), at most the context length.
       num_steps: T; None: four times as many as in training.
-      tolerance: a token is at rest in a step that changes its g by no more, relative.
+      tolerance: a token is converged in a step that changes its g by no more, relative.
 
     Raises:
       UserError: the model has no energy, the text is empty or too long, or a number is out of
@@ -183,7 +183,7 @@ def _view(model: LanguageModel, variables, states, held_at: int) -> Landscape:
 
 @partial(jax.jit, static_argnums=(0, 3))
 def _attraction(model: LanguageModel, variables, states, steps: int) -> Attraction | None:
-    """Of the last states (N,D), as if the text went on from there with steps like the last.
+    """Of the last states (N,D), as if the text continued from there with steps like the last.
 
     None where the next step is that of another block, or a rule keeps more than the states.
     """

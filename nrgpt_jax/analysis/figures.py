@@ -42,7 +42,7 @@ def energies(result: Analysis) -> Figure:
 
 @mpl.rc_context(STYLE)
 def convergence(result: Analysis) -> Figure:
-    """How far a step goes, in x and in g, the gradient, and when each token came to rest."""
+    """How far a step goes, in x and in g, the gradient, and when each token converged."""
     figure, axes = _figure(2, 2, width=12, height=8)
     gradients = np.linalg.norm(result.path.gradients, axis=-1)
     panels = [
@@ -57,7 +57,7 @@ def convergence(result: Analysis) -> Figure:
         axis.yaxis.set_minor_formatter(mpl.ticker.LogFormatter(minor_thresholds=(1.5, 0.4)))
     axes[1].axhline(result.tolerance, color=ORANGE, lw=1.5)
     axes[1].annotate(
-        "counts as rest",
+        "counts as converged",
         (1, result.tolerance),
         xycoords=("axes fraction", "data"),
         xytext=(0, -12),

@@ -36,7 +36,7 @@ def analyze(
       workdir: a run directory or an exported folder.
       prompt: the text; None: the first 64 tokens of the run's validation split.
       num_steps: of the descent; None: four times as many as in training.
-      tolerance: a token is at rest in a step that changes its g by no more, relative.
+      tolerance: a token is converged in a step that changes its g by no more, relative.
       checkpoint: of a run directory, `best` or `latest`.
       out: the folder to write to; None: `analysis` in the run directory.
 
@@ -105,7 +105,7 @@ def report(result: Analysis) -> str:
     c, steps = result.certificate, result.num_steps
     promise = (
         f"Proposition {c.proposition} applies: {c.reason}.\nA token's energy falls at small steps "
-        "while its context is at rest."
+        "while its context is converged."
         if c.proposition
         else f"Energy is NOT guaranteed to fall: {c.reason}."
     )
@@ -114,7 +114,7 @@ def report(result: Analysis) -> str:
     if c.dtype != "float32":
         promise += f"\nThe model computes in {c.dtype}, whose rounding is not looked at here."
     own_key = "" if c.mask == "strict" else " (its own key too)"
-    rose = f"; energy rose in {percent(c.rises_converged)}" if c.steps_at_rest else ""
+    rose = f"; energy rose in {percent(c.rises_converged)}" if c.steps_converged else ""
     lines = [
         promise,
         f"eta ({c.rate}): eigenvalues of the symmetric part from {c.smallest_eigenvalue:.4g} to "
@@ -126,7 +126,7 @@ def report(result: Analysis) -> str:
         f"  longest steps that descend {_longest(c.largest_step_scale)}",
         f"Slow (g changes by at most {result.tolerance:.3g} of itself in a step):",
         f"  tokens from some step on   {int(np.sum(result.settled < steps))}",
-        f"  token steps with all tokens before it slow {c.steps_at_rest}{rose}",
+        f"  token steps with all tokens before it slow {c.steps_converged}{rose}",
     ]
     if result.attraction is not None and np.isfinite(result.attraction.radius).all():
         near, radius = result.attraction.attracts(result.tolerance).sum(), result.attraction.radius

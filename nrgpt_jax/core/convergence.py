@@ -1,4 +1,4 @@
-"""Does a token come to rest? Its own block of the Jacobian of a step, token by token.
+"""Does a token converge? Its own block of the Jacobian of a step, token by token.
 
 Token A never sees a later one, so the Jacobian of a step of N tokens is block-triangular, and its
 eigenvalues are those of its N blocks on the diagonal, each (D,D):
@@ -10,11 +10,11 @@ Under an inclusive mask a token is a key of its own, and the block holds that to
 by itself, as when it is decoded.
 
 Behind a norm x has directions that energies do not see, its length and its mean, in which nothing
-is ever at rest nor disturbed (an eigenvalue of one). So rest is asked of u = n(x), n the norm
-without gain and bias: the step as a map u(t) -> u(t+1), at the length that x has. Where the
+ever converges nor is disturbed (an eigenvalue of one). So convergence is asked of u = n(x), n the
+norm without gain and bias: the step as a map u(t) -> u(t+1), at the length that x has. Where the
 spectral radius of its block is below one at a fixed point, A returns to it from nearby once the
-tokens before it have, by that factor a step in the long run; so a text is at rest, and stays there,
-when this holds of all its tokens. As long as x grows the factor tends to one.
+tokens before it have, by that factor a step in the long run; so a text is at a fixed point, and
+stays there, when this holds of all its tokens. As long as x grows the factor tends to one.
 Source: none that is published; of block-triangular matrices any book.
 """
 
@@ -44,7 +44,7 @@ class Attraction(NamedTuple):
     speed: Float[Array, "B N"]  # ||u(t+1) - u(t)|| / ||u(t)|| of one more step
 
     def attracts(self, tolerance: float) -> Bool[Array | np.ndarray, "*shape"]:
-        """Of each token: at rest within the tolerance, and returning there from nearby."""
+        """Of each token: converged within the tolerance, and returning there from nearby."""
         return (self.speed <= tolerance) & (self.radius < 1.0 - MARGIN)
 
 

@@ -60,7 +60,7 @@ def evidence(
     Args:
       dynamics_at, inputs: of the steps, as for `dynamics.trajectory`.
       path: their trajectory.
-      tolerance: a context is at rest in a step that changes no g in it by more, relative. What
+      tolerance: a context is converged in a step that changes no g in it by more, relative. What
         little it still moves changes energies as well, so rises are those by a token's own step.
     """
 
@@ -98,8 +98,8 @@ def evidence(
 def relative_speeds(g: Float[Array, "P B N D"]) -> Float[Array, "T B N"]:
     """How far a step moves each token, relative: ||g(t+1) - g(t)|| / ||g(t)||.
 
-    Behind a norm that ignores the length of x a token comes to rest in g = norm(x), which is all
-    that energies see, while x may go on in its own direction for ever.
+    Behind a norm that ignores the length of x a token converges in g = norm(x), which is all
+    that energies see, while x may continue in its own direction for ever.
     """
     moved = jnp.linalg.norm(g[1:] - g[:-1], axis=-1)
     return moved / jnp.maximum(jnp.linalg.norm(g[:-1], axis=-1), jnp.finfo(g.dtype).tiny)
@@ -110,7 +110,7 @@ def context_converged(
 ) -> Bool[Array, "T B N"]:
     """Whether no token of a token's context was faster than `tolerance` in a step.
 
-    An empty context is at rest. Slow is not yet converged: as x grows, steps of the same length
+    An empty context is converged. Slow is not yet converged: as x grows, steps of the same length
     turn it less and less.
     """
     converged = jax.lax.cumprod((speeds <= tolerance).astype(jnp.int32), axis=2) == 1

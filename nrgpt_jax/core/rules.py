@@ -208,7 +208,7 @@ def sphere(params: Params, eta: jax.Array, norm: BoundNorm) -> BoundRule:
     """x <- n(n(x) - eta P diag(gamma) dE/dg), n the norm without gain and bias.
 
     `projected` on the sphere of g, on which states stay: steps of one length turn a token by one
-    angle however many went before, energies are bounded below, and a token can come to rest.
+    angle however many went before, energies are bounded below, and a token can converge.
     For a small step the energy falls as with `projected`, from the second on (the first goes to the
     sphere): n moves along P, which eta follows.
     """

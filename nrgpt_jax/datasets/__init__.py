@@ -50,7 +50,7 @@ def load_recorded(data: Mapping[str, Any]) -> Dataset:
     """
     if not data["fingerprint"]:
         raise UserError(
-            f"the run was converted without its corpus ({data['name']}); convert it anew with "
+            f"the run was converted without its corpus ({data['name']}); convert it again with "
             "--path=CORPUS to use it"
         )
     dataset = load_dataset(data)

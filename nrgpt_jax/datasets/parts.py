@@ -180,7 +180,7 @@ def _splits_of(files: Sequence[File]) -> list[str | None]:
     """The split of each file; None: its documents are drawn for training or validation.
 
     Files that are named by their split keep it; where not all are, or none is for validation, they
-    are drawn, and the user is told why. A file that is named for testing never is.
+    are drawn, and the reason is reported. A file that is named for testing never is.
     """
     named = [own_split(file.name) for file in files]
     local = None not in named and "validation" in named

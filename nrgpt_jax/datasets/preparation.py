@@ -245,7 +245,7 @@ def _in_processes(tasks: list[Task], count: int) -> Iterator[Task]:
             yield futures[future]
     except BrokenProcessPool:
         raise UserError(
-            "a worker was killed (out of memory?); run it again to go on, with fewer --workers"
+            "a worker was killed (out of memory?); run it again to resume, with fewer --workers"
         ) from None
     except BaseException:
         for process in list((pool._processes or {}).values()):

@@ -3,7 +3,7 @@
 A data set lies in `NAME/KEY/VERSION` below the cache folder. KEY changes with all that the tokens
 depend on, VERSION with the layout. A part of the corpus becomes one shard of each split that it
 feeds; `progress/PART.json` says that they are there, and what they hold. `dataset_info.json` is
-written last: without it a data set is not complete, and preparing it goes on where it was.
+written last: without it a data set is not complete, and preparing it resumes.
 """
 
 import contextlib
@@ -26,7 +26,9 @@ from nrgpt_jax.errors import UserError
 VERSION = "2.0.0"
 RECORD_TOKENS = 4096  # a window of 1,025 touches one record, sometimes two
 INFO, METADATA = "dataset_info.json", "metadata.json"
-REMAKE = f"remove {INFO} there and prepare the data again: only what is not whole is made anew"
+REMAKE = (
+    f"remove {INFO} there and prepare the data again: only what is incomplete is computed again"
+)
 
 
 class Written(NamedTuple):

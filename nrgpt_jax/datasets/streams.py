@@ -30,7 +30,7 @@ class Stream(abc.ABC):
         return self.read(0, len(self))[0].astype(np.int32)
 
     def first(self, count: int) -> "Stream":
-        """Its first tokens, so many or all there are."""
+        """Its first N tokens, or all there are."""
         return self if count >= len(self) else _Beginning(self, count)
 
     @abc.abstractmethod
@@ -94,7 +94,7 @@ class RecordStream(Stream):
 
     A window costs one read for each record that it touches. What stays in memory is the index of
     the shards that were read from: about 45 MB for a million records (4 * 10^9
-    tokens). Threads may read together; a copy in another process opens the files anew.
+    tokens). Threads may read together; a copy in another process opens the files again.
     """
 
     def __init__(

@@ -63,7 +63,7 @@ def generate(
     """Continues prompts of any lengths, together.
 
     When a sequence has filled the context length, its oldest `stride` tokens are forgotten and
-    the others are read anew from position 0; so are, unshortened, the sequences beside it, which
+    the others are read again from position 0; so are, unshortened, the sequences beside it, which
     changes nothing but for a fixed-point cache, where text that is read at once descends exactly.
 
     Args:

@@ -47,7 +47,7 @@ def main(folder: Path, prompt: list[int], count: int) -> None:
     expected = dict(zip(sorted(params), prefill.in_avals[:-2], strict=False))
     same = len(expected) == len(params) == len(prefill.in_avals) - 2
     if not same or any(params[name].shape != aval.shape for name, aval in expected.items()):
-        fail(f"the files in {folder} are of several exports; export anew")
+        fail(f"the files in {folder} are of several exports; export again")
     context_length, vocab_size = prefill.in_avals[-2].shape[1], prefill.out_avals[0].shape[1]
     if not 0 < len(prompt) <= context_length - count or count < 0:
         fail(f"prompt and new tokens must fit {context_length} tokens")

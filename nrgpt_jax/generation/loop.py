@@ -93,9 +93,9 @@ def decode_until(
     on: Switches,
     num_symbols: int,
 ) -> Window:
-    """Draws tokens until so many were drawn, all sequences ended, or one needs another slot.
+    """Draws tokens until `until_drawn` were drawn, all sequences ended, or one needs another slot.
 
-    Only what is static compiles anew: numbers of `sampling` may change from call to call.
+    Only what is static compiles again: numbers of `sampling` may change from call to call.
     """
     apply = cast(Any, model.apply)
     rows = jnp.arange(len(window.tokens))

@@ -175,7 +175,7 @@ def cache_error(
     Args:
       model, variables: as of `create_model`.
       tokens: (n,), at most the context length; of longer ones the end is read.
-      prompt: so many tokens, at least 1, are read at once, the others one by one.
+      prompt: the number of tokens, at least 1, that are read at once, the others one by one.
       decoding: the cache in question; the exact one stops tokens by the same rule.
       num_symbols: tokens from here on are padding of the vocabulary, and not compared.
     """

@@ -1,6 +1,6 @@
 """A training program in the background of a machine: start, stop, logs, status, as shell scripts.
 
-It goes on when the connection that has started it is closed. One run of a name at a time; its
+It continues when the connection that has started it is closed. One run of a name at a time; its
 process number is in launched/NAME.pid, its output in launched/NAME.log.
 """
 

@@ -100,7 +100,7 @@ def _check_workdir(workdir: str, claim: str) -> None:
 
 
 def manifest(job: Job, where: Cluster) -> dict[str, Any]:
-    """The JobSet: all pods start anew when one fails, but not after a mistake of the user."""
+    """The JobSet: all pods restart when one fails, but not after a mistake of the user."""
     if not where.image or not where.accelerator:
         raise UserError("GKE needs --image=... and --accelerator=...; docs/launch.md has examples")
     if where.accelerator.startswith("tpu") and not where.topology:

@@ -15,7 +15,7 @@ from nrgpt_jax.errors import UserError
 
 RECORDS = "launched"  # folder of scripts, manifests, logs and process numbers
 GRACE = 120  # seconds to save in, from SIGTERM to SIGKILL
-RESTARTS = 100  # how often a cluster starts a job anew by itself
+RESTARTS = 100  # how often a cluster restarts a job by itself
 ACTIONS = ("start", "stop", "logs", "status")
 _END = "END_OF_FILE"
 

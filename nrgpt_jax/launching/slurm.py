@@ -65,7 +65,7 @@ def _script(job: Job, where: Nodes) -> str:
             call,
             "code=$?",
             f"if [ $code = {STOPPED} ] && [ ${{SLURM_RESTART_COUNT:-0}} -lt {RESTARTS} ]; then",
-            '    scontrol requeue "$SLURM_JOB_ID" # stopped and saved before its end: go on later',
+            '    scontrol requeue "$SLURM_JOB_ID" # stopped and saved before its end: resume later',
             "fi",
             "exit $code",
         ]

@@ -92,7 +92,7 @@ class LanguageModel(nn.Module):
     ) -> tuple["LanguageModel", Variables]:
         """The model and its variables, with `num_steps` steps, which still use its layers in turn.
 
-        Parameters of single steps go on with the last one.
+        Parameters of single steps continue with the last one.
 
         Raises:
           UserError: the model has a block of its own for every step, or there is no step.

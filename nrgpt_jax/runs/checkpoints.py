@@ -76,7 +76,7 @@ class Checkpoints:
     def save_latest(
         self, step: int, state: Any, place: Mapping[str, Any], *, prune: bool = True
     ) -> None:
-        """Saves everything a run needs to go on after `step` steps: its whole state, and where in
+        """Saves everything a run needs to resume after `step` steps: its whole state, and where in
         its course it is (numbers by name).
 
         The parameters stand apart, so that they can be read alone. With `prune`, states that are

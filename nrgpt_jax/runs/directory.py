@@ -1,6 +1,6 @@
 """Run directories: config.json, tokenizer.json, metrics.jsonl, tensorboard/, checkpoints/.
 
-A run directory says everything about its run: `train` goes on with it, `sample` needs nothing
+A run directory says everything about its run: `train` resumes it, `sample` needs nothing
 else, and `evaluate` only the data set that it names.
 """
 
@@ -74,7 +74,7 @@ def load_config(workdir: Path, *, from_version_1: bool = False) -> ConfigDict:
 
 
 def check_run(workdir: Path, config: ConfigDict, tokenizer: Tokenizer) -> list[str]:
-    """Checks that a run that is there already can go on with this configuration.
+    """Checks that a run that is there already can resume with this configuration.
 
     Returns:
       The fields that have changed since it was recorded (none of them fixed).

@@ -93,7 +93,7 @@ class MetricWriter:
             self._wandb = _start_wandb(self._workdir, self._config)
 
     def _remaining(self) -> bytes:
-        """The lines to go on after."""
+        """The lines to resume after."""
         content = self._path.read_bytes() if self._path.exists() else b""
         if self._mark:
             known = content[: self._mark["bytes"]]
@@ -160,7 +160,7 @@ class SilentWriter:
 
 
 class _TensorBoard:
-    """An event file; where it cannot be written the run goes on without.
+    """An event file; where it cannot be written the run continues without.
 
     The records are those of tensorboardX, without the thread that writes them there: on a full
     disk that thread ends, and its queue then blocks the run.
@@ -204,7 +204,7 @@ class _TensorBoard:
 def _start_wandb(workdir: Path, config: Mapping[str, Any]):
     import wandb  # optional; `validate` has seen that it is there
 
-    id_file = workdir / "wandb_id"  # a run that goes on stays one run
+    id_file = workdir / "wandb_id"  # a run that resumes stays one run
     if not id_file.exists():
         disk.write_whole(id_file, uuid.uuid4().hex[:12].encode())
     settings = {"dir": str(workdir), "config": dict(config), "id": id_file.read_text()}

@@ -1,4 +1,4 @@
-"""Runs of version 0.1, whose parameters had other names: read here, to be written anew."""
+"""Runs of version 0.1, whose parameters had other names: read here, to be written again."""
 
 import re
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ _OF_BLOCK = {
 def convert_run(old: Path, new: Path) -> None:
     """Writes a run directory with the parameters of a run or an exported folder of version 0.1.
 
-    They are the best ones (else the latest), and all there is: training does not go on from it.
+    They are the best ones (else the latest), and all there is: training does not resume from it.
 
     Raises:
       UserError: `old` is no such run, or `new` holds a run.

@@ -1,7 +1,7 @@
 """Trains the runs of a sweep: here, in several processes, or as the jobs of a SLURM cluster.
 
-A run is a run directory and its configuration. What is trained is left, what was stopped goes on,
-and what has failed is told apart and left until it is asked for again.
+A run is a run directory and its configuration. What is trained is left, what was stopped resumes,
+and what has failed is kept apart and left until it is asked for again.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ Configs: TypeAlias = Mapping[Path, ConfigDict]
 """Of the runs, by run directory."""
 
 LAUNCHERS = ("local", "slurm")
-MINUTES, RESTARTS = 60, 1000  # of a job on a cluster, unless told otherwise
+MINUTES, RESTARTS = 60, 1000  # of a job on a cluster, by default
 _stopped = threading.Event()  # in a process that trains
 
 
@@ -64,7 +64,7 @@ def run_all(
       configs: the runs; their directories have one parent's parent, for compiled programs.
       launcher: where.
       side_by_side: runs that differ in seed, part of the data and learning rate alone are trained
-        as one program, for an accelerator; those that were begun one by one go on so.
+        as one program, for an accelerator; those that were begun one by one resume so.
       retry: train again what has failed.
       watch: called every few seconds, and at the end.
 

@@ -159,7 +159,7 @@ def _check_step_metrics(config: Mapping[str, Any]) -> None:
 
 
 def _check_batch(config: Mapping[str, Any], rows: int, tensor: int) -> None:
-    """A batch must be split over so many groups of devices, and into parts; the cure is named."""
+    """A batch must be split over N groups of devices, and into parts; the cure is named."""
     size, parts = config["data"]["batch_size"], config["optimizer"]["accumulation_steps"]
     over = f"{rows} devices" if tensor == 1 else f"mesh.data x mesh.fsdp={rows}"
     cure = f"it must be a multiple of {over} x optimizer.accumulation_steps={parts}"

@@ -2,7 +2,7 @@
 
 An update that is not finite is left out (`step`). Too many of them in a row end the run: the batch
 of the first one is saved, and states that led to it are set aside, so that the same command, with
-a smaller learning rate, goes on from one that is good.
+a smaller learning rate, resumes from one that is good.
 """
 
 import io
@@ -31,7 +31,7 @@ class Diverged(Exception):
     Args:
       what: the message.
       first: the first step where they are not.
-      bad_from: the states after so many steps, and after more, are bad.
+      bad_from: the states after this step and later ones are bad.
     """
 
     def __init__(self, what: str, first: int, bad_from: int):
@@ -52,7 +52,7 @@ class SpikeWatch:
 
     Args:
       factor: a loss above this times the mean is a spike; 0: none is.
-      record: `record()` of the watch of a run that is gone on with.
+      record: `record()` of the watch of a run that is resumed.
     """
 
     def __init__(self, factor: float, record: Mapping[str, Any] | None = None):
@@ -102,7 +102,7 @@ class RunDiverged(UserError):
 
 
 def ended(error: Diverged, workdir: Path, batch: Batch, checkpoints: Checkpoints) -> RunDiverged:
-    """Keeps what is needed to look into it; returns the error that says how to go on."""
+    """Keeps what is needed to look into it; returns the error that says how to resume."""
     saved = save_batch(workdir, error.first, batch)
     aside = checkpoints.set_aside(error.bad_from, workdir / FOLDER)
     left = checkpoints.whole_steps("latest")
@@ -110,5 +110,5 @@ def ended(error: Diverged, workdir: Path, batch: Batch, checkpoints: Checkpoints
     retained = f"; states that led to it are in {aside[0].parent}" if aside else ""
     return RunDiverged(
         f"the {error} (its batch is {saved}{retained}); lower "
-        f"--config.optimizer.learning_rate and run the command again: it goes on {begin}"
+        f"--config.optimizer.learning_rate and run the command again: it resumes {begin}"
     )

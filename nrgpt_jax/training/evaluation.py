@@ -29,7 +29,7 @@ def make_eval_step(
     Args:
       model: as of `create_model`.
       mesh: where parameters and batches lie.
-      parts: every device works through its rows in so many parts; in more where these do not
+      parts: every device works through its rows in N parts; in more where these do not
         divide its rows.
       num_symbols: of the tokenizer; tokens from here on are padding, and never the most probable.
     """
@@ -95,7 +95,7 @@ def continuations(
     Args:
       model, params: as of `create_model`.
       prompts: a set of a data set.
-      limit: so many of them.
+      limit: at most N of them.
       settings: how they are continued; greedily by default.
       seed: of the draws.
       cut: may end the work between two calls, from what it is given: their first prompts.

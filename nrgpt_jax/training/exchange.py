@@ -48,7 +48,7 @@ def gather(params: Any, partitions: Any, mesh: Mesh) -> Any:
         return jax.lax.all_gather(part, FSDP, axis=tuple(partition).index(FSDP), tiled=True)
 
     of_all = lambda params: _map(of_one, partitions, params)
-    # Without the barrier, compilers may gather anew in every recurrent step, to save memory.
+    # Without the barrier, compilers may gather again in every recurrent step, to save memory.
     return jax.lax.optimization_barrier(_as_stored(of_all, partitions, mesh)(params))
 
 

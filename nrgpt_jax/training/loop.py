@@ -34,7 +34,7 @@ from nrgpt_jax.training.warm_start import folder_of, initial_params
 
 
 def train(config: ConfigDict, workdir: Path | str) -> dict[str, float]:
-    """Trains until `config.train_steps`, going on from the latest checkpoint if there is one.
+    """Trains until `config.train_steps`, resuming from the latest checkpoint if there is one.
 
     With several processes (`host.join`) all of them call it, with the same arguments.
 
@@ -158,7 +158,9 @@ class Trainer:
         config, start = self.config, self.start
         if self.done():
             workdir = self.run_directory.path
-            log_host0(f"{workdir} is at step {start} already; to go on, raise --config.train_steps")
+            log_host0(
+                f"{workdir} is at step {start} already; to continue, raise --config.train_steps"
+            )
             return {}
         log_host0(self._summary())
         for note in notes(config, len(self.dataset.train) - config.model.context_length):
@@ -178,7 +180,7 @@ class Trainer:
         else:
             step = int(self.state.step)
             log_host0(
-                f"stopped at step {step} and saved in {where}; the same command goes on from there"
+                f"stopped at step {step} and saved in {where}; the same command resumes from there"
             )
         return self.last_evaluation
 
@@ -203,7 +205,7 @@ class Trainer:
         return True
 
     def _roll_back(self, spike: Spike) -> None:
-        """To the last checkpoint; the data go on from where they are."""
+        """To the last checkpoint; the data continue from where they are."""
         if self.spikes.rollbacks >= MOST_ROLLBACKS:
             raise UserError(
                 f"{spike}, after {self.spikes.rollbacks} returns to a checkpoint; lower "
@@ -311,7 +313,7 @@ class Trainer:
 
     def _summary(self) -> str:
         config, count = self.config, sum(p.size for p in jax.tree.leaves(self.state.params))
-        begin = f"going on from step {self.start}" if self.start else "training"
+        begin = f"resuming from step {self.start}" if self.start else "training"
         return (
             f"{begin}: {config.model.name}, {count:,} parameters, to step {config.train_steps} "
             f"on {self._devices()}, in {self.run_directory.path}"

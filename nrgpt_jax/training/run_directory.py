@@ -53,7 +53,7 @@ class RunDirectory:
         if result is None and self.checkpoints.has("best") and not read_metrics(self.path):
             raise UserError(
                 f"{self.path} holds parameters only (a converted checkpoint?), nothing to "
-                "go on from; name another --workdir"
+                "resume from; name another --workdir"
             )
         return result
 

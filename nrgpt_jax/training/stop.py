@@ -110,12 +110,12 @@ class Stop:
         """What to say, and the exit code."""
         try:
             save()
-        except Exception as error:  # a full disk, a state that is not finite: nobody else is told
+        except Exception as error:  # a full disk, a state that is not finite: nobody else knows
             return f"error: stopped, and the last steps are not saved: {error}", FAILED
-        return "stopped and saved; the same command goes on from there", stopped_by(number)
+        return "stopped and saved; the same command resumes from there", stopped_by(number)
 
     def _watch(self) -> None:
-        """Python calls `_note` only between two of its own instructions; this thread is told by
+        """Python calls `_note` only between two of its own instructions; this thread is notified by
         the operating system."""
         with contextlib.suppress(OSError):
             while byte := os.read(self._read, 1):

@@ -178,7 +178,7 @@ def lines(found: dict[str, Any]) -> list[str]:
     """The table of the page."""
     return [
         "As documented: exit code 1 and one line of error where nothing can be written, and no "
-        "file under its name that is not whole; once there is space, the same command goes on and "
+        "file under its name that is not whole; once there is space, the same command resumes and "
         "ends bit by bit as a run that was left alone. " + found["skipped"],
         "",
         *table(["what happened", "where the run was", "tried", "as documented"], found["rows"]),

@@ -86,7 +86,7 @@ def endless(whole: Whole, workdir: Path, source: str, first: int) -> Result:
         wrong.append(f"it does not say how to go on: {endings.last_words(done)}")
     again = _train(whole, workdir, optimizer__learning_rate=1e-4)
     wrong += endings.wrong(again, {0})
-    if begin and begin[1] and f"going on from step {begin[1]}" not in again.stderr:
+    if begin and begin[1] and f"resuming from step {begin[1]}" not in again.stderr:
         wrong.append(f"it does not go on from step {begin[1]}: {again.stderr[: judge.SHORT]}")
     shutil.rmtree(workdir)
     return Result(f"{source} not finite", "from a step on", wrong)
