@@ -6,8 +6,8 @@
 
 An experiment file with `get_sweep(scale)` names the runs: configurations by name, of which each has
 a directory `DIR/NAME`. The same command again resumes: what is trained is left, what was stopped
-resumes, what has failed is reported apart (`--retry` trains it again). `DIR/summary.csv` has a line for
-each run.
+resumes, what has failed is reported apart (`--retry` trains it again). `DIR/summary.csv` has a
+line for each run.
 """
 
 from collections.abc import Mapping, Sequence

@@ -289,7 +289,7 @@ def injection(params: Params, g: States, context: Context) -> Energies:
 
 @energy("leak", {"size": positive(0.1)}, exact=True, batched=True)
 def leak(params: Params, g: States, context: Context) -> Energies:
-    """E = size (g . x - L(x)), whose gradient in g is size x: with it x = -(dE/dg) / size at a fixed point.
+    """E = size (g . x - L(x)), whose gradient in g is size x: x = -(dE/dg) / size at a fixed point.
 
     L is the norm's Lagrangian, grad L(x) = g, which holds of norms without gain; the bracket is
     its Legendre transform, a function of g alone, so x is not differentiated.
