@@ -21,7 +21,7 @@ from absl import flags
 
 from benchmarks.cases import Case
 from nrgpt_jax import cli
-from nrgpt_jax.generation.engine import Settings, cache_bytes, generate, stream
+from nrgpt_jax.generation.generate import Settings, cache_bytes, generate, stream
 from nrgpt_jax.generation.sampling import Sampling
 from nrgpt_jax.models import create_model, model_names
 from studies.tables import table

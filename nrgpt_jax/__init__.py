@@ -11,8 +11,8 @@ if interrupts.is_program():  # Ctrl-C while its imports take their seconds
 
 _HOMES = {
     "create_model": "models",
-    "generate": "generation.engine",
-    "Settings": "generation.engine",
+    "generate": "generation.generate",
+    "Settings": "generation.generate",
     "Convergence": "core.descent",
     "Sampling": "generation.sampling",
     "log_likelihood": "generation.scoring",

@@ -18,7 +18,7 @@ from nrgpt_jax.core.block import CACHES
 from nrgpt_jax.datasets import load_recorded
 from nrgpt_jax.datasets.pipeline import validation_batches
 from nrgpt_jax.errors import UserError
-from nrgpt_jax.generation.engine import Settings, check_settings
+from nrgpt_jax.generation.generate import Settings, check_settings
 from nrgpt_jax.generation.sampling import Sampling
 from nrgpt_jax.models import create_model, sharding
 from nrgpt_jax.runs.checkpoints import KINDS

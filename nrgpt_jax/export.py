@@ -26,10 +26,10 @@ from nrgpt_jax import cli, disk
 from nrgpt_jax.core.block import CACHES
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.generation import exported
-from nrgpt_jax.generation.engine import Settings, check_settings
+from nrgpt_jax.generation.generate import Settings, check_settings
+from nrgpt_jax.generation.sampling import of_symbols
 from nrgpt_jax.models import abstract_params
 from nrgpt_jax.models.decoding import Decoding
-from nrgpt_jax.models.readout import of_symbols
 from nrgpt_jax.runs import checksums
 from nrgpt_jax.runs.checkpoints import KINDS
 from nrgpt_jax.runs.pretrained import SAVED, Pretrained, load_pretrained, save_pretrained

@@ -20,7 +20,7 @@ import numpy as np
 from nrgpt_jax import cli
 from nrgpt_jax.datasets.tokenizers import Tokenizer
 from nrgpt_jax.errors import UserError, require
-from nrgpt_jax.generation.engine import Settings, check_settings, stream
+from nrgpt_jax.generation.generate import Settings, check_settings, stream
 from nrgpt_jax.generation.sampling import Sampling
 from nrgpt_jax.generation.scoring import log_likelihood
 from nrgpt_jax.runs.pretrained import load_pretrained

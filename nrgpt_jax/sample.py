@@ -20,9 +20,9 @@ from nrgpt_jax import cli, host
 from nrgpt_jax.core.block import CACHES
 from nrgpt_jax.core.descent import CRITERIA, Convergence
 from nrgpt_jax.errors import UserError, require
-from nrgpt_jax.generation import engine as generation
+from nrgpt_jax.generation import generate as generation
 from nrgpt_jax.generation import scoring
-from nrgpt_jax.generation.engine import Continuation, Settings
+from nrgpt_jax.generation.generate import Continuation, Settings
 from nrgpt_jax.generation.sampling import Sampling
 from nrgpt_jax.models.decoding import Decoding
 from nrgpt_jax.runs.checkpoints import KINDS

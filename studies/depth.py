@@ -14,7 +14,7 @@ from nrgpt_jax.core.rules import RATES
 from nrgpt_jax.datasets import Prompts, load_recorded
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.generation import scoring
-from nrgpt_jax.generation.engine import Settings, generate
+from nrgpt_jax.generation.generate import Settings, generate
 from nrgpt_jax.models.decoding import Decoding
 from nrgpt_jax.runs.pretrained import Pretrained, load_pretrained
 from nrgpt_jax.training import evaluation

@@ -23,7 +23,7 @@ from nrgpt_jax.core.convergence import Attraction, attraction
 from nrgpt_jax.core.descent import Convergence, RolloutOptions
 from nrgpt_jax.datasets import Dataset, load_recorded
 from nrgpt_jax.datasets.pipeline import validation_batches
-from nrgpt_jax.generation.engine import Settings, cache_bytes, generate
+from nrgpt_jax.generation.generate import Settings, cache_bytes, generate
 from nrgpt_jax.generation.sampling import Sampling
 from nrgpt_jax.generation.scoring import read_decoded
 from nrgpt_jax.models import sharding

@@ -16,7 +16,7 @@ from nrgpt_jax.core.descent import CRITERIA, Convergence
 from nrgpt_jax.core.energies import ENERGIES
 from nrgpt_jax.core.norms import NORMS
 from nrgpt_jax.errors import UserError
-from nrgpt_jax.generation.engine import Settings, cache_bytes, generate
+from nrgpt_jax.generation.generate import Settings, cache_bytes, generate
 from nrgpt_jax.models import model_names
 from nrgpt_jax.models.decoding import Decoding
 

@@ -12,9 +12,9 @@ from nrgpt_jax import create_model
 from nrgpt_jax.configs import default_config
 from nrgpt_jax.core.descent import Convergence
 from nrgpt_jax.errors import UserError
-from nrgpt_jax.generation import engine as generation
-from nrgpt_jax.generation import loop as decoding
-from nrgpt_jax.generation.engine import Continuation, Settings, generate, stream
+from nrgpt_jax.generation import decode as decoding
+from nrgpt_jax.generation import generate as generation
+from nrgpt_jax.generation.generate import Continuation, Settings, generate, stream
 from nrgpt_jax.generation.sampling import Sampling, filter_logits, next_token, penalize, switches
 
 KEY = jax.random.key(0)

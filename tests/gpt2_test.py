@@ -14,7 +14,7 @@ from nrgpt_jax.configs import default_config
 from nrgpt_jax.datasets import load_dataset, parts, tokenizers
 from nrgpt_jax.datasets.tokenizers import Gpt2Tokenizer, load_tokenizer, save_tokenizer
 from nrgpt_jax.errors import UserError
-from nrgpt_jax.generation.engine import Continuation
+from nrgpt_jax.generation.generate import Continuation
 from nrgpt_jax.runs.pretrained import Pretrained, load_pretrained, save_pretrained
 from nrgpt_jax.sample import _printer, sample
 
@@ -116,7 +116,7 @@ def test_samples_end_with_the_document_and_have_no_padding(run, tiny, monkeypatc
         seen.update(more)
         return [Continuation(np.array([257, 260]), np.zeros(2), np.zeros(2)) for _ in starts]
 
-    monkeypatch.setattr("nrgpt_jax.generation.engine.generate", generate)
+    monkeypatch.setattr("nrgpt_jax.generation.generate.generate", generate)
     assert sample(run, "é") == ["éthe<|endoftext|>"]
     assert (seen["num_symbols"], seen["end_token"]) == (tiny.size, tiny.end)
 

@@ -13,7 +13,7 @@ from decoding_helpers import small_model
 from nrgpt_jax.configs import default_config
 from nrgpt_jax.datasets.tokenizers import ByteTokenizer, SymbolTokenizer
 from nrgpt_jax.errors import UserError
-from nrgpt_jax.generation.engine import generate
+from nrgpt_jax.generation.generate import generate
 from nrgpt_jax.generation.sampling import Sampling
 from nrgpt_jax.generation.scoring import log_likelihood
 from nrgpt_jax.runs.pretrained import Pretrained, save_pretrained

@@ -18,7 +18,7 @@ from nrgpt_jax.configs import default_config
 from nrgpt_jax.datasets.tokenizers import SymbolTokenizer
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.export import compiled_functions, export
-from nrgpt_jax.generation.engine import generate
+from nrgpt_jax.generation.generate import generate
 from nrgpt_jax.runs.checkpoints import Checkpoints
 from nrgpt_jax.runs.directory import record_run
 from nrgpt_jax.runs.pretrained import WEIGHTS_FILE, Pretrained, load_pretrained, save_pretrained

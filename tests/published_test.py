@@ -18,7 +18,7 @@ from nrgpt_jax.analysis.report import analyze
 from nrgpt_jax.datasets import Dataset, tokenizers
 from nrgpt_jax.datasets.tokenizers import Gpt2Tokenizer
 from nrgpt_jax.errors import UserError
-from nrgpt_jax.generation.engine import Settings
+from nrgpt_jax.generation.generate import Settings
 from nrgpt_jax.generation.sampling import Sampling
 from nrgpt_jax.runs.directory import load_config
 

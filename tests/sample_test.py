@@ -15,7 +15,7 @@ from nrgpt_jax.datasets import Prompts
 from nrgpt_jax.datasets.pipeline import Batch
 from nrgpt_jax.datasets.tokenizers import ByteTokenizer, CharTokenizer
 from nrgpt_jax.errors import UserError
-from nrgpt_jax.generation.engine import Continuation, Settings
+from nrgpt_jax.generation.generate import Continuation, Settings
 from nrgpt_jax.generation.sampling import Sampling
 from nrgpt_jax.models import sharding
 from nrgpt_jax.training import evaluation

@@ -15,7 +15,7 @@ from train_helpers import TEXT, config_of, stop_at, values
 from nrgpt_jax import evaluate, sample
 from nrgpt_jax.datasets.pipeline import Batch
 from nrgpt_jax.errors import STOPPED, UserError
-from nrgpt_jax.generation.engine import Settings
+from nrgpt_jax.generation.generate import Settings
 from nrgpt_jax.generation.sampling import Sampling
 from nrgpt_jax.models import create_model, parameter_specs, sharding
 from nrgpt_jax.runs import directory as runs

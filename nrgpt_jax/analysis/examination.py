@@ -19,9 +19,9 @@ from nrgpt_jax.core.convergence import Attraction, attraction
 from nrgpt_jax.core.descent import Trajectory, trajectory
 from nrgpt_jax.datasets.tokenizers import Tokenizer
 from nrgpt_jax.errors import UserError, require
-from nrgpt_jax.generation.loop import as_tokens
+from nrgpt_jax.generation.decode import as_tokens
+from nrgpt_jax.generation.sampling import of_symbols
 from nrgpt_jax.models import LanguageModel
-from nrgpt_jax.models.readout import of_symbols
 from nrgpt_jax.runs.pretrained import Pretrained
 
 LARGEST = 1e6  # energies beyond this times the first have diverged

@@ -70,6 +70,15 @@ def check_sampling(sampling: Sampling) -> None:
         require(good, name, getattr(sampling, name), allowed)
 
 
+def of_symbols(logits: jax.Array, num_symbols: int | None) -> jax.Array:
+    """The logits (...,num_symbols) of tokens that stand for something; None: of all (...,V).
+
+    A vocabulary may be padded, to a size that devices divide: whatever draws or ranks tokens
+    leaves that padding out by this function.
+    """
+    return logits[..., :num_symbols]
+
+
 def penalize(logits: Logits, present: Bool[Array, "B V"], penalty: float) -> Logits:
     """Makes tokens that were seen less probable: CTRL's penalty (arXiv 1909.05858, section 4.1)."""
     return jnp.where(present, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)

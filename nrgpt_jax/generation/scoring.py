@@ -10,10 +10,11 @@ import numpy as np
 
 from nrgpt_jax.array_types import Variables
 from nrgpt_jax.errors import UserError, require
-from nrgpt_jax.generation.loop import as_tokens, bucket
+from nrgpt_jax.generation.decode import as_tokens, bucket
+from nrgpt_jax.generation.sampling import of_symbols
 from nrgpt_jax.models import LanguageModel
 from nrgpt_jax.models.decoding import Decoding, decode_scan, forward_cached
-from nrgpt_jax.models.readout import map_logits, of_symbols
+from nrgpt_jax.models.readout import map_logits
 
 
 class Likelihood(NamedTuple):

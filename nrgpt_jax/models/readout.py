@@ -15,15 +15,6 @@ from nrgpt_jax.models.language_model import LanguageModel
 LOGITS_AT_ONCE = 2**25  # numbers; 128 MiB in float32
 
 
-def of_symbols(logits: jax.Array, num_symbols: int | None) -> jax.Array:
-    """The logits (...,num_symbols) of tokens that stand for something; None: of all (...,V).
-
-    A vocabulary may be padded, to a size that devices divide: whatever draws or ranks tokens
-    leaves that padding out by this function.
-    """
-    return logits[..., :num_symbols]
-
-
 def map_logits(
     model: LanguageModel, params: Any, x: BatchStates, function: Callable, *of_tokens: jax.Array
 ) -> Any:

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from nrgpt_jax.datasets import Prompts
 from nrgpt_jax.datasets.pipeline import Batch
 from nrgpt_jax.errors import UserError
-from nrgpt_jax.generation.engine import Continuation, Settings, generate
+from nrgpt_jax.generation.generate import Continuation, Settings, generate
 from nrgpt_jax.models import LanguageModel, parameter_specs, sharding
 from nrgpt_jax.training import exchange, losses
 

@@ -11,8 +11,9 @@ from jaxtyping import Array, Float, Int
 
 from nrgpt_jax.array_types import Logits
 from nrgpt_jax.core import metrics
+from nrgpt_jax.generation.sampling import of_symbols
 from nrgpt_jax.models import LanguageModel
-from nrgpt_jax.models.readout import map_logits, of_symbols, weighted_sum
+from nrgpt_jax.models.readout import map_logits, weighted_sum
 from nrgpt_jax.training.depths import Depth, make_states
 
 if TYPE_CHECKING:  # what reads data is heavy to import

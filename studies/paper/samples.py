@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from nrgpt_jax.datasets import load_recorded
-from nrgpt_jax.generation.engine import Settings, generate
+from nrgpt_jax.generation.generate import Settings, generate
 from nrgpt_jax.generation.sampling import Sampling
 from nrgpt_jax.generation.scoring import log_likelihood
 from nrgpt_jax.runs.pretrained import Pretrained

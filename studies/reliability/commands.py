@@ -45,7 +45,7 @@ HEAVY = (
     "nrgpt_jax.datasets.load_recorded",
     "nrgpt_jax.datasets.load_dataset",
     "nrgpt_jax.datasets.corpora.prepare_corpus",
-    "nrgpt_jax.generation.engine.read",
+    "nrgpt_jax.generation.generate.read",
     "nrgpt_jax.analysis.examination._run",
     "nrgpt_jax.launching.plan.carry_out",
     "nrgpt_jax.runs.version1.Checkpoints",

@@ -18,7 +18,7 @@ from nrgpt_jax.array_types import Variables
 from nrgpt_jax.core.block import CACHES
 from nrgpt_jax.core.descent import CRITERIA, Convergence
 from nrgpt_jax.errors import UserError, require, require_choice
-from nrgpt_jax.generation.loop import Window, as_tokens, bucket, decode_until, read
+from nrgpt_jax.generation.decode import Window, as_tokens, bucket, decode_until, read
 from nrgpt_jax.generation.sampling import Sampling, check_sampling, switches
 from nrgpt_jax.models import LanguageModel
 from nrgpt_jax.models.decoding import Decoding, check_decoding

@@ -15,10 +15,9 @@ from numpy.typing import ArrayLike
 
 from nrgpt_jax.array_types import Key, Variables
 from nrgpt_jax.errors import UserError
-from nrgpt_jax.generation.sampling import Sampling, Switches, next_token
+from nrgpt_jax.generation.sampling import Sampling, Switches, next_token, of_symbols
 from nrgpt_jax.models import LanguageModel
 from nrgpt_jax.models.decoding import Decoding
-from nrgpt_jax.models.readout import of_symbols
 
 SMALLEST_BUCKET = 16
 
