@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import jax
 import jaxtyping
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 Params: TypeAlias = Mapping[str, jax.Array]
 """The parameters of one energy, norm or rate, by name."""
@@ -37,4 +37,3 @@ BatchEnergies: TypeAlias = Float[Array, "B N"]
 Tokens: TypeAlias = Int[Array | np.ndarray, "B N"]
 PerSequence: TypeAlias = Int[Array | np.ndarray, "B"]
 Logits: TypeAlias = Float[Array, "B N V"]
-Mask: TypeAlias = Bool[Array, "N K"]

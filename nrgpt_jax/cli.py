@@ -136,8 +136,8 @@ def reason(error: BaseException, experiments: Sequence[Path]) -> str:
 
 
 def _said(error: BaseException) -> str:
-    complete = isinstance(error, (OSError, SyntaxError))
-    said = str(error) if complete or not error.args else str(error.args[0])
+    one_line = isinstance(error, (OSError, SyntaxError))
+    said = str(error) if one_line or not error.args else str(error.args[0])
     return said or type(error).__name__
 
 

@@ -9,16 +9,19 @@ import numpy as np
 import pytest
 from decoding_helpers import cached_logits, next_logits, small_model
 from marks import slow, slow_but
+from pages_helpers import registered_here
 
 from nrgpt_jax.core import rules
 from nrgpt_jax.core.context import Context
 from nrgpt_jax.core.descent import CRITERIA, Convergence
-from nrgpt_jax.core.energies import ENERGIES
+from nrgpt_jax.core.energies import ENERGIES, energy
 from nrgpt_jax.core.norms import NORMS
+from nrgpt_jax.core.parameters import vector
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.generation.generate import Settings, cache_bytes, generate
 from nrgpt_jax.models import model_names
 from nrgpt_jax.models.decoding import Decoding
+from nrgpt_jax.ops import along_last_axis
 
 TOKENS = np.random.default_rng(0).integers(0, 11, (3, 12)).astype(np.int32)
 LENGTHS = [1, 4, 6]
@@ -255,7 +258,7 @@ def test_any_rule_stops_at_the_same_step_read_at_once_or_one_by_one(rule):
 
 @pytest.mark.parametrize("name", slow_but(["NRGPT_H_FF2W", "GPT"], model_names()))
 def test_generation_by_any_model(name):
-    model, variables = small_model(name=name)
+    model, variables = small_model(name=name, head_dim=2)  # which transformers do not have
     prompts = [TOKENS[row, :count] for row, count in enumerate(LENGTHS)]
     logits = next_logits(model, variables)
     for prompt, new in zip(prompts, generate(model, variables, prompts, 6), strict=True):
@@ -263,3 +266,16 @@ def test_generation_by_any_model(name):
         for token in new.tokens:
             assert token == logits(text).argmax()
             text.append(token)
+
+
+def test_a_narrow_energy_stops_too():
+    """Energies are added up in float32, whatever type a registered one returns."""
+    with registered_here():
+        energy("BAT", {"w": vector("D")}, batched=True)(
+            lambda params, g, context: -jnp.sum(along_last_axis(params["w"], g) * g * g, axis=-1)
+        )
+        fields = {"name": "NRGPT", "energies": ("BAT",), "dtype": "bfloat16", "num_steps": 5}
+        model, variables = small_model(**fields)
+        settings = Settings(stopping=Convergence(10.0))
+        (text,) = generate(model, variables, [np.array([1, 2])], 3, settings)
+    assert (text.steps < 5).all()

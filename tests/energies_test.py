@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from core_helpers import SIZES, context_of, energy_parameters, of_token
 from marks import slow
+from pages_helpers import registered_here
 
 from nrgpt_jax import ops
 from nrgpt_jax.core import energies
@@ -100,6 +101,28 @@ def test_what_is_written_for_one_token_is_taken_over_all_of_them():
         np.testing.assert_allclose(found[0, token], expected, rtol=1e-4, atol=1e-5)
     program = jax.make_jaxpr(lambda params: over_contexts(one)(params, G[None], context))(params)
     assert not derivatives_in(program.jaxpr)
+
+
+def test_a_mask_is_of_keys():
+    context = context_of("leak", {"size": jnp.ones(())}, G[None], strict=True)
+    with pytest.raises(ValueError, match=r"context\.mask"):
+        _ = context.mask
+
+
+def test_what_is_written_for_one_token_is_computed_in_float32():
+    """In a model of bfloat16 too, attention energies among them; its keys are narrow."""
+    with registered_here():
+        energies.attention("ONE", {"J": energies.matrix("H D D")})(
+            lambda params, g, position: params["J"] @ g
+        )
+        params = energy_parameters(KEY, "ONE")
+        rough, exact = (bind(ENERGIES["ONE"], params, kind) for kind in ("bfloat16", "float32"))
+        context = context_of("ONE", params, G[None], strict=True)
+    narrow = context._replace(keys=context.keys.astype("bfloat16").astype("float32"))
+    found = rough.energy.function(rough.params, G[None].astype(rough.dtype), narrow)
+    expected = exact.energy.function(exact.params, G[None], narrow)
+    assert rough.key_dtype == "bfloat16"
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_what_would_be_a_custom_derivative_is_seen():

@@ -141,6 +141,21 @@ def test_by_autodiff_the_default_model_has_a_hessian(standard_promotion):
     np.testing.assert_allclose(hessian @ along.ravel(), found.ravel(), atol=2e-2 * scale)
 
 
+def test_dropout_is_of_the_gradient_alone(standard_promotion):
+    """Where the loss depends on values of energies, as in a mixture, these are not dropped."""
+    del standard_promotion
+    tokens = jnp.arange(12)[None] % 11
+    fields = {**FIELDS, "dropout": 0.3, "combination": "mixture"}
+    gradients = {}
+    for implementation in ("fused", "autodiff"):
+        model, params = drawn_model(**fields, implementation=implementation)
+        rngs = {"dropout": jax.random.key(0)}
+        loss = lambda p, m=model: jnp.sum(m.apply(p, tokens, train=True, rngs=rngs) ** 2)  # noqa: B023
+        gradients[implementation] = jax.jit(jax.grad(loss))(params)
+    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradients["autodiff"]))
+    chex.assert_trees_all_close(*gradients.values(), rtol=0, atol=1e-4 * scale)
+
+
 def test_the_implementation_of_a_function_is_its_models_own(standard_promotion):
     """Traced anywhere, at any time: nothing around it is read."""
     del standard_promotion

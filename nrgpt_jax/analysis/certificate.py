@@ -33,7 +33,7 @@ class Certificate(NamedTuple):
     rises: float  # share of token steps whose energy rises, context held fixed
     steps_converged: int  # token steps whose context was converged, but for empty contexts
     rises_converged: float  # share of these in which the energy rose; nan where there are none
-    rises_at_rest_by_token: tuple[float, ...]  # the same of each token, also of an empty context
+    rises_converged_by_token: tuple[float, ...]  # the same of each token, also of an empty context
     largest_step_scale: float  # times the model's own steps, for descent at all steps seen
 
 
@@ -54,7 +54,7 @@ def certificate(trained: Pretrained, states: np.ndarray, measured: Evidence) -> 
     spectrum = [certificates.symmetric_spectrum(one, model.embed_dim) for one in each]
     converged, rose = measured.context_converged.sum(axis=0), measured.rises_converged.sum(axis=0)
     some = slice(1 if strict else 0, None)  # token 0 has an empty context under the strict mask
-    share = lambda part, complete: float(part) / float(complete) if complete else math.nan
+    share = lambda part, total: float(part) / float(total) if total else math.nan
     return Certificate(
         *promise,
         norm=model.norm,
@@ -68,7 +68,7 @@ def certificate(trained: Pretrained, states: np.ndarray, measured: Evidence) -> 
         rises=float(np.mean(measured.rises)),
         steps_converged=int(converged[some].sum()),
         rises_converged=share(rose[some].sum(), converged[some].sum()),
-        rises_at_rest_by_token=tuple(map(share, rose, converged)),
+        rises_converged_by_token=tuple(map(share, rose, converged)),
         largest_step_scale=float(measured.largest_scales.min()),
     )
 
@@ -83,11 +83,11 @@ def _cpu() -> jax.Device | None:
 
 def _promise(trained: Pretrained, eta: np.ndarray, states: np.ndarray) -> tuple[Guarantee, int]:
     """What is promised, and how many token steps contradict it, both by values in float64."""
-    local: Any = trained.model.bind(trained.variables)
-    names = zip(local.terms(), local.energy_names, strict=True)
-    choices: dict[str, Any] = {"combination": local.combination, "rule": local.rule}
-    choices |= {"strict": local.strict, "blocks": local.num_distinct_layers}
-    parts = Parts(local.norm, np.asarray(local.gain()), eta, dict(names), **choices)
+    model: Any = trained.model.bind(trained.variables)
+    names = zip(model.terms(), model.energy_names, strict=True)
+    choices: dict[str, Any] = {"combination": model.combination, "rule": model.rule}
+    choices |= {"strict": model.strict, "blocks": model.num_distinct_layers}
+    parts = Parts(model.norm, np.asarray(model.gain()), eta, dict(names), **choices)
     wide = lambda array: jnp.asarray(np.asarray(array), jnp.float64)
     model = trained.model.with_implementation("autodiff").clone(dtype="float64")
     variables = jax.tree.map(wide, trained.variables)

@@ -25,7 +25,7 @@ from nrgpt_jax.models import LanguageModel
 from nrgpt_jax.runs.pretrained import Pretrained
 
 LARGEST = 1e6  # energies beyond this times the first have diverged
-TOP = 5  # N of the most probable next tokens are kept
+TOP = 5  # this many of the most probable next tokens are kept
 MOST_STEPS = 2**12  # all states are kept
 GRID_VALUES = 90_000  # of all landscapes together, at most about
 

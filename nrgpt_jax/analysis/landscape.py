@@ -45,8 +45,8 @@ def landscape(
       points: G, grid points in each direction.
     """
     lengths = jnp.linalg.norm(states, axis=-1, keepdims=True) / math.sqrt(states.shape[-1])
-    observed = dynamics.norm.function
-    ignored = jnp.allclose(observed(2.0 * states), observed(states), rtol=1e-2, atol=1e-2)
+    norm = dynamics.norm.function
+    ignored = jnp.allclose(norm(2.0 * states), norm(states), rtol=1e-2, atol=1e-2)
     path = jnp.swapaxes(jnp.where(ignored, states / lengths, states), 0, 1)
     centre = jnp.mean(path, axis=1)
     _, sizes, directions = jnp.linalg.svd(path - centre[:, None], full_matrices=False)

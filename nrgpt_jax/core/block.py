@@ -120,12 +120,11 @@ def bind(energy: Energy, params: Params, dtype: str = "float32") -> Term:
     Args:
       energy: of `ENERGIES`.
       params: all that its table names.
-      dtype: that it is computed in, and in which keys are kept. Energies of one token at a time
-        (not `batched`) are evaluated in float32 at least.
+      dtype: that it is computed in, but for `wide` energies, and in which keys are kept.
     """
     narrow = {n: value.astype(dtype) if value.ndim else value for n, value in params.items()}
     key = energy.key and partial(energy.key, narrow)
-    if energy.batched:
+    if not energy.wide:
         return Term(energy, narrow, dtype, key, dtype)
     wide = dtype if jnp.finfo(dtype).bits >= 32 else "float32"
     return Term(energy, params, wide, key, dtype)
@@ -195,7 +194,7 @@ def energy_and_grad(
             attends = g_attention is not None and energy.query is not None
             of_term = (g_attention if attends else g).astype(dtype)
             of_keys = context._replace(keys=keys.get(name))
-            energies[name] = energy.function(params, of_term, of_keys)
+            energies[name] = ops.at_least_float32(energy.function(params, of_term, of_keys))
         combined = partial(dynamics.combination.function, dynamics.combination_params)
         stacked = jnp.stack(list(energies.values()), axis=-1)
         values = jax.vmap(jax.vmap(combined))(stacked)

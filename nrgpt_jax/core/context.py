@@ -28,21 +28,34 @@ class Context(NamedTuple):
 
     @property
     def mask(self) -> Bool[Array, "*B K"]:
-        """Which of the K tokens are in the context."""
+        """Which of the K tokens are in the context. Raises ValueError where it keeps no key."""
+        if self.keys is None:
+            raise ValueError(
+                "an energy that reads context.mask keeps a key of each token: give key="
+            )
         num_keys = jax.tree.leaves(self.keys)[0].shape[max(self.position.ndim - 1, 0)]
         return ops.causal_mask(self.position, num_keys, self.strict)
 
 
 def over_tokens(function: Callable) -> Callable:
-    """A function of one token `(params, g, position)` as one of all, (B,N) in front."""
-    return jax.vmap(jax.vmap(function, (None, 0, 0)), (None, 0, 0))
+    """A function of one token `(params, g, position)` as one of all, (B,N) in front.
+
+    No rules of `ops` are used, here and below: for one token at a time they would keep a gradient
+    of each weight for every token.
+    """
+    of_batch = jax.vmap(jax.vmap(function, (None, 0, 0)), (None, 0, 0))
+
+    def of_all(params: Any, g: Float[Array, "B N D"], position: Int[Array, "B N"]) -> Any:
+        with ops.implementation("autodiff"):
+            return of_batch(params, g, position)
+
+    return of_all
 
 
 def over_contexts(function: Callable) -> Callable:
     """A function of one token `(params, g, context)` as one of all, (B,N) in front.
 
-    What it reads is in float32 at least. No rules of `ops` are used: for one token at a time they
-    would keep a gradient of each weight for every token.
+    What it reads is in float32 at least.
     """
 
     def of_all(params: Any, g: Float[Array, "B N D"], context: Context) -> Float[Array, "B N"]:

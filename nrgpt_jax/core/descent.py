@@ -229,7 +229,7 @@ def adaptive_rollout(
         new = new._replace(x=x, rule=rule)
         return new, out.total, steps_BxN + moving_BxN.astype(jnp.int32), moving_BxN
 
-    nowhere = jnp.full(moving.shape, jnp.inf, jnp.float32)
+    nowhere = jnp.full(moving.shape, jnp.inf, state.x.dtype)
     carry = (state, nowhere, jnp.zeros(moving.shape, jnp.int32), moving)
     state, _, steps, _ = jax.lax.while_loop(unfinished, body, carry)
     return state, steps

@@ -67,27 +67,29 @@ class Energy(NamedTuple):
     key: Callable[[Params, States, Positions], Any] | None = None
     query: Query | None = None
     exact: bool = False
-    batched: bool = False  # written over the last axis
+    wide: bool = False  # computed in float32 at least
 
 
 ENERGIES: Registry[Energy] = Registry("energy")
 RESERVED = ("total", "combination", "norm", "rate", "rule", "gain", "eta")  # beside the terms
 
 
-def energy(name: str, specs: Specs, *, label: str = "", key=None, exact=False, batched=False):
+def energy(name: str, specs: Specs, *, label="", key=None, exact=False, batched=False, wide=False):
     """Registers an energy `(params, g, context) -> E`.
 
     Args:
       name: as in `config.model.energies`.
       specs: the table of every parameter that it reads.
       label: under which its values and parameters are found; its name by default.
-      key, exact, batched: as of `Energy`.
+      key, exact: as of `Energy`.
+      batched: written over the last axis; else vmapped, and computed in float32 at least.
+      wide: computed so even if it is batched.
     """
     label, of_key = _free(label or name), key if batched or key is None else over_tokens(key)
 
     def entry(function: Callable[[Params, States, Context], Energies]) -> Energy:
         of_all = function if batched else over_contexts(function)
-        return Energy(of_all, specs, label, of_key, None, exact, batched)
+        return Energy(of_all, specs, label, of_key, None, exact, wide or not batched)
 
     return ENERGIES.register(_free(name), entry)
 
@@ -106,7 +108,7 @@ def feedforward(name: str, specs: Specs, *, gated=False, exact=False, batched=Fa
       specs: the table of what the function reads; a scale is added.
       gated: whether it is a function of `(params, g, gate_g)` rather than of `(params, g)`, with
         the token's g once more, as it stands: nothing promises then that the energy falls.
-      exact, batched: as of `Energy`.
+      exact, batched: as of `energy`.
     """
     scale = {"scale": constant(1.0)}  # the release's scale_ff
 
@@ -116,7 +118,7 @@ def feedforward(name: str, specs: Specs, *, gated=False, exact=False, batched=Fa
             return params["scale"] * function(params, g, *gate_g)
 
         of_all, table = scaled if batched else over_contexts(scaled), {**specs, **scale}
-        return Energy(of_all, table, "feedforward", None, None, exact, batched)
+        return Energy(of_all, table, "feedforward", None, None, exact, not batched)
 
     return ENERGIES.register(_free(name), entry)
 
@@ -130,7 +132,7 @@ def attention(name: str, specs: Specs, *, key=None, absorb=False, exact=False, b
       key: `(params, g, position)` to (...,H,E), or (...,E) shared by all heads; by default g.
       absorb: whether the query, linear in g and the same at all positions, may act on the keys
         instead where there are as many of them: of its two products a step one is left.
-      exact, batched: as of `Energy`.
+      exact, batched: as of `energy`.
     """
     table = {**specs, "alpha": fixed(1.0, "H"), "beta": fixed(1.0)}
     of_key = key or (lambda params, g, position: g)
@@ -139,7 +141,7 @@ def attention(name: str, specs: Specs, *, key=None, absorb=False, exact=False, b
         of_query, keep = (f if batched else over_tokens(f) for f in (query, of_key))
 
         function = partial(associative_memory, of_query, specs if absorb else None)
-        return Energy(function, table, "attention", keep, of_query, exact, batched=True)
+        return Energy(function, table, "attention", keep, of_query, exact, not batched)
 
     return ENERGIES.register(_free(name), entry)
 
@@ -170,9 +172,9 @@ def associative_memory(
     """
     position, strict, aligned = context.position, context.strict, context.aligned
     if absorbed is not None and aligned:
-        q, k = g, _absorbed(query, absorbed, params, context.keys, position)
+        q, k = g, _absorbed(query, absorbed, params, context.keys.astype(g.dtype), position)
     else:
-        q, k = query(params, g, position), context.keys
+        q, k = query(params, g, position), context.keys.astype(g.dtype)
     beta, options = params["beta"].astype(g.dtype), {"strict": strict, "aligned": aligned}
     values = log_sum_exp(beta * q, k, position, **options, dropout=context.dropout)
     alpha = along_last_axis(params["alpha"].astype(values.dtype), values)
@@ -281,13 +283,13 @@ def ffg(params: Params, g: States, gate_g: States) -> Energies:
     return -0.5 * dot(gate, linear(g, params["W2"]) ** 2)
 
 
-@energy("injection", {"W": matrix("D D", uses=1)}, exact=True, batched=True)
+@energy("injection", {"W": matrix("D D", uses=1)}, exact=True, batched=True, wide=True)
 def injection(params: Params, g: States, context: Context) -> Energies:
     """E = -g . (W x0), with x0 the token's state before the first step: its input is recalled."""
     return -dot(g, linear_transpose(context.first.astype(g.dtype), params["W"]))
 
 
-@energy("leak", {"size": positive(0.1)}, exact=True, batched=True)
+@energy("leak", {"size": positive(0.1)}, exact=True, batched=True, wide=True)
 def leak(params: Params, g: States, context: Context) -> Energies:
     """E = size (g . x - L(x)), whose gradient in g is size x: x = -(dE/dg) / size at a fixed point.
 

@@ -37,9 +37,9 @@ def load_dataset(data: Mapping[str, Any]) -> Dataset:
     Raises:
       UserError: it cannot be downloaded, read or split; the message says what to do.
     """
-    complete = DATASETS[data["name"]](data)
-    kept = round(data["train_fraction"] * len(complete.train))
-    return complete._replace(train=complete.train.first(kept))
+    dataset = DATASETS[data["name"]](data)
+    kept = round(data["train_fraction"] * len(dataset.train))
+    return dataset._replace(train=dataset.train.first(kept))
 
 
 def load_recorded(data: Mapping[str, Any]) -> Dataset:

@@ -19,7 +19,7 @@ from nrgpt_jax.datasets.tokenizers import FIXED, CharTokenizer, Tokenizer, from_
 from nrgpt_jax.errors import UserError
 
 GENERATOR = 3  # changes with what the code below makes of the same files
-WHOLE = 2**24  # a split of up to N tokens is read into memory
+WHOLE = 2**24  # a split of at most this many tokens is read into memory
 COPY = "copy that folder again from where it was prepared"
 ANY = (*JSON_LINES, *PARQUET, *PLAIN)
 ARTICLES = (*PARQUET, *PLAIN)  # of WikiText, line by line

@@ -124,7 +124,7 @@ def next_token(
       logits: (B,V).
       sampling: numbers, or arrays where the draw is compiled.
       on: `switches(sampling)`.
-      seen: the tokens that a repetition penalty is for.
+      present: the tokens that a repetition penalty is for.
     """
     if on.repetition_penalty and present is not None:
         logits = penalize(logits, present, sampling.repetition_penalty)

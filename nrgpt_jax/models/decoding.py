@@ -44,7 +44,7 @@ def forward_cached(
     """`LanguageModel.forward` of P tokens a sequence in this way.
 
     Args:
-      model: bound, with an energy.
+      model: bound.
       tokens: (B,P), or their embeddings.
       cache, position: as of `forward`.
       decoding: which cache, and when a token stops.

@@ -40,7 +40,6 @@ class LanguageModel(nn.Module):
     embed_dim: int
     num_heads: int
     num_steps: int
-    head_dim: int = 0  # 0: embed_dim / num_heads
     mlp_ratio: float = 4.0
     dropout: float = 0.0
     tied_head: bool = False
@@ -57,7 +56,7 @@ class LanguageModel(nn.Module):
     @property
     def sizes(self) -> Sizes:
         """The length of every axis of its parameters."""
-        width, rank = self.embed_dim, self.head_dim or self.embed_dim // self.num_heads
+        width, rank = self.embed_dim, self.embed_dim // self.num_heads
         hidden = max(1, round(self.mlp_ratio * width))
         shape = {"T": self.num_steps, "N": self.context_length, "V": self.vocab_size}
         return Sizes(width, self.num_heads, rank, hidden, **shape, L=self.num_distinct_layers)

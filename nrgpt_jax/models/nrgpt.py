@@ -23,7 +23,7 @@ from nrgpt_jax.core.block import (
 )
 from nrgpt_jax.core.energies import ENERGIES, Energy
 from nrgpt_jax.core.norms import NORMS, bind_norm
-from nrgpt_jax.core.parameters import Specs, Table, constant, fixed, positive
+from nrgpt_jax.core.parameters import Sizes, Specs, Table, constant, fixed, positive
 from nrgpt_jax.core.rules import RATES, RULES
 from nrgpt_jax.models.language_model import LanguageModel, Record
 
@@ -36,6 +36,7 @@ class NRGPT(LanguageModel):
 
     energy_names: tuple[str, ...] = ("full_rank", "FF2W")
     combination: str = "sum"
+    head_dim: int = 0
     mask: str = "inclusive"
     beta: float = 1.0
     learn_beta: bool = False
@@ -49,6 +50,12 @@ class NRGPT(LanguageModel):
     per_step_scale: bool = False
 
     has_energy = True
+
+    @property
+    def sizes(self) -> Sizes:
+        """The length of every axis of its parameters."""
+        sizes = super().sizes
+        return sizes._replace(Y=self.head_dim or sizes.Y)
 
     @property
     def strict(self) -> bool:

@@ -131,7 +131,8 @@ def _log_sum_exp(strict: bool, use_device: bool, query: Query, keys: Keys, keep=
 
 
 def _log_sum_exp_fwd(strict, use_device, query, keys, keep):
-    return _log_sum_exp(strict, use_device, query, keys, keep), (query, keys, keep)
+    # The value is differentiated as it is: dropout is of the gradient alone.
+    return _log_sum_exp(strict, use_device, query, keys, None), (query, keys, keep)
 
 
 def _log_sum_exp_bwd(strict, use_device, residuals, weight):

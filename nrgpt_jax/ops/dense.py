@@ -25,7 +25,10 @@ States = Float[Array, "*B D"]
 
 @contextlib.contextmanager
 def implementation(name: str) -> Iterator[None]:
-    """The implementation, one of `IMPLEMENTATIONS`, of what is traced inside."""
+    """The implementation, one of `IMPLEMENTATIONS`, of what is traced inside.
+
+    A function that is jitted by itself keeps that of its first trace.
+    """
     token = _current.set(name)
     try:
         yield

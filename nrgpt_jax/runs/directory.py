@@ -33,7 +33,7 @@ FORMAT = 2  # of the layout of a run directory
 RECORDED_VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint")
 _TRIES = 5  # to lock a directory, in a fifth of a second
 FIXED = ("model", "data", "seed", "init_from")  # what a run cannot change half-way, but for
-FREE = ("model.scan_unroll", "model.remat", "model.kernels", "data.path")  # how, and from where
+FREE = (*(f"model.{name}" for name in ("scan_unroll", "remat", "implementation")), "data.path")
 
 
 def open_run(workdir: Path) -> tuple[ConfigDict, Tokenizer]:
