@@ -88,7 +88,7 @@ class Dynamics(NamedTuple):
 
 
 class State(NamedTuple):
-    """Where tokens are, and what is kept of them."""
+    """States of tokens, the state of the rule, and the KV cache."""
 
     x: BatchStates
     rule: Any  # what the rule of descent keeps

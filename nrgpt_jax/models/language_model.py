@@ -238,7 +238,7 @@ class LanguageModel(nn.Module):
     # Decoding -------------------------------------------------------------------------------------
 
     def cache_row(self) -> Any:
-        """What is kept of one token, of one step: a tree of `jax.ShapeDtypeStruct`, by name."""
+        """The cache of one token in one step: a tree of `jax.ShapeDtypeStruct`, by name."""
         raise TypeError(f"{type(self).__name__} does not define cache_row")
 
     def empty_cache(self, batch: Any, slots: int, kind: str = "exact") -> Cache:
