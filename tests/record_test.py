@@ -11,7 +11,7 @@ from train_helpers import TEXT, config_of, values
 
 import nrgpt_jax
 from nrgpt_jax import disk
-from nrgpt_jax.configs import RENAMED
+from nrgpt_jax.configs import RENAMED, default_config, field_names, renamed
 from nrgpt_jax.datasets.tokenizers import CharTokenizer
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.runs import directory as runs
@@ -181,6 +181,7 @@ def test_a_run_from_before_fields_were_renamed_is_read(before_renames):
     for old, new in RENAMED.items():
         (group, name), (_, now) = old.split("."), new.split(".")
         assert config[group][now] == before[group][name]
+    assert renamed({"model": {"kernels": "plain"}}) == {"model": {"implementation": "autodiff"}}
     text = sample(before_renames, "add_10,(,3,4,),=", max_new_tokens=6)
     assert text == ["add_10,(,3,4,),=,0,7,7,min_10,0,1"], "as it was then"
 
@@ -253,3 +254,7 @@ def test_a_run_directory_that_is_removed_is_an_error(config, tmp_path, monkeypat
     with pytest.raises(OSError, match="removed or replaced"):
         loop.train(config, workdir)
     assert not (workdir / "checkpoints").exists()
+
+
+def test_what_may_change_half_way_are_fields():
+    assert set(runs.FREE) <= set(field_names(default_config()))

@@ -41,12 +41,13 @@ def forward_cached(
     decoding: Decoding,
     active: Bool[Array, "B P"] | None = None,
 ) -> tuple[BatchStates, Any, Int[Array, "B P"]]:
-    """`LanguageModel.forward` of P tokens a sequence in this way.
+    """The forward pass of P tokens a sequence, before a cache, in this way.
 
     Args:
       model: bound.
       tokens: (B,P), or their embeddings.
-      cache, position: as of `forward`.
+      cache: of past tokens, as of `empty_cache`: it is written, and read with a position.
+      position: as of `embed`.
       decoding: which cache, and when a token stops.
       active: tokens that are waited for; None: all.
 

@@ -47,7 +47,7 @@ def attend(
     Args:
       params, x: of a block.
       cache: arrays (T,B,S,H,Y) and the step, which keys and values are written at.
-      position: as of `LanguageModel.forward`.
+      position: as of `LanguageModel.embed`.
       drop: of weights and of the output.
 
     Returns:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import flax
 import jax
@@ -50,6 +50,10 @@ class LanguageModel(nn.Module):
     implementation: str = "fused"
 
     # What a model is ------------------------------------------------------------------------------
+
+    steps: ClassVar[Callable[..., tuple[State, Any, Step]]]
+    """`(x, position, cache, dropout_keys, record)`, all but x optional, to the state before the
+    first step, the inputs of the T steps, and the step: what `block.rollout` takes."""
 
     has_energy = False  # whether its tokens descend an energy: `energies`, `trajectory`
 
@@ -157,8 +161,6 @@ class LanguageModel(nn.Module):
         train: bool = False,
         rows: PerSequence | None = None,
         *,
-        position: PerSequence | None = None,
-        cache: Any = None,
         record: Record | None = None,
     ) -> tuple[State, Any]:
         """The state after T steps, of whose x `readout` makes the logits, and what was recorded.
@@ -169,14 +171,12 @@ class LanguageModel(nn.Module):
           train: apply dropout; needs `rngs={"dropout": key}` when the rate is positive.
           rows: numbers (B,) of the sequences; what is dropped in one is a function of the key
             and its number, wherever it is computed. None: 0 to B - 1.
-          position: None: the tokens are the first N. (B,): N = 1, one token at its position.
-          cache: of past tokens, as of `empty_cache`: it is written, and read with a `position`.
           record: a function of what a block computes, `(dynamics, out)` to a tree of arrays, for
             models with an energy; its values have T in front.
         """
-        x: Any = tokens if tokens.ndim == 3 else self.embed(tokens, position)
+        x: Any = tokens if tokens.ndim == 3 else self.embed(tokens)
         keys = self.dropout_keys(len(x), train, rows)
-        state, inputs, step = self.steps(x, position, cache, keys, record)
+        state, inputs, step = self.steps(x, dropout_keys=keys, record=record)
         return rollout(step, state, inputs, unroll=self.scan_unroll, remat=self.remat)
 
     @nn.nowrap
@@ -189,7 +189,12 @@ class LanguageModel(nn.Module):
         return jax.vmap(of_row, out_axes=1)(jnp.arange(batch) if rows is None else rows)
 
     def embed(self, tokens: Tokens, position: PerSequence | None = None) -> BatchStates:
-        """The states before the first step. Raises ValueError on too long a sequence."""
+        """The states before the first step. Raises ValueError on too long a sequence.
+
+        Args:
+          tokens: (B,N).
+          position: None: they are the first N. (B,): N = 1, one token at its position.
+        """
         count = tokens.shape[-1]
         if count > self.context_length:
             raise ValueError(f"{count} tokens do not fit the context length {self.context_length}")
@@ -202,18 +207,6 @@ class LanguageModel(nn.Module):
     @nn.nowrap
     def _embedding(self, name: str) -> Float[Array, "rows D"]:
         return self.group_params(name)["embedding"]
-
-    @nn.nowrap
-    def steps(
-        self,
-        x: BatchStates,
-        position: PerSequence | None = None,
-        cache: Any = None,
-        dropout_keys: StepKeys | None = None,
-        record: Record | None = None,
-    ) -> tuple[State, Any, Step]:
-        """(state before the first step, inputs of the T steps, the step), for `block.rollout`."""
-        raise TypeError(f"{type(self).__name__} does not define steps")
 
     def readout(self, x: BatchStates) -> Logits:
         """Logits (float32) of states; works on the states of any step.

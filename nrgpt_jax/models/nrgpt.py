@@ -155,7 +155,7 @@ class NRGPT(LanguageModel):
         """(inputs, dynamics_at): `dynamics_at` gives the dynamics of a step from its inputs.
 
         `inputs` are a tree of arrays with T in front; x (B,N,D) are the states before the first
-        step, `position` as of `forward`. For pure functions on states:
+        step, `position` as of `embed`. For pure functions on states:
         `model.bind(variables).dynamics(x)`.
         """
         inputs, block_of = self.layer_schedule(self._block())

@@ -146,12 +146,11 @@ def make_states(
     refined = lambda context: RolloutOptions(None, num_skipped_steps, context)
     alone = lambda: apply(first, RolloutOptions(begin, num_skipped_steps))
     burn_in: Any = lambda context: full.apply(constant, tokens, refined(context), method=method)
-    after = lambda context: apply(first, refined(context))
-    most = depth.max_burn_in_passes
+    after, most = lambda context: apply(first, refined(context)), depth.max_burn_in_passes
     ends = [_after_burn_in(most, key, burn_in, after, alone) if most else alone()]
     for number in range(1, depth.loss_steps):
         ends.append(apply(model.clone(num_steps=1), RolloutOptions(ends[-1]), number))
-    last = len(ends) - 1
+    last = depth.loss_steps - 1
     for number in range(depth.loss_steps, depth.loss_steps + depth.refine_passes):
         ends.append(apply(full, refined(ends[-1]), number))
     penalty = _penalty(params, model, tokens, ends[last:], rows, key, depth)
