@@ -30,7 +30,7 @@ def record(
     names: Sequence[str], dynamics: Dynamics, out: EnergyAndGrad
 ) -> dict[str, BatchEnergies]:
     """The metrics of these names."""
-    return {name: jax.lax.stop_gradient(METRICS[name](dynamics, out)) for name in names}
+    return {name: METRICS[name](dynamics, out) for name in names}
 
 
 @metric("energy")
