@@ -23,9 +23,9 @@ _UNREAD = stopped_by(signal.SIGPIPE)  # whoever reads what is printed has gone, 
 
 def percent(share: float, digits: int = 1) -> str:
     """A share as a percentage; one that is not zero is never written as zero: `<0.1%`."""
-    least = 10.0**-digits
-    if 0.0 < 100.0 * share < 0.5 * least:
-        return f"<{least:.{digits}f}%"
+    smallest = 10.0**-digits
+    if 0.0 < 100.0 * share < 0.5 * smallest:
+        return f"<{smallest:.{digits}f}%"
     return f"{share:.{digits}%}"
 
 

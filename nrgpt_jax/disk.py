@@ -96,7 +96,7 @@ def read_json(
       FileNotFoundError: there is none.
       UserError: it cannot be read, is not what the schema says, or does not match its checksum.
     """
-    content = _decoded(path, cure)
+    content = _decode_text(path, cure)
     expected = content.pop(CHECKSUM, None) if isinstance(content, dict) else None
     try:
         if expected is not None and expected != checksum_of(content):
@@ -109,7 +109,7 @@ def read_json(
         raise UserError(f"{path} cannot be read ({_one_line(error)}); {cure}") from None
 
 
-def _decoded(path: Path, cure: str) -> Any:
+def _decode_text(path: Path, cure: str) -> Any:
     try:
         if path.stat().st_size > MOST_BYTES:
             raise UserError(f"{path} is larger than {MOST_BYTES:,} bytes; {cure}")

@@ -225,10 +225,10 @@ def options_of_task(arguments: dict[str, Any]) -> Options:
     if draws:
         arguments.setdefault("temperature", 1.0)
     numbers = {name: _number(name, arguments[name]) for name in NUMBERS if name in arguments}
-    until = arguments.pop("until", [])
-    texts = [until] if isinstance(until, str) else until
+    stop_strings = arguments.pop("until", [])
+    texts = [stop_strings] if isinstance(stop_strings, str) else stop_strings
     sound = isinstance(texts, list) and all(isinstance(stop, str | None) for stop in texts)
-    require(sound, "until", until, "a text, or a list of texts")
+    require(sound, "until", stop_strings, "a text, or a list of texts")
     stops = [stop for stop in texts if stop]
     for name in set(numbers) & set(LIMITS):
         sound = isinstance(numbers[name], int) and numbers[name] > 0

@@ -103,8 +103,8 @@ def free_memory() -> int | None:
 
 
 def _cpu_devices(windows_at_once: int, cores: int) -> int:
-    most = max(1, min(cores, MOST_CPU_DEVICES))
-    return max(n for n in range(1, most + 1) if windows_at_once % n == 0)
+    limit = max(1, min(cores, MOST_CPU_DEVICES))
+    return max(n for n in range(1, limit + 1) if windows_at_once % n == 0)
 
 
 def cores() -> int:

@@ -49,7 +49,7 @@ def _tpu(f: flags.FlagValues, job: Job) -> Plan:
     if f.action == "start":
         _note_changes(f.commit)
     if "://" not in f.workdir and not f.workdir.startswith("/"):
-        _say(f"note: {f.workdir} is a folder of each worker; several need one they share")
+        _print_note(f"note: {f.workdir} is a folder of each worker; several need one they share")
     return tpu.plan(job, f.action, tpu.Slice(f.tpu, f.zone, f.project, f.commit))
 
 
@@ -90,10 +90,12 @@ def _note_changes(commit: str) -> None:
     changed = ["git", "status", "--porcelain", "--untracked-files=no"]
     done = subprocess.run(changed, capture_output=True, text=True, check=False)
     if done.stdout:
-        _say(f"note: the workers get commit {commit}, without the changes that are not committed")
+        _print_note(
+            f"note: the workers get commit {commit}, without the changes that are not committed"
+        )
 
 
-def _say(message: str) -> None:
+def _print_note(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 

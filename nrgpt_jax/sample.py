@@ -110,8 +110,8 @@ def _settings(f: flags.FlagValues, trained_steps: int) -> Settings:
             raise UserError(f"--{name} is for --until_converged")
     if f.stride is not None and f.overflow == "refuse":
         raise UserError("--stride is for --overflow=slide")
-    draw = Sampling(f.temperature, f.top_k, f.top_p, f.min_p, f.repetition_penalty)
-    return Settings(draw, f.cache, num_steps, stopping, f.overflow, f.stride)
+    sampling = Sampling(f.temperature, f.top_k, f.top_p, f.min_p, f.repetition_penalty)
+    return Settings(sampling, f.cache, num_steps, stopping, f.overflow, f.stride)
 
 
 def _prompts(f: flags.FlagValues) -> list[str]:
@@ -151,7 +151,7 @@ def main(f: flags.FlagValues) -> None:
     starts = _encode(trained, prompts, f.num_samples)
     longest, length = max(map(len, starts)), trained.model.context_length
     if longest > length and settings.overflow == "slide":
-        _say(f"a prompt has {longest} tokens; its last {length} are read")
+        _print_note(f"a prompt has {longest} tokens; its last {length} are read")
     _say_cache(trained, starts, f.max_new_tokens, settings)
     pieces = generation.stream(
         trained.model,
@@ -230,7 +230,7 @@ def _say_cache(trained: Pretrained, starts, max_new_tokens: int, settings: Setti
     model, variables = _as_deep(trained, settings)
     slots = generation.slots_for(model, starts, max_new_tokens)
     size = generation.cache_bytes(model, variables, len(starts), slots, settings.cache)
-    _say(f"cache: {settings.cache}, {size / 1e6:.2f} MB for {len(starts)} x {slots} tokens")
+    _print_note(f"cache: {settings.cache}, {size / 1e6:.2f} MB for {len(starts)} x {slots} tokens")
 
 
 def _report(trained: Pretrained, samples: list[Sample], settings: Settings) -> None:
@@ -240,7 +240,7 @@ def _report(trained: Pretrained, samples: list[Sample], settings: Settings) -> N
         steps = np.concatenate([s.new.steps for s in samples])
         if len(steps):
             spread = f"mean {steps.mean():.1f}, median {np.median(steps):.0f}, most {steps.max()}"
-            _say(f"steps a token: {spread} (at most {model.num_steps})")
+            _print_note(f"steps a token: {spread} (at most {model.num_steps})")
     if settings.cache == "fixed_point":
         one = max(samples, key=lambda s: len(s.new.tokens))
         complete = np.concatenate([one.prompt, one.new.tokens])
@@ -252,13 +252,13 @@ def _report(trained: Pretrained, samples: list[Sample], settings: Settings) -> N
             Decoding(settings.cache, settings.stopping),
             trained.tokenizer.size,
         )
-        _say(
+        _print_note(
             f"against the exact cache: logits differ by at most {error.largest:.3g}, KL "
             f"{error.divergence:.3g} nats a token, same first choice {error.agreement:.1%}"
         )
 
 
-def _say(message: str) -> None:
+def _print_note(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 

@@ -41,7 +41,9 @@ def depth_of(**fields):
 @pytest.mark.parametrize("distribution", ["uniform", "log_uniform"])
 def test_every_depth_of_the_range_is_drawn_and_no_other(distribution):
     depth = depth_of(distribution=distribution, min_steps=2, max_steps=9)
-    draw = lambda i: depths.draw(depth, jax.random.fold_in(KEY, i), ROWS, jnp.asarray(0))
+    draw = lambda i: depths.sample_num_steps(
+        depth, jax.random.fold_in(KEY, i), ROWS, jnp.asarray(0)
+    )
     seen = np.bincount(jax.vmap(draw)(jnp.arange(2000)), minlength=12)
     assert not seen[:2].any()
     assert not seen[10:].any()
@@ -51,9 +53,9 @@ def test_every_depth_of_the_range_is_drawn_and_no_other(distribution):
 
 def test_sequences_have_depths_of_their_own_whoever_works_on_them():
     depth = depth_of(sample_per="sequence", min_steps=1, max_steps=1000)
-    together = depths.draw(depth, KEY, jnp.arange(8), jnp.asarray(0))
+    together = depths.sample_num_steps(depth, KEY, jnp.arange(8), jnp.asarray(0))
     assert len(set(together.tolist())) == 8
-    last = depths.draw(depth, KEY, jnp.arange(4, 8), jnp.asarray(0))
+    last = depths.sample_num_steps(depth, KEY, jnp.arange(4, 8), jnp.asarray(0))
     chex.assert_trees_all_equal(last, together[4:])
 
 
@@ -66,7 +68,7 @@ def test_depth_grows_by_numbers_or_by_factors(distribution, half_way):
         "curriculum_steps": 100,
     }
     depth = depth_of(**fields, sample_per="sequence")
-    drawn = lambda n: depths.draw(depth, KEY, jnp.arange(500), jnp.asarray(n))
+    drawn = lambda n: depths.sample_num_steps(depth, KEY, jnp.arange(500), jnp.asarray(n))
     assert [int(drawn(n).max()) for n in (0, 49, 99)] == [2, half_way, 12]
 
 

@@ -50,8 +50,8 @@ def certificate(trained: Pretrained, states: np.ndarray, measured: Evidence) -> 
     exactly = jax.enable_x64(True), jax.numpy_dtype_promotion("standard")
     with exactly[0], exactly[1], jax.default_device(_cpu()):
         promise, contradicted = _promise(trained, eta, states)
-    each = eta if model.num_distinct_layers > 1 else [eta]
-    spectrum = [certificates.symmetric_spectrum(one, model.embed_dim) for one in each]
+    etas = eta if model.num_distinct_layers > 1 else [eta]
+    spectrum = [certificates.symmetric_spectrum(one, model.embed_dim) for one in etas]
     converged, rose = measured.context_converged.sum(axis=0), measured.rises_converged.sum(axis=0)
     some = slice(1 if strict else 0, None)  # token 0 has an empty context under the strict mask
     share = lambda part, total: float(part) / float(total) if total else math.nan

@@ -99,11 +99,13 @@ def guarantee(parts: Parts) -> Guarantee:
 def _of_positive(parts: Parts, *, projected: bool) -> Guarantee:
     """Without a norm, or where the rule takes the gradient through the norm's Jacobian."""
     where = f"norm {parts.norm} and a projected gradient" if projected else "no norm"
-    least = float(symmetric_spectrum(parts.eta, len(parts.gain))[0])
-    if least >= -RELATIVE_ERROR * float(np.abs(parts.eta).max()):
+    smallest = float(symmetric_spectrum(parts.eta, len(parts.gain))[0])
+    if smallest >= -RELATIVE_ERROR * float(np.abs(parts.eta).max()):
         name = "2.2 (projected)" if projected else "2.2"
         return Guarantee(name, f"{where}, and the symmetric part of eta is positive semi-definite")
-    return Guarantee(None, f"{where}, but the symmetric part of eta has the eigenvalue {least:.3g}")
+    return Guarantee(
+        None, f"{where}, but the symmetric part of eta has the eigenvalue {smallest:.3g}"
+    )
 
 
 def symmetric_spectrum(eta: np.ndarray, width: int) -> np.ndarray:

@@ -97,10 +97,10 @@ def write_final_states(
         _, cache = update_cache(dynamics, here, dynamics.norm.function(state.x))
         return state._replace(cache=cache)
 
-    most = len(jax.tree.leaves(inputs)[0])
+    max_steps = len(jax.tree.leaves(inputs)[0])
     if fixed_point:
-        return at(jnp.asarray(most - 1), state)
-    return jax.lax.fori_loop(state.step, most, at, state)
+        return at(jnp.asarray(max_steps - 1), state)
+    return jax.lax.fori_loop(state.step, max_steps, at, state)
 
 
 # A held context -----------------------------------------------------------------------------------
@@ -157,9 +157,9 @@ def rollout_n(make_step: Step, state: State, inputs_t: Any, count: jax.Array) ->
 
     There is no gradient of it.
     """
-    most = jnp.max(count)
-    step = _late(make_step, most - count)
-    return jax.lax.fori_loop(0, most, lambda n, state: step(state, (n, inputs_t))[0], state)
+    max_steps = jnp.max(count)
+    step = _late(make_step, max_steps - count)
+    return jax.lax.fori_loop(0, max_steps, lambda n, state: step(state, (n, inputs_t))[0], state)
 
 
 class Convergence(NamedTuple):
@@ -205,11 +205,11 @@ def adaptive_rollout(
     Returns:
       The state, and the number of steps that each token made.
     """
-    most = len(jax.tree.leaves(inputs)[0])
+    max_steps = len(jax.tree.leaves(inputs)[0])
 
     def unfinished(carry):
         state, _, _, moving_BxN = carry
-        return (state.step < most) & jnp.any(moving_BxN)
+        return (state.step < max_steps) & jnp.any(moving_BxN)
 
     def body(carry):
         state, before_BxN, steps_BxN, moving_BxN = carry

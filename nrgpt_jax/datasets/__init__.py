@@ -38,8 +38,8 @@ def load_dataset(data: Mapping[str, Any]) -> Dataset:
       UserError: it cannot be downloaded, read or split; the message says what to do.
     """
     dataset = DATASETS[data["name"]](data)
-    kept = round(data["train_fraction"] * len(dataset.train))
-    return dataset._replace(train=dataset.train.first(kept))
+    count = round(data["train_fraction"] * len(dataset.train))
+    return dataset._replace(train=dataset.train.first(count))
 
 
 def load_recorded(data: Mapping[str, Any]) -> Dataset:

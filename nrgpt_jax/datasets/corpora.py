@@ -89,9 +89,9 @@ def prepare_corpus(data: Mapping[str, Any], engine: Engine) -> Path:
       UserError: the corpus is not there, or cannot be read; or `data.path` is missing.
     """
     if data["path"] and not is_remote(data["path"]):
-        given = Path(data["path"]).expanduser()
-        if shards.is_complete(given):
-            return given
+        path = Path(data["path"]).expanduser()
+        if shards.is_complete(path):
+            return path
     place = _place(data)
     files = [] if is_remote(place) else _files(data, place)
     settings = {
@@ -189,8 +189,8 @@ def _text_plan(text: Text, tokenizer: str, fraction: float) -> Plan:
 
 def _byte_of(text: Text, lengths: list[tuple[int, int]], character: int) -> int:
     """The byte at which a character begins, of a text with pieces of these bytes and characters."""
-    places = itertools.accumulate(lengths, lambda a, b: (a[0] + b[0], a[1] + b[1]), initial=(0, 0))
-    for (at, before), (size, length) in zip(places, lengths, strict=False):
+    offsets = itertools.accumulate(lengths, lambda a, b: (a[0] + b[0], a[1] + b[1]), initial=(0, 0))
+    for (at, before), (size, length) in zip(offsets, lengths, strict=False):
         if character < before + length:
             piece = "".join(text.pieces(at, at + size))
             return at + len(piece[: character - before].encode("utf-8"))

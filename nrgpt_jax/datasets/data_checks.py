@@ -50,16 +50,21 @@ def _check_listops(listops: Mapping[str, Any]) -> None:
     check_finite(listops, prefix)
     check_at_most(listops, prefix, _LARGEST)
     require(listops["modulus"] > 1, prefix + "modulus", listops["modulus"], "at least 2")
-    most, least = listops["max_arguments"], listops["min_arguments"]
-    require(most >= least, prefix + "max_arguments", most, f"at least min_arguments={least}")
+    max_arguments, min_arguments = listops["max_arguments"], listops["min_arguments"]
+    require(
+        max_arguments >= min_arguments,
+        prefix + "max_arguments",
+        max_arguments,
+        f"at least min_arguments={min_arguments}",
+    )
     for field in ("function_probability", "exclusion_rate"):
         require(0 <= listops[field] <= 1, prefix + field, listops[field], "between 0 and 1")
     rate = listops["exclusion_rate"]
-    tuples = int(listops["modulus"] ** most * rate)
+    tuples = int(listops["modulus"] ** max_arguments * rate)
     require(tuples > 0, prefix + "exclusion_rate", rate, "it must hold out one tuple at least")
     allowed = f"it would hold out {tuples:,} tuples; at most {_MOST_TUPLES:,}"
     require(tuples <= _MOST_TUPLES, prefix + "exclusion_rate", rate, allowed)
-    _check_length(listops, (least + most) / 2)
+    _check_length(listops, (min_arguments + max_arguments) / 2)
 
 
 def _check_length(listops: Mapping[str, Any], mean: float) -> None:

@@ -93,10 +93,10 @@ Texts = Iterator[tuple[int, str | None]]
 def _lines(file: File) -> Texts:
     with opened(file.path) as lines:
         for number, line in enumerate(lines):
-            yield number, _decoded(line if number else line.removeprefix(BOM), file.path)
+            yield number, _decode_line(line if number else line.removeprefix(BOM), file.path)
 
 
-def _decoded(line: bytes, path: str) -> str:
+def _decode_line(line: bytes, path: str) -> str:
     try:
         return line.decode("utf-8")
     except UnicodeDecodeError as error:

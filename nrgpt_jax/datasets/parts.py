@@ -98,10 +98,10 @@ def drawn_split(document: Document, validation_fraction: float) -> str:
     The file's name within the corpus and the document's place in the file are hashed, so that it
     does not matter how the corpus is cut into parts, or where it lies.
     """
-    return "validation" if _draw(document) < validation_fraction * _DRAWS else "train"
+    return "validation" if _hash(document) < validation_fraction * _DRAWS else "train"
 
 
-def _draw(document: Document) -> int:
+def _hash(document: Document) -> int:
     key = f"{document.name}:{document.place}".encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest())
 
@@ -116,14 +116,14 @@ def _fraction_for_both(
     """
     plain = reader is read_documents and not any(has_ending(f.name, ROWS_OF_TEXT) for f in files)
     if plain:
-        draws = sorted(_draw(Document(file.name, 0, None)) for file in files)
+        draws = sorted(_hash(Document(file.name, 0, None)) for file in files)
     elif sum(file.size for file in files) <= COUNTED:
-        each = (document for file in files for document in reader(file, field, None))
-        draws = sorted(_draw(document) for document in each if document.pieces is not None)
+        documents = (document for file in files for document in reader(file, field, None))
+        draws = sorted(_hash(document) for document in documents if document.pieces is not None)
     else:
         return validation_fraction
     count = len(draws)
-    drawn = sum(draw < validation_fraction * _DRAWS for draw in draws)
+    drawn = sum(value < validation_fraction * _DRAWS for value in draws)
     if count == 1:
         one = (
             "the corpus is one document, which is for training; give more documents, or a .txt file"
@@ -132,10 +132,10 @@ def _fraction_for_both(
         return 0.0
     if count == 0 or 0 < drawn < count:
         return validation_fraction
-    kept = 1 if drawn == 0 else count - 1
-    few = f"there are only {count} documents, and {kept} of them are drawn for validation"
+    num_validation = 1 if drawn == 0 else count - 1
+    few = f"there are only {count} documents, and {num_validation} of them are drawn for validation"
     print(few, file=sys.stderr)
-    return (draws[kept - 1] + draws[kept]) / 2 / _DRAWS
+    return (draws[num_validation - 1] + draws[num_validation]) / 2 / _DRAWS
 
 
 def text_parts(text: Text, boundary: int, ends: bool) -> list[Part]:

@@ -127,17 +127,17 @@ def _length_of_mark(file: File) -> int:
 
 def cut(blocks: Iterable[bytes]) -> Iterator[bytes]:
     """The same bytes in pieces of about a block that may be tokenized one by one."""
-    kept, searched = b"", 0
+    pending, searched = b"", 0
     for block in blocks:
-        kept += block
-        if len(kept) >= BLOCK:
-            at = _last_place(kept, searched)
-            searched = 0 if at else len(kept) - 1
+        pending += block
+        if len(pending) >= BLOCK:
+            at = _last_place(pending, searched)
+            searched = 0 if at else len(pending) - 1
             if at:
-                yield kept[:at]
-                kept = kept[at:]
-    if kept:
-        yield kept
+                yield pending[:at]
+                pending = pending[at:]
+    if pending:
+        yield pending
 
 
 def cut_text(text: str) -> Iterator[str]:
@@ -151,9 +151,9 @@ def cut_text(text: str) -> Iterator[str]:
 def _last_place(observed: bytes, searched: int) -> int:
     """The last place to cut, behind what was searched in vain; 0: wait for more."""
     for begin in (max(searched, len(observed) - 2**12), searched):
-        places = [result.end() for result in _CUT.finditer(observed, begin)]
-        if places:
-            return places[-1]
+        cuts = [result.end() for result in _CUT.finditer(observed, begin)]
+        if cuts:
+            return cuts[-1]
     if len(observed) <= LONGEST:
         return 0
     last = len(observed) - 4

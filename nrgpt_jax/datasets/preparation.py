@@ -128,13 +128,13 @@ def _lock(file: IO[str], folder: Path) -> None:
 
 def _tasks(plan: Plan, folder: Path, name: str) -> list[Task]:
     counts: dict[str, int] = {"train": 0, "validation": 0}
-    places = []
+    places_of_parts = []
     for part in plan.parts:
-        places.append(tuple((split, counts.get(split, 0)) for split in part.splits))
-        counts.update({split: number + 1 for split, number in places[-1]})
+        places_of_parts.append(tuple((split, counts.get(split, 0)) for split in part.splits))
+        counts.update({split: number + 1 for split, number in places_of_parts[-1]})
     layout = Layout(folder, name, {split: count for split, count in counts.items() if count})
     tokenizer = as_record(plan.tokenizer)
-    created = zip(plan.parts, places, strict=True)
+    created = zip(plan.parts, places_of_parts, strict=True)
     return [Task(i, part, layout, place, tokenizer) for i, (part, place) in enumerate(created)]
 
 

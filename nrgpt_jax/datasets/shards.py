@@ -127,27 +127,27 @@ class ShardWriter:
         options = "group_size:1,uncompressed"
         with _writing(path):
             self._writer = array_record_module.ArrayRecordWriter(str(self._partial), options)
-        self._kept: list[np.ndarray] = []
+        self._chunks: list[np.ndarray] = []
         self._waiting = self.tokens = self.records = self.checksum = 0
         self.documents = self.skipped = 0
 
     def write(self, tokens: np.ndarray) -> None:
         """Adds tokens (n,)."""
-        self._kept.append(tokens.astype(self._dtype))
+        self._chunks.append(tokens.astype(self._dtype))
         self._waiting += len(tokens)
         if self._waiting >= RECORD_TOKENS:
             self._write_records(RECORD_TOKENS)
 
-    def _write_records(self, least: int) -> None:
-        waiting = np.concatenate([*self._kept, np.zeros(0, self._dtype)])
-        while len(waiting) >= least:
+    def _write_records(self, min_tokens: int) -> None:
+        waiting = np.concatenate([*self._chunks, np.zeros(0, self._dtype)])
+        while len(waiting) >= min_tokens:
             record, waiting = waiting[:RECORD_TOKENS], waiting[RECORD_TOKENS:]
             example = self._features.encode_example({"tokens": record})
             with _writing(self._path):
                 self._writer.write(self._serializer.serialize_example(example))
             self.checksum = zlib.crc32(record.tobytes(), self.checksum)
             self.tokens, self.records = self.tokens + len(record), self.records + 1
-        self._kept, self._waiting = [waiting.copy()], len(waiting)
+        self._chunks, self._waiting = [waiting.copy()], len(waiting)
 
     def close(self) -> Written:
         """Ends the shard, and puts it in its place."""
@@ -273,7 +273,10 @@ def read_metadata(folder: Path, cure: str = REMAKE) -> dict[str, Any]:
         info = msgspec.json.decode((folder / INFO).read_bytes(), type=Info)
         layout = Layout(folder, info.name, counts)
         result["paths"] = {
-            split: [_whole(layout.shard(split, i), w["bytes"], cure) for i, w in enumerate(written)]
+            split: [
+                _complete_file(layout.shard(split, i), w["bytes"], cure)
+                for i, w in enumerate(written)
+            ]
             for split, written in result["shards"].items()
         }
         return result
@@ -283,7 +286,7 @@ def read_metadata(folder: Path, cure: str = REMAKE) -> dict[str, Any]:
         raise UserError(f"the metadata of {folder} is damaged ({error}); {cure}") from None
 
 
-def _whole(path: Path, size: int, cure: str) -> Path:
+def _complete_file(path: Path, size: int, cure: str) -> Path:
     result = path.stat().st_size if path.is_file() else None
     if result != size:
         what = "is missing" if result is None else f"has {result:,} bytes, not {size:,}"

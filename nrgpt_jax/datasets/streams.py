@@ -73,13 +73,13 @@ class ArrayStream(Stream):
 
 class _Beginning(Stream):
     def __init__(self, complete: Stream, count: int):
-        self._whole, self._count = complete, count
+        self._source, self._count = complete, count
 
     def __len__(self) -> int:
         return self._count
 
     def read(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray | None]:
-        return self._whole.read(start, count)
+        return self._source.read(start, count)
 
 
 class Shard(NamedTuple):
@@ -143,9 +143,9 @@ class RecordStream(Stream):
         records[0] = records[0][start - first * size :]
         return records
 
-    def _records(self, which: int, places: Sequence[int]) -> list[np.ndarray]:
+    def _records(self, which: int, indices: Sequence[int]) -> list[np.ndarray]:
         try:
-            records = self._reader(which).read(list(places))
+            records = self._reader(which).read(list(indices))
             return [self._features.deserialize_example_np(r)["tokens"] for r in records]
         except Exception as error:  # array_record raises many kinds
             reason = " ".join(str(error).split())[:200]

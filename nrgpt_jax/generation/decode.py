@@ -22,9 +22,9 @@ from nrgpt_jax.models.decoding import Decoding
 SMALLEST_BUCKET = 16
 
 
-def bucket(count: int, most: int) -> int:
-    """The next power of two, so that few shapes are compiled; `most` at most."""
-    return min(max(SMALLEST_BUCKET, 1 << (count - 1).bit_length()), most)
+def bucket(count: int, limit: int) -> int:
+    """The next power of two, so that few shapes are compiled; `limit` at most."""
+    return min(max(SMALLEST_BUCKET, 1 << (count - 1).bit_length()), limit)
 
 
 def as_tokens(tokens: ArrayLike, vocab_size: int) -> np.ndarray:

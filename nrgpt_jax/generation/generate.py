@@ -128,11 +128,11 @@ def stream(
     window = read(model, variables, *_padded(texts, slots), *begin, slots=slots, **of_window)
     static = {**of_window, "on": switches(settings.sampling)}
     static["num_symbols"] = num_symbols or model.vocab_size
-    draw = key, end, jax.tree.map(np.float32, settings.sampling)
+    draw_args = key, end, jax.tree.map(np.float32, settings.sampling)
     target, drawn, done = 1, 0, False
     while not done:
         before = np.asarray(window.lengths)
-        window = decode_until(model, variables, window, np.int32(target), *draw, **static)
+        window = decode_until(model, variables, window, np.int32(target), *draw_args, **static)
         yield _new_tokens(window, before)
         drawn, ended = int(window.drawn), np.asarray(window.done)
         done = drawn >= max_new_tokens or bool(ended.all())

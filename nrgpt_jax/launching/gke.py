@@ -160,7 +160,7 @@ def _pod(job: Job, where: Cluster, nodes: int) -> dict[str, Any]:
         "name": _WORKERS,
         "image": where.image,
         "command": [*map(_literal, job.command("python")), *join],
-        "env": [*_given(job), *([] if on_tpu else [_NUMBER])],
+        "env": [*_extra_env(job), *([] if on_tpu else [_NUMBER])],
         "resources": {"limits": {device: where.chips if on_tpu else where.gpus}},
         "volumeMounts": [{"name": "memory", "mountPath": "/dev/shm"}],  # 64 MB without
     }
@@ -196,7 +196,7 @@ def _join(job: Job, nodes: int) -> list[str]:
     return [*complete, "--process_id=$(PROCESS_ID)"]
 
 
-def _given(job: Job) -> list[dict[str, str]]:
+def _extra_env(job: Job) -> list[dict[str, str]]:
     return [{"name": name, "value": _literal(v)} for name, v in job.environment.items()]
 
 

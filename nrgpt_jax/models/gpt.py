@@ -85,8 +85,8 @@ class Dropout:
             return x
         self.calls += 1
         keys = jax.vmap(jax.random.fold_in, (0, None))(self.keys, self.calls)
-        draw = partial(jax.random.bernoulli, p=1 - self.rate, shape=x.shape[1:])
-        keep = jax.vmap(draw)(keys)
+        bernoulli = partial(jax.random.bernoulli, p=1 - self.rate, shape=x.shape[1:])
+        keep = jax.vmap(bernoulli)(keys)
         return jnp.where(keep, x / (1 - self.rate), jnp.zeros_like(x))
 
 

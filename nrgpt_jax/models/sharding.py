@@ -92,16 +92,16 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
 
 def local_rows(batch_size: int, mesh: jax.sharding.Mesh) -> np.ndarray:
     """The numbers of the rows of a batch that devices of this process hold, in order."""
-    places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
-    return np.unique(np.concatenate([np.arange(batch_size)[rows] for rows in places.values()]))
+    indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+    return np.unique(np.concatenate([np.arange(batch_size)[rows] for rows in indices.values()]))
 
 
 def put_batch(batch: Any, mesh: jax.sharding.Mesh) -> Any:
     """Global arrays from the `local_rows` of a batch (a tree of numpy arrays)."""
 
     def put(x: np.ndarray) -> jax.Array:
-        size, places = _placed(len(x), mesh)
-        part = lambda index: x[places[index[0].start or 0]]
+        size, indices = _placed(len(x), mesh)
+        part = lambda index: x[indices[index[0].start or 0]]
         return jax.make_array_from_callback((size, *x.shape[1:]), batch_sharding(mesh), part)
 
     return jax.tree.map(put, batch)
@@ -113,9 +113,9 @@ def _placed(count: int, mesh: jax.sharding.Mesh) -> tuple[int, dict[int, np.ndar
     begins at a row of it."""
     parts = mesh.shape[DATA] * mesh.shape[FSDP]
     size = count * parts // len(local_rows(parts, mesh))
-    rows, each = local_rows(size, mesh), size // parts
-    starts = range(0, size, each)
-    return size, {at: np.flatnonzero((rows >= at) & (rows < at + each)) for at in starts}
+    rows, rows_per_part = local_rows(size, mesh), size // parts
+    starts = range(0, size, rows_per_part)
+    return size, {at: np.flatnonzero((rows >= at) & (rows < at + rows_per_part)) for at in starts}
 
 
 def parameter_partition(spec: Any) -> PartitionSpec:

@@ -100,8 +100,10 @@ class Checkpoints:
         final, partial = folder / str(step), folder / f"{step}.partial"
 
         def save() -> None:
-            made = functools.partial(ocp.save_checkpointables, partial, content, overwrite=True)
-            raise_on_all_hosts(lambda: made(custom_metadata=dict(metadata)))
+            save_files = functools.partial(
+                ocp.save_checkpointables, partial, content, overwrite=True
+            )
+            raise_on_all_hosts(lambda: save_files(custom_metadata=dict(metadata)))
             checksums.write(partial)
             host0_first(lambda: _move(partial, final))
 
@@ -122,12 +124,12 @@ class Checkpoints:
         """
         latest, best = ([s for s in self._listed(kind) if s <= step] for kind in KINDS)
         forever = {s for s in latest if self._keep_every and s % self._keep_every == 0}
-        kept = {*latest[-self._keep :], *forever}
+        retained = {*latest[-self._keep :], *forever}
         # Whichever state the run may go back to, the best parameters up to it are still there.
-        needed = {max((b for b in best if b <= s), default=None) for s in kept}
+        needed = {max((b for b in best if b <= s), default=None) for s in retained}
         needed |= set(best[-1:])
-        for kind, found, wanted in (("latest", latest, kept), ("best", best, needed)):
-            for other in set(found) - wanted:
+        for kind, result, wanted in (("latest", latest, retained), ("best", best, needed)):
+            for other in set(result) - wanted:
                 shutil.rmtree(self._root / kind / str(other), ignore_errors=True)
 
     def drop_best_after(self, step: int) -> None:
@@ -185,10 +187,10 @@ class Checkpoints:
 
         `state` is the tree of expected shapes and shardings.
         """
-        found = self._newest_whole("latest", parts_of(state))
-        if found is None:
+        result = self._newest_whole("latest", parts_of(state))
+        if result is None:
             return None
-        step, content = found
+        step, content = result
         rest = content["rest"]
         state = state.replace(
             params=content["params"], step=rest["step"], optimizer=rest["optimizer"]
@@ -200,10 +202,10 @@ class Checkpoints:
 
         `params` is the tree of expected shapes and shardings.
         """
-        found = self._newest_whole(kind, {"params": params})
-        if found is None:
+        result = self._newest_whole(kind, {"params": params})
+        if result is None:
             raise UserError(f"no {kind} checkpoint in {self._root / kind}; {self._others(kind)}")
-        return found[0], found[1]["params"]
+        return result[0], result[1]["params"]
 
     def _others(self, kind: str) -> str:
         others = [f"--checkpoint={other}" for other in KINDS if other != kind and self.has(other)]
@@ -256,8 +258,8 @@ class Checkpoints:
         return self._verified[kind, step]
 
     def _metadata(self, kind: str, step: int) -> Mapping[str, Any]:
-        found = ocp.checkpointables_metadata(self._root / kind / str(step)).custom_metadata
-        return found if isinstance(found, Mapping) else {}
+        result = ocp.checkpointables_metadata(self._root / kind / str(step)).custom_metadata
+        return result if isinstance(result, Mapping) else {}
 
     def _loss(self, step: int) -> float:
         """The validation loss of a best checkpoint; not a number where it is not known."""

@@ -57,8 +57,8 @@ def is_done(workdir: Path) -> bool:
         target = disk.read_json(path, dict[str, Any], RESTORE).get("train_steps")
     except (FileNotFoundError, NotADirectoryError):
         return False
-    places = workdir / "checkpoints/latest" / str(target), workdir / WEIGHTS_FILE
-    saved = any(place.exists() for place in places)
+    paths = workdir / "checkpoints/latest" / str(target), workdir / WEIGHTS_FILE
+    saved = any(path.exists() for path in paths)
     return saved and any(r["step"] == target and "val/loss" in r for r in read_metrics(workdir))
 
 

@@ -92,9 +92,9 @@ def train_side_by_side(
             lost, observed = np.asarray(runs.lost), validate(runs.state.params)
             hidden = [np.where(lost, np.nan, loss) for loss in (train_loss, observed)]
             result.append(Evaluation(step, *hidden))
-            least, most = np.nanmin(hidden[1], initial=np.inf), np.nanmax(hidden[1], initial=0)
+            lowest, highest = np.nanmin(hidden[1], initial=np.inf), np.nanmax(hidden[1], initial=0)
             said = f"{step} of {total} steps, {time.monotonic() - begun:.0f} s, validation losses"
-            print(f"{said} {least:.4f} to {most:.4f}", flush=True)
+            print(f"{said} {lowest:.4f} to {highest:.4f}", flush=True)
     return runs.state.params, result
 
 
@@ -155,8 +155,8 @@ def _chunks(config: ConfigDict, sources: Sequence[Source]) -> Iterator[Batch]:
     fields = config.model.context_length, config.data.batch_size
     streams = [train_batches(source.train, *fields, source.seed) for source in sources]
     together = lambda arrays: np.stack(list(arrays))
-    most = min(CHUNK, config.eval_every)
-    size = next(n for n in range(most, 0, -1) if config.eval_every % n == 0)
+    longest = min(CHUNK, config.eval_every)
+    size = next(n for n in range(longest, 0, -1) if config.eval_every % n == 0)
     for start in range(0, config.train_steps, size):
         count = min(size, config.train_steps - start)
         steps = [[next(stream) for stream in streams] for _ in range(count)]
@@ -168,10 +168,10 @@ def _validation(model, config: ConfigDict, dataset: Dataset):
     """`parameters (S,R,...) -> losses (S,R)` over the validation windows."""
     of_run = lambda params, batch: losses.batch_sums(params, model, batch)
     sums = jax.jit(jax.vmap(jax.vmap(of_run, (0, None)), (0, None)))
-    length, most = config.model.context_length, config.eval_windows
+    length, limit = config.model.context_length, config.eval_windows
 
     def validate(params: Any) -> np.ndarray:
-        windows = validation_batches(dataset.validation, length, config.data.batch_size, most)
+        windows = validation_batches(dataset.validation, length, config.data.batch_size, limit)
         result = [sums(params, batch) for batch in windows]
         total = {name: sum(np.asarray(p[name]) for p in result) for name in ("loss", "weights")}
         return np.asarray(total["loss"] / total["weights"])
@@ -208,8 +208,8 @@ def train_directories(configs: Mapping[Path, ConfigDict]) -> None:
     """
     source_of = lambda config: (config.seed, config.data.train_fraction)
     config = next(iter(configs.values())).copy_and_resolve_references()
-    keys = sorted({source_of(each) for each in configs.values()})
-    rates = sorted({each.optimizer.learning_rate for each in configs.values()})
+    keys = sorted({source_of(run_config) for run_config in configs.values()})
+    rates = sorted({run_config.optimizer.learning_rate for run_config in configs.values()})
     check_config(config, 1)
     require(config.spike_factor == 0, "spike_factor", config.spike_factor, "0 side by side")
     schedule, allowed = config.optimizer.schedule, "cosine or constant side by side"

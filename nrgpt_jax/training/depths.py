@@ -66,18 +66,23 @@ def of_config(config: Mapping[str, Any]) -> Depth | None:
     """The settings of a configuration; None: all steps, always, and the last state's loss."""
     fields, steps = config["depth"], config["model"]["num_steps"]
     fixed = fields["distribution"] == "fixed"
-    least = steps if fixed else fields["min_steps"] or 1
-    most = steps if fixed else fields["max_steps"] or 2 * steps
-    steps = fields["backprop_steps"] or most
+    min_steps = steps if fixed else fields["min_steps"] or 1
+    max_steps = steps if fixed else fields["max_steps"] or 2 * steps
+    steps = fields["backprop_steps"] or max_steps
     depth = Depth(
-        **{**fields, "min_steps": least, "max_steps": most, "backprop_steps": min(steps, most)}
+        **{
+            **fields,
+            "min_steps": min_steps,
+            "max_steps": max_steps,
+            "backprop_steps": min(steps, max_steps),
+        }
     )
     plain = fixed and depth.backprop_steps == steps and depth.loss_steps == 1
     plain = plain and not (depth.penalty or depth.refine_passes or depth.train_on_decoded)
     return None if plain else depth
 
 
-def draw(
+def sample_num_steps(
     depth: Depth, key: Key, rows: PerSequence, step: Int[Array, ""]
 ) -> Int[Array, ""] | Int[Array, "B"]:
     """The number of recurrent steps: (), or (B,) of each row of a batch.
@@ -88,17 +93,17 @@ def draw(
     grown = jnp.minimum(1.0, (step + 1) / max(depth.curriculum_steps, 1))
     by_factors = depth.distribution == "log_uniform"
     if by_factors:
-        most = jnp.round(depth.min_steps * (depth.max_steps / depth.min_steps) ** grown)
+        max_steps = jnp.round(depth.min_steps * (depth.max_steps / depth.min_steps) ** grown)
     else:
-        most = jnp.round(depth.min_steps + grown * (depth.max_steps - depth.min_steps))
+        max_steps = jnp.round(depth.min_steps + grown * (depth.max_steps - depth.min_steps))
 
     def one(key: Key) -> jax.Array:
         u = jax.random.uniform(key)
         if by_factors:
-            drawn = depth.min_steps * jnp.exp(u * jnp.log((most + 1) / depth.min_steps))
+            sampled = depth.min_steps * jnp.exp(u * jnp.log((max_steps + 1) / depth.min_steps))
         else:
-            drawn = depth.min_steps + u * (most - depth.min_steps + 1)
-        return jnp.minimum(drawn, most).astype(jnp.int32)
+            sampled = depth.min_steps + u * (max_steps - depth.min_steps + 1)
+        return jnp.minimum(sampled, max_steps).astype(jnp.int32)
 
     key = jax.random.fold_in(key, _OF_DEPTH)
     if depth.sample_per == "batch":
@@ -125,7 +130,7 @@ def make_states(
       depth: how deep, and how it is learned from.
       step: training steps that were made.
     """
-    count = draw(depth, key, rows, step)
+    count = sample_num_steps(depth, key, rows, step)
 
     method = rollouts.partial_rollout
 
@@ -146,35 +151,37 @@ def make_states(
     refined = lambda context: RolloutOptions(None, num_skipped_steps, context)
     alone = lambda: apply(first, RolloutOptions(begin, num_skipped_steps))
     burn_in: Any = lambda context: full.apply(constant, tokens, refined(context), method=method)
-    after, most = lambda context: apply(first, refined(context)), depth.max_burn_in_passes
-    ends = [_after_burn_in(most, key, burn_in, after, alone) if most else alone()]
+    after, max_passes = lambda context: apply(first, refined(context)), depth.max_burn_in_passes
+    ends = [_after_burn_in(max_passes, key, burn_in, after, alone) if max_passes else alone()]
     for number in range(1, depth.loss_steps):
         ends.append(apply(model.clone(num_steps=1), RolloutOptions(ends[-1]), number))
     last = depth.loss_steps - 1
     for number in range(depth.loss_steps, depth.loss_steps + depth.refine_passes):
         ends.append(apply(full, refined(ends[-1]), number))
     penalty = _penalty(params, model, tokens, ends[last:], rows, key, depth)
-    decoded = [_decoded(params, model, tokens, ends[last], key)] if depth.train_on_decoded else []
-    return Made([end.x for end in ends] + decoded, penalty)
+    suffixes = (
+        [_decoded_suffix(params, model, tokens, ends[last], key)] if depth.train_on_decoded else []
+    )
+    return Made([end.x for end in ends] + suffixes, penalty)
 
 
-def _decoded(params: Any, model: Any, tokens: Tokens, end: State, key: Key) -> BatchStates:
+def _decoded_suffix(params: Any, model: Any, tokens: Tokens, end: State, key: Key) -> BatchStates:
     """Where tokens are that are decoded behind a prompt of a drawn length."""
-    most = max(1, tokens.shape[1] // 2)
-    prompt = jax.random.randint(jax.random.fold_in(key, _OF_PROMPT), (), 1, most + 1)
+    longest = max(1, tokens.shape[1] // 2)
+    prompt = jax.random.randint(jax.random.fold_in(key, _OF_PROMPT), (), 1, longest + 1)
     return model.apply({"params": params}, tokens, end, prompt, method=decode_behind)
 
 
 def _after_burn_in(
-    most: int,
+    max_passes: int,
     key: Key,
     burn_in: Callable[[State | None], State],
     after: Callable[[State], State],
     alone: Callable[[], State],
 ) -> State:
-    """`after` the end of k ~ U{0..most} passes, each in the context of the final states of the pass
-    before; with none `alone`."""
-    count = jax.random.randint(jax.random.fold_in(key, _OF_OTHERS), (), 0, most + 1)
+    """`after` the end of k ~ U{0..max_passes} passes, each in the context of the final states of
+    the pass before; with none `alone`."""
+    count = jax.random.randint(jax.random.fold_in(key, _OF_OTHERS), (), 0, max_passes + 1)
     ends = lambda: jax.lax.fori_loop(1, count, lambda _, c: burn_in(c), burn_in(None))
     return jax.lax.cond(count > 0, lambda: after(ends()), alone)
 

@@ -54,10 +54,10 @@ def train(config: ConfigDict, workdir: Path | str) -> dict[str, float]:
     dataset = one_ahead(lambda: resolve(config))  # what it prepares, the others find
     check_same(config.to_dict())
     changes = raise_on_all_hosts(lambda: check_run(workdir, config, dataset.tokenizer))
-    with contextlib.ExitStack() as held:
-        lock = host0_first(lambda: held.enter_context(locked(workdir)))
+    with contextlib.ExitStack() as resources:
+        lock = host0_first(lambda: resources.enter_context(locked(workdir)))
         check_shared(workdir)
-        stop = held.enter_context(Stop())
+        stop = resources.enter_context(Stop())
         run = RunDirectory(workdir, config, dataset.tokenizer, changes, lock)
         trainer = Trainer(config, run, dataset, stop)
         result = trainer.run()

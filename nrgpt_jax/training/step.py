@@ -43,7 +43,7 @@ def create_state(
     def init():
         return initial_state(model, optimizer, seed)
 
-    return jax.jit(init, out_shardings=_places(abstract_state(model, optimizer, mesh)))()
+    return jax.jit(init, out_shardings=_shardings(abstract_state(model, optimizer, mesh)))()
 
 
 def initial_state(
@@ -66,7 +66,7 @@ def abstract_state(
     return sharding.abstract(state, state_shardings(model, state, mesh))
 
 
-def _places(state: TrainState) -> TrainState:
+def _shardings(state: TrainState) -> TrainState:
     return jax.tree.map(lambda leaf: leaf.sharding, state)
 
 
@@ -77,11 +77,11 @@ def state_shardings(model: LanguageModel, state: TrainState, mesh: jax.sharding.
     params = sharding.parameter_shardings(parameter_specs(model), mesh)
     with_path = jax.tree_util.tree_leaves_with_path
     shapes = {path: leaf.shape for path, leaf in with_path(state.params)}
-    places = {(path, shapes[path]): where for path, where in with_path(params)}
+    shardings = {(path, shapes[path]): where for path, where in with_path(params)}
 
     def of_optimizer(path: tuple, leaf: jax.ShapeDtypeStruct):
         """What is kept of a parameter lies under its path, in whatever the optimizer is made of."""
-        candidates = (places.get((path[start:], leaf.shape)) for start in range(len(path)))
+        candidates = (shardings.get((path[start:], leaf.shape)) for start in range(len(path)))
         return next(filter(None, candidates), everywhere)
 
     optimizer = jax.tree_util.tree_map_with_path(of_optimizer, state.optimizer)
@@ -141,7 +141,7 @@ def make_train_step(
     step = functools.partial(
         train_step, seed=seed, optimizer=optimizer, loss_and_grads=loss_and_grads
     )
-    where = _places(abstract_state(model, optimizer, mesh))
+    where = _shardings(abstract_state(model, optimizer, mesh))
     return jax.jit(
         step,
         donate_argnums=0,

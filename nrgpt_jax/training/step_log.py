@@ -39,8 +39,8 @@ class StepLog:
         self.pending: tuple[int, Mapping[str, jax.Array]] | None = None
         self.tokens_per_step = config.data.batch_size * config.model.context_length
         self.flops_per_token = flops.train_flops_per_token(model)
-        whole = depths.of_config(config) is None  # else steps differ in their operations
-        self.peak = flops.peak_flops() if whole else None
+        uniform = depths.of_config(config) is None  # else steps differ in their operations
+        self.peak = flops.peak_flops() if uniform else None
         self.compiled = False
         self._begin_interval()
 
