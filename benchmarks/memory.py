@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import jax
 
 from benchmarks.cases import Case
-from nrgpt_jax.datasets.pipeline import Batch
+from nrgpt_jax.array_types import Batch
 from nrgpt_jax.models import create_model, parameter_specs, sharding
 from nrgpt_jax.training import optimizers
 from nrgpt_jax.training import step as training

@@ -65,7 +65,7 @@ def _ours(case: Case) -> tuple[Callable[[], float], dict]:
     host.use_all_cores(config.data.batch_size // config.optimizer.accumulation_steps)
     import jax
 
-    from nrgpt_jax.datasets.pipeline import Batch
+    from nrgpt_jax.array_types import Batch
     from nrgpt_jax.models import create_model, flops, parameter_specs, sharding
     from nrgpt_jax.training import optimizers
     from nrgpt_jax.training import step as training

@@ -1,4 +1,11 @@
-"""NRGPT in JAX: language models whose tokens roll down an energy landscape."""
+"""NRGPT in JAX: language models whose tokens roll down an energy landscape.
+
+import nrgpt_jax as nrgpt
+
+model = nrgpt.create_model(name="NRGPT_H_FF2W", vocab_size=65)
+variables = jax.jit(model.init)(jax.random.key(0), tokens)
+loss, aux = nrgpt.loss_fn(model, variables["params"], tokens)
+"""
 
 import importlib
 
@@ -10,15 +17,39 @@ if interrupts.is_program():  # Ctrl-C while its imports take their seconds
     interrupts.end_at_once()
 
 _HOMES = {
+    # models
     "create_model": "models",
-    "generate": "generation.generate",
-    "Settings": "generation.generate",
+    "default_config": "configs",
+    # training
+    "Batch": "array_types",
+    "loss_fn": "training.losses",
+    "train": "training.loop",
+    # trained models and text
     "Convergence": "core.descent",
     "Sampling": "generation.sampling",
-    "log_likelihood": "generation.scoring",
+    "Settings": "generation.generate",
+    "generate": "generation.generate",
     "load_pretrained": "runs.pretrained",
+    "log_likelihood": "generation.scoring",
+    "save_pretrained": "runs.pretrained",
+    # what can be added, and the tables of its parameters
+    "attention": "core.energies",
+    "combination": "core.block",
+    "constant": "core.parameters",
+    "energy": "core.energies",
+    "feedforward": "core.energies",
+    "fixed": "core.parameters",
+    "matrix": "core.parameters",
+    "metric": "core.metrics",
+    "positive": "core.parameters",
+    "rule": "core.rules",
+    "vector": "core.parameters",
 }
 __all__ = list(_HOMES)
+
+
+def __dir__():
+    return sorted({*globals(), *_HOMES})
 
 
 def __getattr__(name: str):

@@ -10,7 +10,7 @@ Shape letters (as suffixes, `g_BxNxD`, and in annotations):
 """
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jaxtyping
@@ -37,3 +37,11 @@ BatchEnergies: TypeAlias = Float[Array, "B N"]
 Tokens: TypeAlias = Int[Array | np.ndarray, "B N"]
 PerSequence: TypeAlias = Int[Array | np.ndarray, "B"]
 Logits: TypeAlias = Float[Array, "B N V"]
+
+
+class Batch(NamedTuple):
+    """Inputs and the tokens that follow them; weight 0 marks what is not to be predicted."""
+
+    inputs: Any  # (B,N) int32, numpy or JAX arrays
+    targets: Any  # (B,N) int32
+    weights: Any  # (B,N) float32

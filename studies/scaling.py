@@ -22,8 +22,8 @@ from ml_collections import ConfigDict
 
 from experiments import openwebtext
 from nrgpt_jax import cli
+from nrgpt_jax.array_types import Batch
 from nrgpt_jax.core.parameters import ParameterSpec
-from nrgpt_jax.datasets.pipeline import Batch
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.models import LanguageModel, create_model, flops, parameter_specs, sharding
 from nrgpt_jax.training import optimizers

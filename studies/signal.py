@@ -67,8 +67,8 @@ def corrupted(tokens: np.ndarray, share: float, random: np.random.Generator) -> 
 def _scores(model, variables, tokens, known: int):
     bound = model.bind(variables)
     path = bound.trajectory(tokens)
-    log_p = jax.nn.log_softmax(bound.readout(path.states[:, -1])[..., :known])
-    energy = path.energies["total"]
+    log_p = jax.nn.log_softmax(bound.readout(path.states[-1])[..., :known])
+    energy = jnp.swapaxes(path.energies["total"], 0, 1)
     surprise = -jnp.take_along_axis(log_p[:, :-1], tokens[:, 1:, None], axis=-1)[..., 0]
     return {
         "surprise": surprise,

@@ -190,7 +190,7 @@ def seen():
 def dynamics_and_states(trained):
     """Of the text of these tests."""
     bound = trained.model.bind(trained.variables)
-    states = bound.trajectory(TOKENS[None]).states[0]
+    states = bound.trajectory(TOKENS[None]).states[:, 0]
     inputs, dynamics_at = bound.dynamics(states[:1])
     return dynamics_at(jax.tree.map(lambda leaf: leaf[0], inputs)), states
 

@@ -57,7 +57,7 @@ def test_depth_is_free_where_the_block_is_shared(name):
     path = jax.jit(lambda m, v: m.apply(v, TOKENS, method="trajectory"), static_argnums=0)
     states = lambda m, v: path(m, v).states
     longer = states(deeper, deep_variables)
-    np.testing.assert_allclose(longer[:, :4], states(model, variables), rtol=1e-5)
+    np.testing.assert_allclose(longer[:4], states(model, variables), rtol=1e-5)
     last = deep_variables["params"]["steps"]["log_scale"]
     np.testing.assert_allclose(last, [0, 1 / 9, 2 / 9, 2 / 9, 2 / 9])
     assert_same_logits(
@@ -108,7 +108,7 @@ def test_until_converged_is_the_plain_path_up_to_there():
     """The first token has no other in its context: its path is that of the model."""
     model, variables = still_model(num_steps=40)
     path = jax.jit(lambda v: model.apply(v, TOKENS[:, :1], method="trajectory"))(variables)
-    energies = np.asarray(path.energies["total"])[:, :, 0]
+    energies = np.asarray(path.energies["total"])[:, :, 0].T
     for tolerance in (0.1, 0.01, 1e-3):
         decoding = Decoding(stopping=Convergence(tolerance))
         (_, _, steps), *_ = cached_logits(model, variables, TOKENS[:, :1], [1, 1, 1], decoding)
@@ -120,7 +120,7 @@ def test_until_converged_is_the_plain_path_up_to_there():
 def test_a_state_that_hardly_changes_stops():
     model, variables = still_model(num_steps=40)
     path = jax.jit(lambda v: model.apply(v, TOKENS[:, :1], method="trajectory"))(variables)
-    states = np.asarray(path.states)[:, :, 0]
+    states = np.asarray(path.states)[:, :, 0].swapaxes(0, 1)
     length = partial(np.linalg.norm, axis=-1)
     for tolerance in (0.3, 0.1):
         decoding = Decoding(stopping=Convergence(tolerance, "state"))
@@ -204,7 +204,7 @@ def test_fixed_point_cache_shows_each_token_the_last_states_before_it(mask, atte
 
     @partial(jax.jit, static_argnums=1)
     def loop(tokens, prompt):
-        last = model.apply(variables, tokens[None, :prompt], method="trajectory").states[0, -1]
+        last = model.apply(variables, tokens[None, :prompt], method="trajectory").states[-1, 0]
         for at in range(prompt, len(tokens)):
             x = first = table[tokens[at]] + positions[at]
             past = jax.vmap(norm)(last)

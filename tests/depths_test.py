@@ -11,11 +11,11 @@ import pytest
 from decoding_helpers import cached_logits, small_model
 from marks import slow
 
+from nrgpt_jax.array_types import Batch
 from nrgpt_jax.configs import default_config
 from nrgpt_jax.core import convergence
 from nrgpt_jax.core.block import block, start
 from nrgpt_jax.core.descent import RolloutOptions, block_in_context
-from nrgpt_jax.datasets.pipeline import Batch
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.models import sharding
 from nrgpt_jax.models.decoding import Decoding, decode_behind

@@ -139,7 +139,7 @@ def own_energies(model, held, x):
 def test_trajectory_is_the_rollout_with_its_energies():
     model = make_dynamics(jax.random.key(0), X)
     path = trajectory(model)
-    chex.assert_shape([path.states, path.gradients, path.moves], (5, 2, 5, SIZES.D))
+    chex.assert_shape([path.states, path.grad_x, path.moves], (5, 2, 5, SIZES.D))
     chex.assert_trees_all_close(path.states[0], X)
     last = jax.jit(lambda x: rolled(model, x))(X)
     chex.assert_trees_all_close(path.states[-1], last, rtol=1e-5, atol=1e-6)
@@ -158,7 +158,7 @@ def test_trajectory_is_the_rollout_with_its_energies():
     for sequence, token in np.ndindex(2, 5):
         here = slopes[sequence, token]
         expected = here[sequence, token]  # its own state; none other counts
-        gradient = path.gradients[2, sequence, token]
+        gradient = path.grad_x[2, sequence, token]
         chex.assert_trees_all_close(gradient, expected, rtol=1e-4, atol=1e-5)
         assert not here.at[sequence, token].set(0.0).any()
 
@@ -178,7 +178,7 @@ def test_every_step_of_a_trajectory_has_a_landscape_of_its_own():
     scales = [*np.asarray(SCALES), SCALES[-1].item()]
     for t, (scale, centre) in enumerate(zip(scales, [0.0, 1.0, -1.0, 2.0, 2.0], strict=True)):
         expected = (x, 0.5 * np.sum((x - centre) ** 2, axis=-1), x - centre, scale * (centre - x))
-        found = (path.states, path.energies["total"], path.gradients, path.moves)
+        found = (path.states, path.energies["total"], path.grad_x, path.moves)
         chex.assert_trees_all_close([a[t] for a in found], list(expected), rtol=1e-4, atol=1e-5)
         x = x - scale * (x - centre)
 
@@ -211,9 +211,9 @@ def test_the_leak_is_a_legendre_dual(norm):
     energies, gradients = of_batch(x, X, jnp.arange(5), model.norm.function(x))
     chex.assert_trees_all_close(path.energies["total"][2], energies, rtol=1e-4, atol=1e-5)
     if norm in GAINLESS:
-        chex.assert_trees_all_close(path.gradients[2], gradients, rtol=1e-3, atol=1e-4)
+        chex.assert_trees_all_close(path.grad_x[2], gradients, rtol=1e-3, atol=1e-4)
     else:
-        assert float(jnp.abs(path.gradients[2] - gradients).max()) > 1e-2
+        assert float(jnp.abs(path.grad_x[2] - gradients).max()) > 1e-2
     energy_at = energy_in_context(model, start(model)._replace(x=x))
     in_context = jax.jit(jax.grad(lambda x: jnp.sum(energy_at(x))))(x)
     chex.assert_trees_all_close(in_context, gradients, rtol=1e-3, atol=1e-4)

@@ -12,8 +12,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from marks import slow, slow_but
 
+from nrgpt_jax.array_types import Batch
 from nrgpt_jax.configs import default_config
-from nrgpt_jax.datasets.pipeline import Batch
 from nrgpt_jax.models import create_model, sharding
 from nrgpt_jax.ops import attention, flash
 from nrgpt_jax.training import evaluation, step

@@ -9,11 +9,11 @@ import optax
 import pytest
 from decoding_helpers import small_model
 
+from nrgpt_jax.array_types import Batch
 from nrgpt_jax.configs import default_config
 from nrgpt_jax.core.block import start
 from nrgpt_jax.core.descent import energy_in_context
 from nrgpt_jax.core.metrics import METRICS, metric
-from nrgpt_jax.datasets.pipeline import Batch
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.models import sharding
 from nrgpt_jax.training import losses, step
@@ -35,14 +35,14 @@ def test_energy_is_that_of_the_trajectory_and_its_change_that_of_the_step_alone(
     found = aux_of(model, variables, ("energy", "energy_change"))
     bound = model.bind(variables)
     path = bound.trajectory(jnp.asarray(BATCH.inputs))
-    inputs, dynamics_at = bound.dynamics(path.states[:, 0])
+    inputs, dynamics_at = bound.dynamics(path.states[0])
     dynamics = dynamics_at(jax.tree.map(lambda leaf: leaf[0], inputs))
     state = start(dynamics)
     for t in range(3):
-        energy = path.energies["total"][:, t]
+        energy = path.energies["total"][t]
         np.testing.assert_allclose(found[f"energy/{t}"], jnp.mean(energy), rtol=1e-4)
-        at = energy_in_context(dynamics, state._replace(x=path.states[:, t]))
-        change = at(path.states[:, t + 1]) - energy
+        at = energy_in_context(dynamics, state._replace(x=path.states[t]))
+        change = at(path.states[t + 1]) - energy
         np.testing.assert_allclose(found[f"energy_change/{t}"], jnp.mean(change), rtol=1e-3)
 
 

@@ -102,8 +102,8 @@ def test_per_step_scale_scales_each_step():
     params = {**variables["params"], "steps": {"log_scale": silent}}
     trajectory = jax.jit(lambda p: model.apply({"params": p}, TOKENS, method="trajectory"))
     states = trajectory(params).states
-    assert float(jnp.abs(states[:, 1] - states[:, 0]).max()) > 0.0
-    chex.assert_trees_all_close(states[:, 1], states[:, 3])
+    assert float(jnp.abs(states[1] - states[0]).max()) > 0.0
+    chex.assert_trees_all_close(states[1], states[3])
 
 
 @pytest.mark.parametrize("rule", [slow("descent"), "sphere"])

@@ -12,7 +12,7 @@ from decoding_helpers import small_model
 from marks import slow_but
 
 from nrgpt_jax import log_likelihood
-from nrgpt_jax.datasets.pipeline import Batch
+from nrgpt_jax.array_types import Batch
 from nrgpt_jax.models import readout, sharding
 from nrgpt_jax.training import evaluation, losses
 from nrgpt_jax.training import step as training

@@ -11,8 +11,8 @@ import pytest
 from decoding_helpers import pretrained, small_model
 
 from nrgpt_jax import sample
+from nrgpt_jax.array_types import Batch
 from nrgpt_jax.datasets import Prompts
-from nrgpt_jax.datasets.pipeline import Batch
 from nrgpt_jax.datasets.tokenizers import ByteTokenizer, CharTokenizer
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.generation.generate import Continuation, Settings

@@ -13,9 +13,9 @@ from jax.sharding import PartitionSpec as P
 from marks import slow_but
 from programs_helpers import run_python
 
+from nrgpt_jax.array_types import Batch
 from nrgpt_jax.configs import default_config
 from nrgpt_jax.core.parameters import ParameterSpec, matrix
-from nrgpt_jax.datasets.pipeline import Batch
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.models import create_model, parameter_specs, sharding
 from nrgpt_jax.training import exchange, optimizers

@@ -13,7 +13,7 @@ from marks import slow
 from train_helpers import TEXT, config_of, stop_at, values
 
 from nrgpt_jax import evaluate, sample
-from nrgpt_jax.datasets.pipeline import Batch
+from nrgpt_jax.array_types import Batch
 from nrgpt_jax.errors import STOPPED, UserError
 from nrgpt_jax.generation.generate import Settings
 from nrgpt_jax.generation.sampling import Sampling

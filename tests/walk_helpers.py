@@ -17,8 +17,8 @@ import jax
 import numpy as np
 
 import nrgpt_jax
+from nrgpt_jax.array_types import Batch
 from nrgpt_jax.configs import default_config
-from nrgpt_jax.datasets.pipeline import Batch
 from nrgpt_jax.generation.generate import generate
 from nrgpt_jax.models import create_model, parameter_specs, sharding
 from nrgpt_jax.training import optimizers, step

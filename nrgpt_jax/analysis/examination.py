@@ -218,7 +218,7 @@ def as_numbers(result: Analysis) -> dict[str, Any]:
         "energies": dict(result.path.energies),
         "step_norm": result.step_norms,
         "speed": result.speeds,
-        "gradient_norm": np.linalg.norm(result.path.gradients, axis=-1),
+        "gradient_norm": np.linalg.norm(result.path.grad_x, axis=-1),
         "spectral_radius": result.attraction and result.attraction.radius,
         "speed_after": result.attraction and result.attraction.speed,
         "settled_at_step": [int(s) if s < result.num_steps else None for s in result.settled],

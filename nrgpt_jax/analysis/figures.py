@@ -44,7 +44,7 @@ def energies(result: Analysis) -> Figure:
 def convergence(result: Analysis) -> Figure:
     """How far a step goes, in x and in g, the gradient, and when each token converged."""
     figure, axes = _figure(2, 2, width=12, height=8)
-    gradients = np.linalg.norm(result.path.gradients, axis=-1)
+    gradients = np.linalg.norm(result.path.grad_x, axis=-1)
     panels = [
         ("length of a step", "||x(t+1) - x(t)||", result.step_norms),
         ("what others see of it", "||g(t+1) - g(t)|| / ||g(t)||", result.speeds),

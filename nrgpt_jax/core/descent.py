@@ -43,15 +43,16 @@ class RolloutOptions(NamedTuple):
 class Trajectory(NamedTuple):
     """States, energies and their gradients before every step and after the last one.
 
-    `energies` are those of every token by term, and their `total`. `gradients` are dE_A/dx_A of
-    the total: of token A's own energy in its own state, with its context held fixed, and without
-    what a gate (`core.energies.Energy.exact`) adds to it: what a rule follows. `moves` are what
-    the steps from there add to the states, the last of them not made.
+    `energies` are those of every token by term, and their `total`. `grad_g` and `grad_x` are
+    dE_A/dg_A and dE_A/dx_A of the total: of token A's own energy in its own state, with its context
+    held fixed, and without what a gate (`core.energies.Energy.exact`) adds to it: what a rule
+    follows. `moves` are what the steps from there add to the states, the last of them not made.
     """
 
     states: Float[Array, "T+1 B N D"]
     energies: Mapping[str, Float[Array, "T+1 B N"]]
-    gradients: Float[Array, "T+1 B N D"]
+    grad_g: Float[Array, "T+1 B N D"]
+    grad_x: Float[Array, "T+1 B N D"]
     moves: Float[Array, "T+1 B N D"]
 
 
@@ -73,8 +74,8 @@ def trajectory(dynamics_at: Callable[[Any], Dynamics], inputs: Any) -> Trajector
         new, out = block(dynamics, state, inputs_t["scale"])
         assert out.move is not None
         energies = {**out.energies, "total": out.total}
-        gradient = grad_x(dynamics, state.x, out.grad_g)
-        return new, Trajectory(state.x, energies, gradient, out.move)
+        of_x = grad_x(dynamics, state.x, out.grad_g)
+        return new, Trajectory(state.x, energies, out.grad_g, of_x, out.move)
 
     first, last = (jax.tree.map(lambda leaf, at=at: leaf[at], inputs) for at in (0, -1))
     state, path = rollout(recorded, start(dynamics_at(first)), inputs)

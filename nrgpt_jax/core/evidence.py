@@ -65,7 +65,7 @@ def evidence(
     """
 
     def at_step(step):
-        inputs_t, (x, energies, _, move) = step
+        inputs_t, (x, energies, _, _, move) = step
         dynamics = dynamics_at(inputs_t)
         energy_at = energy_in_context(dynamics, start(dynamics)._replace(x=x))
         gradient = jax.grad(lambda x: jnp.sum(energy_at(x)))(x)  # of gates too, unlike the path's

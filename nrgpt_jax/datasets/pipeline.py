@@ -6,24 +6,17 @@ that its devices hold; so neither processes nor devices change what a batch is.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import grain
 import numpy as np
 
+from nrgpt_jax.array_types import Batch
 from nrgpt_jax.datasets.streams import Stream
 from nrgpt_jax.errors import UserError
 
 Rows: TypeAlias = Sequence[int] | np.ndarray
 """Numbers of rows of a batch."""
-
-
-class Batch(NamedTuple):
-    """Inputs and the tokens that follow them; weight 0 marks what is not to be predicted."""
-
-    inputs: np.ndarray  # (B,N) int32
-    targets: np.ndarray  # (B,N) int32
-    weights: np.ndarray  # (B,N) float32
 
 
 class Windows:

@@ -28,12 +28,17 @@ __all__ = [
 ]
 
 
-def create_model(config: Mapping[str, Any] | ConfigDict) -> LanguageModel:
+def create_model(
+    config: Mapping[str, Any] | ConfigDict | None = None, /, **fields: Any
+) -> LanguageModel:
     """The Flax module that a configuration describes.
+
+        create_model(name="NRGPT_H_FF2W", vocab_size=65, embed_dim=64, num_steps=5)
 
     Args:
       config: a whole configuration (`nrgpt_jax.configs.default_config()`) or its `model` part, or
-        some of the fields of that, with `vocab_size` set; the others have their defaults.
+        some of the fields of that; the others have their defaults.
+      fields: of `config.model`; these come first. `vocab_size` is set here or there.
 
     Returns:
       A Linen module: `init(key, tokens)`, `apply(variables, tokens (B,N)) -> logits (B,N,V)`.
@@ -41,19 +46,20 @@ def create_model(config: Mapping[str, Any] | ConfigDict) -> LanguageModel:
     Raises:
       UserError: a field is unknown or has a value that cannot be built; the message names it.
     """
-    overrides, usual = dict(config.get("model", config)), default_config().model.to_dict()
+    base, usual = {} if config is None else config, default_config().model.to_dict()
+    overrides = {**base.get("model", base), **fields}
     for name in overrides.keys() - usual.keys():
         raise UserError(f"unknown field model.{name}; there are {', '.join(usual)}")
-    fields = {**usual, **overrides}
-    check_model(fields)
-    name, nrgpt = fields["name"], is_nrgpt(fields["name"])
+    model = {**usual, **overrides}
+    check_model(model)
+    name, nrgpt = model["name"], is_nrgpt(model["name"])
     module = NRGPT if nrgpt else GPT
-    known = {n: v for n, v in fields.items() if n in module.__dataclass_fields__ and n != "name"}
-    known["num_distinct_layers"] = fields["num_distinct_layers"] or (
-        fields["num_steps"] if name == "GPT" else 1
+    known = {n: v for n, v in model.items() if n in module.__dataclass_fields__ and n != "name"}
+    known["num_distinct_layers"] = model["num_distinct_layers"] or (
+        model["num_steps"] if name == "GPT" else 1
     )
     if nrgpt:
-        return NRGPT(energy_names=energy_names(fields), **known)
+        return NRGPT(energy_names=energy_names(model), **known)
     return GPT(parallel=name.endswith("_parallel"), **known)
 
 

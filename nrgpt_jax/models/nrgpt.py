@@ -14,6 +14,7 @@ from nrgpt_jax.core.block import (
     COMBINATIONS,
     Dropout,
     Dynamics,
+    EnergyAndGrad,
     State,
     Step,
     bind,
@@ -224,14 +225,35 @@ class NRGPT(LanguageModel):
     # What energies show ---------------------------------------------------------------------------
 
     def trajectory(self, tokens: Tokens) -> descent.Trajectory:
-        """The path of every sequence: states (B,T+1,N,D), and the same of what comes with them."""
+        """The path of all tokens: states (T+1,B,N,D), and the same of what comes with them."""
         inputs, dynamics_at = self.dynamics(self.embed(tokens))
-        path = descent.trajectory(dynamics_at, inputs)
-        return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), path)
+        return descent.trajectory(dynamics_at, inputs)
 
     def energies(self, tokens: Tokens) -> dict[str, jax.Array]:
         """Per-step per-token energies (T+1,B,N), by term (`attention`, ...) and in `total`."""
-        return {k: jnp.swapaxes(e, 0, 1) for k, e in self.trajectory(tokens).energies.items()}
+        return dict(self.trajectory(tokens).energies)
+
+    def gradients(self, tokens: Tokens) -> Float[Array, "T+1 B N D"]:
+        """dE_A/dg_A of the total energy of every token, before every step and after the last."""
+        return self.trajectory(tokens).grad_g
+
+    def step(
+        self, x: BatchStates, t: int = 0, first: BatchStates | None = None
+    ) -> tuple[BatchStates, EnergyAndGrad]:
+        """One step of descent: the states after it, and the energies and gradient it followed.
+
+        Args:
+          x: (B,N,D) states of all tokens, such as `embed` gives.
+          t: the number of the step, from 0.
+          first: (B,N,D) states before step 0, which the energy `injection` reads; by default x.
+            A rule with a state of its own (momentum) starts at rest.
+        """
+        inputs, dynamics_at = self.dynamics(x if first is None else first)
+        inputs_t = jax.tree.map(lambda leaf: leaf[t], inputs)
+        dynamics = dynamics_at(inputs_t)
+        state = start(dynamics)._replace(x=x, rule=dynamics.rule.init(x))
+        state, out = block(dynamics, state, inputs_t["scale"])
+        return state.x, out
 
     def cache_row(self) -> Any:
         """The keys of a token in one step, by term, as trees of `jax.ShapeDtypeStruct`."""

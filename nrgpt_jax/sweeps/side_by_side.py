@@ -23,8 +23,9 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from nrgpt_jax.array_types import Batch
 from nrgpt_jax.datasets import Dataset, load_dataset
-from nrgpt_jax.datasets.pipeline import Batch, train_batches, validation_batches
+from nrgpt_jax.datasets.pipeline import train_batches, validation_batches
 from nrgpt_jax.datasets.streams import Stream
 from nrgpt_jax.errors import require
 from nrgpt_jax.models import LanguageModel, create_model, parameter_specs

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from nrgpt_jax import disk
-from nrgpt_jax.datasets.pipeline import Batch
+from nrgpt_jax.array_types import Batch
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.processes import host0_first
 from nrgpt_jax.runs.checkpoints import Checkpoints

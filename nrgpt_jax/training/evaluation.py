@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
+from nrgpt_jax.array_types import Batch
 from nrgpt_jax.datasets import Prompts
-from nrgpt_jax.datasets.pipeline import Batch
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.generation.generate import Continuation, Settings, generate
 from nrgpt_jax.models import LanguageModel, parameter_specs, sharding

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ import optax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from nrgpt_jax.array_types import Batch
 from nrgpt_jax.datasets import Dataset, load_dataset
 from nrgpt_jax.datasets.files import absolute
-from nrgpt_jax.datasets.pipeline import Batch, Rows, check_length, train_batches, validation_batches
+from nrgpt_jax.datasets.pipeline import Rows, check_length, train_batches, validation_batches
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.models import create_model, parameter_specs, sharding
 from nrgpt_jax.processes import host0_first, is_first, log_host0, one_ahead, raise_on_all_hosts
@@ -28,15 +29,31 @@ from nrgpt_jax.training.config_notes import notes
 from nrgpt_jax.training.divergence import MOST_ROLLBACKS, Diverged, Spike, SpikeWatch, ended
 from nrgpt_jax.training.hosts import check_same, check_shared
 from nrgpt_jax.training.run_directory import RunDirectory
-from nrgpt_jax.training.step_log import StepLog
+from nrgpt_jax.training.step_log import Hook, StepLog
 from nrgpt_jax.training.stop import Stop
 from nrgpt_jax.training.warm_start import folder_of, initial_params
 
 
-def train(config: ConfigDict, workdir: Path | str) -> dict[str, float]:
+def train(
+    config: ConfigDict,
+    workdir: Path | str,
+    *,
+    dataset: Dataset | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+    hooks: Sequence[Hook] = (),
+) -> dict[str, float]:
     """Trains until `config.train_steps`, resuming from the latest checkpoint if there is one.
 
     With several processes (`host.join`) all of them call it, with the same arguments.
+
+    Args:
+      config: as of `default_config`.
+      workdir: the run directory.
+      dataset: to train on; None: the one that `config.data` names. A run with a data set of its own
+        can be sampled and analyzed, and resumed with the same argument.
+      optimizer: None: the one that `config.optimizer` describes; else that is not read, but for
+        `accumulation_steps`, and for the learning rate that is logged.
+      hooks: called whenever metrics are logged, as `step_log.Hook`.
 
     Returns:
       The metrics of the last evaluation (empty if none was reached).
@@ -51,24 +68,24 @@ def train(config: ConfigDict, workdir: Path | str) -> dict[str, float]:
     workdir = Path(workdir)
     config = config.copy_and_resolve_references()
     raise_on_all_hosts(lambda: check_config(config, jax.device_count()))
-    dataset = one_ahead(lambda: resolve(config))  # what it prepares, the others find
+    data = one_ahead(lambda: resolve(config, dataset))  # what it prepares, the others find
     check_same(config.to_dict())
-    changes = raise_on_all_hosts(lambda: check_run(workdir, config, dataset.tokenizer))
+    changes = raise_on_all_hosts(lambda: check_run(workdir, config, data.tokenizer))
     with contextlib.ExitStack() as resources:
         lock = host0_first(lambda: resources.enter_context(locked(workdir)))
         check_shared(workdir)
         stop = resources.enter_context(Stop())
-        run = RunDirectory(workdir, config, dataset.tokenizer, changes, lock)
-        trainer = Trainer(config, run, dataset, stop)
+        run = RunDirectory(workdir, config, data.tokenizer, changes, lock)
+        trainer = Trainer(config, run, data, stop, optimizer, hooks)
         result = trainer.run()
     if not trainer.done():
         raise SystemExit(stop.exit_code)
     return result
 
 
-def resolve(config: ConfigDict) -> Dataset:
+def resolve(config: ConfigDict, dataset: Dataset | None = None) -> Dataset:
     """The data set, with what depends on it set in the configuration and checked."""
-    dataset = load_dataset(config.data)
+    dataset = load_dataset(config.data) if dataset is None else dataset
     check_length(dataset.train, config.model.context_length, "train")
     check_length(dataset.validation, config.model.context_length, "validation")
     set_vocabulary_size(config, dataset)
@@ -93,14 +110,23 @@ def set_vocabulary_size(config: ConfigDict, dataset: Dataset) -> None:
 class Trainer:
     """One run: its state, its data, and the loop over steps."""
 
-    def __init__(self, config: ConfigDict, run: RunDirectory, dataset: Dataset, stop: Stop):
+    def __init__(
+        self,
+        config: ConfigDict,
+        run: RunDirectory,
+        dataset: Dataset,
+        stop: Stop,
+        optimizer: optax.GradientTransformation | None = None,
+        hooks: Sequence[Hook] = (),
+    ):
         self.config, self.run_directory, self.dataset, self.stop = config, run, dataset, stop
+        self.hooks = hooks
         self.mesh = sharding.make_mesh(config.mesh)
         self.model = create_model(config)
         self.schedule = optimizers.learning_rate_schedule(config.optimizer, config.train_steps)
-        optimizer = optimizers.create_optimizer(
-            config.optimizer, config.train_steps, parameter_specs(self.model)
-        )
+        if optimizer is None:
+            specs = parameter_specs(self.model)
+            optimizer = optimizers.create_optimizer(config.optimizer, config.train_steps, specs)
         parts = config.optimizer.accumulation_steps
         settings = depths.of_config(config), tuple(config.step_metrics)
         self.train_step = steps.make_train_step(
@@ -221,7 +247,7 @@ class Trainer:
 
     def _loop(self, bar: tqdm) -> None:
         config, stop = self.config, self.stop
-        log = StepLog(config, self.model, self.schedule, self.writer, bar, self.spikes)
+        log = StepLog(config, self.model, self.schedule, self.writer, bar, self.spikes, self.hooks)
         if self.evaluation_due:  # it was cut short by a stop
             stop.begin()
             raise_on_all_hosts(self.writer.open)
@@ -257,6 +283,8 @@ class Trainer:
         if self.stop.happened:  # what was seen may not be the whole
             return
         self.writer.write(step, result)
+        for hook in self.hooks:
+            hook(step, result, self.state)
         if not math.isfinite(result["val/loss"]):
             in_a_row = int(self.state.skipped_in_a_row)
             what = f"validation loss at step {step} is {result['val/loss']}"

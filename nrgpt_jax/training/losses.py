@@ -2,22 +2,19 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from nrgpt_jax.array_types import Logits
+from nrgpt_jax.array_types import Batch, Key, Logits, Tokens
 from nrgpt_jax.core import metrics
 from nrgpt_jax.generation.sampling import of_symbols
 from nrgpt_jax.models import LanguageModel
 from nrgpt_jax.models.readout import map_logits, weighted_sum
 from nrgpt_jax.training.depths import Depth, make_states
-
-if TYPE_CHECKING:  # what reads data is heavy to import
-    from nrgpt_jax.datasets.pipeline import Batch
 
 Targets = Int[Array, "B N"]
 
@@ -35,12 +32,40 @@ def next_token_accuracy(
     return (best == targets).astype(logits.dtype)
 
 
+def loss_fn(
+    model: LanguageModel,
+    params: Any,
+    batch: Batch | Tokens,
+    key: Key | None = None,
+    step_metrics: Sequence[str] = (),
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """The mean next-token cross-entropy of a batch in nats, and `aux`: metrics.
+
+    Args:
+      model, params: as of `create_model`.
+      batch: tokens (B,N+1), of which each row predicts its last N; or a `Batch`.
+      key: of dropout; None: without.
+      step_metrics: names in `core.metrics.METRICS`, of every recurrent step.
+
+    Returns:
+      The loss, and `num_tokens` with the metrics by name and step, `energy/0` to `energy/{T-1}`.
+    """
+    if not isinstance(batch, Batch):
+        inputs, targets = batch[:, :-1], batch[:, 1:]
+        batch = Batch(inputs, targets, jnp.ones(targets.shape, jnp.float32))
+    count = jnp.sum(jnp.asarray(batch.weights))
+    rows, scale = jnp.arange(len(batch.inputs)), 1.0 / jnp.maximum(count, 1.0)
+    options = rows, key, scale, 0, None, step_metrics
+    loss, aux = summed_loss(params, model, batch, *options)
+    return loss, {"num_tokens": count, **aux}
+
+
 def summed_loss(
     params: Any,
     model: LanguageModel,
-    batch: "Batch",
+    batch: Batch,
     rows: jax.Array,
-    key: jax.Array,
+    key: Key | None,
     scale: Any,
     step: Any = 0,
     depth: Depth | None = None,
@@ -52,7 +77,7 @@ def summed_loss(
       params, model: as of `create_model`.
       batch: of b sequences.
       rows: (b,) their numbers in the whole batch, for dropout.
-      key: of dropout.
+      key: of dropout; None: without.
       scale: ().
       step: () training steps that were made.
       depth: how many recurrent steps are made; None: `model.num_steps`.
@@ -64,18 +89,19 @@ def summed_loss(
     weights, targets = jnp.asarray(batch.weights), jnp.asarray(batch.targets)
     read = partial(weighted_sum, model, params)
     if depth is not None:
+        assert key is not None
         drawn = make_states(params, model, batch.inputs, rows, key, depth, jnp.asarray(step))
         of_states = [read(x, weights, cross_entropy, targets) for x in drawn.states]
         loss = sum(of_states, jnp.zeros(())) / len(drawn.states)
         if drawn.penalty is not None:
             loss += jnp.sum(weights * drawn.penalty)
         return scale * loss, {}
-    variables, rngs, record = {"params": params}, {"dropout": key}, None
+    variables, rngs, record = {"params": params}, {} if key is None else {"dropout": key}, None
     if step_metrics:
         record = partial(metrics.record, tuple(step_metrics))
     tokens, forward = batch.inputs, model.forward
     state, records = model.apply(
-        variables, tokens, True, rows, record=record, method=forward, rngs=rngs
+        variables, tokens, key is not None, rows, record=record, method=forward, rngs=rngs
     )
     aux = {
         f"{name}/{t}": scale * jnp.sum(weights * value)
@@ -86,7 +112,7 @@ def summed_loss(
 
 
 def batch_sums(
-    params: Any, model: LanguageModel, batch: "Batch", num_symbols: int | None = None
+    params: Any, model: LanguageModel, batch: Batch, num_symbols: int | None = None
 ) -> dict[str, Float[Array, ""]]:
     """Weighted sums of `loss` and `hits` over a batch, and of the `weights`; without dropout.
 

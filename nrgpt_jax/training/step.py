@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec as P
 
-from nrgpt_jax.datasets.pipeline import Batch
+from nrgpt_jax.array_types import Batch
 from nrgpt_jax.models import LanguageModel, abstract_params, parameter_specs, sharding
 from nrgpt_jax.training import exchange, losses
 from nrgpt_jax.training.depths import Depth

@@ -2,7 +2,8 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeAlias
 
 import jax
 import optax
@@ -13,7 +14,11 @@ from nrgpt_jax.models import LanguageModel, flops
 from nrgpt_jax.runs.metrics import MetricWriter, SilentWriter
 from nrgpt_jax.training import depths
 from nrgpt_jax.training.divergence import Diverged, SpikeWatch
-from nrgpt_jax.training.step import IN_A_ROW
+from nrgpt_jax.training.step import IN_A_ROW, TrainState
+
+Hook: TypeAlias = Callable[[int, Mapping[str, float], TrainState | None], object]
+"""`hook(step, metrics, state)`: the state after that step, at an evaluation; None otherwise, since
+its arrays were handed to the next step."""
 
 
 class StepLog:
@@ -33,9 +38,10 @@ class StepLog:
         writer: MetricWriter | SilentWriter,
         bar: tqdm,
         spikes: SpikeWatch,
+        hooks: Sequence[Hook] = (),
     ):
         self.config, self.schedule, self.writer, self.bar = config, schedule, writer, bar
-        self.spikes = spikes
+        self.spikes, self.hooks = spikes, hooks
         self.pending: tuple[int, Mapping[str, jax.Array]] | None = None
         self.tokens_per_step = config.data.batch_size * config.model.context_length
         self.flops_per_token = flops.train_flops_per_token(model)
@@ -98,6 +104,8 @@ class StepLog:
             shown += f", {scalars['tokens_per_second']:,.0f} tokens/s"
         self._begin_interval()
         self.writer.write(step, scalars)
+        for hook in self.hooks:
+            hook(step, scalars, None)
         self.bar.set_postfix_str(shown, refresh=False)
         self.spikes.see(step, scalars["train/loss"])
 

@@ -10,8 +10,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import experiments.quality
+from nrgpt_jax.array_types import Batch
 from nrgpt_jax.configs import default_config
-from nrgpt_jax.datasets.pipeline import Batch
 from nrgpt_jax.generation.generate import Settings, cache_bytes, generate
 from nrgpt_jax.generation.sampling import Sampling
 from nrgpt_jax.models import (
