@@ -1,6 +1,7 @@
 """What the programs share: flags, shares as they are printed, and errors that end in one line and a
 non-zero exit code."""
 
+import ast
 import difflib
 import os
 import signal
@@ -14,7 +15,14 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from nrgpt_jax import interrupts
-from nrgpt_jax.configs import RENAMED, check_complete, default_config, field_names
+from nrgpt_jax.configs import (
+    RENAMED,
+    WITH_OPTIONS,
+    check_complete,
+    default_config,
+    field_names,
+    flattened,
+)
 from nrgpt_jax.credentials import masked
 from nrgpt_jax.errors import FAILED, MISTAKE, UserError, stopped_by
 
@@ -29,6 +37,36 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{share:.{digits}%}"
 
 
+arguments: list[str] = []  # of the program, as they were given
+_options: dict[str, Any] = {}  # `model.options.NAME` and so on, of the command line
+_TUPLES = tuple(n for n, v in flattened(default_config()).items() if isinstance(v, tuple))
+
+
+def _read_arguments() -> None:
+    """Takes what config_flags cannot read out of `sys.argv`: options, whose names no configuration
+    has before, and tuples without brackets: `--config.model.energies=injection,leak`."""
+    arguments[:], kept = arguments or sys.argv, []
+    for word in sys.argv:
+        name, equals, value = word.partition("=")
+        field = name.lstrip("-").removeprefix("config.")
+        group, _, option = field.partition(".options.")
+        if word.startswith("-") and group in WITH_OPTIONS and option.isidentifier() and equals:
+            _options[field] = _literal(value)
+            continue
+        if word.startswith("-") and field in _TUPLES and equals and not value.startswith("("):
+            word = f"{name}={tuple(filter(None, value.split(',')))!r}"
+        kept.append(word)
+    sys.argv[:] = kept
+
+
+def _literal(value: str) -> bool | int | float | str:
+    try:
+        result = ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+        return value
+    return result if isinstance(result, (bool, int, float, str)) else value
+
+
 def run(main: Callable[[], object]) -> None:
     """Parses the flags and calls `main`."""
 
@@ -40,6 +78,7 @@ def run(main: Callable[[], object]) -> None:
         call(main)
 
     interrupts.end_at_once()
+    _read_arguments()
     app.run(guarded, flags_parser=parse)
 
 
@@ -111,7 +150,9 @@ def parse(argv: Sequence[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
         if experiments and "config" in flags.FLAGS:
-            check_complete(flags.FLAGS["config"].value)
+            config: Any = flags.FLAGS["config"].value
+            check_complete(config)
+            config.update_from_flattened_dict(_options)
         return rest
     except BrokenPipeError:  # of --help
         _end_output()
@@ -202,13 +243,14 @@ def define_config_flag() -> flags.FlagHolder:
 
 def define_changes_flag() -> flags.FlagHolder:
     """--config.field=value of every configuration; `changes` gives those that are named."""
+    _read_arguments()
     _check_fields(sys.argv)  # the definition looks at them, before they are parsed
     return config_flags.DEFINE_config_dict("config", default_config(), "Changed in every run.")
 
 
 def changes(holder: flags.FlagHolder) -> dict[str, Any]:
     """The values of a flag of `define_changes_flag`, by the dotted names of their fields."""
-    return config_flags.get_override_values(flags.FLAGS[holder.name])
+    return {**config_flags.get_override_values(flags.FLAGS[holder.name]), **_options}
 
 
 def define_workdir_flag() -> flags.FlagHolder:

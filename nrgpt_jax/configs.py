@@ -34,6 +34,7 @@ RENAMED = {  # fields of earlier versions, whose records are read with them
     "depth.decoded": "depth.train_on_decoded",
     "model.kernels": "model.implementation",
 }
+WITH_OPTIONS = ("model", "data", "optimizer")  # the groups with `options`, of any names
 RENAMED_VALUES = {"model.implementation": {"plain": "autodiff"}}
 
 
@@ -68,6 +69,7 @@ def _model() -> ConfigDict:
     c.inference_rate_decay = 1.0  # the rate is multiplied by it in every step after the full_steps
     c.full_steps = 0
     c.per_step_scale = False  # a learned positive factor c_t for every step
+    c.options = ConfigDict()  # of energies, rules, combinations (docs/library.md)
     c.implementation = "fused"  # of derivatives: fused, blocked or autodiff (see ops/__init__.py)
     return c
 
@@ -81,6 +83,7 @@ def _data() -> ConfigDict:
     c.tokenizer = "char"  # of text: char, byte, gpt2 (byte pairs)
     c.validation_fraction = 0.1  # last part of a text or stream; share of documents
     c.train_fraction = 1.0  # of the training split, its first part: what is learned from
+    c.options = ConfigDict()  # of a data set of one's own
     c.batch_size = 64  # windows a step, over all devices
     c.listops = _listops()
     return c
@@ -115,6 +118,7 @@ def _optimizer() -> ConfigDict:
     c.weight_decay_mask = (
         "matrices"  # what it acts on: matrices (of muon: those it moves), or all (as released)
     )
+    c.options = ConfigDict()  # further arguments of an optimizer of optax
     c.clip_norm = 1.0  # of the global gradient; 0: no clipping
     c.accumulation_steps = 1  # a batch is worked through in this many parts
     return c
@@ -152,6 +156,7 @@ def default_config() -> ConfigDict:
     c = ConfigDict()
     c.experiment = "default"  # for the records
     c.seed = 0
+    c.plugins = ()  # modules that register energies, rules, data sets, ...: imported at start
     c.init_from = ""  # a run or folder to take the first parameters of; {seed} and {workdir} in it
     c.train_steps = 1000
     c.log_every = 20  # steps between lines of metrics.jsonl
@@ -170,7 +175,10 @@ def default_config() -> ConfigDict:
     c.optimizer = _optimizer()
     c.depth = _depth()
     c.mesh = _mesh()
-    return c.lock()
+    c.lock()
+    for group in WITH_OPTIONS:
+        c[group].options.unlock()
+    return c
 
 
 def apply_variant(
@@ -253,6 +261,8 @@ def _struct(
 
 
 def _type(name: str, value: Any) -> Any:
+    if name == "options":
+        return dict[str, bool | int | float | str]
     if isinstance(value, ConfigDict):
         return _struct(name, value)
     return tuple[str, ...] if isinstance(value, tuple) else type(value)
@@ -282,13 +292,18 @@ def check_complete(config: Any) -> None:
         raise UserError(f"the experiment's configuration has no field {', '.join(missing[:5])}")
 
 
-def field_names(config: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """All fields, `model.embed_dim` and so on."""
-    names: list[str] = []
+def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of all fields by their dotted names, `model.embed_dim` and so on."""
+    values: dict[str, Any] = {}
     for name, value in config.items():
         inner = isinstance(value, (Mapping, ConfigDict))
-        names += field_names(value, f"{prefix}{name}.") if inner else [prefix + name]
-    return names
+        values |= flattened(value, f"{prefix}{name}.") if inner else {prefix + name: value}
+    return values
+
+
+def field_names(config: Mapping[str, Any]) -> list[str]:
+    """All fields, `model.embed_dim` and so on."""
+    return list(flattened(config))
 
 
 def check_finite(config: Mapping[str, Any], prefix: str = "") -> None:

@@ -111,7 +111,7 @@ def _check(config: ConfigDict, num_devices: int) -> None:
 def main(f: flags.FlagValues) -> None:
     """Shows the plan or carries it out."""
     check_no_credentials(f.config)
-    plan = TARGETS[f.target](f, job(f, sys.argv[1:]))
+    plan = TARGETS[f.target](f, job(f, cli.arguments[1:]))
     if plan.num_devices is not None:
         _check(f.config, plan.num_devices)
     if f.dry_run:

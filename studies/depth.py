@@ -29,8 +29,7 @@ def answer(trained: Pretrained, prompts: Prompts, settings: Settings) -> tuple[f
     """The share of prompts answered, and the steps of every generated token."""
     model, params = trained.model, trained.variables["params"]
     made = evaluation.continuations(model, params, prompts, settings=settings)
-    pairs = zip(made, prompts.answers, strict=True)
-    hits = [evaluation.is_answered(n.tokens, int(a), model.context_length) for n, a in pairs]
+    hits = evaluation.scores(made, prompts, model.context_length)
     return float(np.mean(hits)), np.concatenate([n.steps for n in made])
 
 

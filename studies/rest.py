@@ -158,10 +158,7 @@ def _answers(trained: Pretrained, dataset: Dataset) -> dict[str, float]:
         found[f"one_row_at_{times}T"] = answered(one_row)
     until = Settings(num_steps=MOST * T, stopping=UNTIL)
     made = evaluation.continuations(model, params, prompts, limit=PROMPTS, settings=until)
-    hits = [
-        evaluation.is_answered(new.tokens, int(answer), model.context_length)
-        for new, answer in zip(made, prompts.answers, strict=False)
-    ]
+    hits = evaluation.scores(made, prompts, model.context_length)
     steps = np.concatenate([new.steps for new in made])
     return {**found, "stopped": float(np.mean(hits)), "steps": float(steps.mean()) / T}
 

@@ -22,9 +22,9 @@ from nrgpt_jax.configs import default_config
 from nrgpt_jax.core.block import COMBINATIONS
 from nrgpt_jax.core.energies import ENERGIES
 from nrgpt_jax.core.norms import NORMS
-from nrgpt_jax.core.registry import Registry
 from nrgpt_jax.core.rules import RATES, RULES
 from nrgpt_jax.datasets.tokenizers import CharTokenizer
+from nrgpt_jax.registry import Registry
 from nrgpt_jax.runs.pretrained import Pretrained, save_pretrained
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -25,9 +25,9 @@ from nrgpt_jax.core.descent import energy_in_context
 from nrgpt_jax.core.energies import ENERGIES, energy, feedforward
 from nrgpt_jax.core.norms import NORMS, Norm
 from nrgpt_jax.core.parameters import Sizes, matrix, vector
-from nrgpt_jax.core.registry import Registry
 from nrgpt_jax.core.rules import RULES, BoundRule, descent, rule
 from nrgpt_jax.errors import UserError
+from nrgpt_jax.registry import Registry
 
 SIZES = Sizes(D=4, H=2, Y=2, M=6)
 TOKENS = np.array([0, 3, 1, 4, 1, 5, 9, 2])

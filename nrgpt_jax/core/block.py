@@ -25,8 +25,8 @@ from nrgpt_jax.core.context import Context
 from nrgpt_jax.core.energies import Energy
 from nrgpt_jax.core.norms import BoundNorm
 from nrgpt_jax.core.parameters import Specs, positive
-from nrgpt_jax.core.registry import Registry
 from nrgpt_jax.core.rules import BoundRule
+from nrgpt_jax.registry import Registry
 
 REMAT = ("none", "step", "full")
 

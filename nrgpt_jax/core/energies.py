@@ -33,7 +33,6 @@ from jaxtyping import Array, Float, Int
 from nrgpt_jax.array_types import Params
 from nrgpt_jax.core.context import Context, over_contexts, over_tokens
 from nrgpt_jax.core.parameters import Specs, constant, fixed, matrix, positive, vector
-from nrgpt_jax.core.registry import Registry
 from nrgpt_jax.ops import (
     along_last_axis,
     at_least_float32,
@@ -44,6 +43,7 @@ from nrgpt_jax.ops import (
     log_sum_exp,
     rotate,
 )
+from nrgpt_jax.registry import Registry
 
 States = Float[Array, "*B D"]
 Energies = Float[Array, "*B"]

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from nrgpt_jax import ops
 from nrgpt_jax.array_types import BatchEnergies
 from nrgpt_jax.core.block import Dynamics, EnergyAndGrad, context_of, energy_and_grad
-from nrgpt_jax.core.registry import Registry
+from nrgpt_jax.registry import Registry
 
 Metric = Callable[[Dynamics, EnergyAndGrad], BatchEnergies]
 METRICS: Registry[Metric] = Registry("step metric")

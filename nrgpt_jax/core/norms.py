@@ -18,8 +18,8 @@ from jaxtyping import Array, Float
 from nrgpt_jax import ops
 from nrgpt_jax.array_types import BatchEnergies, BatchStates, Params
 from nrgpt_jax.core.parameters import Specs, constant, vector
-from nrgpt_jax.core.registry import Registry
 from nrgpt_jax.ops.dense import EPSILON
+from nrgpt_jax.registry import Registry
 
 States = Float[Array, "*B D"]
 Energies = Float[Array, "*B"]

@@ -31,6 +31,14 @@ class Sizes(NamedTuple):
     N: int = 1  # context length
     V: int = 1  # vocabulary
     L: int = 1  # distinct blocks
+    options: Mapping[str, Any] = {}  # of the parts of a model: lengths of further axes by name
+
+    def length(self, axis: str) -> int:
+        """Of an axis, by its letter or the name of an option."""
+        return getattr(self, axis) if axis in _LETTERS else self.options[axis]
+
+
+_LETTERS = frozenset(Sizes._fields) - {"options"}
 
 
 class Bijector(NamedTuple):
@@ -52,14 +60,14 @@ BIJECTORS: Mapping[str, Bijector] = {
 class ParameterSpec(NamedTuple):
     """What is known of one parameter."""
 
-    axes: tuple[str, ...]  # a letter of `Sizes` for each
+    axes: tuple[str, ...]  # for each a letter of `Sizes`, or an option whose value is its length
     init: Callable[..., jax.Array]  # (key, shape, dtype) -> the stored value
     bijector: str = AS_IS  # one of BIJECTORS, or FIXED
     uses: int = 0  # products of a token with it in one forward step, for FLOPs
 
     def shape(self, sizes: Sizes) -> tuple[int, ...]:
         """Its shape in a model of these sizes."""
-        return tuple([getattr(sizes, letter) for letter in self.axes])
+        return tuple([sizes.length(axis) for axis in self.axes])
 
     @property
     def is_matrix(self) -> bool:
@@ -80,7 +88,7 @@ def matrix(axes: str, uses: int = 2) -> ParameterSpec:
     """A matrix (or a stack of them), drawn from N(0, 0.02): `matrix("H D D")`.
 
     Args:
-      axes: a letter of `Sizes` for each axis.
+      axes: for each axis a letter of `Sizes`, or the name of an option that is its length.
       uses: products of a token with it in a step; 2 in an energy and its gradient.
     """
     return ParameterSpec(_letters(axes), jax.nn.initializers.normal(INIT_STD), uses=uses)
@@ -114,10 +122,15 @@ def fixed(value: float, axes: str = "") -> ParameterSpec:
 
 def _letters(axes: str) -> tuple[str, ...]:
     letters = tuple(axes.split())
-    unknown = set(letters) - set(Sizes._fields) | set(letters) & {BLOCKS}
-    if unknown:
-        raise ValueError(f"axes {axes!r}: {', '.join(sorted(unknown))} is no letter of Sizes")
+    if BLOCKS in letters:
+        raise ValueError(f"axes {axes!r}: {BLOCKS} is the axis of distinct blocks")
     return letters
+
+
+def own_axes(table: Table) -> set[str]:
+    """The axes of a table that are no letters of `Sizes`: names of options."""
+    specs = jax.tree.leaves(table, is_leaf=lambda leaf: isinstance(leaf, ParameterSpec))
+    return {axis for spec in specs for axis in spec.axes} - _LETTERS
 
 
 def stacked(table: Table) -> Table:

@@ -31,8 +31,8 @@ from nrgpt_jax.core.parameters import (
     matrix,
     positive,
 )
-from nrgpt_jax.core.registry import Registry
 from nrgpt_jax.ops import accumulator_type
+from nrgpt_jax.registry import Registry
 
 
 class Rate(NamedTuple):

@@ -1,6 +1,6 @@
 """Data sets by name: token streams for training and validation, prompts for evaluation."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,15 +10,24 @@ from nrgpt_jax.datasets import listops as _listops
 from nrgpt_jax.datasets.streams import Stream
 from nrgpt_jax.datasets.tokenizers import EOS, Tokenizer
 from nrgpt_jax.errors import UserError
+from nrgpt_jax.registry import Registry
+
+
+def ends_with(new: np.ndarray, answer: np.ndarray) -> float:
+    """1 where the new tokens end with the answer, else 0."""
+    answer = np.atleast_1d(answer)
+    return float(len(new) >= len(answer) and np.array_equal(new[len(new) - len(answer) :], answer))
 
 
 class Prompts(NamedTuple):
-    """Questions with one-token answers."""
+    """Questions with their answers, of any number of tokens."""
 
     prompts: list[np.ndarray]  # each (length,) int32
-    answers: np.ndarray  # (count,) int32
+    answers: Sequence[Any] | np.ndarray  # of each a token, or tokens (n,)
     end: int  # the token that ends an answer
     num_symbols: int  # of the tokenizer; a model may have more logits
+    # Of the new tokens (n,), without the end, and the answer; 0 to 1.
+    score: Callable[[np.ndarray, Any], float] = ends_with
 
 
 class Dataset(NamedTuple):
@@ -31,13 +40,26 @@ class Dataset(NamedTuple):
     fingerprint: str  # names the content; a run keeps it
 
 
+Loader = Callable[[Mapping[str, Any]], Dataset]
+DATASETS: Registry[Loader] = Registry("data set")
+OF_TEXT = ("shakespeare", *_corpora.CORPORA)  # those that `data.tokenizer` reads
+
+
+def dataset(name: str) -> Callable[[Loader], Loader]:
+    """Registers a function `(config.data) -> Dataset`, a choice of `config.data.name`.
+
+    Its keyword-only parameters are `config.data.options`.
+    """
+    return DATASETS.register(name, lambda load: load)
+
+
 def load_dataset(data: Mapping[str, Any]) -> Dataset:
     """Prepares the data set that `config.data` describes (once) and reads it.
 
     Raises:
       UserError: it cannot be downloaded, read or split; the message says what to do.
     """
-    dataset = DATASETS[data["name"]](data)
+    dataset = DATASETS.configured(data["name"], data["options"])(data)
     count = round(data["train_fraction"] * len(dataset.train))
     return dataset._replace(train=dataset.train.first(count))
 
@@ -94,7 +116,6 @@ def _prompts(records, tokenizer: Tokenizer) -> Prompts:
     return Prompts(prompts, np.array(answers, dtype=np.int32), int(end), tokenizer.size)
 
 
-DATASETS: Mapping[str, Callable[[Mapping[str, Any]], Dataset]] = {
-    "listops": _load_listops,
-    **dict.fromkeys(("shakespeare", *_corpora.CORPORA), _load_corpus),
-}
+DATASETS.add("listops", _load_listops)
+for _name in OF_TEXT:
+    DATASETS.add(_name, _load_corpus)

@@ -8,6 +8,7 @@ from nrgpt_jax.datasets import DATASETS
 from nrgpt_jax.datasets.corpora import CORPORA
 from nrgpt_jax.datasets.listops import OPERATIONS
 from nrgpt_jax.errors import require, require_choice, require_not_negative, require_positive
+from nrgpt_jax.registry import check_options
 
 LARGEST_SEED = 2**32 - 1  # JAX takes larger ones for others: 2**32 is 0
 _LARGEST_BATCH = 2**24
@@ -29,6 +30,7 @@ def check_data(data: Mapping[str, Any]) -> None:
     of_documents = data["name"] in CORPORA and data["name"] != "text"
     kinds = ("byte", "gpt2") if of_documents else ("char", "byte", "gpt2")
     require_choice("data.tokenizer", data["tokenizer"], kinds)
+    check_options("data.options", data["options"], DATASETS.options(data["name"]))
     fraction = data["validation_fraction"]
     require(0 < fraction < 1, "data.validation_fraction", fraction, "0 < fraction < 1")
     fraction = data["train_fraction"]

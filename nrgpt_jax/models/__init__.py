@@ -5,8 +5,10 @@ from typing import Any
 
 import jax
 from flax import traverse_util
+from flax.core import FrozenDict
 from ml_collections import ConfigDict
 
+from nrgpt_jax import plugins
 from nrgpt_jax.configs import default_config
 from nrgpt_jax.core import parameters
 from nrgpt_jax.core.parameters import ParameterSpec
@@ -50,7 +52,9 @@ def create_model(
     overrides = {**base.get("model", base), **fields}
     for name in overrides.keys() - usual.keys():
         raise UserError(f"unknown field model.{name}; there are {', '.join(usual)}")
+    plugins.load(base.get("plugins", ()))
     model = {**usual, **overrides}
+    model["options"] = FrozenDict(model["options"])
     check_model(model)
     name, nrgpt = model["name"], is_nrgpt(model["name"])
     module = NRGPT if nrgpt else GPT

@@ -62,7 +62,7 @@ class LanguageModel(nn.Module):
         """The length of every axis of its parameters."""
         width, rank = self.embed_dim, self.embed_dim // self.num_heads
         hidden = max(1, round(self.mlp_ratio * width))
-        shape = {"T": self.num_steps, "N": self.context_length, "V": self.vocab_size}
+        shape: Any = {"T": self.num_steps, "N": self.context_length, "V": self.vocab_size}
         return Sizes(width, self.num_heads, rank, hidden, **shape, L=self.num_distinct_layers)
 
     @nn.nowrap

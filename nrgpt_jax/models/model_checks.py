@@ -27,8 +27,10 @@ from nrgpt_jax.models.names import (
     energy_names,
     is_nrgpt,
     model_names,
+    registered_parts,
 )
 from nrgpt_jax.ops import IMPLEMENTATIONS
+from nrgpt_jax.registry import check_options
 
 if TYPE_CHECKING:
     from nrgpt_jax.models.language_model import LanguageModel
@@ -88,6 +90,21 @@ def check_model(model: Mapping[str, Any]) -> None:
         _check_energies(model)
     else:
         _check_heads(model)
+    _check_options(model)
+
+
+def _check_options(model: Mapping[str, Any]) -> None:
+    """Each option is one of a part of the model, and of its kind; an axis has its length."""
+    known: dict[str, Any] = {}
+    for registry, name in registered_parts(model):
+        known |= registry.options(name)
+    check_options("model.options", model["options"], known)
+    for name in energy_names(model) if is_nrgpt(model["name"]) else ():
+        for axis in sorted(parameters.own_axes(ENERGIES[name].specs)):
+            length = model["options"].get(axis, known.get(axis, 0))
+            sound = isinstance(length, int) and length > 0
+            cure = f"it is an axis of energy {name}: an option of that name is its length"
+            require(sound, f"model.options.{axis}", length, cure)
 
 
 def _check_energies(model: Mapping[str, Any]) -> None:

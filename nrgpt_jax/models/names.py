@@ -3,7 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+from nrgpt_jax.core.block import COMBINATIONS
 from nrgpt_jax.core.energies import ENERGIES
+from nrgpt_jax.core.norms import NORMS
+from nrgpt_jax.core.rules import RATES, RULES
+from nrgpt_jax.registry import Registry
 
 NRGPT_NAME, NRGPT_PREFIX = "NRGPT", "NRGPT_H_"
 BASELINES = ("GPT", "GPT_Rec", "GPT_Rec_parallel")
@@ -22,6 +26,21 @@ def model_names() -> list[str]:
 def is_nrgpt(name: str) -> bool:
     """Whether the name stands for an energy model (else it is a baseline)."""
     return name == NRGPT_NAME or name.startswith(NRGPT_PREFIX)
+
+
+def registered_parts(model: Mapping[str, Any]) -> list[tuple[Registry, str]]:
+    """The registered parts that `config.model` names, by registry and name; of a transformer
+    none."""
+    if not is_nrgpt(model["name"]):
+        return []
+    energies: list[tuple[Registry, str]] = [(ENERGIES, name) for name in energy_names(model)]
+    fields: dict[str, Registry] = {
+        "norm": NORMS,
+        "inference_rate": RATES,
+        "rule": RULES,
+        "combination": COMBINATIONS,
+    }
+    return energies + [(registry, model[field]) for field, registry in fields.items()]
 
 
 def energy_names(model: Mapping[str, Any]) -> tuple[str, ...]:

@@ -1,11 +1,12 @@
 """NRGPT: declares the parameters of energies, norm, rate and rule for `core.block`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.core import FrozenDict
 from jaxtyping import Array, Float
 
 from nrgpt_jax.array_types import BatchStates, PerSequence, RowKeys, StepKeys, Tokens
@@ -49,14 +50,17 @@ class NRGPT(LanguageModel):
     full_steps: int = 0
     rule: str = "descent"
     per_step_scale: bool = False
+    options: Mapping[str, Any] = FrozenDict()
 
     has_energy = True
 
     @property
     def sizes(self) -> Sizes:
         """The length of every axis of its parameters."""
-        sizes = super().sizes
-        return sizes._replace(Y=self.head_dim or sizes.Y)
+        sizes, options = super().sizes, dict[str, Any]()
+        for name in self.energy_names:
+            options |= ENERGIES.options(name)
+        return sizes._replace(Y=self.head_dim or sizes.Y, options={**options, **self.options})
 
     @property
     def strict(self) -> bool:
@@ -68,7 +72,7 @@ class NRGPT(LanguageModel):
     @nn.nowrap
     def terms(self) -> dict[str, Energy]:
         """The energies by the names under which their values and parameters are found."""
-        entries = {name: ENERGIES[name] for name in self.energy_names}
+        entries = {name: ENERGIES.configured(name, self.options) for name in self.energy_names}
         labels = [entry.label for entry in entries.values()]
         twice = {label for label in labels if labels.count(label) > 1}
         return {n if e.label in twice else e.label: e for n, e in entries.items()}
@@ -174,11 +178,11 @@ class NRGPT(LanguageModel):
             return Dynamics(
                 {name: bind(e, params[name], self.dtype) for name, e in self.terms().items()},
                 norm,
-                RULES[self.rule].make(params["rule"], eta, norm),
+                RULES.configured(self.rule, self.options).make(params["rule"], eta, norm),
                 x,
                 self.mask == "strict",
                 position,
-                COMBINATIONS[self.combination],
+                COMBINATIONS.configured(self.combination, self.options),
                 params["combination"],
                 self.implementation,
             )

@@ -74,7 +74,7 @@ def check_sizes(sizes: Sizes, mesh: Mapping[str, int]) -> None:
     for letter, field in _FIELDS.items():
         axis = SPLIT_OVER[letter]
         assert axis is not None
-        length, parts = getattr(sizes, letter), mesh[axis]
+        length, parts = sizes.length(letter), mesh[axis]
         pad = f"; pad it: {-(-length // parts) * parts}" if letter == "V" else ""
         cure = f"it must be a multiple of mesh.{axis}={parts}{pad}"
         require(length % parts == 0, f"model.{field}", length, cure)
@@ -119,19 +119,16 @@ def _placed(count: int, mesh: jax.sharding.Mesh) -> tuple[int, dict[int, np.ndar
 
 
 def parameter_partition(spec: Any) -> PartitionSpec:
-    """How a parameter is split.
+    """How a parameter is split; axes that `SPLIT_OVER` does not know are not.
 
     Raises:
       TypeError: it carries no axes.
-      ValueError: it carries one that `SPLIT_OVER` does not know.
     """
     if not isinstance(spec, ParameterSpec):
         raise TypeError(f"a parameter is described by {spec!r}, not by a ParameterSpec with axes")
     free, mesh_axes = {FSDP, TENSOR}, []
     for letter in spec.axes:
-        if letter not in SPLIT_OVER:
-            raise ValueError(f"axis {letter!r} of a parameter: SPLIT_OVER does not say where to")
-        axis = SPLIT_OVER[letter]
+        axis = SPLIT_OVER.get(letter)
         mesh_axes.append(axis if axis in free else None)
         free.discard(axis or "")  # a mesh axis splits one axis of an array
     return PartitionSpec(*mesh_axes)

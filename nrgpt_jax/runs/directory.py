@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from nrgpt_jax import __version__, disk
+from nrgpt_jax import __version__, disk, plugins
 from nrgpt_jax.configs import RECORD, read_record
+from nrgpt_jax.datasets import DATASETS
 from nrgpt_jax.datasets.tokenizers import (
     RESTORE,
     Tokenizer,
@@ -26,6 +27,8 @@ from nrgpt_jax.datasets.tokenizers import (
 )
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.models import create_model, parameter_shapes
+from nrgpt_jax.models.names import registered_parts
+from nrgpt_jax.registry import Registry
 from nrgpt_jax.runs.record_checks import check_recorded
 
 CONFIG_FILE, TOKENIZER_FILE = "config.json", "tokenizer.json"
@@ -69,8 +72,26 @@ def load_config(workdir: Path, *, from_version_1: bool = False) -> ConfigDict:
             f"{workdir} was made by version 0.1, which named parameters otherwise; convert it: "
             f"python -m nrgpt_jax.convert --run={workdir} --workdir=NEW_FOLDER"
         )
-    check_recorded(path, result.config, RESTORE)
+    plugins.load(result.config.plugins)
+    recorded = _record_of(workdir).get("parts", {})
+    plugins.import_parts(recorded)
+    check_recorded(path, result.config, _cure(recorded))
+    plugins.compare(str(workdir), recorded, described_parts(result.config))
     return result.config
+
+
+def _cure(recorded: plugins.Parts) -> str:
+    here = [part for part, record in recorded.items() if record["module"] == "__main__"]
+    if not here:
+        return RESTORE
+    registered = f"{', '.join(here)} was registered by a script or notebook"
+    return f"{registered}: register it before opening the run, or move it to a module"
+
+
+def described_parts(config: ConfigDict) -> dict[str, dict[str, str]]:
+    """The parts of a configuration that are registered outside of this package."""
+    chosen: list[tuple[Registry, str]] = [*registered_parts(config.model)]
+    return plugins.describe([*chosen, (DATASETS, config.data.name)])
 
 
 def check_run(workdir: Path, config: ConfigDict, tokenizer: Tokenizer) -> list[str]:
@@ -127,6 +148,8 @@ def record_run(
     if changed or not before:
         history.append({"since_step": since_step, "changes": changed})
     record = {**before, "format": FORMAT, "versions": versions, "history": history}
+    if parts := described_parts(config):
+        record["parts"] = parts
     disk.write_json(workdir / CONFIG_FILE, {RECORD: record, **config.to_dict()})
 
 

@@ -1,10 +1,8 @@
 """Sweeps as experiment files describe them: `get_sweep(scale)` beside `get_config(variant)`."""
 
 import contextlib
-import functools
 import importlib.util
 from collections.abc import Iterator, Mapping
-from operator import getitem
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from nrgpt_jax import cli
-from nrgpt_jax.configs import check_complete
+from nrgpt_jax.configs import check_complete, flattened
 from nrgpt_jax.errors import UserError
 
 
@@ -70,8 +68,7 @@ def load(
 def _changed(configs: dict[str, ConfigDict], changes: dict[str, Any]) -> dict[str, ConfigDict]:
     """With fields set in all of them. Raises UserError for one that tells runs apart."""
     for field in changes:
-        names = field.split(".")
-        values = {str(functools.reduce(getitem, names, config)) for config in configs.values()}
+        values = {str(flattened(config).get(field)) for config in configs.values()}
         if len(values) > 1:
             raise UserError(f"{field} differs between the runs of this sweep: it cannot be set")
     result = {name: ConfigDict(config) for name, config in configs.items()}

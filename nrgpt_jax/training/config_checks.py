@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from nrgpt_jax import plugins
 from nrgpt_jax.configs import check_at_most, check_finite
 from nrgpt_jax.core.metrics import METRICS
 from nrgpt_jax.credentials import check_no_credentials
@@ -125,6 +126,7 @@ def _check_drawn(depth: depths.Depth, model: Mapping[str, Any], prefix: str) -> 
 def check_config(config: Mapping[str, Any], num_devices: int) -> None:
     """Checks a whole configuration. Raises UserError naming field, value and what is allowed."""
     check_no_credentials(config)
+    plugins.load(config["plugins"])
     require_positive(config, "", *_COUNTS)
     require_not_negative(config, "", *_COUNTS_OR_NONE, "seed")
     limits = dict.fromkeys((*_COUNTS, *_COUNTS_OR_NONE), _LARGEST_COUNT)

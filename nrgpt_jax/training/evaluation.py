@@ -1,6 +1,6 @@
 """Losses over a split and answers to prompts."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -70,14 +70,22 @@ def evaluate_loss(
 
 
 def prompt_accuracy(model: LanguageModel, params: Any, prompts: Prompts, **options) -> float:
-    """The share of prompts answered: the last token before the end token is the answer.
+    """The mean score of prompts: by default the share whose new tokens end with the answer.
 
-    A continuation that does not end within `context_length` new tokens counts as wrong. Options
-    are those of `continuations`.
+    A continuation that does not end within `context_length` new tokens scores 0. Options are those
+    of `continuations`.
     """
     generated = continuations(model, params, prompts, **options)
+    return float(np.mean(scores(generated, prompts, model.context_length)))
+
+
+def scores(generated: Sequence[Continuation], prompts: Prompts, limit: int) -> list[float]:
+    """Of continuations that ended within fewer than `limit` tokens the data set's score, else 0."""
     pairs = zip(generated, prompts.answers, strict=False)
-    return float(np.mean([is_answered(n.tokens, int(a), model.context_length) for n, a in pairs]))
+    return [
+        prompts.score(new.tokens, answer) if 0 < len(new.tokens) < limit else 0.0
+        for new, answer in pairs
+    ]
 
 
 def continuations(
@@ -116,11 +124,6 @@ def continuations(
         )
         generated += new[: len(part)]
     return generated
-
-
-def is_answered(new: np.ndarray, answer: int, limit: int) -> bool:
-    """Whether a continuation ended within fewer than `limit` tokens, the last one the answer."""
-    return 0 < len(new) < limit and int(new[-1]) == answer
 
 
 def evaluate_prompts(

@@ -1,0 +1,99 @@
+"""Modules of one's own that register energies, rules, data sets and other parts.
+
+`config.plugins = ("my_package.energies",)` names them. They are imported by whatever reads the
+configuration: programs at their start, the workers of a sweep, and whoever opens the run. A run
+records of each such part its module and a checksum of its source, so that another definition under
+the same name is noticed.
+"""
+
+import hashlib
+import importlib
+import inspect
+import io
+import sys
+import textwrap
+import tokenize
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from absl import logging
+
+from nrgpt_jax.errors import UserError
+from nrgpt_jax.registry import Registry
+
+_PACKAGE = __name__.partition(".")[0]
+_LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
+Parts = Mapping[str, Mapping[str, str]]
+"""`{"energy CUBIC": {"module": "my_energies", "checksum": "..."}}`"""
+
+
+def load(names: Iterable[str]) -> None:
+    """Imports plugins, also from the current folder. Raises UserError naming one that fails."""
+    for name in names:
+        if name in sys.modules:
+            continue
+        if "" not in sys.path:
+            sys.path.append("")
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # whatever a module may raise
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+            missing = isinstance(error, ModuleNotFoundError) and name.startswith(str(error.name))
+            cure = "install it, or start where it lies (PYTHONPATH)" if missing else "mend it"
+            raise UserError(f"the plugin {name} cannot be imported ({reason}); {cure}") from None
+
+
+def describe(chosen: Iterable[tuple[Registry, str]]) -> dict[str, dict[str, str]]:
+    """The parts, by registry and name, that are not of this package."""
+    result = {}
+    for registry, name in chosen:
+        source = registry.sources[name]
+        module = _module(source)
+        if module.partition(".")[0] != _PACKAGE:
+            record = {"module": module, "checksum": checksum(source)}
+            result[f"{registry.kind} {name}"] = record
+    return result
+
+
+def import_parts(recorded: Parts) -> None:
+    """Imports the modules of recorded parts. Raises UserError naming one that cannot be."""
+    for part, record in recorded.items():
+        if record["module"] == "__main__":
+            continue  # of a script or notebook, which registers it again
+        try:
+            load([record["module"]])
+        except UserError as error:
+            raise UserError(f"{part} of this run is of another module: {error}") from None
+
+
+def compare(where: str, recorded: Parts, present: Parts) -> None:
+    """Warns, in a line each, of parts that are defined otherwise than when a run was recorded."""
+    for part, record in recorded.items():
+        here = present.get(part)
+        if here is None or not record["checksum"] or not here["checksum"]:
+            continue
+        if here["checksum"] != record["checksum"]:
+            text = "%s was trained with another definition of %s than that of %s: results differ"
+            logging.warning(text, where, part, here["module"])
+
+
+def checksum(source: Any) -> str:
+    """Of the source of a function or class, or of the functions in a tuple, without comments and
+    layout; "" where there is no source."""
+    try:
+        if isinstance(source, tuple):
+            texts = [inspect.getsource(part) for part in source if callable(part)]
+        else:
+            texts = [inspect.getsource(source)]
+        text = "\n".join(textwrap.dedent(text) for text in texts)
+        tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
+    except (OSError, TypeError, SyntaxError, tokenize.TokenError):
+        return ""
+    written = "".join(token.string for token in tokens if token.type not in _LAYOUT)
+    return hashlib.sha256("".join(written.split()).encode()).hexdigest()[:16]
+
+
+def _module(source: Any) -> str:
+    if isinstance(source, tuple):
+        source = next((part for part in source if callable(part)), None)
+    return getattr(source, "__module__", None) or _PACKAGE

@@ -1,0 +1,81 @@
+"""Named choices: a dictionary whose failed look-up lists what there is."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NoReturn, TypeVar
+
+from nrgpt_jax.errors import require
+
+T = TypeVar("T")
+
+
+class Registry(dict[str, T]):
+    """A mapping from names to registered objects, filled by `register`."""
+
+    def __init__(self, kind: str):
+        super().__init__()
+        self.kind = kind
+        self.sources: dict[str, Any] = {}  # what was registered, as it stands in its file
+        self._makers: dict[str, Callable[[Any], T]] = {}
+
+    def add(self, name: str, entry: T, source: Any = None) -> T:
+        """Registers `entry`; raises ValueError when the name is taken.
+
+        Args:
+          name: under which it is found.
+          entry: what is found.
+          source: the function or class that it is made of; None: the entry itself.
+        """
+        if name in self:
+            raise ValueError(f"{self.kind} {name!r} is registered already")
+        self[name], self.sources[name] = entry, entry if source is None else source
+        return entry
+
+    def register(self, name: str, make: Callable[[Any], T]) -> Callable[[Any], Any]:
+        """A decorator that registers `make(function)` and returns the function unchanged.
+
+        Keyword-only parameters of the function that have a default are its options.
+        """
+
+        def decorate(function):
+            self.add(name, make(function), function)
+            self._makers[name] = make
+            return function
+
+        return decorate
+
+    def options(self, name: str) -> dict[str, Any]:
+        """The options of an entry with their defaults."""
+        return _options(self.sources[name]) if name in self._makers else {}
+
+    def configured(self, name: str, options: Mapping[str, Any]) -> T:
+        """The entry with options of its own set to those of them that are given."""
+        entry = self[name]
+        changed = {n: options[n] for n, v in self.options(name).items() if options.get(n, v) != v}
+        return self._makers[name](partial(self.sources[name], **changed)) if changed else entry
+
+    def remove(self, name: str) -> None:
+        """Forgets an entry, so that it can be registered again (in a notebook, in a test)."""
+        del self[name], self.sources[name]
+        self._makers.pop(name, None)
+
+    def __missing__(self, name: str) -> NoReturn:
+        known = ", ".join(sorted(self))
+        raise KeyError(f"unknown {self.kind} {name!r}; known: {known}")
+
+
+def check_options(field: str, options: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """Raises UserError where an option is not known, or not of the kind of its default."""
+    allowed = f"the options here are {', '.join(known) or '(none)'}"
+    for name, value in options.items():
+        require(name in known, f"{field}.{name}", value, allowed)
+        kind = type(known[name])
+        alike = type(value) is kind or (kind is float and type(value) is int)
+        require(alike, f"{field}.{name}", value, f"a value like {known[name]!r}")
+
+
+def _options(function: Any) -> dict[str, Any]:
+    parameters = inspect.signature(function).parameters.values()
+    only = [p for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty]
+    return {p.name: p.default for p in only}
