@@ -16,8 +16,8 @@ from ml_collections import config_flags
 
 from nrgpt_jax import interrupts
 from nrgpt_jax.configs import (
+    OPTIONS,
     RENAMED,
-    WITH_OPTIONS,
     check_complete,
     default_config,
     field_names,
@@ -49,8 +49,8 @@ def _read_arguments() -> None:
     for word in sys.argv:
         name, equals, value = word.partition("=")
         field = name.lstrip("-").removeprefix("config.")
-        group, _, option = field.partition(".options.")
-        if word.startswith("-") and group in WITH_OPTIONS and option.isidentifier() and equals:
+        group, _, option = field.rpartition(".")
+        if word.startswith("-") and group in OPTIONS and option.isidentifier() and equals:
             _options[field] = _literal(value)
             continue
         if word.startswith("-") and field in _TUPLES and equals and not value.startswith("("):

@@ -34,7 +34,8 @@ RENAMED = {  # fields of earlier versions, whose records are read with them
     "depth.decoded": "depth.train_on_decoded",
     "model.kernels": "model.implementation",
 }
-WITH_OPTIONS = ("model", "data", "optimizer")  # the groups with `options`, of any names
+OPTIONS = ("model.options", "data.options", "optimizer.options", "optimizer.schedule_options")
+"""Groups of fields of any names."""
 RENAMED_VALUES = {"model.implementation": {"plain": "autodiff"}}
 
 
@@ -107,10 +108,10 @@ def _listops() -> ConfigDict:
 
 def _optimizer() -> ConfigDict:
     c = ConfigDict()
-    c.name = "adamw"  # or muon: orthogonalized updates of matrices, AdamW for the rest
+    c.name = "adamw"  # or muon: orthogonalized updates of matrices, AdamW for the rest; or of optax
     c.learning_rate = 1e-3
     c.final_learning_rate = 1e-4
-    c.schedule = "cosine"  # after warm-up: cosine, exponential, constant
+    c.schedule = "cosine"  # after warm-up: cosine, exponential, constant; or one of optax
     c.warmup_steps = 100
     c.beta1 = 0.9
     c.beta2 = 0.99
@@ -119,6 +120,7 @@ def _optimizer() -> ConfigDict:
         "matrices"  # what it acts on: matrices (of muon: those it moves), or all (as released)
     )
     c.options = ConfigDict()  # further arguments of an optimizer of optax
+    c.schedule_options = ConfigDict()  # the same of a schedule of optax
     c.clip_norm = 1.0  # of the global gradient; 0: no clipping
     c.accumulation_steps = 1  # a batch is worked through in this many parts
     return c
@@ -169,6 +171,7 @@ def default_config() -> ConfigDict:
     c.max_skipped_steps = 10  # updates that are not finite are left out; N in a row: the end
     c.spike_factor = 0.0  # a loss above this times its mean: back to the last checkpoint; 0: never
     c.step_metrics = ()  # logged of each recurrent step: energy, energy_change, attention_entropy
+    c.evaluators = ()  # further measures of an evaluation, registered by @evaluator
     c.wandb = False  # also log to Weights & Biases (pip install wandb)
     c.model = _model()
     c.data = _data()
@@ -176,8 +179,9 @@ def default_config() -> ConfigDict:
     c.depth = _depth()
     c.mesh = _mesh()
     c.lock()
-    for group in WITH_OPTIONS:
-        c[group].options.unlock()
+    for group in OPTIONS:
+        part, _, name = group.partition(".")
+        c[part][name].unlock()
     return c
 
 
@@ -261,7 +265,7 @@ def _struct(
 
 
 def _type(name: str, value: Any) -> Any:
-    if name == "options":
+    if name.endswith("options"):
         return dict[str, bool | int | float | str]
     if isinstance(value, ConfigDict):
         return _struct(name, value)

@@ -26,6 +26,7 @@ from nrgpt_jax.runs.directory import load_config
 from nrgpt_jax.runs.pretrained import read_params
 from nrgpt_jax.runs.record_checks import check_tokenizer
 from nrgpt_jax.training import evaluation
+from nrgpt_jax.training.evaluators import chosen
 
 FILE_NAME = "evaluation.json"
 TOKENS_AT_ONCE = 2**14  # of a device
@@ -69,7 +70,9 @@ def evaluate(
     devices, length = jax.device_count(), config.model.context_length
     size = -(-config.data.batch_size // devices) * devices  # a multiple, also on other machines
     parts = max(-(-size // devices * length // TOKENS_AT_ONCE), config.optimizer.accumulation_steps)
-    eval_step = evaluation.make_eval_step(model, mesh, parts, dataset.tokenizer.size)
+    eval_step = evaluation.make_eval_step(
+        model, mesh, parts, dataset.tokenizer.size, tuple(config.evaluators)
+    )
     windows = validation_batches(dataset.validation, length, size)
     metrics: dict[str, float] = {"step": step}
     metrics |= evaluation.evaluate_loss(eval_step, params, windows, mesh)
@@ -79,6 +82,9 @@ def evaluate(
             model, params, dataset.prompts, settings=settings, limit=prompts or None
         )
         metrics |= {f"{name}/{key}": value for key, value in scores.items()}
+    for name, function in chosen(config.evaluators, "prompts").items():
+        for key, part in dataset.prompts.items():
+            metrics[f"val/{name}/{key}"] = float(function(model, params, part))
     return metrics
 
 

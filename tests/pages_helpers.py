@@ -17,15 +17,17 @@ from decoding_helpers import small_model
 from make_helpers import calls_of_make, without_make
 from ml_collections import ConfigDict, config_flags
 
-from nrgpt_jax import datasets
 from nrgpt_jax.configs import default_config
 from nrgpt_jax.core.block import COMBINATIONS
 from nrgpt_jax.core.energies import ENERGIES
+from nrgpt_jax.core.metrics import METRICS
 from nrgpt_jax.core.norms import NORMS
 from nrgpt_jax.core.rules import RATES, RULES
+from nrgpt_jax.datasets import DATASETS
 from nrgpt_jax.datasets.tokenizers import CharTokenizer
 from nrgpt_jax.registry import Registry
 from nrgpt_jax.runs.pretrained import Pretrained, save_pretrained
+from nrgpt_jax.training.evaluators import EVALUATORS
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -182,16 +184,15 @@ def anchors(page: str) -> set[str]:
 @contextlib.contextmanager
 def registered_here() -> Iterator[None]:
     """What is registered inside is forgotten afterwards."""
-    registries: list[Registry] = [ENERGIES, COMBINATIONS, NORMS, RATES, RULES]
-    before, known = [set(registry) for registry in registries], dict(datasets.DATASETS)
+    registries: list[Registry] = [ENERGIES, COMBINATIONS, NORMS, RATES, RULES, METRICS]
+    registries += [DATASETS, EVALUATORS]
+    before = [set(registry) for registry in registries]
     try:
         yield
     finally:
         for registry, names in zip(registries, before, strict=True):
             for name in set(registry) - names:
                 registry.remove(name)
-        for name in set(datasets.DATASETS) - set(known):
-            del datasets.DATASETS[name]  # type: ignore[attr-defined]
 
 
 def run_examples(page: str, folder: Path) -> dict[str, Any]:

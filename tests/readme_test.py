@@ -55,7 +55,7 @@ def test_the_energy_example_trains():
         @jax.jit
         def loss_and_grads(params):
             def loss_fn(params):
-                log_p = jax.nn.log_softmax(model.apply(params, tokens[:, :-1]))
+                log_p = jax.nn.log_softmax(jnp.asarray(model.apply(params, tokens[:, :-1])))
                 return -jnp.mean(jnp.take_along_axis(log_p, tokens[:, 1:, None], -1))
 
             return jax.value_and_grad(loss_fn)(params)

@@ -31,7 +31,8 @@ from nrgpt_jax.models.names import registered_parts
 from nrgpt_jax.registry import Registry
 from nrgpt_jax.runs.record_checks import check_recorded
 
-CONFIG_FILE, TOKENIZER_FILE = "config.json", "tokenizer.json"
+CONFIG_FILE: str = "config.json"
+TOKENIZER_FILE: str = "tokenizer.json"
 FORMAT = 2  # of the layout of a run directory
 RECORDED_VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint")
 _TRIES = 5  # to lock a directory, in a fifth of a second
@@ -90,7 +91,7 @@ def _cure(recorded: plugins.Parts) -> str:
 
 def described_parts(config: ConfigDict) -> dict[str, dict[str, str]]:
     """The parts of a configuration that are registered outside of this package."""
-    chosen: list[tuple[Registry, str]] = [*registered_parts(config.model)]
+    chosen: list[tuple[Registry, str]] = [*registered_parts(config.model.to_dict())]
     return plugins.describe([*chosen, (DATASETS, config.data.name)])
 
 

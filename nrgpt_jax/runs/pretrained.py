@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
-from nrgpt_jax import disk
+from nrgpt_jax import bundled, disk
 from nrgpt_jax.array_types import Variables
 from nrgpt_jax.datasets.tokenizers import Tokenizer
 from nrgpt_jax.errors import UserError
@@ -47,13 +47,13 @@ def load_pretrained(folder: Path | str, checkpoint: str = "best") -> Pretrained:
     """Opens a run directory, or a folder of `save_pretrained`.
 
     Args:
-      folder: where it is.
+      folder: where it is; or the name of a model that comes along (`bundled.runs`).
       checkpoint: of a run directory, `best` or `latest`.
 
     Raises:
       UserError: something is missing or damaged; the message names it.
     """
-    folder = Path(folder)
+    folder = bundled.run(folder)
     exported = checksums.exist(folder) or (folder / WEIGHTS_FILE).exists()
     if exported:
         _verify(folder)

@@ -15,7 +15,8 @@ from nrgpt_jax.models import create_model, sharding
 from nrgpt_jax.models.model_checks import check_memory, check_model
 from nrgpt_jax.models.names import is_nrgpt
 from nrgpt_jax.training import depths
-from nrgpt_jax.training.optimizers import DECAYS, OPTIMIZERS, SCHEDULES
+from nrgpt_jax.training.evaluators import check_evaluators
+from nrgpt_jax.training.optimizers import DECAYS, check_names
 
 _LARGEST_DEPTH = 2**16
 _LARGEST_COUNT = 2**31 - 1  # steps are counted in 32 bits
@@ -29,8 +30,6 @@ _KEPT = 2  # arrays of the size of the parameters, at least: they, and a moment 
 
 def _check_optimizer(optimizer: Mapping[str, Any]) -> None:
     prefix = "optimizer."
-    require_choice(prefix + "name", optimizer["name"], OPTIMIZERS)
-    require_choice(prefix + "schedule", optimizer["schedule"], SCHEDULES)
     require_choice(prefix + "weight_decay_mask", optimizer["weight_decay_mask"], DECAYS)
     check_finite(optimizer, prefix)
     limits = dict.fromkeys(("warmup_steps", "accumulation_steps"), _LARGEST_COUNT)
@@ -42,6 +41,7 @@ def _check_optimizer(optimizer: Mapping[str, Any]) -> None:
     require_not_negative(optimizer, prefix, "warmup_steps", "weight_decay", "clip_norm")
     for field in ("beta1", "beta2"):
         require(0 <= optimizer[field] < 1, prefix + field, optimizer[field], "0 <= beta < 1")
+    check_names(optimizer)
 
 
 def _check_depth(config: Mapping[str, Any]) -> None:
@@ -143,6 +143,7 @@ def check_config(config: Mapping[str, Any], num_devices: int) -> None:
     _check_optimizer(config["optimizer"])
     _check_depth(config)
     _check_step_metrics(config)
+    check_evaluators(config["evaluators"])
     check_data(config["data"])
     data, fsdp, tensor = sharding.mesh_shape(config["mesh"], num_devices)
     _check_batch(config, data * fsdp, tensor)

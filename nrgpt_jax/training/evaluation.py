@@ -23,8 +23,9 @@ def make_eval_step(
     mesh: jax.sharding.Mesh,
     parts: int = 1,
     num_symbols: int | None = None,
+    evaluators: Sequence[str] = (),
 ) -> Callable[[Any, Batch], Any]:
-    """A compiled `(params, batch) -> sums` of loss, hits and weights.
+    """A compiled `(params, batch) -> sums` of loss, hits, weights and evaluators.
 
     Args:
       model: as of `create_model`.
@@ -32,6 +33,7 @@ def make_eval_step(
       parts: every device works through its rows in N parts; in more where these do not
         divide its rows.
       num_symbols: of the tokenizer; tokens from here on are padding, and never the most probable.
+      evaluators: names in `training.evaluators.EVALUATORS`.
     """
     partitions = sharding.parameter_partitions(parameter_specs(model))
 
@@ -40,7 +42,7 @@ def make_eval_step(
         rows = len(batch.inputs)
         count = next((n for n in range(parts, rows) if rows % n == 0), rows)
         split = jax.tree.map(lambda x: x.reshape(count, -1, x.shape[-1]), batch)
-        sums = lambda part: losses.batch_sums(params, model, part, num_symbols)
+        sums = lambda part: losses.batch_sums(params, model, part, num_symbols, evaluators)
         result = jax.lax.map(sums, split)
         total = jax.tree.map(lambda sums: jnp.sum(sums, axis=0), result)
         return jax.lax.psum(total, sharding.BATCH_AXES)
@@ -55,18 +57,20 @@ def evaluate_loss(
     batches: Iterable[Batch],
     mesh: jax.sharding.Mesh,
 ) -> dict[str, float]:
-    """Mean cross-entropy in nats and next-token accuracy over all tokens of the batches.
+    """Mean cross-entropy in nats, next-token accuracy and evaluators over all tokens of batches.
 
     A process gives the `sharding.local_rows` of each.
     """
-    totals: dict[str, float] = {"loss": 0.0, "hits": 0.0, "weights": 0.0}
+    totals: dict[str, float] = {}
     for batch in batches:
         for name, value in eval_step(params, sharding.put_batch(batch, mesh)).items():
-            totals[name] += float(value)
-    count = totals["weights"]
+            totals[name] = totals.get(name, 0.0) + float(value)
+    count = totals.pop("weights", 0.0)
     if count == 0:
         raise UserError("the validation windows hold no token to predict; raise eval_windows")
-    return {"val/loss": totals["loss"] / count, "val/token_accuracy": totals["hits"] / count}
+    means = {name: total / count for name, total in totals.items()}
+    first = {"val/loss": means.pop("loss"), "val/token_accuracy": means.pop("hits")}
+    return first | {f"val/{name}": mean for name, mean in means.items()}
 
 
 def prompt_accuracy(model: LanguageModel, params: Any, prompts: Prompts, **options) -> float:

@@ -27,6 +27,7 @@ from nrgpt_jax.training import step as steps
 from nrgpt_jax.training.config_checks import check_config, check_mesh
 from nrgpt_jax.training.config_notes import notes
 from nrgpt_jax.training.divergence import MOST_ROLLBACKS, Diverged, Spike, SpikeWatch, ended
+from nrgpt_jax.training.evaluators import chosen
 from nrgpt_jax.training.hosts import check_same, check_shared
 from nrgpt_jax.training.run_directory import RunDirectory
 from nrgpt_jax.training.step_log import Hook, StepLog
@@ -133,7 +134,9 @@ class Trainer:
             self.model, optimizer, config.seed, parts, self.mesh, *settings
         )
         num_symbols = dataset.tokenizer.size
-        self.eval_step = evaluation.make_eval_step(self.model, self.mesh, parts, num_symbols)
+        self.eval_step = evaluation.make_eval_step(
+            self.model, self.mesh, parts, num_symbols, tuple(config.evaluators)
+        )
         self.rows = sharding.local_rows(config.data.batch_size, self.mesh)
         self.shapes = steps.abstract_state(self.model, optimizer, self.mesh)
         result = run.restored(self.shapes)
@@ -311,13 +314,16 @@ class Trainer:
         result = evaluation.evaluate_loss(self.eval_step, params, windows, self.mesh)
         if self.dataset.prompts and config.eval_prompts and not self.stop.happened:
             prompts = next(iter(self.dataset.prompts.values()))  # the set of all operations
+            params = sharding.on_one_device(params)
             result["val/accuracy"] = evaluation.prompt_accuracy(
                 self.model,
-                sharding.on_one_device(params),
+                params,
                 prompts,
                 limit=config.eval_prompts,
                 cut=self.stop.cuts_short,
             )
+            for name, function in chosen(config.evaluators, "prompts").items():
+                result[f"val/{name}"] = float(function(self.model, params, prompts))
         return result
 
     def _save(self, step: int) -> None:

@@ -15,6 +15,7 @@ from nrgpt_jax.generation.sampling import of_symbols
 from nrgpt_jax.models import LanguageModel
 from nrgpt_jax.models.readout import map_logits, weighted_sum
 from nrgpt_jax.training.depths import Depth, make_states
+from nrgpt_jax.training.evaluators import chosen
 
 Targets = Int[Array, "B N"]
 
@@ -112,11 +113,15 @@ def summed_loss(
 
 
 def batch_sums(
-    params: Any, model: LanguageModel, batch: Batch, num_symbols: int | None = None
+    params: Any,
+    model: LanguageModel,
+    batch: Batch,
+    num_symbols: int | None = None,
+    evaluators: Sequence[str] = (),
 ) -> dict[str, Float[Array, ""]]:
-    """Weighted sums of `loss` and `hits` over a batch, and of the `weights`; without dropout.
+    """Weighted sums of `loss`, `hits` and evaluators over a batch, and of the `weights`.
 
-    Tokens from `num_symbols` on are padding of the vocabulary: never a hit.
+    Without dropout. Tokens from `num_symbols` on are padding of the vocabulary: never a hit.
     """
     state, _ = model.apply({"params": params}, batch.inputs, method=model.forward)
 
@@ -127,5 +132,7 @@ def batch_sums(
         }
 
     scored = map_logits(model, params, state.x, scores, jnp.asarray(batch.targets))
+    for name, function in chosen(evaluators, "batch").items():
+        scored[name] = function(model, params, batch)
     sums = {name: jnp.sum(values * batch.weights) for name, values in scored.items()}
     return {**sums, "weights": jnp.sum(jnp.asarray(batch.weights))}

@@ -1,5 +1,7 @@
-"""AdamW or Muon with warm-up, decay of the learning rate, clipping and weight decay."""
+"""Optimizers and learning-rate schedules by name: AdamW, Muon, and those of optax."""
 
+import difflib
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,8 +10,10 @@ import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
 from nrgpt_jax.core.parameters import BLOCKS, ParameterSpec
+from nrgpt_jax.errors import UserError, require
+from nrgpt_jax.registry import check_options
 
-OPTIMIZERS = ("adamw", "muon")
+OPTIMIZERS = ("adamw", "muon")  # with settings of their own; others are those of optax
 SCHEDULES = ("cosine", "exponential", "constant")
 DECAYS = ("matrices", "all")
 MUON_RMS = 0.2  # root mean square of a Muon update, times the learning rate: about AdamW's
@@ -18,19 +22,33 @@ MUON_RMS = 0.2  # root mean square of a Muon update, times the learning rate: ab
 def learning_rate_schedule(c: Mapping[str, Any], train_steps: int) -> optax.Schedule:
     """Linear warm-up, then `c.schedule` from `learning_rate` to `final_learning_rate`.
 
+    A schedule of optax is called with those of its arguments that are set here: the learning rate
+    as `value`, `init_value` or `peak_value`, the final one as `end_value`, the steps after the
+    warm-up as `decay_steps` or `transition_steps`, and with `c.schedule_options`.
+
     Args:
       c: `config.optimizer`.
       train_steps: the step at which the final learning rate is reached.
+
+    Raises:
+      UserError: optax has no such schedule, or not such an argument.
     """
     peak, final, warmup = c["learning_rate"], c["final_learning_rate"], c["warmup_steps"]
     decay_steps = max(train_steps - warmup, 1)
-    decay = {
+    own = {
         "cosine": lambda: optax.cosine_decay_schedule(peak, decay_steps, alpha=final / peak),
         "exponential": lambda: optax.exponential_decay(
             peak, decay_steps, final / peak, end_value=final
         ),
         "constant": lambda: optax.constant_schedule(peak),
-    }[c["schedule"]]()
+    }
+    if c["schedule"] in own:
+        decay = own[c["schedule"]]()
+    else:
+        settings = dict.fromkeys(("value", "init_value", "peak_value"), peak)
+        settings |= dict.fromkeys(("decay_steps", "transition_steps"), decay_steps)
+        settings |= {"end_value": final, "warmup_steps": 0}
+        decay = _of_optax("schedule", c, settings)
     rise = optax.linear_schedule(peak / (warmup + 1), peak, max(warmup, 1))
     return optax.join_schedules([rise, decay], [warmup])
 
@@ -64,16 +82,22 @@ def hidden_matrices(specs: Any) -> Any:
 def create_optimizer(
     c: Mapping[str, Any], train_steps: int, specs: Any
 ) -> optax.GradientTransformation:
-    """Global-norm clipping (if `clip_norm` > 0), then AdamW or Muon on the schedule of `c`.
+    """Global-norm clipping (if `clip_norm` > 0), then the optimizer `c.name` on its schedule.
 
     Muon (momentum 0.95) acts on `hidden_matrices`, its updates of AdamW's usual size, so that
     learning rates carry over; AdamW with Nesterov momentum acts on all others, embeddings and head
     among them, and decays these only if `weight_decay_mask` is `all`.
 
+    An optimizer of optax or `optax.contrib` is called with the schedule, with `weight_decay` and
+    its `mask` where it has these arguments, and with `c.options`.
+
     Args:
       c: `config.optimizer`.
       train_steps: the step at which the final learning rate is reached.
       specs: `models.parameter_specs` of the model.
+
+    Raises:
+      UserError: optax has no such optimizer, or not such an argument.
 
     Source: Muon, github.com/KellerJordan/Muon; the size of its updates, arXiv 2502.16982.
     """
@@ -93,11 +117,53 @@ def create_optimizer(
             muon_weight_dimension_numbers=hidden_matrices(specs),
             consistent_rms=MUON_RMS,
         )
-    else:
+    elif c["name"] == "adamw":
         rule = optax.adamw(schedule, *betas, weight_decay=c["weight_decay"], mask=decays)
+    else:
+        settings = {"learning_rate": schedule, "weight_decay": c["weight_decay"], "mask": decays}
+        rule = _of_optax("name", c, settings)
     clips = c["clip_norm"] > 0
     clip = optax.clip_by_global_norm(c["clip_norm"]) if clips else optax.identity()
     return optax.chain(clip, rule)
+
+
+def _of_optax(field: str, c: Mapping[str, Any], settings: Mapping[str, Any]) -> Any:
+    """What optax has under `c[field]`, called with those settings that it takes, and with options.
+
+    Raises:
+      UserError: it has no such thing, or not such an option.
+    """
+    kind, group = ("optimizer", "options") if field == "name" else ("schedule", "schedule_options")
+    name, options = c[field], dict(c[group])
+    function: Any = getattr(optax, name, None) or getattr(optax.contrib, name, None)
+    if not inspect.isfunction(function):
+        near = difflib.get_close_matches(name, [*dir(optax), *dir(optax.contrib)], n=3)
+        own = OPTIMIZERS if field == "name" else SCHEDULES
+        allowed = f"one of {', '.join(own)}, or another {kind} of optax by its name"
+        require(False, f"optimizer.{field}", name, allowed + f" ({', '.join(near)}?)" * bool(near))
+    known = inspect.signature(function).parameters
+    for option, value in options.items():
+        allowed = f"optax.{name} has the arguments {', '.join(known)}"
+        require(option in known, f"optimizer.{group}.{option}", value, allowed)
+    chosen = {n: value for n, value in settings.items() if n in known} | options
+    try:
+        result = function(**chosen)
+    except Exception as error:  # an argument that is missing, or of another kind
+        raise UserError(f"optimizer.{field}={name}: optax says {error}") from None
+    made = isinstance(result, optax.GradientTransformation) if field == "name" else callable(result)
+    require(made, f"optimizer.{field}", name, f"it is no {kind}")
+    return result
+
+
+def check_names(c: Mapping[str, Any]) -> None:
+    """Raises UserError where there is no such optimizer or schedule, or not such an option."""
+    for field, own, group in (
+        ("name", OPTIMIZERS, "options"),
+        ("schedule", SCHEDULES, "schedule_options"),
+    ):
+        if c[field] in own:
+            check_options(f"optimizer.{group}", c[group], {})
+    create_optimizer(c, 100, {})
 
 
 def _is_spec(leaf: Any) -> bool:

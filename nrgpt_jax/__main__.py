@@ -1,0 +1,119 @@
+"""The program: `nrgpt COMMAND ...`, or `python -m nrgpt_jax COMMAND ...`."""
+
+import difflib
+import os
+import runpy
+import sys
+from pathlib import Path
+
+from nrgpt_jax import bundled
+from nrgpt_jax.errors import MISTAKE
+
+COMMANDS = {
+    "train": "EXPERIMENT      train, or resume a run that was stopped",
+    "sample": "RUN            text from a run, or from a model that comes along",
+    "evaluate": "RUN          losses and accuracies on the validation split",
+    "analyze": "RUN           energies, their landscape and what is guaranteed of them",
+    "export": "RUN            safetensors, tokenizer and compiled functions in a folder",
+    "convert": "              a checkpoint of the PyTorch release to a run",
+    "prepare": "EXPERIMENT    download and tokenize the data only",
+    "sweep": "EXPERIMENT      train the runs of a sweep",
+    "launch": "EXPERIMENT     train on TPU slices, SLURM or GKE",
+    "bench": "                speed and memory, from a checkout",
+}
+OF_EXPERIMENT = {"train": "config", "prepare": "config", "launch": "config", "sweep": "sweep"}
+OF_RUN = ("sample", "evaluate", "analyze", "export")
+MODULES = {"bench": "benchmarks.bench"}
+
+
+def usage() -> str:
+    """What `nrgpt --help` prints."""
+    lines = [f"  nrgpt {name} {text}" for name, text in COMMANDS.items()]
+    more = "--config.FIELD=VALUE changes a setting; nrgpt COMMAND --help lists the flags of one."
+    return "\n".join(["NRGPT: energy-based language models.", *lines, more])
+
+
+def main() -> None:
+    """Runs the command that the arguments name."""
+    command, *words = sys.argv[1:] or ["--help"]
+    if command in ("-h", "--help", "help"):
+        print(usage())
+        return
+    if command == "completion":
+        print(_COMPLETION)
+        return
+    if command == "complete":  # called by what `completion` prints
+        print("\n".join(completions(words)))
+        return
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        _fail(f"unknown command {command!r}; {f'did you mean {near[0]}?' if near else usage()}")
+    sys.argv = [f"nrgpt {command}", *_flags(command, words)]
+    module = MODULES.get(command, f"nrgpt_jax.{command}")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # of plugins in this folder
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except ModuleNotFoundError as error:
+        if error.name != module.partition(".")[0]:
+            raise
+        _fail(f"nrgpt {command} needs a checkout of the repository: run it in that folder")
+
+
+def _flags(command: str, words: list[str]) -> list[str]:
+    """The flags of a command, of which the first word may be an experiment or a run."""
+    if not words or words[0].startswith("-"):
+        return words
+    name, *rest = words
+    if command in OF_RUN:
+        return [f"--workdir={bundled.run(name)}", *rest]
+    if command not in OF_EXPERIMENT:
+        _fail(f"unexpected argument {name!r}; settings are given as --NAME=VALUE")
+    file, colon, variant = name.partition(":")
+    path = bundled.experiment(file)
+    if not path.is_file():
+        _fail(f"there is no experiment {file}; there are {', '.join(bundled.experiments())}")
+    sys.path.insert(0, str(path.resolve().parent.parent))  # experiments import each other
+    flags = [f"--{OF_EXPERIMENT[command]}={path}{colon}{variant}"]
+    has_workdir = any(word.lstrip("-").startswith("workdir") for word in rest)
+    if command == "train" and not has_workdir:
+        flags.append(f"--workdir=runs/{path.stem}{'-' * bool(variant)}{variant}")
+    return [*flags, *rest]
+
+
+# Completion ---------------------------------------------------------------------------------------
+
+_COMPLETION = """\
+# bash; in zsh after: autoload bashcompinit && bashcompinit
+_nrgpt() { COMPREPLY=($(nrgpt complete "${COMP_WORDS[@]:1:COMP_CWORD}")); compopt -o nospace; }
+complete -o default -F _nrgpt nrgpt
+# to use it: eval "$(nrgpt completion)\""""
+
+
+def completions(words: list[str]) -> list[str]:
+    """What the last of the words may become."""
+    *before, last = words or [""]
+    if not before:
+        known = [f"{name} " for name in COMMANDS]
+    elif last.startswith("--config."):
+        from nrgpt_jax.configs import default_config, field_names
+
+        known = [f"--config.{name}=" for name in field_names(default_config())]
+    elif before[0] in OF_EXPERIMENT and len(before) == 1:
+        known = bundled.experiments()
+    elif before[0] in OF_RUN and len(before) == 1:
+        here = (str(path.parent) for path in Path("runs").glob("*/config.json"))
+        known = [*bundled.runs(), *here]
+    else:
+        known = []
+    return [name for name in known if name.startswith(last)]
+
+
+def _fail(message: str) -> None:
+    sys.stderr.write(f"error: {message}\n")
+    sys.exit(MISTAKE)
+
+
+if __name__ == "__main__":
+    sys.argv[0] = os.path.basename(sys.argv[0])
+    main()

@@ -1,0 +1,38 @@
+"""What comes along with the package: experiments, and small trained models.
+
+An installed package has them in its folder `bundled`; in a checkout experiments are at its root.
+"""
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).parent
+_INSTALLED = _PACKAGE / "bundled/experiments"
+EXPERIMENTS = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "experiments"
+RUNS = _PACKAGE / "pretrained"
+
+
+def experiments() -> list[str]:
+    """The names of the experiments, those of this folder among them."""
+    folders = Path("experiments"), EXPERIMENTS
+    return sorted({path.stem for folder in folders for path in folder.glob("[!_]*.py")})
+
+
+def experiment(name: str) -> Path:
+    """The file of an experiment: of that name, or in `experiments/` here or of the package."""
+    path = Path(name)
+    if path.suffix == ".py" or len(path.parts) > 1:
+        return path
+    here = Path("experiments") / f"{name}.py"
+    return here if here.exists() else EXPERIMENTS / f"{name}.py"
+
+
+def runs() -> list[str]:
+    """The names of the trained models."""
+    return sorted(path.name for path in RUNS.glob("*") if path.is_dir())
+
+
+def run(name: str | Path) -> Path:
+    """The folder of a run, or else of a trained model of that name."""
+    folder = Path(name)
+    own = RUNS / folder.name
+    return own if len(folder.parts) == 1 and not folder.exists() and own.is_dir() else folder

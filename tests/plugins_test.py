@@ -1,0 +1,173 @@
+"""Parts of one's own: found by name, with options, recorded in the run, imported by its users."""
+
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from pages_helpers import registered_here
+from train_helpers import values
+
+from nrgpt_jax import plugins
+from nrgpt_jax.configs import default_config
+from nrgpt_jax.core.energies import ENERGIES
+from nrgpt_jax.core.metrics import METRICS
+from nrgpt_jax.core.rules import RULES
+from nrgpt_jax.datasets import DATASETS
+from nrgpt_jax.errors import UserError
+from nrgpt_jax.models import create_model, parameter_shapes
+from nrgpt_jax.registry import Registry
+from nrgpt_jax.runs.directory import load_config
+from nrgpt_jax.training.config_checks import check_config
+from nrgpt_jax.training.evaluators import EVALUATORS
+from nrgpt_jax.training.loop import train
+
+PLUGIN = "plugin_parts"
+
+
+@pytest.fixture(autouse=True)
+def forgotten():
+    """What the plugin registers, and the module itself, are forgotten after each test."""
+    with registered_here():
+        yield
+    sys.modules.pop(PLUGIN, None)
+
+
+def own_config(**changes):
+    c = default_config()
+    c.plugins = (PLUGIN,)
+    c.update({"train_steps": 4, "log_every": 2, "eval_every": 4, "checkpoint_every": 4})
+    c.update({"step_metrics": ("descent_rate",), "evaluators": ("confidence", "length_of_prompts")})
+    c.model.update({"name": "NRGPT_H_HOPFIELD", "rule": "damped", "context_length": 8})
+    c.model.update({"embed_dim": 8, "num_steps": 2, "mask": "strict"})
+    c.data.update({"name": "reverse", "batch_size": 4})
+    c.optimizer.name = "lion"
+    c.update_from_flattened_dict(changes)
+    return c
+
+
+def test_a_run_of_parts_of_ones_own(tmp_path, standard_promotion):
+    """Trained, with what they measure; opened where nothing was imported before."""
+    options = {"model.options.K": 6, "model.options.power": 3.0, "data.options.length": 2}
+    train(own_config(**options), tmp_path / "run")
+    *_, line = values(tmp_path / "run")
+    assert 0.2 <= line["val/confidence"] <= 1.0
+    assert line["val/length_of_prompts"] == 3.0
+    assert 0.0 <= line["val/accuracy"] <= 1.0
+    logged = [record for record in values(tmp_path / "run") if "train/loss" in record]
+    assert {"train/descent_rate/0", "train/descent_rate/1"} <= set(logged[0])
+    record = json.loads((tmp_path / "run/config.json").read_text())["record"]
+    parts = {"energy HOPFIELD", "rule of descent damped", "data set reverse"}
+    assert set(record["parts"]) == parts
+    new_process()
+    config = load_config(tmp_path / "run")
+    shapes = parameter_shapes(create_model(config))
+    assert shapes["block/feedforward/W"] == (8, 6)
+    assert config.model.options.power == 3.0
+
+
+def new_process():
+    """Nothing is registered, nothing imported."""
+    parts: dict[str, Registry] = {"HOPFIELD": ENERGIES, "damped": RULES, "reverse": DATASETS}
+    parts["descent_rate"] = METRICS
+    parts |= dict.fromkeys(("confidence", "length_of_prompts"), EVALUATORS)
+    for name, registry in parts.items():
+        registry.remove(name)
+    del sys.modules[PLUGIN]
+
+
+def test_options_change_what_an_energy_is(standard_promotion):
+    plugins.load([PLUGIN])
+    fields = {"name": "NRGPT_H_HOPFIELD", "vocab_size": 5, "embed_dim": 4, "num_steps": 1}
+    models = [create_model(**fields, options={"K": 6, "power": p}) for p in (2.0, 3.0)]
+    assert [model.sizes.length("K") for model in models] == [6, 6]
+    tokens = jnp.arange(4)[None]
+    variables = jax.jit(models[0].init)(jax.random.key(0), tokens)
+    energies = [m.bind(variables).energies(tokens)["feedforward"][0] for m in models]
+    block = variables["params"]["block"]
+    bound = models[0].bind(variables)
+    x = bound.embed(tokens)
+    inputs, dynamics_at = bound.dynamics(x)
+    g = dynamics_at(inputs).norm.function(x)
+    hidden = jax.nn.relu(g @ block["feedforward"]["W"] + block["feedforward"]["b"][None, None])
+    for power, energy in zip((2.0, 3.0), energies, strict=True):
+        np.testing.assert_allclose(energy, -jnp.sum(hidden**power, axis=-1) / power, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"model.options.powr": 3.0}, "model.options.powr"),
+        ({"model.options.power": "three"}, "model.options.power"),
+        ({"model.options.K": 0}, "model.options.K"),
+        ({"data.options.size": 3}, "data.options.size"),
+        ({"optimizer.options.b7": 0.9}, "optimizer.options.b7"),
+        ({"optimizer.name": "lin"}, "optimizer.name"),
+        ({"optimizer.name": "linear_schedule"}, "optimizer.name"),
+        ({"optimizer.schedule": "adam"}, "optimizer.schedule"),
+        ({"evaluators": ("nothing",)}, "evaluators"),
+    ],
+)
+def test_a_wrong_option_is_named(changes, field):
+    with pytest.raises(UserError) as error:
+        check_config(own_config(**changes), 1)
+    assert field in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_schedules_and_optimizers_of_optax():
+    for changes in (
+        {"optimizer.schedule": "linear_schedule"},
+        {"optimizer.schedule": "polynomial_schedule", "optimizer.schedule_options.power": 2.0},
+        {"optimizer.name": "sgd", "optimizer.options.momentum": 0.9},
+        {"optimizer.name": "sophia"},
+    ):
+        check_config(own_config(**changes), 1)
+
+
+@pytest.mark.parametrize(
+    ("source", "word"),
+    [
+        (None, "no_such_plugin"),
+        ("raise RuntimeError('at import')", "at import"),
+        (
+            "import nrgpt_jax as n\nn.feedforward('FF1', {})(lambda params, g: g[0])",
+            "registered already",
+        ),
+    ],
+)
+def test_a_plugin_that_cannot_be_imported(source, word, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    name = "no_such_plugin" if source is None else f"bad_{abs(hash(source))}"
+    if source is not None:
+        (tmp_path / f"{name}.py").write_text(source)
+    with pytest.raises(UserError) as error:
+        plugins.load([name])
+    assert name in str(error.value)
+    assert word in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_another_definition_is_noticed(caplog):
+    """Of layout and comments a checksum knows nothing."""
+    parts: Registry = Registry("energy")
+    scope: dict = {}
+
+    def define(source):
+        import linecache
+
+        parts.clear()
+        linecache.cache["<own>"] = (len(source), None, source.splitlines(True), "<own>")
+        exec(compile(source, "<own>", "exec"), {"__name__": "own"}, scope)
+        parts.add("E", scope["e"])
+        return plugins.describe([(parts, "E")])
+
+    first = define("def e(g):\n    return g * 2  # twice\n")
+    assert first["energy E"]["module"] == "own"
+    plugins.compare("runs/x", first, define("def e(g):\n\n    return g*2\n"))
+    assert not caplog.records
+    plugins.compare("runs/x", first, define("def e(g):\n    return g * 3\n"))
+    (record,) = caplog.records
+    assert "energy E" in record.getMessage()
