@@ -48,7 +48,7 @@ def main() -> None:
     if command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         _fail(f"unknown command {command!r}; {f'did you mean {near[0]}?' if near else usage()}")
-    sys.argv = [f"nrgpt {command}", *_flags(command, words)]
+    sys.argv = [f"nrgpt {command}", *flags_of(command, words)]
     module = MODULES.get(command, f"nrgpt_jax.{command}")
     if "" not in sys.path:
         sys.path.insert(0, "")  # of plugins in this folder
@@ -60,7 +60,7 @@ def main() -> None:
         _fail(f"nrgpt {command} needs a checkout of the repository: run it in that folder")
 
 
-def _flags(command: str, words: list[str]) -> list[str]:
+def flags_of(command: str, words: list[str]) -> list[str]:
     """The flags of a command, of which the first word may be an experiment or a run."""
     if not words or words[0].startswith("-"):
         return words

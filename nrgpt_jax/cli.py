@@ -43,20 +43,31 @@ _TUPLES = tuple(n for n, v in flattened(default_config()).items() if isinstance(
 
 
 def _read_arguments() -> None:
-    """Takes what config_flags cannot read out of `sys.argv`: options, whose names no configuration
-    has before, and tuples without brackets: `--config.model.energies=injection,leak`."""
-    arguments[:], kept = arguments or sys.argv, []
-    for word in sys.argv:
+    """Takes out of `sys.argv` what config_flags cannot read."""
+    arguments[:] = arguments or sys.argv
+    words, options = readable(sys.argv)
+    _options.update(options)
+    sys.argv[:] = words
+
+
+def readable(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Words as config_flags reads them, and the options among them by their dotted names.
+
+    Options are fields that no configuration has before. Tuples need no brackets:
+    `--config.model.energies=injection,leak`.
+    """
+    result, options = [], {}
+    for word in words:
         name, equals, value = word.partition("=")
         field = name.lstrip("-").removeprefix("config.")
         group, _, option = field.rpartition(".")
         if word.startswith("-") and group in OPTIONS and option.isidentifier() and equals:
-            _options[field] = _literal(value)
+            options[field] = _literal(value)
             continue
         if word.startswith("-") and field in _TUPLES and equals and not value.startswith("("):
             word = f"{name}={tuple(filter(None, value.split(',')))!r}"
-        kept.append(word)
-    sys.argv[:] = kept
+        result.append(word)
+    return result, options
 
 
 def _literal(value: str) -> bool | int | float | str:

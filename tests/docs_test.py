@@ -27,11 +27,12 @@ from pages_helpers import (
     run_examples,
 )
 
-from nrgpt_jax.configs import default_config
+from nrgpt_jax.configs import OPTIONS, default_config
 from nrgpt_jax.core.block import COMBINATIONS
 from nrgpt_jax.core.energies import ENERGIES
 from nrgpt_jax.core.rules import RATES, RULES
 from nrgpt_jax.datasets import load_dataset
+from nrgpt_jax.models import create_model
 
 LINK = re.compile(r"\[(\w+)\]\((\.\./nrgpt_jax/[\w/]+\.py)#L(\d+)\)")
 
@@ -58,7 +59,8 @@ def test_fields_that_pages_name_exist():
     for page, text in PAGES.items():
         named = re.findall(r"(?:--|`)config\.(?!json)(\w[\w.]*\w)", text)
         named += re.findall(r"^\| `((?:model|data|optimizer)\.\w+)`", text, re.MULTILINE)
-        assert not set(named) - known, page
+        options = {name for name in named if name.rpartition(".")[0] in OPTIONS}
+        assert not set(named) - known - options, page
 
 
 # Examples ---------------------------------------------------------------------------------------
@@ -112,10 +114,24 @@ def a_sweep_names_its_runs(names, capsys):
     assert (found["width_32/1"].model.embed_dim, found["width_32/1"].seed) == (32, 1)
 
 
+def a_project_of_ones_own_holds(names, capsys):
+    model, path = names["model"], names["path"]
+    assert float(names["loss"]) < 2.0
+    assert names["energies"].shape == (model.num_steps + 1, 16, 32)
+    np.testing.assert_allclose(names["x"], path.states[-1], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(names["gradients"], path.grad_g, rtol=1e-6)
+    expected = model.apply(names["variables"], names["inputs"])
+    np.testing.assert_allclose(names["logits"], expected, rtol=1e-3, atol=1e-3)
+    names["config"].plugins = ()
+    names["config"].model.vocab_size = 5
+    assert create_model(names["config"]).sizes.length("K") == 32
+
+
 CHECKS = {
     "CONTRIBUTING.md": a_new_rate_and_data_set_hold,
     "docs/data.md": a_prepared_folder_is_read,
     "docs/energies.md": a_new_energy_is_decoded,
+    "docs/library.md": a_project_of_ones_own_holds,
     "docs/models.md": models_hold,
     "docs/sampling.md": samples_hold,
     "docs/sweeps.md": a_sweep_names_its_runs,

@@ -17,6 +17,8 @@ from decoding_helpers import small_model
 from make_helpers import calls_of_make, without_make
 from ml_collections import ConfigDict, config_flags
 
+from nrgpt_jax import __main__ as program
+from nrgpt_jax import cli
 from nrgpt_jax.configs import default_config
 from nrgpt_jax.core.block import COMBINATIONS
 from nrgpt_jax.core.energies import ENERGIES
@@ -63,11 +65,26 @@ OWN = ("nrgpt_jax", "studies", "benchmarks")
 def mistake(command: str) -> str | None:
     """What is wrong with a line of a bash block, or None."""
     words = shlex.split(command, comments=True)
+    if words[0] == "nrgpt":
+        arguments = program.flags_of(words[1], words[2:])
+        return _mistake_of_python(["-m", f"nrgpt_jax.{words[1]}", *with_values(arguments)])
     if words[0] == "make":
         return _mistake_of_make(command)
     if Path(words[0]).name == "python":
         return _mistake_of_python(words[1:])
     return None if (ROOT / words[0]).is_file() else f"there is no program {words[0]}"
+
+
+def with_values(words: list[str]) -> list[str]:
+    """`--name value` as `--name=value`."""
+    result: list[str] = []
+    for word in words:
+        waits = bool(result) and result[-1].startswith("--") and "=" not in result[-1]
+        if waits and not word.startswith("--"):
+            result[-1] += f"={word}"
+        else:
+            result.append(word)
+    return result
 
 
 def _mistake_of_make(command: str) -> str | None:
@@ -118,7 +135,7 @@ def program_flags(path: Path) -> set[str]:
 
 def _mistake_of_config(arguments: list[str], in_all_runs: bool) -> str | None:
     """Whether experiment, variant, fields and the types of their values are there."""
-    argv, values = ["program", *arguments], flags.FlagValues()
+    argv, values = ["program", *cli.readable(arguments)[0]], flags.FlagValues()
     parsed: Any = {"lock_config": True, "flag_values": values, "sys_argv": argv}
     with contextlib.chdir(ROOT):
         try:

@@ -160,9 +160,11 @@ def test_gathered_parameters_are_whole_and_scattered_gradients_are_sums():
 def test_a_parameter_without_axes_is_an_error():
     with pytest.raises(TypeError, match="not by a ParameterSpec"):
         sharding.parameter_partitions({"W": jax.nn.initializers.zeros})
-    unknown = ParameterSpec(("Q",), matrix("D D").init)
-    with pytest.raises(ValueError, match="axis 'Q'"):
-        sharding.parameter_partition(unknown)
+
+
+def test_an_axis_of_ones_own_is_not_split():
+    own = ParameterSpec(("D", "K"), matrix("D D").init)
+    assert sharding.parameter_partition(own) == P(sharding.FSDP, None)
 
 
 @pytest.mark.parametrize(

@@ -237,7 +237,7 @@ class NRGPT(LanguageModel):
         """Per-step per-token energies (T+1,B,N), by term (`attention`, ...) and in `total`."""
         return dict(self.trajectory(tokens).energies)
 
-    def gradients(self, tokens: Tokens) -> Float[Array, "T+1 B N D"]:
+    def gradients(self, tokens: Tokens) -> Float[Array, "steps B N D"]:
         """dE_A/dg_A of the total energy of every token, before every step and after the last."""
         return self.trajectory(tokens).grad_g
 
