@@ -49,7 +49,7 @@ setup: .venv/installed
 .venv/installed: setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing into .venv (about a minute the first time)"
-	$(PIP_INSTALL) .
+	$(PIP_INSTALL) '.[analysis,corpora]'
 	@touch $@
 
 .venv/installed-dev: .venv/installed

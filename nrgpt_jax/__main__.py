@@ -1,6 +1,7 @@
 """The program: `nrgpt COMMAND ...`, or `python -m nrgpt_jax COMMAND ...`."""
 
 import difflib
+import importlib.util
 import os
 import runpy
 import sys
@@ -52,12 +53,9 @@ def main() -> None:
     module = MODULES.get(command, f"nrgpt_jax.{command}")
     if "" not in sys.path:
         sys.path.insert(0, "")  # of plugins in this folder
-    try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
-    except ModuleNotFoundError as error:
-        if error.name != module.partition(".")[0]:
-            raise
+    if not importlib.util.find_spec(module.partition(".")[0]):
         _fail(f"nrgpt {command} needs a checkout of the repository: run it in that folder")
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def flags_of(command: str, words: list[str]) -> list[str]:

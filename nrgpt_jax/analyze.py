@@ -12,13 +12,15 @@ from pathlib import Path
 from absl import flags
 
 from nrgpt_jax import cli, host
-from nrgpt_jax.analysis.report import contradiction, look, report, title, write
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.runs.checkpoints import KINDS
 
 
 def main(f: flags.FlagValues) -> None:
     """Analyses, prints, and names what was written."""
+    cli.require_installed("analysis", "matplotlib", "bokeh")
+    from nrgpt_jax.analysis.report import contradiction, look, report, title, write
+
     host.cache_compilations(f.workdir)
     trained, result = look(f.workdir, f.prompt, f.num_steps, f.tolerance, f.checkpoint)
     print(report(result), flush=True)  # before the disk can be full

@@ -3,6 +3,7 @@ non-zero exit code."""
 
 import ast
 import difflib
+import importlib.util
 import os
 import signal
 import sys
@@ -27,6 +28,14 @@ from nrgpt_jax.credentials import masked
 from nrgpt_jax.errors import FAILED, MISTAKE, UserError, stopped_by
 
 _UNREAD = stopped_by(signal.SIGPIPE)  # whoever reads what is printed has gone, as `head` does
+
+
+def require_installed(extra: str, *modules: str) -> None:
+    """Raises UserError naming the extra of this package that brings a missing module."""
+    for module in modules:
+        if not importlib.util.find_spec(module):
+            cure = f"pip install 'nrgpt-jax[{extra}]', or make setup in a checkout"
+            raise UserError(f"this needs {module}, which is not installed: {cure}")
 
 
 def percent(share: float, digits: int = 1) -> str:

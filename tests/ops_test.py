@@ -231,7 +231,6 @@ def test_memory_does_not_grow_with_the_square_of_the_context():
     fields: dict[str, Any] = {"embed_dim": 128, "num_heads": 4, "num_steps": 6}
     grown = {}
     for choice in ("fused", "autodiff"):
-        fields["implementation"] = choice
         short, long = (
             temporary_bytes(
                 small_model(implementation=choice, context_length=n, **fields), 2048 // n, n

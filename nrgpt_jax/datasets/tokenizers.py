@@ -120,7 +120,9 @@ def _gpt2():
 
         return tiktoken.get_encoding("gpt2")
     except ImportError:
-        raise UserError("tiktoken is missing: .venv/bin/python -m pip install tiktoken") from None
+        raise UserError(
+            "the tokenizer gpt2 needs tiktoken: pip install 'nrgpt-jax[corpora]'"
+        ) from None
     except Exception as error:  # requests, files, checksums: each has errors of its own
         reason = " ".join(str(error).split())
         raise UserError(

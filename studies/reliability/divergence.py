@@ -80,7 +80,7 @@ def endless(whole: Whole, workdir: Path, source: str, first: int) -> Result:
     wrong += _bad_batch(workdir, done)
     advice = "lower --config.optimizer.learning_rate and run the command again"
     begin = re.search(
-        r"it goes on from (?:the checkpoint of step (\d+)|the beginning)", done.stderr
+        r"it resumes from (?:the checkpoint of step (\d+)|the beginning)", done.stderr
     )
     if advice not in done.stderr or not begin:
         wrong.append(f"it does not say how to go on: {endings.last_words(done)}")

@@ -1,0 +1,72 @@
+"""The program `nrgpt`: commands, names of experiments and runs, options, completion."""
+
+import subprocess
+import sys
+
+import pytest
+from pages_helpers import ROOT
+
+from nrgpt_jax import __main__ as program
+from nrgpt_jax import bundled, cli
+
+
+def nrgpt(*words, cwd=ROOT):
+    command = [sys.executable, "-m", "nrgpt_jax", *words]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+
+
+def test_help_names_every_command():
+    done = nrgpt("--help")
+    assert done.returncode == 0
+    assert all(f"nrgpt {command} " in done.stdout for command in program.COMMANDS)
+
+
+@pytest.mark.parametrize("words", [("trian",), ("train", "nothing"), ("evaluate", "--nothing=1")])
+def test_a_mistake_is_one_line(words):
+    done = nrgpt(*words)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_names_become_flags(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config, workdir, more = program.flags_of("train", ["listops:demo", "--config.seed=1"])
+    assert config == f"--config={bundled.EXPERIMENTS / 'listops.py'}:demo"
+    assert (workdir, more) == ("--workdir=runs/listops-demo", "--config.seed=1")
+    assert len(program.flags_of("train", ["listops", "--workdir=x"])) == 2
+    assert program.flags_of("sample", ["runs/x"]) == ["--workdir=runs/x"]
+    own = tmp_path / "experiments/listops.py"
+    own.parent.mkdir()
+    own.write_text("")
+    assert program.flags_of("prepare", ["listops"]) == ["--config=experiments/listops.py"]
+    (tmp_path / "mine.py").write_text("")
+    assert program.flags_of("sweep", ["mine.py:big"]) == ["--sweep=mine.py:big"]
+
+
+def test_completion():
+    assert "train " in program.completions(["tr"])
+    assert "listops" in program.completions(["train", "list"])
+    assert program.completions(["train", "x", "--config.model.embed"]) == [
+        "--config.model.embed_dim="
+    ]
+    assert program.completions(["train", "x", "y"]) == []
+
+
+def test_options_and_tuples_are_readable():
+    words = ["p", "--config.model.energies=injection,leak", "--config.model.options.K=3"]
+    words += ["--config.optimizer.options.b1=0.9", "--config.data.options.kind=ab"]
+    words += ["--config.step_metrics=('energy',)", "--config.plugins=a", "--config.seed=1"]
+    rest, options = cli.readable(words)
+    assert rest == [
+        "p",
+        "--config.model.energies=('injection', 'leak')",
+        "--config.step_metrics=('energy',)",
+        "--config.plugins=('a',)",
+        "--config.seed=1",
+    ]
+    assert options == {
+        "model.options.K": 3,
+        "optimizer.options.b1": 0.9,
+        "data.options.kind": "ab",
+    }
