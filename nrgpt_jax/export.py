@@ -38,7 +38,11 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def export(
-    pretrained: Pretrained, folder: Path | str, cache: str = "exact", num_steps: int | None = None
+    pretrained: Pretrained,
+    folder: Path | str,
+    cache: str = "exact",
+    num_steps: int | None = None,
+    functions: bool = True,
 ) -> None:
     """Writes the folder.
 
@@ -47,6 +51,7 @@ def export(
       folder: where to; made if needed.
       cache: of the compiled functions, `exact` or `fixed_point`.
       num_steps: of the compiled functions; None: as in training.
+      functions: whether to write them; else the folder is one for this package.
 
     Raises:
       UserError: an option is not for this model, or the folder holds a run.
@@ -55,6 +60,8 @@ def export(
     check_settings(pretrained.model, Settings(cache=cache, num_steps=num_steps))
     folder = Path(folder)
     save_pretrained(folder, pretrained)
+    if not functions:
+        return
     extra = {"usage.py": Path(exported.__file__).read_bytes()}
     for name, function in compiled_functions(pretrained, cache, num_steps).items():
         extra[f"{name}.jax_export"] = bytes(function.serialize())
@@ -106,7 +113,7 @@ def main(f: flags.FlagValues) -> None:
     """Exports, and says what is there."""
     if Path(f.out).resolve() == Path(f.workdir).resolve():
         raise UserError("--out is the --workdir; name another folder")
-    export(load_pretrained(f.workdir, f.checkpoint), f.out, f.cache, f.num_steps)
+    export(load_pretrained(f.workdir, f.checkpoint), f.out, f.cache, f.num_steps, f.functions)
     for path in sorted(Path(f.out).iterdir()):
         print(f"{path.stat().st_size / 1e6:9.2f} MB  {path}")
 
@@ -116,5 +123,6 @@ if __name__ == "__main__":
     flags.DEFINE_string("out", None, "Folder to write.", required=True)
     flags.DEFINE_enum("cache", "exact", CACHES, "Of the compiled functions.")
     flags.DEFINE_integer("num_steps", None, "Of the compiled functions; as in training.")
+    flags.DEFINE_boolean("functions", True, "Write compiled functions too.")
     flags.DEFINE_enum("checkpoint", "best", KINDS, "Which parameters of a run.")
     cli.run(lambda: main(flags.FLAGS))

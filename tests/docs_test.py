@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from decoding_helpers import cached_logits, small_model
+from flax import traverse_util
 from pages_helpers import (
     DOCS,
     FENCE,
@@ -127,6 +128,19 @@ def a_project_of_ones_own_holds(names, capsys):
     assert create_model(names["config"]).sizes.length("K") == 32
 
 
+def numpy_computes_the_logits(names, capsys):
+    """Of this run, and of one with a strict mask and several heads."""
+    for changes in ({}, {"mask": "strict", "num_heads": 2}):
+        model, variables = small_model(**{**names["settings"], "options": {}, **changes})
+        flat = traverse_util.flatten_dict(variables["params"], sep="/")
+        names["weights"].clear()
+        names["weights"].update({name: np.asarray(value) for name, value in flat.items()})
+        names["settings"].update(changes)
+        tokens = np.array([3, 1, 4, 1, 5, 9, 2, 6])
+        expected = jax.jit(model.apply)(variables, tokens[None])[0]
+        np.testing.assert_allclose(names["logits_of"](tokens), expected, rtol=1e-3, atol=1e-4)
+
+
 CHECKS = {
     "CONTRIBUTING.md": a_new_rate_and_data_set_hold,
     "docs/data.md": a_prepared_folder_is_read,
@@ -136,6 +150,7 @@ CHECKS = {
     "docs/sampling.md": samples_hold,
     "docs/sweeps.md": a_sweep_names_its_runs,
     "docs/text.md": an_experiment_holds,
+    "docs/weights.md": numpy_computes_the_logits,
 }
 
 

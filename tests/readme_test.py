@@ -44,7 +44,7 @@ def test_the_block_is_that_of_the_model(standard_promotion):
 def test_the_energy_example_trains():
     """Run as it stands; the model that it names then goes down its loss."""
     with registered_here():
-        exec(compile(example_with("@feedforward"), "README.md", "exec"), {})
+        exec(compile(example_with("@nrgpt.feedforward"), "README.md", "exec"), {})
         assert "--config.model.name=NRGPT_H_TANH" in README
         config = default_config().model
         config.update({"name": "NRGPT_H_TANH", "vocab_size": 5, "embed_dim": 16})
