@@ -45,6 +45,7 @@ _HOMES = {
     "metric": "core.metrics",
     "positive": "core.parameters",
     "rule": "core.rules",
+    "tokenizer": "datasets.tokenizers",
     "vector": "core.parameters",
 }
 __all__ = list(_HOMES)

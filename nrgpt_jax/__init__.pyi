@@ -15,6 +15,7 @@ from nrgpt_jax.core.parameters import positive as positive
 from nrgpt_jax.core.parameters import vector as vector
 from nrgpt_jax.core.rules import rule as rule
 from nrgpt_jax.datasets import dataset as dataset
+from nrgpt_jax.datasets.tokenizers import tokenizer as tokenizer
 from nrgpt_jax.generation.generate import Settings as Settings
 from nrgpt_jax.generation.generate import generate as generate
 from nrgpt_jax.generation.sampling import Sampling as Sampling

@@ -81,7 +81,7 @@ def _data() -> ConfigDict:
     c.path = ""  # a file or folder, local or gs://, s3://, hf://, https:// (docs/data.md)
     c.field = "text"  # the text of a document in JSON lines and Parquet
     c.fingerprint = ""  # set when a run starts: names the content it is trained on
-    c.tokenizer = "char"  # of text: char, byte, gpt2 (byte pairs)
+    c.tokenizer = "char"  # of text: char, byte, gpt2 (byte pairs), hf:NAME_OR_FILE
     c.validation_fraction = 0.1  # last part of a text or stream; share of documents
     c.train_fraction = 1.0  # of the training split, its first part: what is learned from
     c.options = ConfigDict()  # of a data set of one's own

@@ -26,7 +26,7 @@ from nrgpt_jax.core.metrics import METRICS
 from nrgpt_jax.core.norms import NORMS
 from nrgpt_jax.core.rules import RATES, RULES
 from nrgpt_jax.datasets import DATASETS
-from nrgpt_jax.datasets.tokenizers import CharTokenizer
+from nrgpt_jax.datasets.tokenizers import FIXED, CharTokenizer
 from nrgpt_jax.registry import Registry
 from nrgpt_jax.runs.pretrained import Pretrained, save_pretrained
 from nrgpt_jax.training.evaluators import EVALUATORS
@@ -202,7 +202,7 @@ def anchors(page: str) -> set[str]:
 def registered_here() -> Iterator[None]:
     """What is registered inside is forgotten afterwards."""
     registries: list[Registry] = [ENERGIES, COMBINATIONS, NORMS, RATES, RULES, METRICS]
-    registries += [DATASETS, EVALUATORS]
+    registries += [DATASETS, EVALUATORS, FIXED]
     before = [set(registry) for registry in registries]
     try:
         yield

@@ -11,11 +11,18 @@ from nrgpt_jax.datasets import documents, parts, shards
 from nrgpt_jax.datasets.documents import JSON_LINES, PARQUET, PLAIN, ROWS_OF_TEXT, Reader
 from nrgpt_jax.datasets.download import fetch
 from nrgpt_jax.datasets.files import File, has_ending, is_packed, is_remote, list_files
+from nrgpt_jax.datasets.hf_tokenizer import PREFIX
 from nrgpt_jax.datasets.pieces import LONGEST, Text
 from nrgpt_jax.datasets.preparation import LOCAL, Engine, Plan, prepare
 from nrgpt_jax.datasets.records import cache_root, digest
 from nrgpt_jax.datasets.streams import RecordStream, Stream
-from nrgpt_jax.datasets.tokenizers import FIXED, CharTokenizer, Tokenizer, from_record
+from nrgpt_jax.datasets.tokenizers import (
+    ByteTokenizer,
+    CharTokenizer,
+    Tokenizer,
+    create_tokenizer,
+    from_record,
+)
 from nrgpt_jax.errors import UserError
 
 GENERATOR = 3  # changes with what the code below makes of the same files
@@ -75,7 +82,7 @@ def load(data: Mapping[str, Any]) -> Prepared:
     except ValueError as error:
         cure = COPY if copied else shards.REMAKE
         raise UserError(f"the metadata of {folder} is damaged ({error}); {cure}") from None
-    if tokenizer.kind != data["tokenizer"]:
+    if tokenizer.kind != kind_of(data["tokenizer"]):
         raise UserError(
             f"{folder} was prepared with --config.data.tokenizer={tokenizer.kind}; give the same"
         )
@@ -97,7 +104,7 @@ def prepare_corpus(data: Mapping[str, Any], engine: Engine) -> Path:
     settings = {
         "generator": GENERATOR,
         "part_bytes": parts.PART_BYTES,
-        "tokenizer": data["tokenizer"],
+        "tokenizer": data["tokenizer"] + _content(data["tokenizer"]),
         "validation_fraction": data["validation_fraction"],
         "field": data["field"],
         # what lies at an address is taken to stay as it is
@@ -110,6 +117,17 @@ def prepare_corpus(data: Mapping[str, Any], engine: Engine) -> Path:
 
     prepare(folder, data["name"], plan, engine)
     return folder
+
+
+def kind_of(name: str) -> str:
+    """The kind of tokenizer that `config.data.tokenizer` names: of `hf:NAME` that is hf."""
+    return name.partition(":")[0]
+
+
+def _content(name: str) -> str:
+    """The digest of a tokenizer's file, which may change under its name."""
+    path = Path(name.removeprefix(PREFIX))
+    return digest({"content": path.read_text("utf-8")}) if path.is_file() else ""
 
 
 def _place(data: Mapping[str, Any]) -> str:
@@ -152,7 +170,7 @@ def _plan(data: Mapping[str, Any], files: list[File]) -> Plan:
     fraction = data["validation_fraction"]
     if _is_one_text(data):
         return _text_plan(Text(files), data["tokenizer"], fraction)
-    tokenizer = FIXED[data["tokenizer"]]()
+    tokenizer = create_tokenizer(data["tokenizer"])
     one = len(files) == 1 and not has_ending(files[0].name, ROWS_OF_TEXT)
     if one and data["name"] in ("shakespeare", "text"):
         text = Text(files)
@@ -182,7 +200,7 @@ def _text_plan(text: Text, tokenizer: str, fraction: float) -> Plan:
         lengths.append((len(encoded), len(piece)))
     num_train = int(sum(length for _, length in lengths) * (1.0 - fraction))
     boundary = _byte_of(text, lengths, num_train)
-    created: Tokenizer = CharTokenizer(characters) if tokenizer == "char" else FIXED[tokenizer]()
+    created: Tokenizer = CharTokenizer(characters) if tokenizer == "char" else ByteTokenizer()
     fingerprint = digest({"sha256": checksum.hexdigest(), "validation_fraction": fraction})
     return Plan(parts.text_parts(text, boundary, ends=False), created, fingerprint)
 

@@ -6,7 +6,9 @@ from typing import Any
 from nrgpt_jax.configs import check_at_most, check_finite
 from nrgpt_jax.datasets import DATASETS
 from nrgpt_jax.datasets.corpora import CORPORA
+from nrgpt_jax.datasets.hf_tokenizer import PREFIX
 from nrgpt_jax.datasets.listops import OPERATIONS
+from nrgpt_jax.datasets.tokenizers import FIXED
 from nrgpt_jax.errors import require, require_choice, require_not_negative, require_positive
 from nrgpt_jax.registry import check_options
 
@@ -28,8 +30,9 @@ def check_data(data: Mapping[str, Any]) -> None:
     """Checks `config.data`. Raises UserError naming field, value and what is allowed."""
     require_choice("data.name", data["name"], tuple(DATASETS))
     of_documents = data["name"] in CORPORA and data["name"] != "text"
-    kinds = ("byte", "gpt2") if of_documents else ("char", "byte", "gpt2")
-    require_choice("data.tokenizer", data["tokenizer"], kinds)
+    kinds = [*([] if of_documents else ["char"]), *FIXED]
+    if not data["tokenizer"].startswith(PREFIX):
+        require_choice("data.tokenizer", data["tokenizer"], [*kinds, "hf:NAME_OR_FILE"])
     check_options("data.options", data["options"], DATASETS.options(data["name"]))
     fraction = data["validation_fraction"]
     require(0 < fraction < 1, "data.validation_fraction", fraction, "0 < fraction < 1")

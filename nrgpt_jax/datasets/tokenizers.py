@@ -1,19 +1,21 @@
-"""Tokenizers: characters, bytes, GPT-2's byte pairs, or ListOps symbols.
+"""Tokenizers: characters, bytes, GPT-2's byte pairs, symbols, Hugging Face's, and your own.
 
 Each run keeps its own as `tokenizer.json`.
 """
 
 import functools
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Protocol
 
 import msgspec
 import numpy as np
 
-from nrgpt_jax import disk
+from nrgpt_jax import disk, plugins
+from nrgpt_jax.datasets.hf_tokenizer import PREFIX, HfTokenizer, open_tokenizer
 from nrgpt_jax.errors import UserError
+from nrgpt_jax.registry import Registry
 
 EOS = "<eos>"
 MOST_SYMBOLS = 2**20  # of a vocabulary; Unicode has about as many characters
@@ -167,30 +169,64 @@ def _unknown_message(unknown: list[str], vocabulary: list[str]) -> str:
     return f"not in the vocabulary: {named}; the {len(vocabulary)} known symbols are {known}"
 
 
-FIXED = {c.kind: c for c in (ByteTokenizer, Gpt2Tokenizer)}
+FIXED: Registry[Callable[[], Tokenizer]] = Registry("tokenizer")
 CHOSEN = {c.kind: c for c in (CharTokenizer, SymbolTokenizer)}
+
+
+def tokenizer(kind: str) -> Callable[[Callable[[], Tokenizer]], Any]:
+    """Registers what makes a tokenizer of that `kind`, a choice of `config.data.tokenizer`.
+
+    Its vocabulary is the same each time; a run records its module and imports that when opened.
+    """
+    return FIXED.register(kind, lambda make: make)
+
+
+tokenizer(ByteTokenizer.kind)(ByteTokenizer)
+tokenizer(Gpt2Tokenizer.kind)(Gpt2Tokenizer)
+
+
+def create_tokenizer(name: str) -> Tokenizer:
+    """A tokenizer with a vocabulary of its own, by its name in `config.data.tokenizer`.
+
+    Raises:
+      UserError: it cannot be read or fetched, or its library is not installed.
+    """
+    return open_tokenizer(name) if name.startswith(PREFIX) else FIXED[name]()
 
 
 def as_record(tokenizer: Tokenizer) -> dict[str, Any]:
     """What `from_record` makes the tokenizer of again; a fixed vocabulary is only named."""
-    record: dict[str, Any] = {"kind": tokenizer.kind}
-    if tokenizer.kind not in FIXED:
-        record["vocabulary"] = tokenizer.vocabulary
-    return record
+    kind = tokenizer.kind
+    if isinstance(tokenizer, HfTokenizer):
+        return {"kind": kind, "content": tokenizer.content}
+    if kind not in FIXED:
+        return {"kind": kind, "vocabulary": tokenizer.vocabulary}
+    own = list(plugins.describe([(FIXED, kind)]).values())
+    return {"kind": kind, **({"module": own[0]["module"]} if own else {})}
 
 
 class Record(msgspec.Struct, forbid_unknown_fields=True):
     """What `tokenizer.json` holds."""
 
-    kind: Literal["char", "symbol", "byte", "gpt2"]
+    kind: str
     vocabulary: Annotated[list[str], msgspec.Meta(min_length=1, max_length=MOST_SYMBOLS)] | None = (
         None
     )
+    content: str | None = None  # of a tokenizer of Hugging Face
+    module: str | None = None  # of a tokenizer that a plugin registers
 
 
 def from_record(record: Any) -> Tokenizer:
     """The tokenizer. Raises ValueError, of one line, where the record is none."""
-    kind, vocabulary = msgspec.structs.astuple(msgspec.convert(record, Record, strict=True))
+    kind, vocabulary, content, module = msgspec.structs.astuple(
+        msgspec.convert(record, Record, strict=True)
+    )
+    if kind == HfTokenizer.kind:
+        return HfTokenizer(content or "")
+    if module is not None and module != "__main__":
+        plugins.load([module])
+    if kind not in {*FIXED, *CHOSEN}:
+        raise ValueError(f"there is no tokenizer {kind!r}")
     if kind in FIXED:
         created = FIXED[kind]()
         if vocabulary is not None and len(vocabulary) != created.size:  # older ones list it

@@ -1,0 +1,84 @@
+"""Tokenizers of Hugging Face's `tokenizers` library: a `tokenizer.json`, or a name on the hub."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nrgpt_jax.errors import UserError
+
+PREFIX = "hf:"
+ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")  # the first there is
+INSTALL = "pip install 'nrgpt-jax[tokenizers]'"
+
+
+class HfTokenizer:
+    """One of that library, which is recorded whole: a run needs neither its file nor the hub.
+
+    Args:
+      content: the text of its `tokenizer.json`.
+
+    Raises:
+      UserError: the library is not installed.
+      ValueError: the text describes no tokenizer.
+    """
+
+    kind = "hf"
+
+    def __init__(self, content: str):
+        self.content, self._own = content, _parsed(content)
+        names = self._own.get_vocab(with_added_tokens=True)
+        self.size = max(names.values(), default=-1) + 1
+        self.end = next((names[name] for name in ENDS if name in names), None)
+
+    @property
+    def vocabulary(self) -> list[str]:
+        """The name of every token."""
+        return [self._own.id_to_token(token) or f"<{token}>" for token in range(self.size)]
+
+    def encode(self, text: str) -> np.ndarray:
+        """Tokens (N,) int32, without any that the library would add."""
+        try:
+            return np.array(self._own.encode(text, add_special_tokens=False).ids, dtype=np.int32)
+        except UnicodeEncodeError as error:
+            raise UserError(f"the text is not UTF-8: {error.object[error.start]!r}") from None
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text of tokens."""
+        return self._own.decode([int(token) for token in tokens], skip_special_tokens=False)
+
+
+def open_tokenizer(name: str) -> HfTokenizer:
+    """A tokenizer by `hf:FILE` or `hf:NAME`, a name on the hub.
+
+    Raises:
+      UserError: there is none, it cannot be read or fetched, or the library is not installed.
+    """
+    place = name.removeprefix(PREFIX)
+    try:
+        if Path(place).is_file():
+            return HfTokenizer(Path(place).read_text(encoding="utf-8"))
+        return HfTokenizer(_library().Tokenizer.from_pretrained(place).to_str())
+    except UserError:
+        raise
+    except Exception as error:  # the library raises `Exception` itself
+        reason = " ".join(str(error).split())[:200]
+        cure = "name a tokenizer.json, or a model on the hub"
+        raise UserError(f"data.tokenizer={name!r} is not possible ({reason}): {cure}") from None
+
+
+def _parsed(content: str) -> Any:
+    library = _library()
+    try:
+        return library.Tokenizer.from_str(content)
+    except Exception as error:
+        raise ValueError(" ".join(str(error).split())[:200]) from None
+
+
+def _library() -> Any:
+    try:
+        import tokenizers
+    except ImportError:
+        raise UserError(f"tokenizers of hf: need the library tokenizers: {INSTALL}") from None
+    return tokenizers
