@@ -19,6 +19,7 @@
 #   make quality                                    what helps at equal parameters? (docs/quality.md)
 #   make signal                                     energy against surprise (docs/signal.md)
 #   make docs                                       the site of docs/, into site/
+#   make wheel                                      the package as one file, into dist/
 #   make test | test-all | lint
 
 # Values reach the programs below as they are given: make expands no $ in them.
@@ -43,7 +44,7 @@ PROGRAMS := data train evaluate harness sample analyze export launch sweep
 $(PROGRAMS): export CONFIG := $(CONFIG)
 $(PROGRAMS): export WORKDIR := $(WORKDIR)
 
-.PHONY: setup demo data train evaluate harness sample analyze export launch bench bench-generation sweep results rates rest quality signal docs test test-all lint clean
+.PHONY: setup wheel demo data train evaluate harness sample analyze export launch bench bench-generation sweep results rates rest quality signal docs test test-all lint clean
 
 setup: .venv/installed
 .venv/installed: setup.cfg pyproject.toml constraints.txt
@@ -148,6 +149,10 @@ bench: setup
 
 docs: .venv/installed-docs
 	$(BIN)/python -m mkdocs build --strict $(ARGS)
+
+wheel: setup
+	rm -rf build
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)

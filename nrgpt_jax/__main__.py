@@ -16,6 +16,8 @@ COMMANDS = {
     "evaluate": "RUN          losses and accuracies on the validation split",
     "analyze": "RUN           energies, their landscape and what is guaranteed of them",
     "export": "RUN            safetensors, tokenizer and compiled functions in a folder",
+    "push": "RUN              upload a model to the Hugging Face hub",
+    "pull": "USER/NAME        download one",
     "convert": "              a checkpoint of the PyTorch release to a run",
     "prepare": "EXPERIMENT    download and tokenize the data only",
     "sweep": "EXPERIMENT      train the runs of a sweep",
@@ -23,7 +25,7 @@ COMMANDS = {
     "bench": "                speed and memory, from a checkout",
 }
 OF_EXPERIMENT = {"train": "config", "prepare": "config", "launch": "config", "sweep": "sweep"}
-OF_RUN = ("sample", "evaluate", "analyze", "export")
+OF_RUN = ("sample", "evaluate", "analyze", "export", "push")
 MODULES = {"bench": "benchmarks.bench"}
 
 
@@ -64,7 +66,9 @@ def flags_of(command: str, words: list[str]) -> list[str]:
         return words
     name, *rest = words
     if command in OF_RUN:
-        return [f"--workdir={bundled.run(name)}", *rest]
+        return [f"--workdir={bundled.copied_run(name)}", *rest]
+    if command == "pull":
+        return [f"--source={name}", *rest]
     if command not in OF_EXPERIMENT:
         _fail(f"unexpected argument {name!r}; settings are given as --NAME=VALUE")
     file, colon, variant = name.partition(":")

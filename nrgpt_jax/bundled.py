@@ -3,6 +3,8 @@
 An installed package has them in its folder `bundled`; in a checkout experiments are at its root.
 """
 
+import shutil
+import sys
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parent
@@ -32,7 +34,20 @@ def runs() -> list[str]:
 
 
 def run(name: str | Path) -> Path:
-    """The folder of a run, or else of a trained model of that name."""
+    """The folder of a run: of that name, or in `runs/`, or else of a trained model."""
     folder = Path(name)
-    own = RUNS / folder.name
-    return own if len(folder.parts) == 1 and not folder.exists() and own.is_dir() else folder
+    if len(folder.parts) == 1 and not folder.exists():
+        return next((f for f in (Path("runs") / name, RUNS / name) if f.is_dir()), folder)
+    return folder
+
+
+def copied_run(name: str) -> Path:
+    """The same, a trained model as a copy in `runs/pretrained`: programs write beside a model."""
+    folder = run(name)
+    if folder.parent != RUNS:
+        return folder
+    copy = Path("runs/pretrained") / folder.name
+    if not copy.exists():
+        shutil.copytree(folder, copy)
+        sys.stderr.write(f"the model {name}, which comes along, is copied to {copy}\n")
+    return copy

@@ -93,7 +93,7 @@ def test_the_page_runs_outside_of_the_checkout(installed):
     (installed.folder / "my_energies.py").write_text(energy)
     (installed.folder / "page.py").write_text("\n".join([*first, last]))
     assert re.search(r"loss 0\.\d+ nats|loss 1\.\d+ nats", installed.run("python", "page.py"))
-    [bash] = blocks("docs/library.md", "bash")
+    bash = blocks("docs/library.md", "bash")[0]
     train, sample, analyze = (shlex.split(line)[1:] for line in bash.splitlines())
     installed.run("nrgpt", *train, *SMALL, *LISTOPS)
     assert "max_5,(,1,4,),=" in installed.run("nrgpt", *sample)

@@ -31,7 +31,7 @@ from nrgpt_jax.runs.record_checks import check_tokenizer
 
 WEIGHTS_FILE = "model.safetensors"
 SAVED = (WEIGHTS_FILE, CONFIG_FILE, TOKENIZER_FILE)
-CURE = "export the run again"
+CURE, HUB = "export the run again", "hf://"
 
 
 class Pretrained(NamedTuple):
@@ -47,12 +47,17 @@ def load_pretrained(folder: Path | str, checkpoint: str = "best") -> Pretrained:
     """Opens a run directory, or a folder of `save_pretrained`.
 
     Args:
-      folder: where it is; or the name of a model that comes along (`bundled.runs`).
+      folder: where it is; or `hf://USER/NAME`, on the Hugging Face hub; or the name of a model
+        that comes along (`bundled.runs`).
       checkpoint: of a run directory, `best` or `latest`.
 
     Raises:
       UserError: something is missing or damaged; the message names it.
     """
+    if str(folder).startswith(HUB):
+        from nrgpt_jax.runs import hub  # which opens what it uploads by this function
+
+        folder = hub.pull(str(folder))
     folder = bundled.run(folder)
     exported = checksums.exist(folder) or (folder / WEIGHTS_FILE).exists()
     if exported:
