@@ -196,6 +196,17 @@ def test_pieces_have_the_tokens_of_the_whole(tmp_path, monkeypatch):
         assert not clean or [t for half in halves for t in encode(half)] == encode(text)
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize("tokenizer", ["char", "byte"])
+def test_documents_by_characters_and_bytes(tmp_path, kind, tokenizer):
+    """Each is followed by a line end, wherever it is drawn to."""
+    place = tmp_path / f"docs.{kind}"
+    (write_parquet if kind == "parquet" else write_lines)(place, TEXTS[:40])
+    found = load_dataset(data_of(place, name="text", tokenizer=tokenizer))
+    text = "".join(found.tokenizer.decode(s.tokens) for s in (found.train, found.validation))
+    assert sorted(text) == sorted("".join(text + "\n" for text in TEXTS[:40]))
+
+
 @needs_gpt2
 def test_tokens_are_those_of_tiktoken(folder):
     import tiktoken

@@ -113,7 +113,7 @@ def prepare_corpus(data: Mapping[str, Any], engine: Engine) -> Path:
     folder = cache_root() / data["name"] / digest(settings) / shards.VERSION
 
     def plan() -> Plan:
-        return _plan(data, files or _files(data, place))
+        return _plan(data, files or _files(data, place), place)
 
     prepare(folder, data["name"], plan, engine)
     return folder
@@ -141,7 +141,7 @@ def _place(data: Mapping[str, Any]) -> str:
 
 def _files(data: Mapping[str, Any], place: str) -> list[File]:
     """The files of a corpus. Raises UserError where one that was named is not of a kind read."""
-    one_text = _is_one_text(data)
+    one_text = _is_one_text(data, place)
     known = ARTICLES if data["name"] == "wikitext" else ANY
     files = list_files(place, (".txt",) if one_text else known)
     for file in files:
@@ -149,7 +149,7 @@ def _files(data: Mapping[str, Any], place: str) -> list[File]:
         if one_text and is_data:
             raise UserError(
                 f"{file.path} is not plain text, which --config.data.tokenizer={data['tokenizer']} "
-                "needs; take gpt2 for documents, or write them into a .txt file"
+                f"needs; documents are read from {', '.join(ROWS_OF_TEXT)}"
             )
         if is_packed(file.name) and (one_text or not has_ending(file.name, known)):
             raise UserError(f"{file.path} is packed; unpack it first")
@@ -161,22 +161,45 @@ def _files(data: Mapping[str, Any], place: str) -> list[File]:
     return files
 
 
-def _is_one_text(data: Mapping[str, Any]) -> bool:
-    """Character and byte models read one long text, all others read documents."""
-    return data["name"] in ("shakespeare", "text") and data["tokenizer"] in ("char", "byte")
+def _is_one_text(data: Mapping[str, Any], place: str) -> bool:
+    """Character and byte models read plain files as one long text; all else are documents."""
+    plain = data["name"] in ("shakespeare", "text") and data["tokenizer"] in ("char", "byte")
+    return plain and not _has_rows(place)
 
 
-def _plan(data: Mapping[str, Any], files: list[File]) -> Plan:
+def _has_rows(place: str) -> bool:
+    """Whether a file has a document a row, or a folder here such files and no plain ones."""
+    folder = Path(place).expanduser()
+    if is_remote(place) or not folder.is_dir():
+        return has_ending(place, ROWS_OF_TEXT)
+    names = [path.name for path in folder.rglob("*") if path.is_file()]
+    rows, plain = (any(has_ending(n, ends) for n in names) for ends in (ROWS_OF_TEXT, (".txt",)))
+    return rows and not plain
+
+
+def _characters(files: list[File], reader: Reader, field: str) -> Tokenizer:
+    """The tokenizer of all characters of documents, and of the line end behind each."""
+    characters = {"\n"}
+    for file in files:
+        for document in reader(file, field, None):
+            for piece in document.pieces or ():
+                characters.update(piece)
+    return CharTokenizer(characters)
+
+
+def _plan(data: Mapping[str, Any], files: list[File], place: str) -> Plan:
     fraction = data["validation_fraction"]
-    if _is_one_text(data):
+    if _is_one_text(data, place):
         return _text_plan(Text(files), data["tokenizer"], fraction)
-    tokenizer = create_tokenizer(data["tokenizer"])
+    reader, field = CORPORA.get(data["name"], CORPORA["text"]).reader, data["field"]
+    if data["tokenizer"] == "char":
+        tokenizer = _characters(files, reader, field)
+    else:
+        tokenizer = create_tokenizer(data["tokenizer"])
     one = len(files) == 1 and not has_ending(files[0].name, ROWS_OF_TEXT)
     if one and data["name"] in ("shakespeare", "text"):
         text = Text(files)
         return Plan(parts.text_parts(text, _boundary(text, fraction), ends=True), tokenizer)
-    reader = CORPORA[data["name"]].reader
-    field = data["field"]
     return Plan(parts.document_parts(files, reader, field, fraction), tokenizer, field=field)
 
 
