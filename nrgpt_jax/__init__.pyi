@@ -28,3 +28,4 @@ from nrgpt_jax.training.loop import train as train
 from nrgpt_jax.training.losses import loss_fn as loss_fn
 
 __version__: str
+__all__: list[str]

@@ -42,6 +42,7 @@ class Dataset(NamedTuple):
 
 Loader = Callable[[Mapping[str, Any]], Dataset]
 DATASETS: Registry[Loader] = Registry("data set")
+GIVEN = "given"  # the name, in a record, of a data set that was handed to `train`
 OF_TEXT = ("shakespeare", *_corpora.CORPORA)  # those that `data.tokenizer` reads
 
 
@@ -116,6 +117,14 @@ def _prompts(records, tokenizer: Tokenizer) -> Prompts:
     return Prompts(prompts, np.array(answers, dtype=np.int32), int(end), tokenizer.size)
 
 
+def _load_given(data: Mapping[str, Any]) -> Dataset:
+    raise UserError(
+        "data.name=given is not possible: it stands for a data set that was handed to "
+        "nrgpt_jax.train(dataset=...); hand it over again, or register it by @nrgpt.dataset"
+    )
+
+
+DATASETS.add(GIVEN, _load_given)
 DATASETS.add("listops", _load_listops)
 for _name in OF_TEXT:
     DATASETS.add(_name, _load_corpus)

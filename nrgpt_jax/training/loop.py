@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from nrgpt_jax.array_types import Batch
-from nrgpt_jax.datasets import Dataset, load_dataset
+from nrgpt_jax.datasets import GIVEN, Dataset, load_dataset
 from nrgpt_jax.datasets.files import absolute
 from nrgpt_jax.datasets.pipeline import Rows, check_length, train_batches, validation_batches
 from nrgpt_jax.errors import UserError
@@ -68,6 +68,8 @@ def train(
     """
     workdir = Path(workdir)
     config = config.copy_and_resolve_references()
+    if dataset is not None:
+        config.data.name = GIVEN
     raise_on_all_hosts(lambda: check_config(config, jax.device_count()))
     data = one_ahead(lambda: resolve(config, dataset))  # what it prepares, the others find
     check_same(config.to_dict())
