@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from nrgpt_jax import interrupts
+from nrgpt_jax import bundled, interrupts
 from nrgpt_jax.configs import (
     OPTIONS,
     RENAMED,
@@ -226,9 +226,9 @@ def _experiments(argv: Sequence[str]) -> list[Path]:
 def _check_experiment(path: Path) -> None:
     """A wrong experiment name lists the experiments."""
     if not os.path.isfile(path):
-        folder = path.parent if os.path.isdir(path.parent) else Path("experiments")
-        known = ", ".join(sorted(p.stem for p in folder.glob("[!_]*.py")))
-        _fail(f"there is no experiment {path}; {folder}/ has {known or 'none'}")
+        beside = [p.stem for p in path.parent.glob("[!_]*.py")] if len(path.parts) > 1 else []
+        known = ", ".join(sorted(beside) or bundled.experiments())
+        _fail(f"there is no experiment {path}; there are {known}, as nrgpt train NAME")
 
 
 def _check_fields(argv: Sequence[str]) -> None:

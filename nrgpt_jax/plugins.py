@@ -30,7 +30,7 @@ Parts = Mapping[str, Mapping[str, str]]
 def load(names: Iterable[str]) -> None:
     """Imports plugins, also from the current folder. Raises UserError naming one that fails."""
     for name in names:
-        if name in sys.modules:
+        if sys.modules.get(name) is not None:
             continue
         if "" not in sys.path:
             sys.path.append("")

@@ -1,11 +1,12 @@
-"""Parts of one's own, as a plugin of the tests: an energy, a rule, a data set, a metric."""
+"""Parts of one's own, one of each kind, as a plugin of the tests."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import nrgpt_jax as nrgpt
-from nrgpt_jax.core.rules import BoundRule, apply_rate
+from nrgpt_jax.core.norms import NORMS, Norm
+from nrgpt_jax.core.rules import RATES, BoundRule, Rate, apply_rate
 from nrgpt_jax.datasets import Dataset, Prompts
 from nrgpt_jax.datasets.streams import Stream
 from nrgpt_jax.datasets.tokenizers import SymbolTokenizer
@@ -18,6 +19,32 @@ def hopfield(params, g, *, K: int = 32, power: float = 2.0):
     """E = -(1/power) sum relu(g W + b)^power, K memories."""
     del K  # the length of an axis
     return -jnp.sum(jax.nn.relu(g @ params["W"] + params["b"]) ** power) / power
+
+
+@nrgpt.attention("cosine", {"J": nrgpt.matrix("H D D")}, exact=True)
+def cosine(params, g, position):
+    """q_h = J_h g / |J_h g|, k = g."""
+    del position
+    query = jnp.einsum("hed,d->he", params["J"], g)
+    return query / (1e-3 + jnp.linalg.norm(query, axis=-1, keepdims=True))
+
+
+@nrgpt.combination("weighted", {"weight": nrgpt.positive(1.0)}, exact=True)
+def weighted(params, energies):
+    """E = w sum_k E_k."""
+    return params["weight"] * jnp.sum(energies)
+
+
+NORMS.add(
+    "halved",
+    Norm(
+        lambda params, x: x / (2.0 + params["gain"] * jnp.linalg.norm(x)),
+        lambda params, x: jnp.linalg.norm(x),
+        lambda x: jnp.linalg.norm(x),
+        {"gain": nrgpt.constant(1.0, "D")},
+    ),
+)
+RATES.add("tenth", Rate(lambda params, gain: 0.1 * gain, lambda size: {}, "nothing"))
 
 
 @nrgpt.rule("damped", {}, follows="dE/dg")

@@ -12,9 +12,11 @@ from train_helpers import values
 
 from nrgpt_jax import plugins
 from nrgpt_jax.configs import default_config
+from nrgpt_jax.core.block import COMBINATIONS
 from nrgpt_jax.core.energies import ENERGIES
 from nrgpt_jax.core.metrics import METRICS
-from nrgpt_jax.core.rules import RULES
+from nrgpt_jax.core.norms import NORMS
+from nrgpt_jax.core.rules import RATES, RULES
 from nrgpt_jax.datasets import DATASETS
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.models import create_model, parameter_shapes
@@ -42,13 +44,15 @@ def own_config(**changes):
     c.update({"step_metrics": ("descent_rate",), "evaluators": ("confidence", "length_of_prompts")})
     c.model.update({"name": "NRGPT_H_HOPFIELD", "rule": "damped", "context_length": 8})
     c.model.update({"embed_dim": 8, "num_steps": 2, "mask": "strict"})
+    c.model.update({"attention": "cosine", "combination": "weighted", "norm": "halved"})
+    c.model.inference_rate = "tenth"
     c.data.update({"name": "reverse", "batch_size": 4})
     c.optimizer.name = "lion"
     c.update_from_flattened_dict(changes)
     return c
 
 
-def test_a_run_of_parts_of_ones_own(tmp_path, standard_promotion):
+def test_a_run_of_parts_of_ones_own(tmp_path, monkeypatch, standard_promotion):
     """Trained, with what they measure; opened where nothing was imported before."""
     options = {"model.options.K": 6, "model.options.power": 3.0, "data.options.length": 2}
     train(own_config(**options), tmp_path / "run")
@@ -59,20 +63,34 @@ def test_a_run_of_parts_of_ones_own(tmp_path, standard_promotion):
     logged = [record for record in values(tmp_path / "run") if "train/loss" in record]
     assert {"train/descent_rate/0", "train/descent_rate/1"} <= set(logged[0])
     record = json.loads((tmp_path / "run/config.json").read_text())["record"]
-    parts = {"energy HOPFIELD", "rule of descent damped", "data set reverse"}
-    assert set(record["parts"]) == parts
+    assert set(record["parts"]) == {
+        *("energy HOPFIELD", "energy cosine", "combination of energies weighted", "norm halved"),
+        *("inference rate tenth", "rule of descent damped", "data set reverse"),
+    }
     new_process()
     config = load_config(tmp_path / "run")
     shapes = parameter_shapes(create_model(config))
     assert shapes["block/feedforward/W"] == (8, 6)
     assert config.model.options.power == 3.0
+    new_process()
+    plugins.import_parts(record["parts"])  # of a run that names no plugin
+    assert {"HOPFIELD", "cosine"} <= set(ENERGIES)
+    new_process()
+    monkeypatch.setitem(sys.modules, PLUGIN, None)  # as where it is not installed
+    with pytest.raises(UserError, match=PLUGIN) as error:
+        load_config(tmp_path / "run")
+    assert "\n" not in str(error.value)
 
 
 def new_process():
     """Nothing is registered, nothing imported."""
-    parts: dict[str, Registry] = {"HOPFIELD": ENERGIES, "damped": RULES, "reverse": DATASETS}
-    parts["descent_rate"] = METRICS
-    parts |= dict.fromkeys(("confidence", "length_of_prompts"), EVALUATORS)
+    parts: dict[str, Registry] = {
+        "HOPFIELD": ENERGIES,
+        "cosine": ENERGIES,
+        "weighted": COMBINATIONS,
+    }
+    parts |= {"halved": NORMS, "tenth": RATES, "damped": RULES, "reverse": DATASETS}
+    parts |= {"descent_rate": METRICS, "confidence": EVALUATORS, "length_of_prompts": EVALUATORS}
     for name, registry in parts.items():
         registry.remove(name)
     del sys.modules[PLUGIN]
