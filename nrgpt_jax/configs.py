@@ -77,7 +77,7 @@ def _model() -> ConfigDict:
 
 def _data() -> ConfigDict:
     c = ConfigDict()
-    c.name = "listops"  # listops, shakespeare, text, openwebtext, wikitext, c4
+    c.name = "listops"  # listops, shakespeare, text, openwebtext, wikitext, c4, tfds:NAME
     c.path = ""  # a file or folder, local or gs://, s3://, hf://, https:// (docs/data.md)
     c.field = "text"  # the text of a document in JSON lines and Parquet
     c.fingerprint = ""  # set when a run starts: names the content it is trained on

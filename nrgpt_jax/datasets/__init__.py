@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from nrgpt_jax.datasets import catalogue as _catalogue
 from nrgpt_jax.datasets import corpora as _corpora
 from nrgpt_jax.datasets import listops as _listops
 from nrgpt_jax.datasets.streams import Stream
@@ -60,7 +61,10 @@ def load_dataset(data: Mapping[str, Any]) -> Dataset:
     Raises:
       UserError: it cannot be downloaded, read or split; the message says what to do.
     """
-    dataset = DATASETS.configured(data["name"], data["options"])(data)
+    if data["name"].startswith(_catalogue.PREFIX):
+        dataset = _load_of_catalogue(data)
+    else:
+        dataset = DATASETS.configured(data["name"], data["options"])(data)
     count = round(data["train_fraction"] * len(dataset.train))
     return dataset._replace(train=dataset.train.first(count))
 
@@ -80,6 +84,16 @@ def load_recorded(data: Mapping[str, Any]) -> Dataset:
     if dataset.fingerprint != data["fingerprint"]:
         raise UserError(f"the data set {data['name']} is no longer the one of this run")
     return dataset
+
+
+def _load_of_catalogue(data: Mapping[str, Any]) -> Dataset:
+    place = _catalogue.documents(data["name"].removeprefix(_catalogue.PREFIX), data["field"])
+    return _load_corpus({**data, "name": "text", "path": str(place)})
+
+
+def reads_text(name: str) -> bool:
+    """Whether a data set is text, which `config.data.tokenizer` reads."""
+    return name in OF_TEXT or name.startswith(_catalogue.PREFIX)
 
 
 def _load_corpus(data: Mapping[str, Any]) -> Dataset:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nrgpt_jax.configs import check_at_most, check_finite
-from nrgpt_jax.datasets import DATASETS
+from nrgpt_jax.datasets import DATASETS, catalogue
 from nrgpt_jax.datasets.corpora import CORPORA
 from nrgpt_jax.datasets.hf_tokenizer import PREFIX
 from nrgpt_jax.datasets.listops import OPERATIONS
@@ -28,7 +28,8 @@ _MOST_ARGUMENTS = 10**3  # of an expression and all inside it, on average
 
 def check_data(data: Mapping[str, Any]) -> None:
     """Checks `config.data`. Raises UserError naming field, value and what is allowed."""
-    require_choice("data.name", data["name"], tuple(DATASETS))
+    if not data["name"].startswith(catalogue.PREFIX):
+        require_choice("data.name", data["name"], [*DATASETS, "tfds:NAME"])
     of_documents = data["name"] in CORPORA and data["name"] != "text"
     kinds = [*([] if of_documents else ["char"]), *FIXED]
     if not data["tokenizer"].startswith(PREFIX):

@@ -92,7 +92,8 @@ def _cure(recorded: plugins.Parts) -> str:
 def described_parts(config: ConfigDict) -> dict[str, dict[str, str]]:
     """The parts of a configuration that are registered outside of this package."""
     chosen: list[tuple[Registry, str]] = [*registered_parts(config.model.to_dict())]
-    return plugins.describe([*chosen, (DATASETS, config.data.name)])
+    data = [(DATASETS, config.data.name)] if config.data.name in DATASETS else []
+    return plugins.describe([*chosen, *data])
 
 
 def check_run(workdir: Path, config: ConfigDict, tokenizer: Tokenizer) -> list[str]:

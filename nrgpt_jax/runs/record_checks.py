@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from nrgpt_jax.datasets import OF_TEXT, listops
+from nrgpt_jax.datasets import listops, reads_text
 from nrgpt_jax.datasets.corpora import kind_of
 from nrgpt_jax.datasets.data_checks import check_data
 from nrgpt_jax.datasets.tokenizers import Tokenizer
@@ -36,7 +36,7 @@ def check_tokenizer(workdir: Path, config: ConfigDict, tokenizer: Tokenizer) -> 
     reason = ""
     if size > known:
         reason = f"it has {size:,} symbols, and the model {known:,}"
-    elif data.name in OF_TEXT and tokenizer.kind != kind_of(data.tokenizer):
+    elif reads_text(data.name) and tokenizer.kind != kind_of(data.tokenizer):
         reason = f"it is of kind {tokenizer.kind}, and data.tokenizer is {data.tokenizer}"
     elif data.name == "listops" and _is_permuted(tokenizer, listops.tokenizer(data.listops)):
         reason = "its symbols stand in another order than those of ListOps"
