@@ -17,6 +17,7 @@ class Registry(dict[str, T]):
         super().__init__()
         self.kind = kind
         self.sources: dict[str, Any] = {}  # what was registered, as it stands in its file
+        self.options: dict[str, dict[str, Any]] = {}  # of each entry, with their defaults
         self._makers: dict[str, Callable[[Any], T]] = {}
 
     def add(self, name: str, entry: T, source: Any = None) -> T:
@@ -30,6 +31,7 @@ class Registry(dict[str, T]):
         if name in self:
             raise ValueError(f"{self.kind} {name!r} is registered already")
         self[name], self.sources[name] = entry, entry if source is None else source
+        self.options[name] = {}
         return entry
 
     def register(self, name: str, make: Callable[[Any], T]) -> Callable[[Any], Any]:
@@ -40,24 +42,19 @@ class Registry(dict[str, T]):
 
         def decorate(function):
             self.add(name, make(function), function)
-            self._makers[name] = make
+            self._makers[name], self.options[name] = make, _options(function)
             return function
 
         return decorate
 
-    def options(self, name: str) -> dict[str, Any]:
-        """The options of an entry with their defaults."""
-        return _options(self.sources[name]) if name in self._makers else {}
-
     def configured(self, name: str, options: Mapping[str, Any]) -> T:
         """The entry with options of its own set to those of them that are given."""
-        entry = self[name]
-        changed = {n: options[n] for n, v in self.options(name).items() if options.get(n, v) != v}
-        return self._makers[name](partial(self.sources[name], **changed)) if changed else entry
+        own = {n: options[n] for n in self.options.get(name, {}) if n in options}
+        return self._makers[name](partial(self.sources[name], **own)) if own else self[name]
 
     def remove(self, name: str) -> None:
         """Forgets an entry, so that it can be registered again (in a notebook, in a test)."""
-        del self[name], self.sources[name]
+        del self[name], self.sources[name], self.options[name]
         self._makers.pop(name, None)
 
     def __missing__(self, name: str) -> NoReturn:

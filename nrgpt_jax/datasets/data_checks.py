@@ -34,7 +34,7 @@ def check_data(data: Mapping[str, Any]) -> None:
     kinds = [*([] if of_documents else ["char"]), *FIXED]
     if not data["tokenizer"].startswith(PREFIX):
         require_choice("data.tokenizer", data["tokenizer"], [*kinds, "hf:NAME_OR_FILE"])
-    check_options("data.options", data["options"], DATASETS.options(data["name"]))
+    check_options("data.options", data["options"], DATASETS.options.get(data["name"], {}))
     fraction = data["validation_fraction"]
     require(0 < fraction < 1, "data.validation_fraction", fraction, "0 < fraction < 1")
     fraction = data["train_fraction"]

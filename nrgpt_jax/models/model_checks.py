@@ -97,7 +97,7 @@ def _check_options(model: Mapping[str, Any]) -> None:
     """Each option is one of a part of the model, and of its kind; an axis has its length."""
     known: dict[str, Any] = {}
     for registry, name in registered_parts(model):
-        known |= registry.options(name)
+        known |= registry.options[name]
     check_options("model.options", model["options"], known)
     for name in energy_names(model) if is_nrgpt(model["name"]) else ():
         for axis in sorted(parameters.own_axes(ENERGIES[name].specs)):

@@ -28,6 +28,7 @@ from nrgpt_jax.core.norms import NORMS, bind_norm
 from nrgpt_jax.core.parameters import Sizes, Specs, Table, constant, fixed, positive
 from nrgpt_jax.core.rules import RATES, RULES
 from nrgpt_jax.models.language_model import LanguageModel, Record
+from nrgpt_jax.registry import Registry
 
 
 class NRGPT(LanguageModel):
@@ -59,8 +60,8 @@ class NRGPT(LanguageModel):
         """The length of every axis of its parameters."""
         sizes, options = super().sizes, dict[str, Any]()
         for name in self.energy_names:
-            options |= ENERGIES.options(name)
-        return sizes._replace(Y=self.head_dim or sizes.Y, options={**options, **self.options})
+            options |= ENERGIES.options[name]
+        return sizes._replace(Y=self.head_dim or sizes.Y, options=options | dict(self.options))
 
     @property
     def strict(self) -> bool:
@@ -72,10 +73,15 @@ class NRGPT(LanguageModel):
     @nn.nowrap
     def terms(self) -> dict[str, Energy]:
         """The energies by the names under which their values and parameters are found."""
-        entries = {name: ENERGIES.configured(name, self.options) for name in self.energy_names}
+        entries = {name: self._chosen(ENERGIES, name) for name in self.energy_names}
         labels = [entry.label for entry in entries.values()]
         twice = {label for label in labels if labels.count(label) > 1}
         return {n if e.label in twice else e.label: e for n, e in entries.items()}
+
+    @nn.nowrap
+    def _chosen(self, registry: Registry, name: str) -> Any:
+        """A registered part, with its options."""
+        return registry.configured(name, self.options) if self.options else registry[name]
 
     @nn.nowrap
     def block_table(self) -> Table:
@@ -178,11 +184,11 @@ class NRGPT(LanguageModel):
             return Dynamics(
                 {name: bind(e, params[name], self.dtype) for name, e in self.terms().items()},
                 norm,
-                RULES.configured(self.rule, self.options).make(params["rule"], eta, norm),
+                self._chosen(RULES, self.rule).make(params["rule"], eta, norm),
                 x,
                 self.mask == "strict",
                 position,
-                COMBINATIONS.configured(self.combination, self.options),
+                self._chosen(COMBINATIONS, self.combination),
                 params["combination"],
                 self.implementation,
             )
