@@ -8,6 +8,8 @@ from pages_helpers import ROOT
 
 from nrgpt_jax import __main__ as program
 from nrgpt_jax import bundled, cli
+from nrgpt_jax.generation.generate import generate
+from nrgpt_jax.runs.pretrained import load_pretrained
 
 
 def nrgpt(*words, cwd=ROOT):
@@ -70,3 +72,27 @@ def test_options_and_tuples_are_readable():
         "optimizer.options.b1": 0.9,
         "data.options.kind": "ab",
     }
+
+
+def test_models_come_along(tmp_path, monkeypatch):
+    """By name: small, and one of them can reckon."""
+    files = [path for path in bundled.RUNS.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 1_000_000
+    assert bundled.runs() == ["listops", "shakespeare"]
+    monkeypatch.chdir(tmp_path)
+    for name in bundled.runs():
+        trained = load_pretrained(name)
+        assert trained.model.vocab_size == trained.tokenizer.size
+    trained = load_pretrained("listops")
+    prompt = trained.tokenizer.encode("add_5,(,4,max_5,(,1,3,2,),4,),=")
+    [new] = generate(*trained[:2], [prompt], 30, end_token=trained.tokenizer.end)
+    assert trained.tokenizer.decode(new.tokens).endswith("=,1")
+
+
+def test_a_name_is_a_run_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert program.flags_of("sample", ["listops"]) == ["--workdir=runs/pretrained/listops"]
+    assert (tmp_path / "runs/pretrained/listops/model.safetensors").is_file()
+    (tmp_path / "runs/listops").mkdir()
+    assert program.flags_of("sample", ["listops"]) == ["--workdir=runs/listops"]
+    assert program.flags_of("sample", ["nothing"]) == ["--workdir=nothing"]
