@@ -38,7 +38,7 @@ _HOMES = {
     "constant": "core.parameters",
     "dataset": "datasets",
     "energy": "core.energies",
-    "evaluator": "training.evaluators",
+    "evaluator": "models.evaluators",
     "feedforward": "core.energies",
     "fixed": "core.parameters",
     "matrix": "core.parameters",

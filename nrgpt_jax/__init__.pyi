@@ -21,9 +21,9 @@ from nrgpt_jax.generation.generate import generate as generate
 from nrgpt_jax.generation.sampling import Sampling as Sampling
 from nrgpt_jax.generation.scoring import log_likelihood as log_likelihood
 from nrgpt_jax.models import create_model as create_model
+from nrgpt_jax.models.evaluators import evaluator as evaluator
 from nrgpt_jax.runs.pretrained import load_pretrained as load_pretrained
 from nrgpt_jax.runs.pretrained import save_pretrained as save_pretrained
-from nrgpt_jax.training.evaluators import evaluator as evaluator
 from nrgpt_jax.training.loop import train as train
 from nrgpt_jax.training.losses import loss_fn as loss_fn
 

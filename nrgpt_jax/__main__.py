@@ -51,7 +51,10 @@ def main() -> None:
     if command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         _fail(f"unknown command {command!r}; {f'did you mean {near[0]}?' if near else usage()}")
-    sys.argv = [f"nrgpt {command}", *flags_of(command, words)]
+    try:
+        sys.argv = [f"nrgpt {command}", *flags_of(command, words)]
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}")
     module = MODULES.get(command, f"nrgpt_jax.{command}")
     if "" not in sys.path:
         sys.path.insert(0, "")  # of plugins in this folder

@@ -5,6 +5,7 @@ An installed package has them in its folder `bundled`; in a checkout experiments
 
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parent
@@ -48,6 +49,9 @@ def copied_run(name: str) -> Path:
         return folder
     copy = Path("runs/pretrained") / folder.name
     if not copy.exists():
-        shutil.copytree(folder, copy)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=copy.parent) as partial:
+            shutil.copytree(folder, Path(partial) / "copy")
+            (Path(partial) / "copy").rename(copy)
         sys.stderr.write(f"the model {name}, which comes along, is copied to {copy}\n")
     return copy

@@ -5,6 +5,7 @@ import ast
 import difflib
 import importlib.util
 import os
+import re
 import signal
 import sys
 import traceback
@@ -23,6 +24,7 @@ from nrgpt_jax.configs import (
     default_config,
     field_names,
     flattened,
+    set_fields,
 )
 from nrgpt_jax.credentials import masked
 from nrgpt_jax.errors import FAILED, MISTAKE, UserError, stopped_by
@@ -65,21 +67,27 @@ def readable(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     Options are fields that no configuration has before. Tuples need no brackets:
     `--config.model.energies=injection,leak`.
     """
-    result, options = [], {}
-    for word in words:
+    result, options, rest = list[str](), dict[str, Any](), list(words)
+    while rest:
+        word = rest.pop(0)
         name, equals, value = word.partition("=")
         field = name.lstrip("-").removeprefix("config.")
         group, _, option = field.rpartition(".")
-        if word.startswith("-") and group in OPTIONS and option.isidentifier() and equals:
-            options[field] = _literal(value)
-            continue
-        if word.startswith("-") and field in _TUPLES and equals and not value.startswith("("):
-            word = f"{name}={tuple(filter(None, value.split(',')))!r}"
-        result.append(word)
+        if not re.match("--?config[.]", word):
+            result.append(word)
+        elif group in OPTIONS and option.isidentifier() and (equals or rest):
+            options[field] = _literal(value if equals else rest.pop(0))
+        elif field in _TUPLES and equals and value[:1] not in ("(", "["):
+            names = (part.strip().strip("'\"") for part in value.split(","))
+            result.append(f"{name}={tuple(filter(None, names))!r}")
+        else:
+            result.append(word)
     return result, options
 
 
 def _literal(value: str) -> bool | int | float | str:
+    if value.lower() in ("true", "false"):
+        return value.lower() == "true"
     try:
         result = ast.literal_eval(value)
     except (SyntaxError, ValueError):
@@ -169,10 +177,12 @@ def parse(argv: Sequence[str]) -> list[str]:
     _check_fields(argv)
     try:
         rest = flags.FLAGS(argv)
+        if _options and "config" not in flags.FLAGS:
+            _fail(f"--config.{next(iter(_options))} is not for this program: it has no --config")
         if experiments and "config" in flags.FLAGS:
             config: Any = flags.FLAGS["config"].value
             check_complete(config)
-            config.update_from_flattened_dict(_options)
+            set_fields(config, _options)
         return rest
     except BrokenPipeError:  # of --help
         _end_output()

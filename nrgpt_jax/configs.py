@@ -185,6 +185,26 @@ def default_config() -> ConfigDict:
     return c
 
 
+def set_fields(config: ConfigDict, values: Mapping[str, Any]) -> None:
+    """Sets fields by their dotted names, options of any names among them.
+
+    Raises:
+      UserError: there is no such field, or it is of another type.
+    """
+    for name, value in values.items():
+        group, _, field = name.rpartition(".")
+        part = functools.reduce(getattr, filter(None, group.split(".")), config)
+        try:
+            if group in OPTIONS:
+                with part.unlocked(), part.ignore_type():
+                    part[field] = value
+            else:
+                part[field] = value
+        except (AttributeError, KeyError, TypeError) as error:
+            reason = " ".join(str(error.args[0] if error.args else error).split())[:200]
+            raise UserError(f"{name}={value!r} is not possible: {reason}") from None
+
+
 def apply_variant(
     config: ConfigDict, variant: str, variants: Mapping[str, Callable[[ConfigDict], None]]
 ) -> ConfigDict:

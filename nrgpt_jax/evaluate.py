@@ -21,12 +21,12 @@ from nrgpt_jax.errors import UserError
 from nrgpt_jax.generation.generate import Settings, check_settings
 from nrgpt_jax.generation.sampling import Sampling
 from nrgpt_jax.models import create_model, sharding
+from nrgpt_jax.models.evaluators import chosen
 from nrgpt_jax.runs.checkpoints import KINDS
 from nrgpt_jax.runs.directory import load_config
-from nrgpt_jax.runs.pretrained import read_params
+from nrgpt_jax.runs.pretrained import WEIGHTS_FILE, load_pretrained, read_params
 from nrgpt_jax.runs.record_checks import check_tokenizer
 from nrgpt_jax.training import evaluation
-from nrgpt_jax.training.evaluators import chosen
 
 FILE_NAME = "evaluation.json"
 TOKENS_AT_ONCE = 2**14  # of a device
@@ -42,7 +42,7 @@ def evaluate(
     """Losses and accuracies of a run.
 
     Args:
-      workdir: its directory.
+      workdir: its directory, or an exported folder.
       checkpoint: `best` (lowest validation loss) or `latest`.
       prompts: answer N of each prompt set; 0 answers all.
       num_steps: steps of the descent, of losses and answers; None: as many as in training.
@@ -64,8 +64,13 @@ def evaluate(
     check_settings(model, greedy)
     if cache != "exact" and not dataset.prompts:
         raise UserError(f"--cache={cache} is for answers, and this data set asks nothing")
-    step, params = read_params(workdir, checkpoint, model)
-    model, variables = model.with_num_steps({"params": params}, num_steps or model.num_steps)
+    step: int | None = None
+    if (workdir / WEIGHTS_FILE).exists():  # an exported folder
+        variables = load_pretrained(workdir).variables
+    else:
+        step, params = read_params(workdir, checkpoint, model)
+        variables = {"params": params}
+    model, variables = model.with_num_steps(variables, num_steps or model.num_steps)
     params = variables["params"]
     devices, length = jax.device_count(), config.model.context_length
     size = -(-config.data.batch_size // devices) * devices  # a multiple, also on other machines
@@ -74,7 +79,7 @@ def evaluate(
         model, mesh, parts, dataset.tokenizer.size, tuple(config.evaluators)
     )
     windows = validation_batches(dataset.validation, length, size)
-    metrics: dict[str, float] = {"step": step}
+    metrics: dict[str, float] = {} if step is None else {"step": step}
     metrics |= evaluation.evaluate_loss(eval_step, params, windows, mesh)
     drawn = greedy._replace(sampling=Sampling(temperature=1.0))
     for name, settings in (("accuracy", greedy), ("accuracy_sampled", drawn)):
@@ -92,7 +97,7 @@ def report(metrics: Mapping[str, float]) -> str:
     """The losses line by line, and what was answered as a table of prompt sets."""
     sets = [n.removeprefix("accuracy/") for n in metrics if n.startswith("accuracy/")]
     width = max(map(len, [*sets, "val/token_accuracy"]))
-    lines = [f"{'step':<{width}}  {metrics['step']}"]
+    lines = [f"{'step':<{width}}  {metrics['step']}"] if "step" in metrics else []
     lines += [
         f"{name:<{width}}  {metrics[name]:.4f}" for name in metrics if name.startswith("val/")
     ]

@@ -8,6 +8,7 @@ the same name is noticed.
 
 import hashlib
 import importlib
+import importlib.machinery
 import inspect
 import io
 import sys
@@ -22,7 +23,8 @@ from nrgpt_jax.errors import UserError
 from nrgpt_jax.registry import Registry
 
 _PACKAGE = __name__.partition(".")[0]
-_LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
+_LAYOUT = {tokenize.COMMENT: "", tokenize.NL: "", tokenize.NEWLINE: "\n"}
+_LAYOUT |= {tokenize.INDENT: "{", tokenize.DEDENT: "}"}  # however wide
 Parts = Mapping[str, Mapping[str, str]]
 """`{"energy CUBIC": {"module": "my_energies", "checksum": "..."}}`"""
 
@@ -53,6 +55,22 @@ def describe(chosen: Iterable[tuple[Registry, str]]) -> dict[str, dict[str, str]
             record = {"module": module, "checksum": checksum(source)}
             result[f"{registry.kind} {name}"] = record
     return result
+
+
+def check_importable(parts: Parts) -> None:
+    """Raises UserError for a part of a file that is no module, such as an experiment.
+
+    Whoever opens the run could not import it.
+    """
+    for part, record in parts.items():
+        module = record["module"]
+        if module == "__main__":
+            continue
+        if not importlib.machinery.PathFinder.find_spec(module.partition(".")[0]):
+            raise UserError(
+                f"{part} is registered in a file that is no module of its own ({module}); move it "
+                "to one, and name that in config.plugins, so that the run can be opened"
+            )
 
 
 def import_parts(recorded: Parts) -> None:
@@ -89,8 +107,8 @@ def checksum(source: Any) -> str:
         tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
     except (OSError, TypeError, SyntaxError, tokenize.TokenError):
         return ""
-    written = "".join(token.string for token in tokens if token.type not in _LAYOUT)
-    return hashlib.sha256("".join(written.split()).encode()).hexdigest()[:16]
+    written = [_LAYOUT.get(token.type, token.string) for token in tokens]
+    return hashlib.sha256(repr([word for word in written if word]).encode()).hexdigest()[:16]
 
 
 def _module(source: Any) -> str:

@@ -21,16 +21,19 @@ class Registry(dict[str, T]):
         self._makers: dict[str, Callable[[Any], T]] = {}
 
     def add(self, name: str, entry: T, source: Any = None) -> T:
-        """Registers `entry`; raises ValueError when the name is taken.
+        """Registers `entry`; raises ValueError when the name is taken by another source.
+
+        The same function of the same file replaces itself: a module that is imported again.
 
         Args:
           name: under which it is found.
           entry: what is found.
           source: the function or class that it is made of; None: the entry itself.
         """
-        if name in self:
+        source = entry if source is None else source
+        if name in self and not _same(self.sources[name], source):
             raise ValueError(f"{self.kind} {name!r} is registered already")
-        self[name], self.sources[name] = entry, entry if source is None else source
+        self[name], self.sources[name] = entry, source
         self.options[name] = {}
         return entry
 
@@ -70,6 +73,19 @@ def check_options(field: str, options: Mapping[str, Any], known: Mapping[str, An
         kind = type(known[name])
         alike = type(value) is kind or (kind is float and type(value) is int)
         require(alike, f"{field}.{name}", value, f"a value like {known[name]!r}")
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two sources are made of functions of the same places in the same file."""
+    places = [
+        [
+            (code.co_filename, code.co_qualname)
+            for part in (source if isinstance(source, tuple) else (source,))
+            if (code := getattr(part, "__code__", None))
+        ]
+        for source in (one, other)
+    ]
+    return bool(places[0]) and places[0] == places[1] and not places[0][0][0].startswith("<")
 
 
 def _options(function: Any) -> dict[str, Any]:

@@ -59,9 +59,20 @@ def test_text_survives_and_the_end_is_found(file):
     text = "the tokens roll, déjà vu <|endoftext|>"
     assert ours.decode(ours.encode(text)) == text
     assert ours.end == 0
+    assert 0 not in ours.encode(text), "text that looks like the end is text"
     again = from_record(as_record(ours))
     assert len(again.vocabulary) == again.size == ours.size
     np.testing.assert_array_equal(again.encode(text), ours.encode(text))
+
+
+def test_it_neither_truncates_nor_pads(file):
+    own = tokenizers.Tokenizer.from_file(str(file))
+    own.enable_truncation(3)
+    own.enable_padding(length=64)
+    own.save(str(file))
+    ours = create_tokenizer(f"hf:{file}")
+    for text in ("hi", TEXT):
+        assert ours.decode(ours.encode(text)) == text
 
 
 def test_a_run_needs_the_file_no_more(file, tmp_path, standard_promotion):

@@ -52,6 +52,8 @@ def test_a_model_goes_there_and_back(shelf, tmp_path):
     assert f"| parameters | {count:,} |" in card
     jax.tree.map(np.testing.assert_array_equal, first.variables, second.variables)
     assert load_pretrained(hub.pull("me/tiny", tmp_path / "copy")).model == first.model
+    with pytest.raises(UserError, match="not empty"):
+        hub.pull("me/tiny", tmp_path / "run")
 
 
 def test_a_refusal_is_one_line(shelf):

@@ -18,7 +18,7 @@ from train_helpers import config_in, values
 import nrgpt_jax as nrgpt
 from nrgpt_jax.datasets import Dataset, load_recorded
 from nrgpt_jax.datasets.streams import Stream
-from nrgpt_jax.datasets.tokenizers import SymbolTokenizer
+from nrgpt_jax.datasets.tokenizers import SymbolTokenizer, check_recordable
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.training.step import TrainState
 
@@ -84,6 +84,20 @@ def test_steps_by_hand_are_the_trajectory(fields):
     for t, out in enumerate(outs):
         np.testing.assert_allclose(out.grad_g, gradients[t], rtol=1e-3, atol=1e-4)
         np.testing.assert_allclose(out.total, energies["total"][t], rtol=1e-4, atol=1e-4)
+
+
+def test_a_step_that_is_not_made_is_refused():
+    model, variables = small_model(name="NRGPT_H_FF2W")
+    bound = model.bind(variables)
+    with pytest.raises(ValueError, match="step 3 of 3"):
+        bound.step(bound.embed(TOKENS), 3)
+
+
+def test_a_tokenizer_that_could_not_be_opened_again_is_refused():
+    own = SymbolTokenizer(["a"])
+    own.kind = "mine"
+    with pytest.raises(UserError, match="mine"):
+        check_recordable(own)
 
 
 def test_the_fields_of_a_model_are_keywords():

@@ -27,9 +27,9 @@ from nrgpt_jax.core.norms import NORMS
 from nrgpt_jax.core.rules import RATES, RULES
 from nrgpt_jax.datasets import DATASETS
 from nrgpt_jax.datasets.tokenizers import FIXED, CharTokenizer
+from nrgpt_jax.models.evaluators import EVALUATORS
 from nrgpt_jax.registry import Registry
 from nrgpt_jax.runs.pretrained import Pretrained, save_pretrained
-from nrgpt_jax.training.evaluators import EVALUATORS
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"

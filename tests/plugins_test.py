@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from pages_helpers import registered_here
+from pages_helpers import ROOT, registered_here
 from train_helpers import values
 
+import nrgpt_jax as nrgpt
 from nrgpt_jax import plugins
-from nrgpt_jax.configs import default_config
+from nrgpt_jax.configs import default_config, set_fields
 from nrgpt_jax.core.block import COMBINATIONS
 from nrgpt_jax.core.energies import ENERGIES
 from nrgpt_jax.core.metrics import METRICS
@@ -20,10 +21,10 @@ from nrgpt_jax.core.rules import RATES, RULES
 from nrgpt_jax.datasets import DATASETS
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.models import create_model, parameter_shapes
+from nrgpt_jax.models.evaluators import EVALUATORS
 from nrgpt_jax.registry import Registry
-from nrgpt_jax.runs.directory import load_config
+from nrgpt_jax.runs.directory import load_config, record_run
 from nrgpt_jax.training.config_checks import check_config
-from nrgpt_jax.training.evaluators import EVALUATORS
 from nrgpt_jax.training.loop import train
 
 PLUGIN = "plugin_parts"
@@ -66,6 +67,7 @@ def test_a_run_of_parts_of_ones_own(tmp_path, monkeypatch, standard_promotion):
     assert set(record["parts"]) == {
         *("energy HOPFIELD", "energy cosine", "combination of energies weighted", "norm halved"),
         *("inference rate tenth", "rule of descent damped", "data set reverse"),
+        *("step metric descent_rate", "evaluator confidence", "evaluator length_of_prompts"),
     }
     new_process()
     config = load_config(tmp_path / "run")
@@ -125,6 +127,10 @@ def test_options_change_what_an_energy_is(standard_promotion):
         ({"optimizer.name": "lin"}, "optimizer.name"),
         ({"optimizer.name": "linear_schedule"}, "optimizer.name"),
         ({"optimizer.schedule": "adam"}, "optimizer.schedule"),
+        ({"optimizer.name": "sophia"}, "optimizer.name"),  # needs a Hessian
+        ({"optimizer.name": "scale_by_adam"}, "optimizer.name"),  # would climb
+        ({"optimizer.options.b1": 0.9}, "optimizer.options.b1"),  # is optimizer.beta1
+        ({"optimizer.name": "sgd", "optimizer.options.nesterov": "no"}, "nesterov"),
         ({"evaluators": ("nothing",)}, "evaluators"),
     ],
 )
@@ -140,7 +146,7 @@ def test_schedules_and_optimizers_of_optax():
         {"optimizer.schedule": "linear_schedule"},
         {"optimizer.schedule": "polynomial_schedule", "optimizer.schedule_options.power": 2.0},
         {"optimizer.name": "sgd", "optimizer.options.momentum": 0.9},
-        {"optimizer.name": "sophia"},
+        {"optimizer.name": "adafactor"},
     ):
         check_config(own_config(**changes), 1)
 
@@ -189,3 +195,70 @@ def test_another_definition_is_noticed(caplog):
     plugins.compare("runs/x", first, define("def e(g):\n    return g * 3\n"))
     (record,) = caplog.records
     assert "energy E" in record.getMessage()
+    loop = "def e(g):\n    for i in (1, 2):\n        g += i\n{}g *= 2\n    return g\n"
+    inside, outside = (define(loop.format(" " * width)) for width in (8, 4))
+    assert inside != outside, "layout that changes the program"
+
+
+def test_a_run_keeps_a_record_of_what_was_redefined(tmp_path):
+    """Of a part that changed between two starts of a training."""
+    config = own_config()
+    plugins.load([PLUGIN])
+    tokenizer = DATASETS["reverse"](config.data).tokenizer
+    record_run(tmp_path, config, tokenizer)
+    ENERGIES.sources["HOPFIELD"] = RULES.sources["damped"]  # another definition
+    record_run(tmp_path, config, tokenizer, since_step=4)
+    record = json.loads((tmp_path / "config.json").read_text())["record"]
+    first, second = record["history"]
+    assert not first["changes"]
+    assert any("energy HOPFIELD" in change for change in second["changes"])
+
+
+def test_names_of_options_are_of_one_meaning():
+    """Across parts, and beside the letters of axes; each raises when the model is created."""
+    matrix, fields = nrgpt.matrix, {"vocab_size": 5, "embed_dim": 4, "name": "NRGPT"}
+    one = nrgpt.energy("ONE", {"W": matrix("D K")})
+    one(lambda params, g, context, *, K=3: jnp.sum(g @ params["W"]))
+    two = nrgpt.energy("TWO", {"W": matrix("D K")})
+    two(lambda params, g, context, *, K=4: jnp.sum(g @ params["W"]))
+    three = nrgpt.energy("THREE", {"W": matrix("D M")})
+    three(lambda params, g, context, *, M=4: jnp.sum(g @ params["W"]))
+    nrgpt.rule("untold", {"a": matrix("D Q")})(lambda params, eta, norm: None)
+    for changes, field in (
+        ({"energies": ("ONE", "TWO")}, "model.options.K"),
+        ({"energies": ("THREE",)}, "model.options.M"),
+        ({"energies": ("ONE",), "rule": "untold"}, "model.options.Q"),
+    ):
+        with pytest.raises(UserError) as error:
+            create_model(**fields, **changes)
+        assert field in str(error.value)
+    both = create_model(**fields, energies=("ONE", "TWO"), options={"K": 6})
+    assert parameter_shapes(both)["block/ONE/W"] == (4, 6)
+
+
+def test_a_part_that_nobody_could_import_is_refused():
+    """Such as one that an experiment file registers."""
+    with pytest.raises(UserError, match="energy E"):
+        plugins.check_importable({"energy E": {"module": "config_config", "checksum": ""}})
+    plugins.check_importable({"energy E": {"module": PLUGIN, "checksum": ""}})
+
+
+def test_options_are_set_whatever_was_done_to_a_configuration():
+    config = default_config()
+    config.unlock()
+    config.lock()
+    set_fields(config, {"model.options.power": 2, "seed": 3})
+    set_fields(config, {"model.options.power": 2.5})
+    assert (config.model.options.power, config.seed) == (2.5, 3)
+    with pytest.raises(UserError, match="seed"):
+        set_fields(config, {"seed": "three"})
+
+
+def test_registering_again_replaces_the_same_function_only():
+    source = (ROOT / "tests/plugin_parts.py").read_text()
+    plugins.load([PLUGIN])
+    exec(compile(source, str(ROOT / "tests/plugin_parts.py"), "exec"), {"__name__": PLUGIN})
+    with pytest.raises(ValueError, match="registered already"):
+        exec(compile(source, "elsewhere.py", "exec"), {"__name__": "elsewhere"})
+    with pytest.raises(ValueError, match="the name is taken"):
+        nrgpt.evaluator("loss")

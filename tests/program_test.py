@@ -12,6 +12,12 @@ from nrgpt_jax.generation.generate import generate
 from nrgpt_jax.runs.pretrained import load_pretrained
 
 
+@pytest.fixture(autouse=True)
+def own_path(monkeypatch):
+    """Where modules are looked for, which names of experiments add to, is as before."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
 def nrgpt(*words, cwd=ROOT):
     command = [sys.executable, "-m", "nrgpt_jax", *words]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
@@ -59,6 +65,8 @@ def test_options_and_tuples_are_readable():
     words = ["p", "--config.model.energies=injection,leak", "--config.model.options.K=3"]
     words += ["--config.optimizer.options.b1=0.9", "--config.data.options.kind=ab"]
     words += ["--config.step_metrics=('energy',)", "--config.plugins=a", "--config.seed=1"]
+    words += ["--config.optimizer.options.nesterov=false", "--config.model.options.power", "2.5"]
+    words += ["--model.options.K=4"]
     rest, options = cli.readable(words)
     assert rest == [
         "p",
@@ -66,8 +74,11 @@ def test_options_and_tuples_are_readable():
         "--config.step_metrics=('energy',)",
         "--config.plugins=('a',)",
         "--config.seed=1",
+        "--model.options.K=4",
     ]
     assert options == {
+        "optimizer.options.nesterov": False,
+        "model.options.power": 2.5,
         "model.options.K": 3,
         "optimizer.options.b1": 0.9,
         "data.options.kind": "ab",

@@ -127,6 +127,11 @@ def _letters(axes: str) -> tuple[str, ...]:
     return letters
 
 
+def is_letter(axis: str) -> bool:
+    """Whether an axis is one of those of `Sizes`."""
+    return axis in _LETTERS
+
+
 def own_axes(table: Table) -> set[str]:
     """The axes of a table that are no letters of `Sizes`: names of options."""
     specs = jax.tree.leaves(table, is_leaf=lambda leaf: isinstance(leaf, ParameterSpec))

@@ -55,13 +55,19 @@ def dataset(name: str) -> Callable[[Loader], Loader]:
     return DATASETS.register(name, lambda load: load)
 
 
-def load_dataset(data: Mapping[str, Any]) -> Dataset:
+def load_dataset(data: Mapping[str, Any], dataset: Dataset | None = None) -> Dataset:
     """Prepares the data set that `config.data` describes (once) and reads it.
+
+    Args:
+      data: `config.data`.
+      dataset: taken instead, with `train_fraction` of its training split.
 
     Raises:
       UserError: it cannot be downloaded, read or split; the message says what to do.
     """
-    if data["name"].startswith(_catalogue.PREFIX):
+    if dataset is not None:
+        pass
+    elif data["name"].startswith(_catalogue.PREFIX):
         dataset = _load_of_catalogue(data)
     else:
         dataset = DATASETS.configured(data["name"], data["options"])(data)

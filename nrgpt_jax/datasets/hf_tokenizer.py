@@ -14,7 +14,11 @@ INSTALL = "pip install 'nrgpt-jax[tokenizers]'"
 
 
 class HfTokenizer:
-    """One of that library, which is recorded whole: a run needs neither its file nor the hub.
+    """One of that library, which is recorded whole: what opens a run needs no file and no hub.
+
+    It neither truncates nor pads, whatever its file says, and text that looks like a special token
+    is ordinary text. Texts of more than a megabyte are encoded in pieces: a tokenizer that puts a
+    space in front (Metaspace) puts one in front of each.
 
     Args:
       content: the text of its `tokenizer.json`.
@@ -27,7 +31,11 @@ class HfTokenizer:
     kind = "hf"
 
     def __init__(self, content: str):
-        self.content, self._own = content, _parsed(content)
+        self._own = _parsed(content)
+        self._own.no_truncation()
+        self._own.no_padding()
+        self._own.encode_special_tokens = True
+        self.content = self._own.to_str()
         names = self._own.get_vocab(with_added_tokens=True)
         self.size = max(names.values(), default=-1) + 1
         self.end = next((names[name] for name in ENDS if name in names), None)

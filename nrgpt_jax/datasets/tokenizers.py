@@ -14,7 +14,7 @@ import numpy as np
 
 from nrgpt_jax import disk, plugins
 from nrgpt_jax.datasets.hf_tokenizer import PREFIX, HfTokenizer, open_tokenizer
-from nrgpt_jax.errors import UserError
+from nrgpt_jax.errors import UserError, require
 from nrgpt_jax.registry import Registry
 
 EOS = "<eos>"
@@ -191,7 +191,11 @@ def create_tokenizer(name: str) -> Tokenizer:
     Raises:
       UserError: it cannot be read or fetched, or its library is not installed.
     """
-    return open_tokenizer(name) if name.startswith(PREFIX) else FIXED[name]()
+    if name.startswith(PREFIX):
+        return open_tokenizer(name)
+    result = FIXED[name]()
+    require(result.kind == name, "kind", result.kind, f"that of the tokenizer {name!r} is its name")
+    return result
 
 
 def as_record(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -203,6 +207,16 @@ def as_record(tokenizer: Tokenizer) -> dict[str, Any]:
         return {"kind": kind, "vocabulary": tokenizer.vocabulary}
     own = list(plugins.describe([(FIXED, kind)]).values())
     return {"kind": kind, **({"module": own[0]["module"]} if own else {})}
+
+
+def check_recordable(tokenizer: Tokenizer) -> None:
+    """Raises UserError where a run could not be opened again with this tokenizer."""
+    try:
+        from_record(as_record(tokenizer))
+    except ValueError as error:
+        reason = f"a run with this tokenizer could not be opened again ({error})"
+        cure = f"register what makes it: @nrgpt.tokenizer({tokenizer.kind!r})"
+        raise UserError(f"{reason}; {cure}") from None
 
 
 class Record(msgspec.Struct, forbid_unknown_fields=True):

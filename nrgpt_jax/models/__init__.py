@@ -54,8 +54,8 @@ def create_model(
         raise UserError(f"unknown field model.{name}; there are {', '.join(usual)}")
     plugins.load(base.get("plugins", ()))
     model = {**usual, **overrides}
-    model["options"] = FrozenDict(model["options"])
     check_model(model)
+    model["options"] = FrozenDict(model["options"])
     name, nrgpt = model["name"], is_nrgpt(model["name"])
     module = NRGPT if nrgpt else GPT
     known = {n: v for n, v in model.items() if n in module.__dataclass_fields__ and n != "name"}

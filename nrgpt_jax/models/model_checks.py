@@ -95,15 +95,23 @@ def check_model(model: Mapping[str, Any]) -> None:
 
 def _check_options(model: Mapping[str, Any]) -> None:
     """Each option is one of a part of the model, and of its kind; an axis has its length."""
+    sound = hasattr(model["options"], "items")
+    require(sound, "model.options", model["options"], "a mapping of names to values")
     known: dict[str, Any] = {}
     for registry, name in registered_parts(model):
-        known |= registry.options[name]
+        for option, usual in registry.options[name].items():
+            place = f"model.options.{option}"
+            alike = known.setdefault(option, usual) == usual or option in model["options"]
+            require(alike, place, usual, f"another part has {known[option]!r} there: set it")
+            free = not parameters.is_letter(option)
+            require(free, place, usual, "another axis has that letter; rename it")
     check_options("model.options", model["options"], known)
-    for name in energy_names(model) if is_nrgpt(model["name"]) else ():
-        for axis in sorted(parameters.own_axes(ENERGIES[name].specs)):
+    for registry, name in registered_parts(model):
+        specs: Any = registry[name].specs
+        for axis in sorted(parameters.own_axes(specs(1.0) if callable(specs) else specs)):
             length = model["options"].get(axis, known.get(axis, 0))
             sound = isinstance(length, int) and length > 0
-            cure = f"it is an axis of energy {name}: an option of that name is its length"
+            cure = f"it is an axis of {registry.kind} {name}: an option of that name is its length"
             require(sound, f"model.options.{axis}", length, cure)
 
 

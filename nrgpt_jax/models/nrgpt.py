@@ -59,8 +59,10 @@ class NRGPT(LanguageModel):
     def sizes(self) -> Sizes:
         """The length of every axis of its parameters."""
         sizes, options = super().sizes, dict[str, Any]()
-        for name in self.energy_names:
-            options |= ENERGIES.options[name]
+        fields: list[tuple[Registry, str]] = [(ENERGIES, name) for name in self.energy_names]
+        fields += [(NORMS, self.norm), (RATES, self.inference_rate), (RULES, self.rule)]
+        for registry, name in [*fields, (COMBINATIONS, self.combination)]:
+            options |= registry.options[name]
         return sizes._replace(Y=self.head_dim or sizes.Y, options=options | dict(self.options))
 
     @property
@@ -258,6 +260,8 @@ class NRGPT(LanguageModel):
           first: (B,N,D) states before step 0, which the energy `injection` reads; by default x.
             A rule with a state of its own (momentum) starts at rest.
         """
+        if not 0 <= t < self.num_steps:
+            raise ValueError(f"step {t} of {self.num_steps}, which are numbered from 0")
         inputs, dynamics_at = self.dynamics(x if first is None else first)
         inputs_t = jax.tree.map(lambda leaf: leaf[t], inputs)
         dynamics = dynamics_at(inputs_t)

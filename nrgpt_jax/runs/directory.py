@@ -11,13 +11,16 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
+import msgspec
 from ml_collections import ConfigDict
 
 from nrgpt_jax import __version__, disk, plugins
 from nrgpt_jax.configs import RECORD, read_record
-from nrgpt_jax.datasets import DATASETS
+from nrgpt_jax.core.metrics import METRICS
+from nrgpt_jax.datasets import DATASETS, GIVEN
+from nrgpt_jax.datasets.tokenizers import FIXED as TOKENIZERS
 from nrgpt_jax.datasets.tokenizers import (
     RESTORE,
     Tokenizer,
@@ -27,9 +30,16 @@ from nrgpt_jax.datasets.tokenizers import (
 )
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.models import create_model, parameter_shapes
+from nrgpt_jax.models.evaluators import EVALUATORS
 from nrgpt_jax.models.names import registered_parts
 from nrgpt_jax.registry import Registry
 from nrgpt_jax.runs.record_checks import check_recorded
+
+
+class _Part(TypedDict):
+    module: str
+    checksum: str
+
 
 CONFIG_FILE: str = "config.json"
 TOKENIZER_FILE: str = "tokenizer.json"
@@ -74,11 +84,18 @@ def load_config(workdir: Path, *, from_version_1: bool = False) -> ConfigDict:
             f"python -m nrgpt_jax.convert --run={workdir} --workdir=NEW_FOLDER"
         )
     plugins.load(result.config.plugins)
-    recorded = _record_of(workdir).get("parts", {})
+    recorded = _parts_of(_record_of(workdir))
     plugins.import_parts(recorded)
     check_recorded(path, result.config, _cure(recorded))
     plugins.compare(str(workdir), recorded, described_parts(result.config))
     return result.config
+
+
+def _parts_of(record: Mapping[str, Any]) -> plugins.Parts:
+    """The recorded parts; none where the record has not the form of one."""
+    with contextlib.suppress(msgspec.ValidationError):
+        return msgspec.convert(record.get("parts", {}), dict[str, _Part], strict=True)
+    return {}
 
 
 def _cure(recorded: plugins.Parts) -> str:
@@ -92,6 +109,10 @@ def _cure(recorded: plugins.Parts) -> str:
 def described_parts(config: ConfigDict) -> dict[str, dict[str, str]]:
     """The parts of a configuration that are registered outside of this package."""
     chosen: list[tuple[Registry, str]] = [*registered_parts(config.model.to_dict())]
+    chosen += [(METRICS, name) for name in config.step_metrics]
+    chosen += [(EVALUATORS, name) for name in config.evaluators]
+    if config.data.tokenizer in TOKENIZERS:
+        chosen.append((TOKENIZERS, config.data.tokenizer))
     data = [(DATASETS, config.data.name)] if config.data.name in DATASETS else []
     return plugins.describe([*chosen, *data])
 
@@ -116,6 +137,12 @@ def check_run(workdir: Path, config: ConfigDict, tokenizer: Tokenizer) -> list[s
         difference = fixed[0] + _parameter_difference(old_config, config)
         raise UserError(
             f"{workdir} holds another run: {difference}; name another --workdir, or remove this one"
+        )
+    optimizers = [c for c in changed if names[c] == "optimizer.name" and repr(GIVEN) in c]
+    if optimizers:
+        raise UserError(
+            f"{workdir} was trained with another optimizer ({optimizers[0]}); {GIVEN!r} was handed "
+            "to nrgpt_jax.train(optimizer=...): do as before, or name another --workdir"
         )
     if as_record(old_tokenizer) != as_record(tokenizer):
         raise UserError(f"{workdir} was trained with another vocabulary; name another --workdir")
@@ -145,12 +172,14 @@ def record_run(
     before = _record_of(workdir)
     versions = {"nrgpt-jax": __version__}  # which need not be installed: a clone runs as it is
     versions |= {name: metadata.version(name) for name in RECORDED_VERSIONS}
+    parts, parts_before = described_parts(config), _parts_of(before)
     changed = [*changes, *differences(before.get("versions", versions), versions)]
+    changed += differences(parts_before or parts, parts)
     history = [*before.get("history", [])]
     if changed or not before:
         history.append({"since_step": since_step, "changes": changed})
     record = {**before, "format": FORMAT, "versions": versions, "history": history}
-    if parts := described_parts(config):
+    if parts:
         record["parts"] = parts
     disk.write_json(workdir / CONFIG_FILE, {RECORD: record, **config.to_dict()})
 

@@ -43,6 +43,8 @@ def pull(repository: str, folder: Path | str | None = None) -> Path:
       UserError: there is no such repository, or it cannot be fetched.
     """
     name = repository.removeprefix(PREFIX)
+    if folder is not None and Path(folder).exists() and any(Path(folder).iterdir()):
+        raise UserError(f"{folder} is there already, and not empty; name another --out")
     try:
         return Path(_hub().snapshot_download(name, local_dir=folder))
     except UserError:

@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from nrgpt_jax import cli
-from nrgpt_jax.configs import check_complete, flattened
+from nrgpt_jax.configs import check_complete, flattened, set_fields
 from nrgpt_jax.errors import UserError
 
 
@@ -73,6 +73,6 @@ def _changed(configs: dict[str, ConfigDict], changes: dict[str, Any]) -> dict[st
             raise UserError(f"{field} differs between the runs of this sweep: it cannot be set")
     result = {name: ConfigDict(config) for name, config in configs.items()}
     for config in result.values():
-        config.update_from_flattened_dict(changes)
+        set_fields(config, changes)
         check_complete(config)
     return result

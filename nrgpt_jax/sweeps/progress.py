@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from nrgpt_jax import disk
+from nrgpt_jax.configs import flattened
 from nrgpt_jax.datasets.tokenizers import RESTORE
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.models import create_model, num_parameters
@@ -126,20 +127,11 @@ def parameters(workdir: Path) -> int | None:
 
 def varied_fields(configs: Mapping[Path, ConfigDict]) -> dict[Path, dict[str, Any]]:
     """The fields in which the runs differ, with their values."""
-    flat = {workdir: _flat(config.to_dict()) for workdir, config in configs.items()}
+    flat = {workdir: flattened(config.to_dict()) for workdir, config in configs.items()}
     first = next(iter(flat.values()))
-    names = [name for name in first if any(f[name] != first[name] for f in flat.values())]
-    return {workdir: {name: f[name] for name in names} for workdir, f in flat.items()}
-
-
-def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for name, value in fields.items():
-        if isinstance(value, Mapping):
-            result |= _flat(value, f"{prefix}{name}.")
-        else:
-            result[prefix + name] = value
-    return result
+    every = dict.fromkeys(name for f in flat.values() for name in f)  # options are not in all
+    names = [n for n in every if any(f.get(n) != first.get(n) for f in flat.values())]
+    return {workdir: {name: f.get(name) for name in names} for workdir, f in flat.items()}
 
 
 def status(configs: Mapping[Path, ConfigDict]) -> list[str]:

@@ -213,6 +213,7 @@ def train_directories(configs: Mapping[Path, ConfigDict]) -> None:
     rates = sorted({run_config.optimizer.learning_rate for run_config in configs.values()})
     check_config(config, 1)
     require(config.spike_factor == 0, "spike_factor", config.spike_factor, "0 side by side")
+    require(not config.evaluators, "evaluators", config.evaluators, "() side by side")
     schedule, allowed = config.optimizer.schedule, "cosine or constant side by side"
     require(schedule != "exponential", "optimizer.schedule", schedule, allowed)
     dataset = resolve(config)

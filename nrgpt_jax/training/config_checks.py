@@ -12,10 +12,10 @@ from nrgpt_jax.credentials import check_no_credentials
 from nrgpt_jax.datasets.data_checks import LARGEST_SEED, check_data
 from nrgpt_jax.errors import require, require_choice, require_not_negative, require_positive
 from nrgpt_jax.models import create_model, sharding
+from nrgpt_jax.models.evaluators import check_evaluators
 from nrgpt_jax.models.model_checks import check_memory, check_model
 from nrgpt_jax.models.names import is_nrgpt
 from nrgpt_jax.training import depths
-from nrgpt_jax.training.evaluators import check_evaluators
 from nrgpt_jax.training.optimizers import DECAYS, check_names
 
 _LARGEST_DEPTH = 2**16

@@ -33,7 +33,7 @@ def make_eval_step(
       parts: every device works through its rows in N parts; in more where these do not
         divide its rows.
       num_symbols: of the tokenizer; tokens from here on are padding, and never the most probable.
-      evaluators: names in `training.evaluators.EVALUATORS`.
+      evaluators: names in `models.evaluators.EVALUATORS`.
     """
     partitions = sharding.parameter_partitions(parameter_specs(model))
 

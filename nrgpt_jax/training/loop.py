@@ -13,21 +13,23 @@ import optax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from nrgpt_jax import plugins
 from nrgpt_jax.array_types import Batch
 from nrgpt_jax.datasets import GIVEN, Dataset, load_dataset
 from nrgpt_jax.datasets.files import absolute
 from nrgpt_jax.datasets.pipeline import Rows, check_length, train_batches, validation_batches
+from nrgpt_jax.datasets.tokenizers import check_recordable
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.models import create_model, parameter_specs, sharding
+from nrgpt_jax.models.evaluators import chosen
 from nrgpt_jax.processes import host0_first, is_first, log_host0, one_ahead, raise_on_all_hosts
 from nrgpt_jax.runs.checkpoints import all_finite, parts_of
-from nrgpt_jax.runs.directory import check_run, locked
+from nrgpt_jax.runs.directory import check_run, described_parts, locked
 from nrgpt_jax.training import depths, evaluation, optimizers
 from nrgpt_jax.training import step as steps
 from nrgpt_jax.training.config_checks import check_config, check_mesh
 from nrgpt_jax.training.config_notes import notes
 from nrgpt_jax.training.divergence import MOST_ROLLBACKS, Diverged, Spike, SpikeWatch, ended
-from nrgpt_jax.training.evaluators import chosen
 from nrgpt_jax.training.hosts import check_same, check_shared
 from nrgpt_jax.training.run_directory import RunDirectory
 from nrgpt_jax.training.step_log import Hook, StepLog
@@ -53,7 +55,8 @@ def train(
       dataset: to train on; None: the one that `config.data` names. A run with a data set of its own
         can be sampled and analyzed, and resumed with the same argument.
       optimizer: None: the one that `config.optimizer` describes; else that is not read, but for
-        `accumulation_steps`, and for the learning rate that is logged.
+        `accumulation_steps`, and for the learning rate that is logged. The run is resumed with the
+        same argument.
       hooks: called whenever metrics are logged, as `step_log.Hook`.
 
     Returns:
@@ -70,6 +73,8 @@ def train(
     config = config.copy_and_resolve_references()
     if dataset is not None:
         config.data.name = GIVEN
+    if optimizer is not None:
+        config.optimizer.name = GIVEN
     raise_on_all_hosts(lambda: check_config(config, jax.device_count()))
     data = one_ahead(lambda: resolve(config, dataset))  # what it prepares, the others find
     check_same(config.to_dict())
@@ -88,7 +93,9 @@ def train(
 
 def resolve(config: ConfigDict, dataset: Dataset | None = None) -> Dataset:
     """The data set, with what depends on it set in the configuration and checked."""
-    dataset = load_dataset(config.data) if dataset is None else dataset
+    dataset = load_dataset(config.data, dataset)
+    check_recordable(dataset.tokenizer)
+    plugins.check_importable(described_parts(config))
     check_length(dataset.train, config.model.context_length, "train")
     check_length(dataset.validation, config.model.context_length, "validation")
     set_vocabulary_size(config, dataset)
@@ -96,6 +103,9 @@ def resolve(config: ConfigDict, dataset: Dataset | None = None) -> Dataset:
     config.data.fingerprint = dataset.fingerprint
     if config.data.path:  # the run can be evaluated from anywhere
         config.data.path = absolute(config.data.path)
+    kind, _, place = config.data.tokenizer.partition(":")
+    if place and Path(place).is_file():
+        config.data.tokenizer = f"{kind}:{absolute(place)}"
     return dataset
 
 

@@ -13,9 +13,9 @@ from nrgpt_jax.array_types import Batch, Key, Logits, Tokens
 from nrgpt_jax.core import metrics
 from nrgpt_jax.generation.sampling import of_symbols
 from nrgpt_jax.models import LanguageModel
+from nrgpt_jax.models.evaluators import chosen
 from nrgpt_jax.models.readout import map_logits, weighted_sum
 from nrgpt_jax.training.depths import Depth, make_states
-from nrgpt_jax.training.evaluators import chosen
 
 Targets = Int[Array, "B N"]
 

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
-from nrgpt_jax.core.parameters import BLOCKS, ParameterSpec
+from nrgpt_jax.core.parameters import BLOCKS, ParameterSpec, matrix
+from nrgpt_jax.datasets import GIVEN
 from nrgpt_jax.errors import UserError, require
 from nrgpt_jax.registry import check_options
 
@@ -89,7 +91,7 @@ def create_optimizer(
     among them, and decays these only if `weight_decay_mask` is `all`.
 
     An optimizer of optax or `optax.contrib` is called with the schedule, with `weight_decay` and
-    its `mask` where it has these arguments, and with `c.options`.
+    its `mask`, `b1` and `b2` where it has these arguments, and with `c.options`.
 
     Args:
       c: `config.optimizer`.
@@ -120,7 +122,10 @@ def create_optimizer(
     elif c["name"] == "adamw":
         rule = optax.adamw(schedule, *betas, weight_decay=c["weight_decay"], mask=decays)
     else:
+        allowed = "it stands for one that was handed to nrgpt_jax.train(optimizer=...): do so again"
+        require(c["name"] != GIVEN, "optimizer.name", GIVEN, allowed)
         settings = {"learning_rate": schedule, "weight_decay": c["weight_decay"], "mask": decays}
+        settings |= {"b1": betas[0], "b2": betas[1]}
         rule = _of_optax("name", c, settings)
     clips = c["clip_norm"] > 0
     clip = optax.clip_by_global_norm(c["clip_norm"]) if clips else optax.identity()
@@ -136,34 +141,46 @@ def _of_optax(field: str, c: Mapping[str, Any], settings: Mapping[str, Any]) -> 
     kind, group = ("optimizer", "options") if field == "name" else ("schedule", "schedule_options")
     name, options = c[field], dict(c[group])
     function: Any = getattr(optax, name, None) or getattr(optax.contrib, name, None)
-    if not inspect.isfunction(function):
+    known = inspect.signature(function).parameters if inspect.isfunction(function) else {}
+    if not known or (field == "name" and "learning_rate" not in known):
         near = difflib.get_close_matches(name, [*dir(optax), *dir(optax.contrib)], n=3)
         own = OPTIMIZERS if field == "name" else SCHEDULES
         allowed = f"one of {', '.join(own)}, or another {kind} of optax by its name"
         require(False, f"optimizer.{field}", name, allowed + f" ({', '.join(near)}?)" * bool(near))
-    known = inspect.signature(function).parameters
     for option, value in options.items():
-        allowed = f"optax.{name} has the arguments {', '.join(known)}"
-        require(option in known, f"optimizer.{group}.{option}", value, allowed)
+        place, free = f"optimizer.{group}.{option}", [n for n in known if n not in settings]
+        require(option in free, place, value, f"optax.{name} has besides {', '.join(free)}")
+        usual = known[option].default
+        words = isinstance(value, str) and isinstance(usual, (bool, int, float))
+        require(not words, place, value, f"a value like {usual!r}")
     chosen = {n: value for n, value in settings.items() if n in known} | options
     try:
-        result = function(**chosen)
+        return function(**chosen)
     except Exception as error:  # an argument that is missing, or of another kind
         raise UserError(f"optimizer.{field}={name}: optax says {error}") from None
-    made = isinstance(result, optax.GradientTransformation) if field == "name" else callable(result)
-    require(made, f"optimizer.{field}", name, f"it is no {kind}")
-    return result
 
 
 def check_names(c: Mapping[str, Any]) -> None:
-    """Raises UserError where there is no such optimizer or schedule, or not such an option."""
+    """Raises UserError where there is no such optimizer or schedule, or it cannot train."""
     for field, own, group in (
         ("name", OPTIMIZERS, "options"),
         ("schedule", SCHEDULES, "schedule_options"),
     ):
         if c[field] in own:
             check_options(f"optimizer.{group}", c[group], {})
-    create_optimizer(c, 100, {})
+    try:
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            jax.eval_shape(learning_rate_schedule(c, 100), jnp.zeros((), jnp.int32))
+            if c["name"] not in (*OPTIMIZERS, GIVEN):
+                optimizer = create_optimizer(c, 100, {"w": matrix("D D")})
+                step = lambda p: optimizer.update(p, optimizer.init(p), p)
+                jax.eval_shape(step, {"w": jnp.zeros((2, 2))})
+    except UserError:
+        raise
+    except Exception as error:  # it needs more than gradients: a loss, a Hessian, a line search
+        reason = " ".join(str(error).split())[:200]
+        names = f"optimizer.name={c['name']} with optimizer.schedule={c['schedule']}"
+        raise UserError(f"{names} cannot be used here: {reason}") from None
 
 
 def _is_spec(leaf: Any) -> bool:

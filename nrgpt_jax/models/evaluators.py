@@ -25,11 +25,14 @@ class Evaluator(NamedTuple):
     of: Subject
 
 
+RESERVED = ("loss", "hits", "weights", "token_accuracy", "accuracy")  # of every evaluation
 EVALUATORS: Registry[Evaluator] = Registry("evaluator")
 
 
 def evaluator(name: str, of: Subject = "batch"):
     """Registers an evaluator, a choice of `config.evaluators`; as `Evaluator`."""
+    if name in RESERVED:
+        raise ValueError(f"evaluator {name!r}: the name is taken, as {', '.join(RESERVED)} are")
     return EVALUATORS.register(name, lambda function: Evaluator(function, of))
 
 
