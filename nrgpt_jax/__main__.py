@@ -10,37 +10,31 @@ from pathlib import Path
 from nrgpt_jax import bundled
 from nrgpt_jax.errors import MISTAKE
 
-COMMANDS = {
-    "train": "EXPERIMENT      train, or resume a run that was stopped",
-    "sample": "RUN            text from a run, or from a model that comes along",
-    "evaluate": "RUN          losses and accuracies on the validation split",
-    "analyze": "RUN           energies, their landscape and what is guaranteed of them",
-    "export": "RUN            safetensors, tokenizer and compiled functions in a folder",
-    "push": "RUN              upload a model to the Hugging Face hub",
-    "pull": "USER/NAME        download one",
-    "convert": "              a checkpoint of the PyTorch release to a run",
-    "prepare": "EXPERIMENT    download and tokenize the data only",
-    "sweep": "EXPERIMENT      train the runs of a sweep",
-    "launch": "EXPERIMENT     train on TPU slices, SLURM or GKE",
-    "bench": "                speed and memory, from a checkout",
-}
+USAGE = """\
+NRGPT: energy-based language models.
+  nrgpt train EXPERIMENT         train, or resume a run that was stopped
+  nrgpt sample RUN               text from a run, or from a model that comes along
+  nrgpt evaluate RUN             losses and accuracies on the validation split
+  nrgpt analyze RUN              energies, their landscape, what is guaranteed of them
+  nrgpt export | push RUN        as a folder for others; to the Hugging Face hub
+  nrgpt pull USER/NAME           from the hub; convert: from the authors' PyTorch release
+  nrgpt prepare | sweep | launch EXPERIMENT   its data only; many runs; on a cluster
+  nrgpt bench                    speed and memory, in a checkout
+--config.FIELD=VALUE changes a setting; nrgpt COMMAND --help lists the flags of one."""
+COMMANDS = (
+    *("train", "sample", "evaluate", "analyze", "export", "push", "pull", "convert"),
+    *("prepare", "sweep", "launch", "bench"),
+)
 OF_EXPERIMENT = {"train": "config", "prepare": "config", "launch": "config", "sweep": "sweep"}
 OF_RUN = ("sample", "evaluate", "analyze", "export", "push")
 MODULES = {"bench": "benchmarks.bench"}
-
-
-def usage() -> str:
-    """What `nrgpt --help` prints."""
-    lines = [f"  nrgpt {name} {text}" for name, text in COMMANDS.items()]
-    more = "--config.FIELD=VALUE changes a setting; nrgpt COMMAND --help lists the flags of one."
-    return "\n".join(["NRGPT: energy-based language models.", *lines, more])
 
 
 def main() -> None:
     """Runs the command that the arguments name."""
     command, *words = sys.argv[1:] or ["--help"]
     if command in ("-h", "--help", "help"):
-        print(usage())
+        print(USAGE)
         return
     if command == "completion":
         print(_COMPLETION)
@@ -50,7 +44,9 @@ def main() -> None:
         return
     if command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
-        _fail(f"unknown command {command!r}; {f'did you mean {near[0]}?' if near else usage()}")
+        _fail(
+            f"unknown command {command!r}; {f'did you mean {near[0]}?' if near else ', '.join(COMMANDS)}"
+        )
     try:
         sys.argv = [f"nrgpt {command}", *flags_of(command, words)]
     except OSError as error:

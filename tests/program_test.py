@@ -26,7 +26,8 @@ def nrgpt(*words, cwd=ROOT):
 def test_help_names_every_command():
     done = nrgpt("--help")
     assert done.returncode == 0
-    assert all(f"nrgpt {command} " in done.stdout for command in program.COMMANDS)
+    assert all(command in done.stdout for command in program.COMMANDS)
+    assert len(done.stdout.splitlines()) <= 10
 
 
 @pytest.mark.parametrize("words", [("trian",), ("train", "nothing"), ("evaluate", "--nothing=1")])
