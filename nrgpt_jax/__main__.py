@@ -44,9 +44,8 @@ def main() -> None:
         return
     if command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
-        _fail(
-            f"unknown command {command!r}; {f'did you mean {near[0]}?' if near else ', '.join(COMMANDS)}"
-        )
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+        _fail(f"unknown command {command!r}; {hint}")
     try:
         sys.argv = [f"nrgpt {command}", *flags_of(command, words)]
     except OSError as error:

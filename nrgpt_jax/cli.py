@@ -17,10 +17,9 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from nrgpt_jax import bundled, interrupts
+from nrgpt_jax.config_record import RENAMED, check_complete
 from nrgpt_jax.configs import (
     OPTIONS,
-    RENAMED,
-    check_complete,
     default_config,
     field_names,
     flattened,

@@ -8,35 +8,14 @@ here is an error. `training.config_checks` checks the values before anything run
 import functools
 import math
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import msgspec
 from ml_collections import ConfigDict
 
-from nrgpt_jax import disk
 from nrgpt_jax.errors import UserError, require
 
-RECORD = "record"  # beside the fields: what else a run keeps in the file
-RENAMED = {  # fields of earlier versions, whose records are read with them
-    "model.rate": "model.inference_rate",
-    "model.rate_init": "model.inference_rate_init",
-    "model.rate_decay": "model.inference_rate_decay",
-    "model.blocks": "model.num_distinct_layers",
-    "optimizer.decay": "optimizer.weight_decay_mask",
-    "depth.least": "depth.min_steps",
-    "depth.most": "depth.max_steps",
-    "depth.each": "depth.sample_per",
-    "depth.growth_steps": "depth.curriculum_steps",
-    "depth.gradient_steps": "depth.backprop_steps",
-    "depth.held": "depth.refine_passes",
-    "depth.held_before": "depth.max_burn_in_passes",
-    "depth.decoded": "depth.train_on_decoded",
-    "model.kernels": "model.implementation",
-}
 OPTIONS = ("model.options", "data.options", "optimizer.options", "optimizer.schedule_options")
 """Groups of fields of any names."""
-RENAMED_VALUES = {"model.implementation": {"plain": "autodiff"}}
 
 
 def _model() -> ConfigDict:
@@ -225,95 +204,6 @@ def with_seeds(configs: Mapping[str, ConfigDict], seeds: int) -> dict[str, Confi
             version.seed = seed
             result[f"{name}/{seed}"] = version
     return result
-
-
-# As a record in a file --------------------------------------------------------------------------
-
-
-class Recorded(NamedTuple):
-    """A configuration that was read from a file."""
-
-    config: ConfigDict  # all fields, locked; those that the file lacks have their defaults
-    fields_set: Mapping[str, Any]  # the fields that are in the file
-
-
-def read_record(path: Path, cure: str) -> Recorded:
-    """Reads the record of a configuration; values are of the right types, and not yet checked.
-
-    Args:
-      path: the JSON file.
-      cure: what to do about a file that cannot be read; ends the message.
-
-    Raises:
-      FileNotFoundError: there is none.
-      UserError: it is damaged, or a field is unknown or of another type; the message names it.
-    """
-    fields_set = _set_fields(disk.read_json(path, schema(), cure, renamed))
-    fields_set.pop(RECORD, None)
-    config = default_config()
-    config.update(fields_set)
-    return Recorded(config, fields_set)
-
-
-def renamed(content: Any) -> Any:
-    """The content of a record with the fields of earlier versions under their present names."""
-    for old, new in RENAMED.items():
-        group, _, name = old.partition(".")
-        fields = content.get(group) if isinstance(content, dict) else None
-        if isinstance(fields, dict) and name in fields:
-            value = fields.pop(name)
-            fields[new.partition(".")[2]] = RENAMED_VALUES.get(new, {}).get(value, value)
-    return content
-
-
-@functools.cache
-def schema() -> type[msgspec.Struct]:
-    """The type of a record: that of each field is that of its default; older ones lack some."""
-    return _struct("config", default_config(), [(RECORD, dict[str, Any])])
-
-
-def _struct(
-    name: str, config: ConfigDict, extra: list[tuple[str, Any]] | None = None
-) -> type[msgspec.Struct]:
-    fields = [(field, _type(field, value)) for field, value in config.items()] + (extra or [])
-    return msgspec.defstruct(
-        name,
-        [(field, kind | msgspec.UnsetType, msgspec.UNSET) for field, kind in fields],
-        forbid_unknown_fields=True,
-        kw_only=True,
-    )
-
-
-def _type(name: str, value: Any) -> Any:
-    if name.endswith("options"):
-        return dict[str, bool | int | float | str]
-    if isinstance(value, ConfigDict):
-        return _struct(name, value)
-    return tuple[str, ...] if isinstance(value, tuple) else type(value)
-
-
-def _set_fields(content: msgspec.Struct) -> dict[str, Any]:
-    fields = msgspec.structs.asdict(content).items()
-    return {
-        name: _set_fields(value) if isinstance(value, msgspec.Struct) else value
-        for name, value in fields
-        if value is not msgspec.UNSET
-    }
-
-
-def check_complete(config: Any) -> None:
-    """Raises UserError where an experiment's configuration has not the fields that there are."""
-    if not isinstance(config, ConfigDict):
-        raise UserError("an experiment's get_config() returns what default_config() returned")
-    try:
-        complete = config.copy_and_resolve_references().to_dict()
-        fields_set = _set_fields(msgspec.convert(complete, schema(), strict=True))
-    except (msgspec.ValidationError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"the experiment's configuration is not possible: {reason}") from None
-    missing = sorted(set(field_names(default_config())) - set(field_names(fields_set)))
-    if missing:
-        raise UserError(f"the experiment's configuration has no field {', '.join(missing[:5])}")
 
 
 def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

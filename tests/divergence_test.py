@@ -10,7 +10,7 @@ from train_helpers import config_in, values
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.runs.checkpoints import Checkpoints
 from nrgpt_jax.runs.metrics import read_metrics
-from nrgpt_jax.training import divergence, loop
+from nrgpt_jax.training import divergence, loop, trainer
 from nrgpt_jax.training.divergence import Spike, SpikeWatch
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -25,14 +25,14 @@ def config(tmp_path):
 
 def spoil(monkeypatch, *numbers):
     """Batches (by number, from 0) whose weights are not numbers."""
-    train_batches = loop.train_batches
+    train_batches = trainer.train_batches
 
     def spoiled(stream, length, size, seed, rows=None, first=0):
         for number, batch in enumerate(train_batches(stream, length, size, seed, rows, first)):
             bad = first + number in numbers
             yield batch._replace(weights=batch.weights * np.float32("nan")) if bad else batch
 
-    monkeypatch.setattr(loop, "train_batches", spoiled)
+    monkeypatch.setattr(trainer, "train_batches", spoiled)
 
 
 def steps_of(workdir, kind="latest"):
@@ -97,7 +97,7 @@ def test_a_learning_rate_that_breaks_the_state_is_survived(config, tmp_path):
 @pytest.mark.slow
 def test_a_spike_sends_the_run_back_with_other_data(config, tmp_path, monkeypatch):
     config.update({"checkpoint_every": 2, "spike_factor": 1.5, "train_steps": 12})
-    see, train_batches = SpikeWatch.see, loop.train_batches
+    see, train_batches = SpikeWatch.see, trainer.train_batches
     leapt: list[int] = []
     firsts: list[int] = []
 
@@ -113,7 +113,7 @@ def test_a_spike_sends_the_run_back_with_other_data(config, tmp_path, monkeypatc
 
     with monkeypatch.context() as patch:
         patch.setattr(SpikeWatch, "see", leap_once)
-        patch.setattr(loop, "train_batches", noted)
+        patch.setattr(trainer, "train_batches", noted)
         loop.train(config, tmp_path / "run")
     with monkeypatch.context() as patch:
         loop.train(config, tmp_path / "undisturbed")

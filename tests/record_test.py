@@ -11,7 +11,8 @@ from train_helpers import TEXT, config_of, values
 
 import nrgpt_jax
 from nrgpt_jax import disk
-from nrgpt_jax.configs import RENAMED, default_config, field_names, renamed
+from nrgpt_jax.config_record import RENAMED, renamed
+from nrgpt_jax.configs import default_config, field_names
 from nrgpt_jax.datasets.tokenizers import CharTokenizer
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.runs import directory as runs

@@ -22,7 +22,7 @@ from nrgpt_jax.runs import directory as runs
 from nrgpt_jax.runs.checkpoints import Checkpoints
 from nrgpt_jax.runs.metrics import read_metrics
 from nrgpt_jax.runs.pretrained import read_params
-from nrgpt_jax.training import loop, optimizers
+from nrgpt_jax.training import evaluation, loop, optimizers
 from nrgpt_jax.training import step as training
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -137,7 +137,6 @@ def saved(workdir, kind):
 
 def test_best_checkpoint_has_the_lowest_loss(config, tmp_path, monkeypatch):
     losses = iter([3.0, 1.0, 2.0])
-    evaluation = loop.evaluation
     monkeypatch.setattr(evaluation, "evaluate_loss", lambda *args: {"val/loss": next(losses)})
     config.eval_every = 4
     loop.train(config, tmp_path)

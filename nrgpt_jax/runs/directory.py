@@ -17,7 +17,7 @@ import msgspec
 from ml_collections import ConfigDict
 
 from nrgpt_jax import __version__, disk, plugins
-from nrgpt_jax.configs import RECORD, read_record
+from nrgpt_jax.config_record import RECORD, read_record
 from nrgpt_jax.core.metrics import METRICS
 from nrgpt_jax.datasets import DATASETS, GIVEN
 from nrgpt_jax.datasets.tokenizers import FIXED as TOKENIZERS

@@ -10,7 +10,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from nrgpt_jax import cli
-from nrgpt_jax.configs import check_complete, flattened, set_fields
+from nrgpt_jax.config_record import check_complete
+from nrgpt_jax.configs import flattened, set_fields
 from nrgpt_jax.errors import UserError
 
 

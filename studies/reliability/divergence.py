@@ -20,7 +20,7 @@ import numpy as np
 from nrgpt_jax.models import create_model, parameter_specs, sharding
 from nrgpt_jax.runs.checkpoints import Checkpoints
 from nrgpt_jax.runs.directory import load_config
-from nrgpt_jax.training import loop, optimizers
+from nrgpt_jax.training import optimizers, trainer
 from nrgpt_jax.training import step as steps
 from studies.programs import Done, Running
 from studies.reliability import endings, judge
@@ -142,14 +142,14 @@ def _first_gradient(loss: Any, grads: Any, bad: Any) -> tuple[Any, Any]:
 
 def _poison_batches(first: int, count: int) -> None:
     """Weights of a batch are not a number."""
-    right = loop.train_batches
+    right = trainer.train_batches
 
     def batches(stream, length, size, seed, rows=None, start=0):
         for step, batch in enumerate(right(stream, length, size, seed, rows, start), start + 1):
             bad = first <= step < first + count
             yield batch._replace(weights=batch.weights * np.float32(np.nan)) if bad else batch
 
-    loop.train_batches = batches  # type: ignore[assignment]
+    trainer.train_batches = batches  # type: ignore[assignment]
 
 
 def _loss(values: tuple, grads: Any, bad: jax.Array) -> tuple[tuple, Any]:
