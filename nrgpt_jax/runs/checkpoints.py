@@ -100,10 +100,8 @@ class Checkpoints:
         final, partial = folder / str(step), folder / f"{step}.partial"
 
         def save() -> None:
-            save_files = functools.partial(
-                ocp.save_checkpointables, partial, content, overwrite=True
-            )
-            raise_on_all_hosts(lambda: save_files(custom_metadata=dict(metadata)))
+            write = functools.partial(ocp.save_checkpointables, partial, content, overwrite=True)
+            raise_on_all_hosts(lambda: write(custom_metadata=dict(metadata)))
             checksums.write(partial)
             host0_first(lambda: _move(partial, final))
 
