@@ -249,7 +249,7 @@ def test_evidence_against_a_promise_is_said_first_and_fails_the_program(tmp_path
     assert found.certificate.proposition == "2.1"
     assert 0 < found.certificate.contradicted <= 2, "steps of the last token"
     assert "contradicted" in report(found).splitlines()[0]
-    monkeypatch.setattr(analyze, "look", lambda *arguments: (trained, found))
+    monkeypatch.setattr("nrgpt_jax.analysis.report.look", lambda *arguments: (trained, found))
     given: Any = {"workdir": str(tmp_path), "prompt": "", "num_steps": 2, "tolerance": 0.01}
     flags: Any = SimpleNamespace(**given, checkpoint="best", out=str(tmp_path / "out"))
     with pytest.raises(UserError):

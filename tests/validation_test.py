@@ -24,7 +24,7 @@ from nrgpt_jax.training.config_notes import notes
         ({"model.rule": "x"}, "model.rule='x' .* descent, momentum, projected, sphere"),
         ({"model.combination": "x"}, "model.combination='x' .* sum, mixture"),
         ({"model.num_distinct_layers": 9}, "model.num_distinct_layers=9 .* at most num_steps=5"),
-        ({"optimizer.name": "lion"}, "optimizer.name='lion' .* adamw, muon"),
+        ({"optimizer.name": "lyon"}, "optimizer.name='lyon' .* adamw, muon"),
         (
             {"optimizer.weight_decay_mask": "none"},
             "optimizer.weight_decay_mask='none' .* matrices, all",

@@ -168,13 +168,14 @@ def check_names(c: Mapping[str, Any]) -> None:
     ):
         if c[field] in own:
             check_options(f"optimizer.{group}", c[group], {})
+    struct = jax.ShapeDtypeStruct  # nothing is computed
     try:
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            jax.eval_shape(learning_rate_schedule(c, 100), jnp.zeros((), jnp.int32))
+            jax.eval_shape(learning_rate_schedule(c, 100), struct((), jnp.int32))
             if c["name"] not in (*OPTIMIZERS, GIVEN):
                 optimizer = create_optimizer(c, 100, {"w": matrix("D D")})
                 step = lambda p: optimizer.update(p, optimizer.init(p), p)
-                jax.eval_shape(step, {"w": jnp.zeros((2, 2))})
+                jax.eval_shape(step, {"w": struct((2, 2), jnp.float32)})
     except UserError:
         raise
     except Exception as error:  # it needs more than gradients: a loss, a Hessian, a line search
