@@ -28,7 +28,7 @@ PROMPT = "max_10,(,1,7,),="
     [
         (
             ["--config=experiments/nope.py"],
-            "there are c4, listops, listops_transition, openwebtext, overfitting, quality, rates, rest,",
+            "there are c4, listops, listops_transition, openwebtext, overfitting, quality, rates,",
         ),
         (
             ["--config=experiments/listops.py:nope"],
