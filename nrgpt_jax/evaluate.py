@@ -9,9 +9,11 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags
+from ml_collections import ConfigDict
 
 from nrgpt_jax import cli, disk, host
 from nrgpt_jax.core.block import CACHES
@@ -20,7 +22,7 @@ from nrgpt_jax.datasets.pipeline import validation_batches
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.generation.generate import Settings, check_settings
 from nrgpt_jax.generation.sampling import Sampling
-from nrgpt_jax.models import create_model, sharding
+from nrgpt_jax.models import LanguageModel, create_model, sharding
 from nrgpt_jax.models.evaluators import chosen
 from nrgpt_jax.runs.checkpoints import KINDS
 from nrgpt_jax.runs.directory import load_config
@@ -60,27 +62,18 @@ def evaluate(
     dataset = load_recorded(config.data)
     check_tokenizer(workdir, config, dataset.tokenizer)
     model, mesh = create_model(config), sharding.make_mesh()
-    greedy = Settings(cache=cache, num_steps=num_steps)
-    check_settings(model, greedy)
+    check_settings(model, greedy := Settings(cache=cache, num_steps=num_steps))
     if cache != "exact" and not dataset.prompts:
         raise UserError(f"--cache={cache} is for answers, and this data set asks nothing")
-    step: int | None = None
-    if (workdir / WEIGHTS_FILE).exists():  # an exported folder
-        variables = load_pretrained(workdir).variables
-    else:
-        step, params = read_params(workdir, checkpoint, model)
-        variables = {"params": params}
+    step, variables = _trained(workdir, checkpoint, model)
     model, variables = model.with_num_steps(variables, num_steps or model.num_steps)
     params = variables["params"]
-    devices, length = jax.device_count(), config.model.context_length
-    size = -(-config.data.batch_size // devices) * devices  # a multiple, also on other machines
-    parts = max(-(-size // devices * length // TOKENS_AT_ONCE), config.optimizer.accumulation_steps)
-    eval_step = evaluation.make_eval_step(
-        model, mesh, parts, dataset.tokenizer.size, tuple(config.evaluators)
-    )
-    windows = validation_batches(dataset.validation, length, size)
-    metrics: dict[str, float] = {} if step is None else {"step": step}
-    metrics |= evaluation.evaluate_loss(eval_step, params, windows, mesh)
+    size, parts = _batch(config)
+    options = parts, dataset.tokenizer.size, tuple(config.evaluators)
+    eval_step = evaluation.make_eval_step(model, mesh, *options)
+    windows = validation_batches(dataset.validation, config.model.context_length, size)
+    metrics = evaluation.evaluate_loss(eval_step, params, windows, mesh)
+    metrics |= {} if step is None else {"step": step}
     drawn = greedy._replace(sampling=Sampling(temperature=1.0))
     for name, settings in (("accuracy", greedy), ("accuracy_sampled", drawn)):
         scores = evaluation.evaluate_prompts(
@@ -91,6 +84,22 @@ def evaluate(
         for key, part in dataset.prompts.items():
             metrics[f"val/{name}/{key}"] = float(function(model, params, part))
     return metrics
+
+
+def _batch(config: ConfigDict) -> tuple[int, int]:
+    """Windows at once, a multiple of the devices of any machine, and in how many parts."""
+    devices, length = jax.device_count(), config.model.context_length
+    size = -(-config.data.batch_size // devices) * devices
+    parts = -(-size // devices * length // TOKENS_AT_ONCE)
+    return size, max(parts, config.optimizer.accumulation_steps)
+
+
+def _trained(workdir: Path, checkpoint: str, model: LanguageModel) -> tuple[int | None, Any]:
+    """The step of a run's checkpoint (None: of an exported folder), and the variables."""
+    if (workdir / WEIGHTS_FILE).exists():
+        return None, load_pretrained(workdir).variables
+    step, params = read_params(workdir, checkpoint, model)
+    return step, {"params": params}
 
 
 def report(metrics: Mapping[str, float]) -> str:

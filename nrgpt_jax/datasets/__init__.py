@@ -65,14 +65,15 @@ def load_dataset(data: Mapping[str, Any], dataset: Dataset | None = None) -> Dat
     Raises:
       UserError: it cannot be downloaded, read or split; the message says what to do.
     """
-    if dataset is not None:
-        pass
-    elif data["name"].startswith(_catalogue.PREFIX):
-        dataset = _load_of_catalogue(data)
-    else:
-        dataset = DATASETS.configured(data["name"], data["options"])(data)
+    dataset = dataset or _load(data)
     count = round(data["train_fraction"] * len(dataset.train))
     return dataset._replace(train=dataset.train.first(count))
+
+
+def _load(data: Mapping[str, Any]) -> Dataset:
+    if data["name"].startswith(_catalogue.PREFIX):
+        return _load_of_catalogue(data)
+    return DATASETS.configured(data["name"], data["options"])(data)
 
 
 def load_recorded(data: Mapping[str, Any]) -> Dataset:

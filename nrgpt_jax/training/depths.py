@@ -131,7 +131,6 @@ def make_states(
       step: training steps that were made.
     """
     count = sample_num_steps(depth, key, rows, step)
-
     method = rollouts.partial_rollout
 
     def apply(model: LanguageModel, options: RolloutOptions, number: int = 0) -> Any:
@@ -159,9 +158,8 @@ def make_states(
     for number in range(depth.loss_steps, depth.loss_steps + depth.refine_passes):
         ends.append(apply(full, refined(ends[-1]), number))
     penalty = _penalty(params, model, tokens, ends[last:], rows, key, depth)
-    suffixes = (
-        [_decoded_suffix(params, model, tokens, ends[last], key)] if depth.train_on_decoded else []
-    )
+    of_decoded = lambda: [_decoded_suffix(params, model, tokens, ends[last], key)]
+    suffixes = of_decoded() if depth.train_on_decoded else []
     return Made([end.x for end in ends] + suffixes, penalty)
 
 

@@ -39,11 +39,9 @@ def train(
     Args:
       config: as of `default_config`.
       workdir: the run directory.
-      dataset: to train on; None: the one that `config.data` names. A run with a data set of its own
-        can be sampled and analyzed, and resumed with the same argument.
-      optimizer: None: the one that `config.optimizer` describes; else that is not read, but for
-        `accumulation_steps`, and for the learning rate that is logged. The run is resumed with the
-        same argument.
+      dataset: None: the one that `config.data` names. Resume with the same.
+      optimizer: None: the one that `config.optimizer` describes; else of that only
+        `accumulation_steps` and the learning rate that is logged are read. Resume with the same.
       hooks: called whenever metrics are logged, as `step_log.Hook`.
 
     Returns:
