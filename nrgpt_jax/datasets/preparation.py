@@ -101,8 +101,8 @@ def prepare(folder: Path, name: str, make_plan: Callable[[], Plan], engine: Engi
 
 
 def _remove_partial(folder: Path) -> None:
-    """Removes what killed workers leave."""
-    for path in folder.glob("*.partial-*"):
+    """Removes what killed workers leave, of shards and of records of progress."""
+    for path in folder.rglob("*.partial-*"):
         path.unlink(missing_ok=True)
 
 
