@@ -11,7 +11,7 @@ from pathlib import Path
 
 from absl import flags
 
-from nrgpt_jax import cli, host
+from nrgpt_jax import cli, host, paths
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.runs.checkpoints import KINDS
 
@@ -19,6 +19,8 @@ from nrgpt_jax.runs.checkpoints import KINDS
 def main(f: flags.FlagValues) -> None:
     """Analyses, prints, and names what was written."""
     cli.require_installed("analysis", "matplotlib", "bokeh")
+    if f.out is None and paths.on_bucket(f.workdir):
+        raise UserError("give --out=FOLDER: figures are written to a folder of this machine")
     from nrgpt_jax.analysis.report import contradiction, look, report, title, write
 
     host.cache_compilations(f.workdir)

@@ -8,6 +8,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from nrgpt_jax import paths
+
 _PACKAGE = Path(__file__).parent
 _INSTALLED = _PACKAGE / "bundled/experiments"
 EXPERIMENTS = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "experiments"
@@ -36,7 +38,7 @@ def runs() -> list[str]:
 
 def run(name: str | Path) -> Path:
     """The folder of a run: of that name, or in `runs/`, or else of a trained model."""
-    folder = Path(name)
+    folder = paths.as_path(name)
     if len(folder.parts) == 1 and not folder.exists():
         return next((f for f in (Path("runs") / name, RUNS / name) if f.is_dir()), folder)
     return folder

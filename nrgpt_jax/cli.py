@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from nrgpt_jax import bundled, interrupts
+from nrgpt_jax import bundled, interrupts, paths
 from nrgpt_jax.config_record import RENAMED, check_complete
 from nrgpt_jax.configs import (
     OPTIONS,
@@ -290,7 +290,6 @@ def define_workdir_flag() -> flags.FlagHolder:
 
 
 def _is_folder(workdir: str | None) -> bool:
-    if workdir is not None and "://" in workdir:
-        cure = "a run directory is a folder; mount a bucket to have it in one (docs/launch.md)"
-        raise flags.ValidationError(cure)
+    if workdir is not None and "://" in workdir and not paths.on_bucket(workdir):
+        raise flags.ValidationError("a run directory is a folder, or gs://BUCKET/FOLDER")
     return workdir is None or (bool(workdir.strip()) and "\0" not in workdir)

@@ -2,13 +2,12 @@
 
     python -m nrgpt_jax.convert --release=CKPT.pt --workdir=DIR
         [--data=shakespeare] [--path=CORPUS] [--model=NRGPT_H_FF2W] [--num_steps=5]
-    python -m nrgpt_jax.convert --run=OLD --workdir=DIR
 
-The second form does so with a run of version 0.1 of this package. `evaluate` and `sample` accept
-the result. Text checkpoints of the release describe themselves; its ListOps checkpoints hold
-nothing but parameters, and need --data, --model and --num_steps. A checkpoint of OpenWebText is
-converted without the corpus, unless --path names it: then `evaluate` accepts the result too.
-Needs PyTorch for --release: pip install 'nrgpt-jax[torch]'.
+`sample` and `evaluate` accept the result. Text checkpoints of the release describe themselves; its
+ListOps checkpoints hold nothing but parameters, and need --data, --model and --num_steps. A
+checkpoint of OpenWebText is converted without the corpus, which `evaluate` needs, unless --path
+names it.
+Needs PyTorch: pip install 'nrgpt-jax[torch]'.
 """
 
 import math
@@ -34,7 +33,6 @@ from nrgpt_jax.models.model_checks import check_model
 from nrgpt_jax.runs import release as interop
 from nrgpt_jax.runs.checkpoints import Checkpoints
 from nrgpt_jax.runs.directory import CONFIG_FILE, record_run
-from nrgpt_jax.runs.version1 import convert_run
 
 _DATA_OF_RELEASE = {"shakespeare_char": "shakespeare", "openwebtext": "openwebtext"}
 _PREFIXES = re.compile(r"^((_orig_mod|module)\.)+")  # of torch.compile and of data parallelism
@@ -230,27 +228,23 @@ def _load(path: Path) -> Mapping[str, Any]:
 
 if __name__ == "__main__":
     _workdir = cli.define_workdir_flag()
-    _release = flags.DEFINE_string("release", None, "Checkpoint (.pt) of the release.")
-    _run = flags.DEFINE_string("run", None, "Run directory of version 0.1.")
+    _release = flags.DEFINE_string(
+        "release", None, "Checkpoint (.pt) of the release.", required=True
+    )
     _data = flags.DEFINE_enum("data", None, tuple(DATASETS), "Data set it was trained on.")
     _path = flags.DEFINE_string("path", None, "Where that data set is, if it is elsewhere.")
     _model = flags.DEFINE_string("model", None, "Name of the model.")
     _steps = flags.DEFINE_integer("num_steps", None, "Recurrent steps.", lower_bound=1)
 
     def main() -> None:
-        if (_release.value is None) == (_run.value is None):
-            raise UserError("give --release=CKPT.pt or --run=DIR")
-        if _run.value is not None:
-            convert_run(Path(_run.value), Path(_workdir.value))
-        elif _release.value is not None:
-            convert(
-                _release.value,
-                _workdir.value,
-                data=_data.value,
-                path=_path.value,
-                model=_model.value,
-                num_steps=_steps.value,
-            )
+        convert(
+            _release.value,
+            _workdir.value,
+            data=_data.value,
+            path=_path.value,
+            model=_model.value,
+            num_steps=_steps.value,
+        )
         print(f"wrote {_workdir.value}", file=sys.stderr)
 
     cli.run(main)

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import msgspec
 import xxhash
 
+from nrgpt_jax import paths
 from nrgpt_jax.errors import UserError
 
 CHECKSUM = "checksum"
@@ -31,6 +32,10 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
       OSError: it cannot be written; what was there before is still there.
     """
+    if paths.on_bucket(path):
+        with paths.os_errors(path):
+            path.write_bytes(content)
+        return
     with contextlib.suppress(OSError):
         if path.stat().st_size == len(content) and path.read_bytes() == content:
             return
@@ -111,9 +116,11 @@ def read_json(
 
 def _decode_text(path: Path, cure: str) -> Any:
     try:
-        if path.stat().st_size > MOST_BYTES:
+        if not paths.on_bucket(path) and path.stat().st_size > MOST_BYTES:
             raise UserError(f"{path} is larger than {MOST_BYTES:,} bytes; {cure}")
-        return msgspec.json.decode(path.read_bytes())
+        with paths.os_errors(path):
+            content = path.read_bytes()
+        return msgspec.json.decode(content)
     except FileNotFoundError:
         raise
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, OSError) as error:
@@ -130,7 +137,7 @@ def file_checksum(path: Path) -> str:
     """The checksum of a file's bytes. Raises OSError."""
     digest, buffer = xxhash.xxh3_128(), bytearray(_CHUNK)
     view = memoryview(buffer)
-    with path.open("rb", buffering=0) as file:
+    with path.open("rb") as file:
         while count := file.readinto(buffer):
             digest.update(view[:count])
     return digest.hexdigest()

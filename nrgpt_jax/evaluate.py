@@ -15,7 +15,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from nrgpt_jax import cli, disk, host
+from nrgpt_jax import cli, disk, host, paths
 from nrgpt_jax.core.block import CACHES
 from nrgpt_jax.datasets import load_recorded
 from nrgpt_jax.datasets.pipeline import validation_batches
@@ -57,7 +57,7 @@ def evaluate(
     Raises:
       UserError: the model cannot make N steps or has no such cache, or nothing is asked.
     """
-    workdir = Path(workdir)
+    workdir = paths.as_path(workdir)
     config = load_config(workdir)
     dataset = load_recorded(config.data)
     check_tokenizer(workdir, config, dataset.tokenizer)
@@ -128,8 +128,9 @@ def main(
     metrics = evaluate(workdir, checkpoint, prompts, num_steps, cache)
     print(report(metrics), flush=True)  # before the disk can be full
     record = json.dumps({**metrics, "num_steps": num_steps, "cache": cache}, indent=1) + "\n"
-    disk.write_whole(Path(workdir) / FILE_NAME, record.encode())
-    print(f"written to {Path(workdir) / FILE_NAME}", file=sys.stderr)
+    path = paths.as_path(workdir) / FILE_NAME
+    disk.write_whole(path, record.encode())
+    print(f"written to {path}", file=sys.stderr)
 
 
 if __name__ == "__main__":

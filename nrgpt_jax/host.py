@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 
+from nrgpt_jax import paths
 from nrgpt_jax.errors import UserError
 
 MOST_CPU_DEVICES = 8
@@ -82,9 +83,10 @@ def use_all_cores(windows_at_once: int) -> None:
 def cache_compilations(workdir: Path | str) -> None:
     """Keeps compiled programs for the next start, in `cache/` of a run directory.
 
-    JAX_COMPILATION_CACHE_DIR names another folder, which many runs may share.
+    JAX_COMPILATION_CACHE_DIR names another folder, which many runs may share; on a bucket only
+    that is used.
     """
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ or paths.on_bucket(workdir):
         return
     jax.config.update("jax_compilation_cache_dir", str(Path(workdir) / "cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -1,17 +1,14 @@
 """Exported folders: bit by bit the same model, and compiled functions that need JAX alone."""
 
 import json
-import re
 import subprocess
 import sys
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from decoding_helpers import small_model
-from flax import traverse_util
 from marks import slow_but
 
 from nrgpt_jax.configs import default_config
@@ -19,10 +16,8 @@ from nrgpt_jax.datasets.tokenizers import SymbolTokenizer
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.export import compiled_functions, export
 from nrgpt_jax.generation.generate import generate
-from nrgpt_jax.runs.checkpoints import Checkpoints
 from nrgpt_jax.runs.directory import record_run
 from nrgpt_jax.runs.pretrained import WEIGHTS_FILE, Pretrained, load_pretrained, save_pretrained
-from nrgpt_jax.runs.version1 import convert_run
 
 LENGTH = 12
 
@@ -109,50 +104,11 @@ def test_exported_functions_take_any_batch_and_depth(name):
         np.testing.assert_allclose(logits, whole[rows, lengths], atol=1e-4)
 
 
-OLD_NAMES = {
-    "block/attention": "attention_params",
-    "block/feedforward/scale": "scales/scale_ff",
-    "block/feedforward": "feedforward_params",
-    "block/norm/": "norm_params/",
-    "block/rate": "rate_params",
-    "steps/log_scale": "scales/log_step_scale",
-    "final_norm/gain": "final_norm/scale",
-}
-OLD_NAMES_GPT = {
-    "block/attention/bias": "blocks/attention/projection/bias",
-    "_bias": "/bias",
-    "final_norm/gain": "final_norm/scale",
-    "gain": "scale",
-    "block/": "blocks/",
-}
-
-
-def old_name(path, names):
-    for new, old in names.items():
-        path = path.replace(new, old)
-    kernels = r"^(blocks/(?:attention/(?:query|key|value|projection)|mlp/(?:up|down)))$"
-    return re.sub(kernels, r"\1/kernel", path)
-
-
-@pytest.mark.parametrize(("name", "names"), [("NRGPT_H_FF2W", OLD_NAMES), ("GPT", OLD_NAMES_GPT)])
-def test_runs_of_version_1_say_how_to_convert_them(tmp_path, name, names):
-    before = trained(name=name, per_step_scale=True)
-    old, new = tmp_path / "old", tmp_path / "new"
-    record_run(old, before.config, before.tokenizer)
-    config = json.loads((old / "config.json").read_text())
-    del config["record"], config["checksum"]
-    for field in ("rule", "num_distinct_layers", "energies", "combination"):
-        del config["model"][field]
-    (old / "config.json").write_text(json.dumps(config))
-    flat = traverse_util.flatten_dict(before.variables["params"], sep="/")
-    renamed = {old_name(path, names): value for path, value in flat.items()}
-    assert not any(path.startswith("block/") for path in renamed)
-    with Checkpoints(old, writable=True) as checkpoints:
-        checkpoints.save_best(7, traverse_util.unflatten_dict(renamed, sep="/"), 1.5)
-    with pytest.raises(UserError, match=r"nrgpt_jax\.convert --run=.*old --workdir=NEW_FOLDER"):
-        load_pretrained(old)
-    convert_run(old, new)
-    again = load_pretrained(new)
-    chex.assert_trees_all_equal(again.variables["params"], before.variables["params"])
-    with pytest.raises(UserError, match="holds a run already"):
-        convert_run(old, new)
+def test_a_run_of_version_1_says_which_commit_converts_it(tmp_path):
+    before = trained(name="NRGPT_H_FF2W")
+    record_run(tmp_path, before.config, before.tokenizer)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["record"], config["checksum"], config["model"]["rule"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"check out commit \w+ .*nrgpt_jax\.convert --run="):
+        load_pretrained(tmp_path)

@@ -3,15 +3,14 @@
 `checkpoints/latest` keeps the last complete states, with the place in the data, to resume from;
 `checkpoints/best` the parameters with the lowest validation loss. A checkpoint is a folder of
 orbax, named by its step, with a `checksums.json` of all its files: it is made under another name,
-so that a save that was killed leaves nothing that could be taken for one. What is read was
-verified before; a damaged checkpoint is skipped with a warning.
+so that a save that was killed leaves nothing that could be taken for one. On a bucket, where
+nothing can be renamed, `checksums.json` is written last, and a folder without it is no checkpoint.
+What is read was verified before; a damaged checkpoint is skipped with a warning.
 """
 
 import functools
 import json
 import math
-import shutil
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ import msgspec
 from absl import logging
 from orbax.checkpoint import v1 as ocp
 
-from nrgpt_jax import disk
+from nrgpt_jax import disk, paths
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.processes import gather_texts, host0_first, is_first, raise_on_all_hosts
 from nrgpt_jax.runs import checksums
@@ -48,7 +47,8 @@ class Checkpoints:
     def __init__(
         self, workdir: Path, *, writable: bool = False, keep: int = 2, keep_every: int = 0
     ):
-        self._root = workdir.absolute() / "checkpoints"
+        self._root = paths.absolute(workdir) / "checkpoints"
+        self._renames = not paths.on_bucket(workdir)
         self._keep, self._keep_every = keep, keep_every
         self._verified: dict[tuple[str, int], str] = {}  # what is wrong with them
         self._believed = False
@@ -66,10 +66,12 @@ class Checkpoints:
             folder = self._root / kind
             for entry in folder.iterdir() if folder.is_dir() else ():
                 name = entry.name.removesuffix(_REPLACED)
-                if name.isdigit() and name != entry.name and not (folder / name).exists():
+                if not self._renames and not checksums.exist(entry):
+                    paths.remove(entry)
+                elif name.isdigit() and name != entry.name and not (folder / name).exists():
                     entry.rename(folder / name)  # it was to give way to what never came
                 elif not entry.name.isdigit() and entry.is_dir():
-                    shutil.rmtree(entry, ignore_errors=True)
+                    paths.remove(entry)
 
     # Saving -------------------------------------------------------------------------------------
 
@@ -97,18 +99,20 @@ class Checkpoints:
 
     def _save(self, kind: str, step: int, content: dict, metadata: Mapping[str, Any]) -> None:
         folder = self._root / kind
-        final, partial = folder / str(step), folder / f"{step}.partial"
+        final = folder / str(step)
+        partial = folder / f"{step}.partial" if self._renames else final
 
         def save() -> None:
             write = functools.partial(ocp.save_checkpointables, partial, content, overwrite=True)
             raise_on_all_hosts(lambda: write(custom_metadata=dict(metadata)))
             checksums.write(partial)
-            host0_first(lambda: _move(partial, final))
+            if self._renames:
+                host0_first(lambda: _move(partial, final))
 
         failed = failure(save)
         if failed:
-            for left in folder.glob(f"{partial.name}*"):  # orbax's own temporary folders too
-                shutil.rmtree(left, ignore_errors=True)
+            for left in folder.glob(f"{step}.partial*"):  # orbax's own temporary folders too
+                paths.remove(left)
             raise OSError(
                 f"the {kind} checkpoint of step {step} cannot be saved in {folder} ({failed}); the "
                 "ones before it are whole"
@@ -128,7 +132,7 @@ class Checkpoints:
         needed |= set(best[-1:])
         for kind, result, wanted in (("latest", latest, retained), ("best", best, needed)):
             for other in set(result) - wanted:
-                shutil.rmtree(self._root / kind / str(other), ignore_errors=True)
+                paths.remove(self._root / kind / str(other))
 
     def drop_best_after(self, step: int) -> None:
         """Removes what was best in a course that the run has left by going back to `step`."""
@@ -136,7 +140,7 @@ class Checkpoints:
         def drop() -> None:
             for later in self._listed("best"):
                 if later > step:
-                    shutil.rmtree(self._root / "best" / str(later))
+                    paths.remove(self._root / "best" / str(later))
 
         host0_first(drop)
 
@@ -146,9 +150,8 @@ class Checkpoints:
 
         def move() -> None:
             for step, target in moved:
-                shutil.rmtree(target, ignore_errors=True)
-                folder.mkdir(parents=True, exist_ok=True)
-                shutil.move(self._root / "latest" / str(step), target)
+                paths.remove(target)
+                paths.move(self._root / "latest" / str(step), target)
 
         host0_first(move)
         return [target for _, target in moved]
@@ -165,8 +168,9 @@ class Checkpoints:
 
     def _listed(self, kind: str) -> list[int]:
         folder = self._root / kind
-        names = [e.name for e in folder.iterdir() if e.is_dir()] if folder.is_dir() else []
-        return sorted(int(name) for name in names if name.isdigit() and name.isascii())
+        entries = [e for e in folder.iterdir() if e.is_dir()] if folder.is_dir() else []
+        whole = [e.name for e in entries if self._renames or checksums.exist(e)]
+        return sorted(int(name) for name in whole if name.isdigit() and name.isascii())
 
     def has(self, kind: str) -> bool:
         """Whether there is a `best` or `latest` checkpoint."""
@@ -208,16 +212,6 @@ class Checkpoints:
     def _others(self, kind: str) -> str:
         others = [f"--checkpoint={other}" for other in KINDS if other != kind and self.has(other)]
         return f"use {others[0]}" if others else "train first"
-
-    def restore_as_saved(self) -> tuple[int, Any, float]:
-        """(step, parameters, validation loss) of the best checkpoint, or else of the latest.
-
-        Whatever the parameters are called. Raises UserError where there is none.
-        """
-        kind = "best" if self.has("best") else "latest"
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of orbax: it is read onto the devices it came from
-            return *self.restore_params(kind, None), self.best_loss()
 
     def _newest_whole(self, kind: str, wanted: dict[str, Any]):
         steps = self.steps(kind)
@@ -282,7 +276,7 @@ def _move(partial: Path, final: Path) -> None:
     """Gives a checkpoint its name; a damaged one that has it gives way."""
     replaced = final.with_name(f"{final.name}{_REPLACED}")
     if final.exists():
-        shutil.rmtree(replaced, ignore_errors=True)
+        paths.remove(replaced)
         final.rename(replaced)
     try:
         partial.rename(final)
@@ -291,7 +285,7 @@ def _move(partial: Path, final: Path) -> None:
             replaced.rename(final)
         raise
     disk.flush_folder(final.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+    paths.remove(replaced)
 
 
 @jax.jit

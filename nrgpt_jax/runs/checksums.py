@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax
 
-from nrgpt_jax import disk, host
+from nrgpt_jax import disk, host, paths
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.processes import gather_texts, host0_first, is_first, raise_on_all_hosts
 
@@ -66,8 +66,7 @@ def _expected(folder: Path) -> tuple[dict[str, str], str]:
 
 
 def _files(folder: Path) -> list[str]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return sorted(str(path.relative_to(folder)) for path in files if path.name != FILE_NAME)
+    return [name for name in paths.files(folder) if name.rpartition("/")[2] != FILE_NAME]
 
 
 def _sums(folder: Path, names: list[str]) -> dict[str, str]:

@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import os
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple, TypedDict
 import msgspec
 from ml_collections import ConfigDict
 
-from nrgpt_jax import __version__, disk, plugins
+from nrgpt_jax import __version__, disk, paths, plugins
 from nrgpt_jax.config_record import RECORD, read_record
 from nrgpt_jax.core.metrics import METRICS
 from nrgpt_jax.datasets import DATASETS, GIVEN
@@ -44,6 +45,7 @@ class _Part(TypedDict):
 CONFIG_FILE: str = "config.json"
 TOKENIZER_FILE: str = "tokenizer.json"
 FORMAT = 2  # of the layout of a run directory
+CONVERTS_VERSION_1 = "c7d12cf"  # the last commit of a development line that did
 RECORDED_VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint")
 _TRIES = 5  # to lock a directory, in a fifth of a second
 FIXED = ("model", "data", "seed", "init_from")  # what a run cannot change half-way, but for
@@ -55,11 +57,11 @@ def open_run(workdir: Path) -> tuple[ConfigDict, Tokenizer]:
     return load_config(workdir), load_tokenizer(workdir / TOKENIZER_FILE)
 
 
-def load_config(workdir: Path, *, from_version_1: bool = False) -> ConfigDict:
+def load_config(workdir: Path) -> ConfigDict:
     """The configuration of a run, as recorded; fields newer than the run have their defaults.
 
     Raises:
-      UserError: there is none, it is damaged, or (unless that is wanted) of version 0.1.
+      UserError: there is none, it is damaged, or of another version of this package.
     """
     path = workdir / CONFIG_FILE
     made_by = _record_of(workdir).get("format", 1)  # first: a newer version has other fields
@@ -78,10 +80,11 @@ def load_config(workdir: Path, *, from_version_1: bool = False) -> ConfigDict:
     model = result.fields_set.get("model")
     if model is None:
         raise UserError(f"{path} describes no model; {RESTORE}")
-    if "rule" not in model and not from_version_1:
+    if "rule" not in model:
         raise UserError(
-            f"{workdir} was made by version 0.1, which named parameters otherwise; convert it: "
-            f"python -m nrgpt_jax.convert --run={workdir} --workdir=NEW_FOLDER"
+            f"{workdir} was made by version 0.1, which named parameters otherwise; to convert it, "
+            f"check out commit {CONVERTS_VERSION_1} of this repository and run python -m "
+            f"nrgpt_jax.convert --run={workdir} --workdir=NEW_FOLDER there"
         )
     plugins.load(result.config.plugins)
     recorded = _parts_of(_record_of(workdir))
@@ -200,14 +203,23 @@ class Lock(NamedTuple):
     """Held by the one process that trains in a run directory."""
 
     workdir: Path
-    number: int  # of the open file
+    held: int | bytes  # the number of the open file; on a bucket, what was written there
 
     def check(self) -> None:
         """Raises OSError when the directory is no longer the one that was locked."""
+        lock = self.workdir / "lock"
         try:
-            same = os.path.samestat(os.stat(self.workdir / "lock"), os.fstat(self.number))
+            if isinstance(self.held, bytes):
+                same = lock.read_bytes() == self.held
+            else:
+                same = os.path.samestat(os.stat(lock), os.fstat(self.held))
         except FileNotFoundError:
             same = False
+        if not same and isinstance(self.held, bytes):
+            raise OSError(
+                f"{self.workdir} was removed, or another process has begun to train there since: "
+                "what this one had done since its last checkpoint is lost"
+            )
         if not same:
             raise OSError(
                 f"{self.workdir} was removed or replaced while the run was training: what it had "
@@ -217,7 +229,22 @@ class Lock(NamedTuple):
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[Lock]:
-    """Keeps a second training process out of a run. Raises InUse when one is there."""
+    """Keeps a second training process out of a run. Raises InUse when one is there.
+
+    A bucket has no locks, and a preempted machine could not release one: there the process that
+    began last may train, and `Lock.check` ends the one before it.
+    """
+    if paths.on_bucket(workdir):
+        token = uuid.uuid4().hex.encode()
+        try:
+            disk.write_whole(workdir / "lock", token)
+        except OSError as error:
+            raise UserError(
+                f"{workdir} cannot be written; is there such a bucket, and may these credentials "
+                f"write to it? ({error.strerror or error})"
+            ) from None
+        yield Lock(workdir, token)
+        return
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / "lock").open("a") as file:
         for left in reversed(range(_TRIES)):  # whoever only looks (`in_use`) lets go at once
@@ -233,7 +260,9 @@ def locked(workdir: Path) -> Iterator[Lock]:
 
 
 def in_use(workdir: Path) -> bool:
-    """Whether a process trains in a directory."""
+    """Whether a process trains in a directory; on a bucket that is not known."""
+    if paths.on_bucket(workdir):
+        return False
     try:
         with (workdir / "lock").open() as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,11 +1,13 @@
 """What a run writes while it trains: metrics.jsonl, TensorBoard, optionally Weights & Biases."""
 
+import contextlib
 import errno
 import json
 import math
 import os
+import shutil
 import socket
-import struct
+import tempfile
 import time
 import uuid
 from collections.abc import Mapping
@@ -16,10 +18,11 @@ import msgspec
 import xxhash
 from absl import logging
 
-from nrgpt_jax import disk
+from nrgpt_jax import disk, paths
 
 FILE_NAME = "metrics.jsonl"
 DAMAGED = "metrics.damaged.jsonl"
+FLUSH_SECONDS = 10  # TensorBoard sees what is at most that old
 
 _LINE = msgspec.json.Decoder(dict[str, float | int | str | None])
 
@@ -61,7 +64,8 @@ class MetricWriter:
     """Appends scalars by step, once it is opened.
 
     Lines past what the checkpoint at `start_step` knew of (of a run that was killed) are dropped
-    then: by its `mark()`, or where the file is not the one it was, by their steps.
+    then: by its `mark()`, or where the file is not the one it was, by their steps. Nothing can be
+    appended on a bucket: files are written on this machine, and copied there by `mark` and `close`.
     """
 
     def __init__(
@@ -73,7 +77,9 @@ class MetricWriter:
         mark: Mapping[str, Any] | None = None,
     ):
         self._workdir, self._start, self._config = workdir, start_step, config
-        self._path = workdir / FILE_NAME
+        self._remote = paths.on_bucket(workdir)
+        self._folder = Path(tempfile.mkdtemp()) if self._remote else workdir
+        self._path = self._folder / FILE_NAME
         self._with_wandb, self._wandb = wandb, None
         self._tensorboard: _TensorBoard | None = None
         self._mark = mark
@@ -88,21 +94,22 @@ class MetricWriter:
         disk.write_whole(self._path, remaining)
         self._length = len(remaining)
         self._digest.update(remaining)
-        self._tensorboard = _TensorBoard(self._workdir / "tensorboard", self._start + 1)
+        self._tensorboard = _TensorBoard(self._folder / "tensorboard", self._start + 1)
         if self._with_wandb:
-            self._wandb = _start_wandb(self._workdir, self._config)
+            self._wandb = _start_wandb(self._workdir, self._folder, self._config)
 
     def _remaining(self) -> bytes:
         """The lines to resume after."""
-        content = self._path.read_bytes() if self._path.exists() else b""
+        path = self._workdir / FILE_NAME
+        content = path.read_bytes() if path.exists() else b""
         if self._mark:
             known = content[: self._mark["bytes"]]
             if xxhash.xxh3_128_hexdigest(known) == self._mark["checksum"]:
                 return known
             text = "%s is not the file that the checkpoint at step %d knew; lines up to it are kept"
-            logging.warning(text, self._path, self._start)
+            logging.warning(text, path, self._start)
             disk.write_whole(self._workdir / DAMAGED, content)
-        lines = _lines(self._path, content)
+        lines = _lines(path, content)
         remaining = [line for line, record in lines if record["step"] <= self._start]
         return b"".join(line if line.endswith(b"\n") else line + b"\n" for line in remaining)
 
@@ -133,13 +140,28 @@ class MetricWriter:
     def mark(self) -> dict[str, Any]:
         """What a checkpoint that is saved now knows of the file. Raises OSError."""
         self._flush()
+        if self._tensorboard is not None:
+            self._tensorboard.flush()
+        self._copy()
         return {"bytes": self._length, "checksum": self._digest.hexdigest()}
+
+    def _copy(self) -> None:
+        """Onto the bucket, where the run is on one. Raises OSError."""
+        if self._remote and self._length >= 0:
+            for name in paths.files(self._folder):
+                if not name.startswith("wandb/"):
+                    disk.write_whole(self._workdir / name, (self._folder / name).read_bytes())
 
     def close(self) -> None:
         """Flushes and closes everything. Raises OSError."""
         if self._wandb is not None:
             self._wandb.finish()
+        if self._tensorboard is not None:
+            self._tensorboard.flush()
         self._flush()
+        self._copy()
+        if self._remote:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
 
 class SilentWriter:
@@ -160,18 +182,21 @@ class SilentWriter:
 
 
 class _TensorBoard:
-    """An event file; where it cannot be written the run continues without.
+    """An event file of tensorboardX; where it cannot be written the run continues without.
 
-    The records are those of tensorboardX, without the thread that writes them there: on a full
-    disk that thread ends, and its queue then blocks the run.
+    Its `SummaryWriter` would write in a thread, which a full disk ends: its queue then blocks the
+    run.
     """
 
     def __init__(self, folder: Path, purge_step: int):
         from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.record_writer import RecordWriter
 
-        self._event = Event
+        self._event, self._flushed, self._writer = Event, 0.0, None
         self._path = folder / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
-        self._works = True
+        with self._unless_it_fails():
+            folder.mkdir(exist_ok=True)
+            self._writer = RecordWriter(str(self._path))
         self._add(file_version="brain.Event:2")
         start = SessionLog(status=SessionLog.START)  # what is at later steps counts no more
         self._add(step=purge_step, session_log=start)
@@ -183,29 +208,36 @@ class _TensorBoard:
         for name, value in scalars.items():
             if math.isfinite(value):
                 self._add(step=step, summary=scalar(name, value))
+        if time.monotonic() > self._flushed + FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Puts onto the disk what was written."""
+        self._flushed = time.monotonic()
+        with self._unless_it_fails():
+            if self._writer is not None:
+                self._writer.flush()
 
     def _add(self, **fields) -> None:
-        from tensorboardX.record_writer import masked_crc32c
+        with self._unless_it_fails():
+            if self._writer is not None:
+                event = self._event(wall_time=time.time(), **fields)
+                self._writer.write(event.SerializeToString())
 
-        if not self._works:
-            return
-        data = self._event(wall_time=time.time(), **fields).SerializeToString()
-        header = struct.pack("<Q", len(data))
-        sums = [struct.pack("<I", masked_crc32c(part)) for part in (header, data)]
+    @contextlib.contextmanager
+    def _unless_it_fails(self):
         try:
-            self._path.parent.mkdir(exist_ok=True)  # not again in a run that was removed
-            with self._path.open("ab", buffering=0) as file:
-                file.write(header + sums[0] + data + sums[1])
+            yield
         except OSError as error:
             logging.warning("%s is no longer written (%s)", self._path, error.strerror)
-            self._works = False
+            self._writer = None
 
 
-def _start_wandb(workdir: Path, config: Mapping[str, Any]):
+def _start_wandb(workdir: Path, folder: Path, config: Mapping[str, Any]):
     import wandb  # optional; `validate` has seen that it is there
 
     id_file = workdir / "wandb_id"  # a run that resumes stays one run
     if not id_file.exists():
         disk.write_whole(id_file, uuid.uuid4().hex[:12].encode())
-    settings = {"dir": str(workdir), "config": dict(config), "id": id_file.read_text()}
+    settings = {"dir": str(folder), "config": dict(config), "id": id_file.read_text()}
     return wandb.init(project="nrgpt", resume="allow", **settings)

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
-from nrgpt_jax import bundled, disk
+from nrgpt_jax import bundled, disk, paths
 from nrgpt_jax.array_types import Variables
 from nrgpt_jax.datasets.tokenizers import Tokenizer
 from nrgpt_jax.errors import UserError
@@ -76,7 +76,7 @@ def read_params(workdir: Path | str, checkpoint: str, model: LanguageModel) -> t
     """(step, parameters) of a run's `best` or `latest` checkpoint. Raises UserError without."""
     check_memory(model)
     where = sharding.parameter_shardings(parameter_specs(model), sharding.make_mesh())
-    with Checkpoints(Path(workdir)) as checkpoints:
+    with Checkpoints(paths.as_path(workdir)) as checkpoints:
         wanted = sharding.abstract(abstract_params(model), where)
         return checkpoints.restore_params(checkpoint, wanted)
 

@@ -8,7 +8,7 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from nrgpt_jax import plugins
+from nrgpt_jax import paths, plugins
 from nrgpt_jax.datasets import GIVEN, Dataset, load_dataset
 from nrgpt_jax.datasets.files import absolute
 from nrgpt_jax.datasets.pipeline import check_length
@@ -38,7 +38,7 @@ def train(
 
     Args:
       config: as of `default_config`.
-      workdir: the run directory.
+      workdir: the run directory: a folder, or gs://BUCKET/FOLDER.
       dataset: None: the one that `config.data` names. Resume with the same.
       optimizer: None: the one that `config.optimizer` describes; else of that only
         `accumulation_steps` and the learning rate that is logged are read. Resume with the same.
@@ -54,7 +54,7 @@ def train(
         was removed.
       SystemExit: a signal has stopped it, after it was saved; the code is 128 + the signal.
     """
-    workdir = Path(workdir)
+    workdir = paths.as_path(workdir)
     config = config.copy_and_resolve_references()
     if dataset is not None:
         config.data.name = GIVEN

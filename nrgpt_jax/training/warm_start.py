@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
+from nrgpt_jax import paths
 from nrgpt_jax.datasets.tokenizers import Tokenizer, as_record
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.models import LanguageModel, abstract_params
@@ -17,7 +18,7 @@ from nrgpt_jax.runs.pretrained import WEIGHTS_FILE, load_pretrained
 
 def folder_of(init_from: str, seed: int | str, workdir: Path) -> Path:
     """The folder of the trained model; {seed} and {workdir} in its name are those of the run."""
-    return Path(init_from.replace("{seed}", str(seed)).replace("{workdir}", str(workdir)))
+    return paths.as_path(init_from.replace("{seed}", str(seed)).replace("{workdir}", str(workdir)))
 
 
 def initial_params(folder: Path, model: LanguageModel, tokenizer: Tokenizer) -> Any:

@@ -1,0 +1,101 @@
+"""Run directories on a bucket: paths of this machine and of gs:// with the methods of pathlib.
+
+`etils.epath` and orbax reach Google Cloud Storage by fsspec and tensorstore. A bucket has no
+folders, no renaming and no appending: an object appears whole when it has been written.
+"""
+
+import contextlib
+import errno
+import importlib.util
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from nrgpt_jax.errors import UserError
+
+BUCKET = "gs://"
+
+
+def as_path(name: str | os.PathLike[str]) -> Path:
+    """A path of this machine, or of a bucket (`gs://BUCKET/FOLDER`).
+
+    Raises:
+      UserError: an address of another kind, or gcsfs is not installed.
+    """
+    text = os.fspath(name)
+    if "://" not in text:
+        return Path(text)
+    if not text.startswith(BUCKET):
+        raise UserError(
+            f"{text} is no place for a run: a folder, or gs://BUCKET/FOLDER; mount storage of "
+            "another kind"
+        )
+    if importlib.util.find_spec("gcsfs") is None:
+        raise UserError(f"{text} needs gcsfs: pip install 'nrgpt-jax[gcs]'")
+    import fsspec
+    from etils import epath
+
+    # Tensorstore writes beside fsspec, and so do other hosts: a listing that was kept is stale.
+    fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
+    path: Any = epath.Path(text)
+    return path
+
+
+def on_bucket(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is of a bucket."""
+    return os.fspath(path).startswith(BUCKET)
+
+
+def absolute(path: Path) -> Path:
+    """The path from the root of its file system."""
+    return path if on_bucket(path) else path.absolute()
+
+
+@contextlib.contextmanager
+def os_errors(path: Path) -> Iterator[None]:
+    """Turns what a bucket's library raises, of many kinds, into an OSError of one line."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise OSError(errno.EIO, reason, str(path)) from None
+
+
+def files(folder: Path) -> list[str]:
+    """The names of all files below a folder, relative to it, sorted."""
+    if on_bucket(folder):
+        fs, root = _filesystem(folder)
+        return sorted(name.removeprefix(root).lstrip("/") for name in fs.find(root))
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def remove(folder: Path) -> None:
+    """Removes a folder with all that it holds, as far as it is there and that can be done."""
+    if on_bucket(folder):
+        with contextlib.suppress(Exception):
+            fs, root = _filesystem(folder)
+            fs.rm(root, recursive=True)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def move(folder: Path, target: Path) -> None:
+    """Moves a folder to a place where nothing is. Raises OSError."""
+    if on_bucket(folder):
+        with os_errors(folder):
+            fs, root = _filesystem(folder)
+            fs.copy(root, _filesystem(target)[1], recursive=True)
+            fs.rm(root, recursive=True)
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(folder, target)
+
+
+def _filesystem(path: Path) -> tuple[Any, str]:
+    import fsspec
+
+    return fsspec.core.url_to_fs(os.fspath(path))
