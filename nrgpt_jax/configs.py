@@ -6,13 +6,12 @@ here is an error. `training.config_checks` checks the values before anything run
 """
 
 import functools
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from nrgpt_jax.errors import UserError, require
+from nrgpt_jax.errors import UserError
 
 OPTIONS = ("model.options", "data.options", "optimizer.options", "optimizer.schedule_options")
 """Groups of fields of any names."""
@@ -218,18 +217,3 @@ def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def field_names(config: Mapping[str, Any]) -> list[str]:
     """All fields, `model.embed_dim` and so on."""
     return list(flattened(config))
-
-
-def check_finite(config: Mapping[str, Any], prefix: str = "") -> None:
-    """Raises UserError where a field is NaN or infinite, which makes sense nowhere."""
-    for name, value in config.items():
-        if isinstance(value, (Mapping, ConfigDict)):
-            check_finite(value, f"{prefix}{name}.")
-        elif isinstance(value, float):
-            require(math.isfinite(value), prefix + name, value, "a finite number")
-
-
-def check_at_most(config: Mapping[str, Any], prefix: str, limits: Mapping[str, float]) -> None:
-    """Raises UserError where a field is larger than its limit."""
-    for name, limit in limits.items():
-        require(config[name] <= limit, prefix + name, config[name], f"at most {limit:,}")

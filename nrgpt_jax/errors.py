@@ -1,7 +1,7 @@
 """Errors that are the user's to mend: one line that names the cause and the cure."""
 
 import signal
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 # Exit codes, by which SLURM, GKE and XPK know what to start again.
@@ -30,15 +30,3 @@ def require(condition: bool, field: str, value: Any, allowed: str) -> None:
 def require_choice(field: str, value: Any, allowed: Iterable[str]) -> None:
     """The value must be one of the allowed ones."""
     require(value in allowed, field, value, "choose one of " + ", ".join(allowed))
-
-
-def require_positive(config: Mapping[str, Any], prefix: str, *fields: str) -> None:
-    """All the fields must be positive."""
-    for field in fields:
-        require(config[field] > 0, prefix + field, config[field], "it must be positive")
-
-
-def require_not_negative(config: Mapping[str, Any], prefix: str, *fields: str) -> None:
-    """All the fields must be zero or positive."""
-    for field in fields:
-        require(config[field] >= 0, prefix + field, config[field], "it must not be negative")

@@ -3,25 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-from nrgpt_jax.configs import check_at_most, check_finite
 from nrgpt_jax.datasets import DATASETS, catalogue
 from nrgpt_jax.datasets.corpora import CORPORA
 from nrgpt_jax.datasets.hf_tokenizer import PREFIX
 from nrgpt_jax.datasets.listops import OPERATIONS
 from nrgpt_jax.datasets.tokenizers import FIXED
-from nrgpt_jax.errors import require, require_choice, require_not_negative, require_positive
+from nrgpt_jax.errors import require, require_choice
+from nrgpt_jax.limits import check_limits
 from nrgpt_jax.registry import check_options
 
-LARGEST_SEED = 2**32 - 1  # JAX takes larger ones for others: 2**32 is 0
-_LARGEST_BATCH = 2**24
-_LARGEST = {
-    "modulus": 2**12,
-    "depth": 2**6,
-    "max_arguments": 2**6,
-    "num_train": 10**9,
-    "num_test": 10**7,
-    "seed": LARGEST_SEED,
-}
 _MOST_TUPLES = 10**7  # that are held out, in memory
 _MOST_ARGUMENTS = 10**3  # of an expression and all inside it, on average
 
@@ -35,12 +25,7 @@ def check_data(data: Mapping[str, Any]) -> None:
     if not data["tokenizer"].startswith(PREFIX):
         require_choice("data.tokenizer", data["tokenizer"], [*kinds, "hf:NAME_OR_FILE"])
     check_options("data.options", data["options"], DATASETS.options.get(data["name"], {}))
-    fraction = data["validation_fraction"]
-    require(0 < fraction < 1, "data.validation_fraction", fraction, "0 < fraction < 1")
-    fraction = data["train_fraction"]
-    require(0 < fraction <= 1, "data.train_fraction", fraction, "0 < fraction <= 1")
-    require_positive(data, "data.", "batch_size")
-    check_at_most(data, "data.", {"batch_size": _LARGEST_BATCH})
+    check_limits({name: data[name] for name in data if name != "listops"}, "data")
     require("\0" not in data["path"], "data.path", data["path"], "a path without the character 0")
     if data["name"] == "listops":
         _check_listops(data["listops"])
@@ -51,11 +36,7 @@ def _check_listops(listops: Mapping[str, Any]) -> None:
     require(len(listops["operations"]) > 0, prefix + "operations", (), "name at least one")
     for operation in listops["operations"]:
         require_choice(prefix + "operations", operation, tuple(OPERATIONS))
-    require_positive(listops, prefix, "depth", "min_arguments", "num_train", "num_test")
-    require_not_negative(listops, prefix, "seed")
-    check_finite(listops, prefix)
-    check_at_most(listops, prefix, _LARGEST)
-    require(listops["modulus"] > 1, prefix + "modulus", listops["modulus"], "at least 2")
+    check_limits(listops, "data.listops")
     max_arguments, min_arguments = listops["max_arguments"], listops["min_arguments"]
     require(
         max_arguments >= min_arguments,
@@ -63,8 +44,6 @@ def _check_listops(listops: Mapping[str, Any]) -> None:
         max_arguments,
         f"at least min_arguments={min_arguments}",
     )
-    for field in ("function_probability", "exclusion_rate"):
-        require(0 <= listops[field] <= 1, prefix + field, listops[field], "between 0 and 1")
     rate = listops["exclusion_rate"]
     tuples = int(listops["modulus"] ** max_arguments * rate)
     require(tuples > 0, prefix + "exclusion_rate", rate, "it must hold out one tuple at least")

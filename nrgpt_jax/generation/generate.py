@@ -20,6 +20,7 @@ from nrgpt_jax.core.descent import CRITERIA, Convergence
 from nrgpt_jax.errors import UserError, require, require_choice
 from nrgpt_jax.generation.decode import Window, as_tokens, bucket, decode_until, read
 from nrgpt_jax.generation.sampling import Sampling, check_sampling, switches
+from nrgpt_jax.limits import LARGEST_SEED
 from nrgpt_jax.models import LanguageModel
 from nrgpt_jax.models.decoding import Decoding, check_decoding
 
@@ -27,7 +28,6 @@ OVERFLOWS = ("slide", "refuse")
 MOST_STEPS = 2**16
 _MOST_SEQUENCES = 2**20
 _LARGEST_COUNT = 2**31 - 1  # new tokens are counted in 32 bits
-_LARGEST_SEED = 2**32 - 1  # JAX takes larger ones for others
 
 
 class Continuation(NamedTuple):
@@ -155,7 +155,7 @@ def _padded(texts: Sequence[np.ndarray], slots: int) -> tuple[np.ndarray, np.nda
 def _check_request(prompts: Sequence[np.ndarray], max_new_tokens: int, seed: int) -> None:
     allowed = f"between 1 and {_LARGEST_COUNT:,}"
     require(0 < max_new_tokens <= _LARGEST_COUNT, "max_new_tokens", max_new_tokens, allowed)
-    require(0 <= seed <= _LARGEST_SEED, "seed", seed, f"between 0 and {_LARGEST_SEED:,}")
+    require(0 <= seed <= LARGEST_SEED, "seed", seed, f"between 0 and {LARGEST_SEED:,}")
     require(
         len(prompts) <= _MOST_SEQUENCES, "prompts", len(prompts), f"at most {_MOST_SEQUENCES:,}"
     )

@@ -7,20 +7,14 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from nrgpt_jax import host
-from nrgpt_jax.configs import check_at_most, check_finite
 from nrgpt_jax.core import parameters
 from nrgpt_jax.core.block import COMBINATIONS, REMAT
 from nrgpt_jax.core.energies import ENERGIES
 from nrgpt_jax.core.norms import NORMS
 from nrgpt_jax.core.parameters import ParameterSpec
 from nrgpt_jax.core.rules import RATES, RULES
-from nrgpt_jax.errors import (
-    UserError,
-    require,
-    require_choice,
-    require_not_negative,
-    require_positive,
-)
+from nrgpt_jax.errors import UserError, require, require_choice
+from nrgpt_jax.limits import check_limits
 from nrgpt_jax.models.names import (
     NRGPT_NAME,
     energies_labelled,
@@ -45,18 +39,6 @@ _CHOICES = {
     "implementation": IMPLEMENTATIONS,
     "remat": REMAT,
 }
-_LARGEST = {
-    "vocab_size": 2**24,
-    "context_length": 2**22,
-    "embed_dim": 2**18,
-    "num_heads": 2**14,
-    "num_steps": 2**16,
-    "mlp_ratio": 2**10,
-    "head_dim": 2**18,
-    "full_steps": 2**16,
-    "scan_unroll": 2**16,
-}
-_LEAST, _MOST = 1e-12, 1e12  # of factors: what 32 bits can still divide by and square
 _FLOAT32 = 4  # bytes
 
 
@@ -66,19 +48,8 @@ def check_model(model: Mapping[str, Any]) -> None:
     require_choice("model.attention", model["attention"], energies_labelled("attention"))
     for field, allowed in _CHOICES.items():
         require_choice(f"model.{field}", model[field], allowed)
-    require_positive(model, "model.", "vocab_size", "context_length", "embed_dim", "num_heads")
-    require_positive(
-        model, "model.", "num_steps", "mlp_ratio", "scan_unroll", "beta", "inference_rate_init"
-    )
-    require_not_negative(model, "model.", "head_dim", "num_distinct_layers", "full_steps")
-    decay = model["inference_rate_decay"]
-    require(0 < decay <= 1, "model.inference_rate_decay", decay, "above 0, at most 1")
-    check_finite(model, "model.")
-    check_at_most(model, "model.", _LARGEST)
-    for field in ("beta", "inference_rate_init"):
-        sound = _LEAST <= model[field] <= _MOST
-        require(sound, f"model.{field}", model[field], f"between {_LEAST:g} and {_MOST:g}")
-    require(0 <= model["dropout"] < 1, "model.dropout", model["dropout"], "0 <= dropout < 1")
+    check_limits(model, "model")
+    require(model["vocab_size"] > 0, "model.vocab_size", model["vocab_size"], "above 0")
     steps = model["num_steps"]
     require(
         model["num_distinct_layers"] <= steps,

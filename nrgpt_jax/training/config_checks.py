@@ -1,16 +1,15 @@
 """Checks of a whole configuration: every mistake is one line, raised before anything runs."""
 
 import importlib.util
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from nrgpt_jax import plugins
-from nrgpt_jax.configs import check_at_most, check_finite
 from nrgpt_jax.core.metrics import METRICS
 from nrgpt_jax.credentials import check_no_credentials
-from nrgpt_jax.datasets.data_checks import LARGEST_SEED, check_data
-from nrgpt_jax.errors import require, require_choice, require_not_negative, require_positive
+from nrgpt_jax.datasets.data_checks import check_data
+from nrgpt_jax.errors import require, require_choice
+from nrgpt_jax.limits import LARGEST_DEPTH, check_limits
 from nrgpt_jax.models import create_model, sharding
 from nrgpt_jax.models.evaluators import check_evaluators
 from nrgpt_jax.models.model_checks import check_memory, check_model
@@ -18,29 +17,17 @@ from nrgpt_jax.models.names import is_nrgpt
 from nrgpt_jax.training import depths
 from nrgpt_jax.training.optimizers import DECAYS, check_names
 
-_LARGEST_DEPTH = 2**16
-_LARGEST_COUNT = 2**31 - 1  # steps are counted in 32 bits
-_COUNTS = (
-    *("train_steps", "log_every", "eval_every", "eval_windows", "checkpoint_every"),
-    *("checkpoint_keep", "max_skipped_steps"),
-)
-_COUNTS_OR_NONE = ("eval_prompts", "checkpoint_keep_every")
+_GROUPS = ("model", "data", "optimizer", "depth")  # which are checked one by one
 _KEPT = 2  # arrays of the size of the parameters, at least: they, and a moment of the gradient
 
 
 def _check_optimizer(optimizer: Mapping[str, Any]) -> None:
     prefix = "optimizer."
     require_choice(prefix + "weight_decay_mask", optimizer["weight_decay_mask"], DECAYS)
-    check_finite(optimizer, prefix)
-    limits = dict.fromkeys(("warmup_steps", "accumulation_steps"), _LARGEST_COUNT)
-    check_at_most(optimizer, prefix, limits)
-    require_positive(optimizer, prefix, "learning_rate", "accumulation_steps")
-    require_not_negative(optimizer, prefix, "final_learning_rate")
-    if optimizer["schedule"] == "exponential":
-        require_positive(optimizer, prefix, "final_learning_rate")
-    require_not_negative(optimizer, prefix, "warmup_steps", "weight_decay", "clip_norm")
-    for field in ("beta1", "beta2"):
-        require(0 <= optimizer[field] < 1, prefix + field, optimizer[field], "0 <= beta < 1")
+    check_limits(optimizer, "optimizer")
+    final, allowed = optimizer["final_learning_rate"], "above 0 with an exponential schedule"
+    possible = final > 0 or optimizer["schedule"] != "exponential"
+    require(possible, prefix + "final_learning_rate", final, allowed)
     check_names(optimizer)
 
 
@@ -48,21 +35,13 @@ def _check_depth(config: Mapping[str, Any]) -> None:
     fields, model, prefix = config["depth"], config["model"], "depth."
     require_choice(prefix + "distribution", fields["distribution"], depths.DISTRIBUTIONS)
     require_choice(prefix + "sample_per", fields["sample_per"], depths.EACH)
-    check_finite(fields, prefix)
-    counts = (
-        *("min_steps", "max_steps", "backprop_steps", "loss_steps"),
-        *("refine_passes", "max_burn_in_passes"),
-    )
-    limits = {**dict.fromkeys(counts, _LARGEST_DEPTH), "curriculum_steps": _LARGEST_COUNT}
-    check_at_most(fields, prefix, limits)
-    require_not_negative(fields, prefix, *limits, "penalty", "penalty_bound", "consistency")
+    check_limits(fields, "depth")
     for field in ("max_burn_in_passes", "consistency"):
         possible, allowed = (
             fields["refine_passes"] or not fields[field],
             f"0 without {prefix}refine_passes",
         )
         require(possible, prefix + field, fields[field], allowed)
-    require_positive(fields, prefix, "loss_steps")
     if fields["distribution"] == "fixed":
         for field in ("min_steps", "max_steps", "curriculum_steps"):
             allowed = "0 with depth.distribution=fixed; or set depth.distribution=uniform"
@@ -84,7 +63,7 @@ def _check_drawn(depth: depths.Depth, model: Mapping[str, Any], prefix: str) -> 
         "(model.name, model.num_distinct_layers, model.per_step_scale, model.inference_rate_decay)"
     )
     require(alike, prefix + "distribution", depth.distribution, allowed)
-    allowed = f"between {prefix}min_steps={depth.min_steps} and {_LARGEST_DEPTH}"
+    allowed = f"between {prefix}min_steps={depth.min_steps} and {LARGEST_DEPTH}"
     require(depth.max_steps >= depth.min_steps, prefix + "max_steps", depth.max_steps, allowed)
     fewest = min(depth.backprop_steps, depth.min_steps)
     allowed = f"at most {fewest}: the {depth.backprop_steps} steps that the gradient goes through, "
@@ -127,18 +106,12 @@ def check_config(config: Mapping[str, Any], num_devices: int) -> None:
     """Checks a whole configuration. Raises UserError naming field, value and what is allowed."""
     check_no_credentials(config)
     plugins.load(config["plugins"])
-    require_positive(config, "", *_COUNTS)
-    require_not_negative(config, "", *_COUNTS_OR_NONE, "seed")
-    limits = dict.fromkeys((*_COUNTS, *_COUNTS_OR_NONE), _LARGEST_COUNT)
-    count, allowed = config["checkpoint_keep"], "at least 2: the last one may be damaged, or bad"
-    require(count >= 2, "checkpoint_keep", count, allowed)
-    factor, allowed = config["spike_factor"], "above 1, and finite; 0: never"
-    require(factor == 0 or 1 < factor < math.inf, "spike_factor", factor, allowed)
-    check_at_most(config, "", {**limits, "seed": LARGEST_SEED})
+    check_limits({name: config[name] for name in config if name not in _GROUPS})
+    factor, allowed = config["spike_factor"], "above 1; 0: never"
+    require(factor == 0 or factor > 1, "spike_factor", factor, allowed)
     wandb_missing = config["wandb"] and not importlib.util.find_spec("wandb")
     require(not wandb_missing, "wandb", True, "pip install wandb first")
     model = dict(config["model"])
-    require_not_negative(model, "model.", "vocab_size")
     check_model({**model, "vocab_size": model["vocab_size"] or 1})
     _check_optimizer(config["optimizer"])
     _check_depth(config)
