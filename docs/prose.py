@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-COLUMNS, WORDS_OF_PARAGRAPH, WORDS_OF_SENTENCE = 7, 90, 35
+COLUMNS, PARAGRAPH, SENTENCE = 7, 90, 35  # the most; of paragraphs and sentences, in words
+_NO_TEXT = ("#", "|", "!", "<", ":::")  # lines that begin so are no text
 PAGES = ("README.md", "CONTRIBUTING.md", "docs/**/*.md")
 CODE = ("nrgpt_jax/**/*.py", "experiments/*.py", "studies/**/*.py", "benchmarks/*.py", "launch/*")
 _ROW = re.compile(r"^\| `(?P<pattern>[^`]+)` \|", re.MULTILINE)  # of the table of banned words
@@ -31,13 +32,7 @@ def paragraphs(text: str) -> Iterator[tuple[int, str]]:
     for number, line in enumerate([*text.splitlines(), ""], start=1):
         fence = line.lstrip().startswith("```")
         item = re.match(r"\s*(?:[-*]|\d+\.) ", line)
-        if (
-            fence
-            or fenced
-            or not line.strip()
-            or line.startswith(("#", "|", "!", "<", ":::"))
-            or item
-        ):
+        if fence or fenced or item or not line.strip() or line.startswith(_NO_TEXT):
             if lines:
                 yield begin, " ".join(lines)
             lines, begin = ([line[item.end() :]] if item and not fenced else []), number
@@ -62,15 +57,13 @@ def of_page(text: str) -> Iterator[tuple[int, str]]:
             yield number, f"a table of {columns} columns (at most {COLUMNS})"
     for number, paragraph in paragraphs(text):
         words = plain(paragraph)
-        if len(words.split()) > WORDS_OF_PARAGRAPH:
-            yield (
-                number,
-                f"a paragraph of {len(words.split())} words (at most {WORDS_OF_PARAGRAPH})",
-            )
-        for sentence in re.split(r"(?<=[.!?:;])[\"')]*\s+", words):
-            if len(sentence.split()) > WORDS_OF_SENTENCE:
-                begin = " ".join(sentence.split()[:6])
-                yield number, f"a sentence of {len(sentence.split())} words: {begin} ..."
+        count = len(words.split())
+        if count > PARAGRAPH:
+            yield number, f"a paragraph of {count} words (at most {PARAGRAPH})"
+        for sentence in re.split(r"(?<=[.!?])[\"')]*\s+", words):
+            count, begin = len(sentence.split()), " ".join(sentence.split()[:6])
+            if count > SENTENCE:
+                yield number, f"a sentence of {count} words (at most {SENTENCE}): {begin} ..."
 
 
 def main(names: list[str]) -> int:
