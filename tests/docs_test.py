@@ -214,7 +214,7 @@ def test_every_module_is_in_the_reference():
 
 def test_the_site_shows_the_definition_of_an_equation():
     """There a line of the package is its entry in the reference, another file its name."""
-    site = runpy.run_path(str(DOCS / "site_links.py"))
+    site = runpy.run_path(str(DOCS / "site_hooks.py"))
     for name, path, line in LINK.findall(PAGES["docs/equations.md"]):
         assert site["name_at"](path.removeprefix("../"), int(line)).endswith(f".{name}")
     page = type("Page", (), {"file": type("File", (), {"src_uri": "api/core.md"})})

@@ -1,16 +1,19 @@
-"""Links of the pages to files that are not pages, as the site shows them (a hook of mkdocs).
+"""Hooks of mkdocs: links to files that are not pages, and typeset equations.
 
-On a page such a link is a path, `[layer_norm](../nrgpt_jax/core/norms.py#L63)`, which a reader of
-the repository follows. The site has no such files: there a line of the package becomes its entry
-in the API reference, which shows the source, and any other file its name.
+On a page a link to a file is a path, `[layer_norm](../nrgpt_jax/core/norms.py#L63)`, which a reader
+of the repository follows. The site has no such files: there a line of the package becomes its entry
+in the API reference, which shows the source, and any other file its name. Equations in LaTeX become
+MathML, which browsers typeset: the site loads nothing from elsewhere.
 """
 
 import ast
+import html
 import re
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+EQUATION = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(((?:\.\./)+)([\w./-]+)(?:#L(\d+))?\)")
 
 
@@ -27,6 +30,18 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         return f"{text} (`{path}`)" if path not in text else text
 
     return LINK.sub(in_site, markdown)
+
+
+def on_page_content(content: str, **_: Any) -> str:
+    """The page with its equations typeset."""
+    from latex2mathml.converter import convert
+
+    def typeset(equation: re.Match) -> str:
+        tag, latex = equation[1], html.unescape(equation[2])
+        display = "block" if tag == "div" else "inline"
+        return f'<{tag} class="equation">{convert(latex, display=display)}</{tag}>'
+
+    return EQUATION.sub(typeset, content)
 
 
 def name_at(path: str, line: int) -> str:
