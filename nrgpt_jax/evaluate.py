@@ -52,7 +52,7 @@ def evaluate(
 
     Returns:
       `val/loss` (nats a token), `val/token_accuracy`; for data sets with prompts
-      `accuracy/<set>` (greedy) and `accuracy_sampled/<set>` (drawn at temperature 1).
+      `accuracy/<set>` (greedy) and `accuracy_sampled/<set>` (sampled at temperature 1).
 
     Raises:
       UserError: the model cannot make N steps or has no such cache, or nothing is asked.
@@ -111,7 +111,7 @@ def report(metrics: Mapping[str, float]) -> str:
         f"{name:<{width}}  {metrics[name]:.4f}" for name in metrics if name.startswith("val/")
     ]
     if sets:
-        lines += ["", f"{'answered right':<{width}}  greedy  drawn at temperature 1"]
+        lines += ["", f"{'accuracy':<{width}}  greedy  sampled at temperature 1"]
     for name in sets:
         greedy, drawn = (
             cli.percent(metrics[f"{a}/{name}"]) for a in ("accuracy", "accuracy_sampled")

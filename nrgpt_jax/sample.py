@@ -230,7 +230,9 @@ def _say_cache(trained: Pretrained, starts, max_new_tokens: int, settings: Setti
     model, variables = _as_deep(trained, settings)
     slots = generation.slots_for(model, starts, max_new_tokens)
     size = generation.cache_bytes(model, variables, len(starts), slots, settings.cache)
-    _print_note(f"cache: {settings.cache}, {size / 1e6:.2f} MB for {len(starts)} x {slots} tokens")
+    _print_note(
+        f"KV cache: {settings.cache}, {size / 1e6:.2f} MB for {len(starts)} x {slots} tokens"
+    )
 
 
 def _report(trained: Pretrained, samples: list[Sample], settings: Settings) -> None:
@@ -239,8 +241,10 @@ def _report(trained: Pretrained, samples: list[Sample], settings: Settings) -> N
     if settings.stopping is not None:
         steps = np.concatenate([s.new.steps for s in samples])
         if len(steps):
-            spread = f"mean {steps.mean():.1f}, median {np.median(steps):.0f}, most {steps.max()}"
-            _print_note(f"steps a token: {spread} (at most {model.num_steps})")
+            spread = (
+                f"mean {steps.mean():.1f}, median {np.median(steps):.0f}, largest {steps.max()}"
+            )
+            _print_note(f"steps per token: {spread} (limit {model.num_steps})")
     if settings.cache == "fixed_point":
         one = max(samples, key=lambda s: len(s.new.tokens))
         complete = np.concatenate([one.prompt, one.new.tokens])
@@ -253,8 +257,8 @@ def _report(trained: Pretrained, samples: list[Sample], settings: Settings) -> N
             trained.tokenizer.size,
         )
         _print_note(
-            f"against the exact cache: logits differ by at most {error.largest:.3g}, KL "
-            f"{error.divergence:.3g} nats a token, same first choice {error.agreement:.1%}"
+            f"compared with the exact cache: logits differ by at most {error.largest:.3g}, KL "
+            f"{error.divergence:.3g} nats a token, same most probable token {error.agreement:.1%}"
         )
 
 

@@ -83,7 +83,7 @@ def test_attraction_is_that_of_the_step_after_the_last(descending):
     wanted = moved / np.linalg.norm(unit(x), axis=-1)
     np.testing.assert_allclose(found.attraction.speed, wanted, rtol=2e-2, atol=1e-5)
     near = int(np.sum((found.attraction.speed <= 0.01) & (found.attraction.radius < 0.99)))
-    assert f"slow there, and attracting {near} (spectral radius below 0.99)" in report(found)
+    assert f"converged and attracting     {near} of" in report(found)
 
 
 @pytest.mark.slow

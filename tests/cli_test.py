@@ -143,7 +143,7 @@ def test_export_and_sample_from_it(run, tmp_path):
         assert [len(record[k]) for k in ("log_probs", "steps", "energies")] == [count] * 3
         assert set(record["steps"]) <= {3}
     assert "cache: fixed_point" in listed.stderr
-    assert "against the exact cache: logits differ by at most" in listed.stderr
+    assert "the exact cache: logits differ by at most" in listed.stderr
 
 
 @pytest.mark.long

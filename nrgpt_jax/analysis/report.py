@@ -101,58 +101,60 @@ def title(trained: Pretrained) -> str:
 
 
 def report(result: Analysis) -> str:
-    """What is promised and what was seen, in plain words."""
+    """The guarantee of descent and the evidence for it, in words."""
     c, steps = result.certificate, result.num_steps
-    promise = (
-        f"Proposition {c.proposition} applies: {c.reason}.\nA token's energy falls at small steps "
-        "while its context is converged."
-        if c.proposition
-        else f"Energy is NOT guaranteed to fall: {c.reason}."
-    )
-    if c.contradicted:
-        promise = f"{contradiction(result)}\n{promise}"
+    lines = [contradiction(result)] if c.contradicted else []
+    if c.proposition:
+        lines.append(
+            f"Descent: guaranteed by Proposition {c.proposition} ({c.reason}): a token's energy "
+            "decreases in every small enough step while its context is at its fixed point."
+        )
+    else:
+        lines.append(f"Descent: NOT guaranteed ({c.reason}).")
     if c.dtype != "float32":
-        promise += f"\nThe model computes in {c.dtype}, whose rounding is not looked at here."
-    own_key = "" if c.mask == "strict" else " (its own key too)"
-    rose = f"; energy rose in {percent(c.rises_converged)}" if c.steps_converged else ""
-    lines = [
-        promise,
-        f"eta ({c.rate}): eigenvalues of the symmetric part from {c.smallest_eigenvalue:.4g} to "
-        f"{c.largest_eigenvalue:.4g}",
-        f"{len(result.tokens)} tokens, {steps} steps ({result.trained_steps} in training), a "
-        f"token's context held fixed{own_key}:",
-        f"  steps that begin uphill    {percent(c.uphill)}",
-        f"  steps that end higher      {percent(c.rises)}",
-        f"  longest steps that descend {_longest(c.largest_step_scale)}",
-        f"Slow (g changes by at most {result.tolerance:.3g} of itself in a step):",
-        f"  tokens from some step on   {int(np.sum(result.settled < steps))}",
-        f"  token steps with all tokens before it slow {c.steps_converged}{rose}",
+        lines.append(f"The model computes in {c.dtype}; its rounding is not included here.")
+    shown = "is fixed" if c.mask == "strict" else "and its own key are fixed"
+    lines += [
+        f"Inference rate eta ({c.rate}): the eigenvalues of its symmetric part are between "
+        f"{c.smallest_eigenvalue:.4g} and {c.largest_eigenvalue:.4g}.",
+        f"Steps of {len(result.tokens)} tokens, {steps} each ({result.trained_steps} in training), "
+        f"while a token's context {shown}:",
+        f"  directed uphill              {percent(c.uphill)}",
+        f"  with a higher energy after   {percent(c.rises)}",
+        f"  largest that descend         {_longest(c.largest_step_scale)}",
+        f"Convergence (g changes by at most {result.tolerance:.3g}, relative, in a step):",
+        f"  converged tokens             {int(np.sum(result.settled < steps))} of "
+        f"{len(result.tokens)}",
+        f"  steps in converged contexts  {c.steps_converged}"
+        + (f", energy higher after {percent(c.rises_converged)}" if c.steps_converged else ""),
     ]
     if result.attraction is not None and np.isfinite(result.attraction.radius).all():
         near, radius = result.attraction.attracts(result.tolerance).sum(), result.attraction.radius
         lines += [
-            f"Where tokens are after step {steps}, each by its own block of the step's Jacobian:",
-            f"  slow there, and attracting {near} (spectral radius below {1 - MARGIN:g})",
-            f"  spectral radius            {np.median(radius):.3g} (median), {radius.max():.3g} "
+            f"Fixed points after step {steps} (each token's own block of the step's Jacobian):",
+            f"  converged and attracting     {near} of {len(result.tokens)} (spectral radius below "
+            f"{1 - MARGIN:g})",
+            f"  spectral radius              {np.median(radius):.3g} (median), {radius.max():.3g} "
             "(largest), by power iteration",
         ]
     if result.diverged_at is not None:
-        lines.append(f"Energies diverge at step {result.diverged_at}; nothing after it is shown.")
+        lines.append(f"Energies diverge at step {result.diverged_at}; later steps are not shown.")
     return "\n".join(lines)
 
 
 def contradiction(result: Analysis) -> str:
-    """Says that what was measured is not what is promised."""
+    """The message for measurements that contradict the guarantee."""
     c = result.certificate
     return (
         f"Proposition {c.proposition} is contradicted: {c.contradicted} of {result.speeds.size} "
-        "token steps begin uphill; a part of the model is not what it declares to be"
+        "token steps are directed uphill; a part of the model does not have the properties that it "
+        "declares"
     )
 
 
 def _longest(scale: float) -> str:
     if scale == 0.0:
-        return f"none: somewhere energy rises at {min(SCALES):.2g} of the model's own too"
+        return f"none: energy increases even at {min(SCALES):.2g} times the model's step"
     if np.isinf(scale):
-        return f"all that were tried, to {max(SCALES):g} times the model's own"
-    return f"{scale:.3g} times the model's own"
+        return f"all that were tried, up to {max(SCALES):g} times the model's step"
+    return f"{scale:.3g} times the model's step"

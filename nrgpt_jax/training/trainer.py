@@ -167,7 +167,7 @@ class Trainer:
         self.spikes = self.spikes.went_back(place.get("spikes"))
         next_batch = spike.step + self.ahead
         self._go_on_from(state, {**place, "next_sample": next_batch * self.config.data.batch_size})
-        log_host0(f"\n{spike}: back to step {self.start}, and on with other data")
+        log_host0(f"\n{spike}: returning to step {self.start}; training continues with other data")
 
     def _loop(self, bar: tqdm) -> None:
         config, stop = self.config, self.stop
