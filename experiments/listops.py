@@ -7,7 +7,7 @@ and 2), in 7 minutes. The variant demo: 96.5%, two and a half minutes.
 
 Variants (`--config=experiments/listops.py:NAME`):
     (none)         sized for a laptop CPU
-    rest           comes to rest: its rate has a guarantee, and its steps fade (docs/rest.md)
+    rest           converges: guaranteed descent, with steps that decay (docs/rest.md)
     long           four times as many training steps, ten times as many expressions
                    (docs/results.md)
     demo           modulo 5, smaller still: minutes (`make demo`)

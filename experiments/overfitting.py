@@ -9,7 +9,7 @@ split. The validation split is the same for all.
 
 Variants (`--config=experiments/overfitting.py:MODEL_PARTS`):
     MODEL  GPT, GPT_Rec_parallel, NRGPT_H_FF2W
-    PARTS  1, 2, 4, 8, 16: learns from one part of so many
+    PARTS  1, 2, 4, 8, 16: the training split is its first of PARTS parts
 """
 
 import experiments.quality

@@ -123,7 +123,7 @@ def parameters(model):
 
 
 def fitting_ratio(model, count):
-    """The `mlp_ratio` with which a model has nearly so many parameters; it grows with both."""
+    """The `mlp_ratio` with which a model has nearly `count` parameters, which grow with it."""
     model, width = model.copy_and_resolve_references(), model.embed_dim
 
     def of(hidden):

@@ -8,7 +8,7 @@ Seen on two CPU cores: validation loss 1.663 nats a character, in 4 minutes; bel
 Variants (`--config=experiments/shakespeare.py:NAME`):
     (none)  sized for a laptop CPU
     best    the same with the gated feed-forward energy (FFG), which learns more (docs/quality.md)
-    rest    comes to rest: its rate has a guarantee, and its steps fade (docs/rest.md)
+    rest    converges: guaranteed descent, with steps that decay (docs/rest.md)
     quick   the sizes of nanoGPT's recipe for CPUs; about a minute (docs/time_to_loss.md)
     paper   the paper's scaling study; one point of its sweep over model (NRGPT_H_FF2W,
             NRGPT_H_FF2, GPT, GPT_Rec_parallel), width (32 ... 768), heads (1, 2, 4, 8), steps

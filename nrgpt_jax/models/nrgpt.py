@@ -146,7 +146,7 @@ class NRGPT(LanguageModel):
 
     @nn.nowrap
     def _block(self) -> dict[str, Any]:
-        """The parameters of a block (or of several, stacked), and what is made of them once."""
+        """The parameters of a block (or of several, stacked), and values computed from them once."""
         block = self.group_params("block")
         shape = (
             (self.num_distinct_layers, self.embed_dim)
@@ -258,7 +258,7 @@ class NRGPT(LanguageModel):
           x: (B,N,D) states of all tokens, such as `embed` gives.
           t: the number of the step, from 0.
           first: (B,N,D) states before step 0, which the energy `injection` reads; by default x.
-            A rule with a state of its own (momentum) starts at rest.
+            A rule with a state of its own (momentum) starts from zero.
         """
         if not 0 <= t < self.num_steps:
             raise ValueError(f"step {t} of {self.num_steps}, which are numbered from 0")

@@ -146,7 +146,7 @@ def parameter_shardings(specs: Any, mesh: jax.sharding.Mesh) -> Any:
 
 
 def only(partition: PartitionSpec, *axes: str) -> PartitionSpec:
-    """What is left of a partition of a parameter when other mesh axes split nothing."""
+    """The partition restricted to the given mesh axes."""
     return PartitionSpec(*(axis if axis in axes else None for axis in partition))
 
 

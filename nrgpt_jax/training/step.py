@@ -80,7 +80,7 @@ def state_shardings(model: LanguageModel, state: TrainState, mesh: jax.sharding.
     shardings = {(path, shapes[path]): where for path, where in with_path(params)}
 
     def of_optimizer(path: tuple, leaf: jax.ShapeDtypeStruct):
-        """What is kept of a parameter lies under its path, in whatever the optimizer is made of."""
+        """The sharding of a moment: that of the parameter whose path ends its own."""
         candidates = (shardings.get((path[start:], leaf.shape)) for start in range(len(path)))
         return next(filter(None, candidates), everywhere)
 
