@@ -1,10 +1,27 @@
-"""Tables of the pages in docs/."""
+"""Tables of the pages in docs/, and the raw results in results/ that they are made from."""
 
-from collections.abc import Sequence
+import json
+import platform
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from nrgpt_jax import disk
 from nrgpt_jax.cli import percent
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS, RESULTS = ROOT / "docs", ROOT / "results"
+BEGIN, END = "<!-- table of {} -->", "<!-- end of the table of {} -->"
+
+Record = dict[str, Any]
+Columns = Mapping[str, tuple[str, str | Callable[[Sequence[Any]], str]]]
+"""By the name of a number in records: the head of its column; the form of its `spread`, or how its
+values are written."""
+Tables = Mapping[str, Iterable[str]]
+"""Lines, by the name in the marks between which they stand in a page."""
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
@@ -13,7 +30,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
     return [line(head), "|" + "---|" * len(head), *map(line, rows)]
 
 
-def spread(values: Sequence[float], form: str = ".3f") -> str:
+def spread(values: Sequence[float | None], form: str = ".3f") -> str:
     """Mean and standard deviation (of the sample) over seeds.
 
     Values that are not finite are left out, and how many are left is said.
@@ -32,3 +49,89 @@ def spread(values: Sequence[float], form: str = ".3f") -> str:
     if len(known) > 1:
         text += f" ± {write(known.std(ddof=1))}"
     return text if len(known) == len(values) else f"{text} ({len(known)} of {len(values)})"
+
+
+def summary(
+    head: Sequence[str],
+    found: Mapping[tuple[object, ...], Sequence[Record]],
+    columns: Columns,
+    missing: str = "none",
+) -> list[str]:
+    """A table with a row for each of several lists of records, one record a seed.
+
+    Args:
+      head: of the first columns.
+      found: the records by the first cells of their row.
+      columns: those that a record has are shown.
+      missing: where no record of a row has the number of a column.
+    """
+    known = {name for records in found.values() for record in records for name in record}
+    shown = {name: column for name, column in columns.items() if name in known}
+
+    def cell(records: Sequence[Record], name: str) -> str:
+        values, form = [record.get(name) for record in records], shown[name][1]
+        if not any(name in record for record in records):
+            return missing
+        return spread(values, form) if isinstance(form, str) else form(values)
+
+    rows = [[*first, *(cell(own, name) for name in shown)] for first, own in found.items()]
+    return table([*head, *(title for title, _ in shown.values())], rows)
+
+
+def versions(*packages: str) -> str:
+    """Python's, and those of packages, or that one is not installed."""
+    found = [f"Python {platform.python_version()}"]
+    for package in packages:
+        try:
+            found.append(f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            found.append(f"no {package}")
+    return ", ".join(found)
+
+
+def load(name: str) -> Any:
+    """What results/NAME.json holds; nothing where it is not there."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def dumped(found: Any, depth: int) -> str:
+    """JSON in which what lies `depth` containers deep is one line each: a record."""
+    if not depth or not isinstance(found, dict | list):
+        return json.dumps(found, allow_nan=False)
+    if isinstance(found, list):
+        return "[\n" + ",\n".join(dumped(value, depth - 1) for value in found) + "\n]"
+    items = (f"{json.dumps(name)}: {dumped(value, depth - 1)}" for name, value in found.items())
+    return "{\n" + ",\n".join(items) + "\n}"
+
+
+def filled(text: str, tables: Tables) -> str:
+    """A page with the lines of tables between their marks.
+
+    Raises:
+      ValueError: it has no place for one of them.
+    """
+    for name, lines in tables.items():
+        before, begin, rest = text.partition(BEGIN.format(name))
+        _, end, after = rest.partition(END.format(name))
+        if not end:
+            raise ValueError(f"the page has no place for the table of {name}")
+        text = "\n".join([before + begin, "", *lines, "", end + after])
+    return text
+
+
+def write(name: str, found: Any, tables: Callable[[Any], Tables], depth: int = 2) -> None:
+    """Writes results/NAME.json, with a line for what lies `depth` deep, and docs/NAME.md.
+
+    Raises:
+      ValueError: a number is not finite.
+    """
+    disk.write_whole(RESULTS / f"{name}.json", (dumped(found, depth) + "\n").encode())
+    write_page(name, tables(found))
+
+
+def write_page(name: str, tables: Tables, to: Path | None = None) -> None:
+    """Writes docs/NAME.md with these tables, or this page to another file."""
+    page = DOCS / f"{name}.md"
+    (to or page).write_text(filled(page.read_text(), tables))
+    print(f"written to {to or page}")
