@@ -26,10 +26,6 @@ ROUNDS = 4
 PLATFORM = "import jax; print(jax.devices()[0].platform)"
 PEERS = ("eager", "compiled")  # of the release
 
-_RELEASE = flags.DEFINE_string("release", None, "Folder of a clone of the authors' release.")
-_START_LIMIT = flags.DEFINE_integer("start_limit", 600, "Seconds that a first step may take.", 1)
-_ONLY = flags.DEFINE_string("only", "", "Measure only this case, or those whose titles hold this.")
-
 
 class WorkerStopped(Exception):
     """A process ended where it should not, for want of memory or because it took too long."""
@@ -44,7 +40,7 @@ class Worker:
         command = [sys.executable, "-m", "benchmarks.worker", arguments]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self._process = subprocess.Popen(command, text=True, **pipes)
-        limit = threading.Timer(_START_LIMIT.value, self._process.kill)
+        limit = threading.Timer(flags.FLAGS.start_limit, self._process.kill)
         limit.start()
         try:
             self.about = self._read()
@@ -218,16 +214,20 @@ def tables(found: dict[str, list[Record]]) -> Tables:
 def main(argv: list[str]) -> None:
     """Measures, prints, writes."""
     del argv
-    if _ONLY.value and not any(_ONLY.value in case.title for case in CASES):
+    release, only = flags.FLAGS.release, flags.FLAGS.only
+    if only and not any(only in case.title for case in CASES):
         raise SystemExit("error: --only: no such case; " + ", ".join(c.title for c in CASES))
-    if _RELEASE.value and not (Path(_RELEASE.value) / "model_config.py").exists():
-        raise SystemExit(f"error: {_RELEASE.value} is not a clone of github.com/bhoov/nrgpt")
+    if release and not (Path(release) / "model_config.py").exists():
+        raise SystemExit(f"error: {release} is not a clone of github.com/bhoov/nrgpt")
     print(table(HEAD, [])[0], flush=True)
     try:
-        run(_RELEASE.value, _ONLY.value)
+        run(release, only)
     except WorkerStopped:
         raise SystemExit("error: a worker stopped; what it printed is above") from None
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("release", None, "Folder of a clone of the authors' release.")
+    flags.DEFINE_integer("start_limit", 600, "Seconds that a first step may take.", 1)
+    flags.DEFINE_string("only", "", "Measure only this case, or those whose titles hold this.")
     app.run(main)

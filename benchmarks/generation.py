@@ -77,14 +77,13 @@ def speed(name: str, batch: int, others: bool, clone: str | None, **fields: Any)
     """A row of the first table; the slow `others` are measured for some only."""
     config, model, variables = build(name, **fields)
     length, prompts = config.model.context_length, [np.array([1])] * batch
-    cached = lambda: [c.tokens for c in generate(model, variables, prompts, NEW, SETTINGS)]
+    cached = lambda: generate(model, variables, prompts, NEW, SETTINGS)
     slow: list[Callable[[], Any]] = []
     if others:
         arguments = variables, jnp.ones((batch, length), jnp.int32), 1, jax.random.key(0)
         compiled = recompute.lower(model, *arguments).compile()  # type: ignore[attr-defined]
         slow.append(lambda: compiled(*arguments))
-    if others and clone:
-        slow.append(_their_generate(clone, config, batch))
+        slow += [_their_generate(clone, config, batch)] if clone else []
     ours, *theirs = (batch * NEW / t for t in seconds(cached, slow))
     cells = [cell for other in theirs for cell in (f"{other:,.0f}", f"{ours / other:.1f}")]
     cells += [""] * (4 - len(cells))

@@ -25,14 +25,14 @@ STEPS = (0.6, 0.8, 1, 1.2, 2, 4)  # times those of training
 def measure(trained: Pretrained, prompts: Prompts) -> list[list[str]]:
     """The rows of the table."""
     T, rows = trained.model.num_steps, list[list[str]]()
-    fixed = [(round(n * T), cache) for n in STEPS for cache in ("exact", "fixed_point")]
-    ways = [(f"{n} steps", Settings(num_steps=n, cache=cache)) for n, cache in fixed]
-    for name, tolerances in TOLERANCES.items():
-        for limit in tolerances:
-            settings = Settings(num_steps=4 * T, stopping=Convergence(limit, name))
-            ways.append((f"until converged, {name}, {limit:g}", settings))
+    counts = [(round(n * T), cache) for n in STEPS for cache in ("exact", "fixed_point")]
+    ways = [(f"{n} steps", Settings(num_steps=n, cache=cache)) for n, cache in counts]
+    limits = [Convergence(limit, name) for name, known in TOLERANCES.items() for limit in known]
+    for stop in limits:
+        name = f"until converged, {stop.criterion}, {stop.tolerance:g}"
+        ways.append((name, Settings(num_steps=4 * T, stopping=stop)))
     for name, settings in ways:
-        share, taken = answered(trained, prompts, settings=settings)
+        share, taken = answered(trained, prompts, **settings._asdict())
         mean = f"{taken.mean():.1f}" if settings.stopping else str(settings.num_steps)
         error = _error(trained, prompts, settings) if settings.cache == "fixed_point" else ""
         rows.append([name, settings.cache, f"{share:.1%}", mean, str(taken.max()), error])

@@ -45,14 +45,12 @@ def losses_at(
 
 
 def answered(
-    trained: Pretrained,
-    prompts: Prompts,
-    limit: int | None = None,
-    settings: Settings = Settings(),  # noqa: B008 (immutable)
+    trained: Pretrained, prompts: Prompts, limit: int | None = None, **settings: Any
 ) -> tuple[float, np.ndarray]:
-    """The share of the first prompts answered, and the steps of every generated token."""
-    model, params = trained.model, trained.variables["params"]
-    made = evaluation.continuations(model, params, prompts, limit=limit, settings=settings)
+    """The share of the first prompts answered, and the steps of every generated token; greedily, or
+    with other fields of `Settings`."""
+    model, params, options = trained.model, trained.variables["params"], Settings(**settings)
+    made = evaluation.continuations(model, params, prompts, limit=limit, settings=options)
     hits = evaluation.scores(made, prompts, model.context_length)
     return float(np.mean(hits)), np.concatenate([new.steps for new in made])
 

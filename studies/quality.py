@@ -4,8 +4,7 @@
 
 Every variant of experiments/quality.py is trained with seed 0 at each of its learning rates; the
 one with the lowest validation loss is taken, and trained with the seeds from 1 on, which are the
-ones that the table shows. It goes between the marks in docs/quality.md, the numbers to
-results/quality.json.
+ones that the tables show. The numbers go to results/quality.json.
 """
 
 import math
@@ -35,13 +34,12 @@ def tuned(names: list[str], f: flags.FlagValues) -> dict[str, Record]:
     cell = lambda name, rate: f"{name}@{rate:g}"
 
     def losses(cells: list[str], seeds: range) -> dict[str, list[float]]:
-        configs = {}
-        for variant in cells:
-            for seed in seeds:
-                config = configs[runs / variant / str(seed)] = experiment.get_config(variant)
-                config.seed = seed
+        workdirs = {c: [runs / c / str(seed) for seed in seeds] for c in cells}
+        configs = {w: experiment.get_config(c) for c, own in workdirs.items() for w in own}
+        for workdir, config in configs.items():
+            config.seed = int(workdir.name)
         train_all(configs, f, may_diverge=True)  # which is a result
-        return {c: [loss(runs / c / str(seed)) for seed in seeds] for c in cells}
+        return {c: [*map(loss, own)] for c, own in workdirs.items()}
 
     # Side by side the other seeds of every learning rate cost little more.
     searched = [cell(name, rate) for name in names for rate in experiment.rates(name)]
@@ -80,16 +78,11 @@ def tables(found: dict[str, Record]) -> Tables:
         own = {n.removeprefix(f"{size}_"): r for n, r in found.items() if n.startswith(size)}
         means = {name: _mean(row["losses"]) for name, row in own.items()}
         reference = means.get(REFERENCE, math.nan)
-        rows = [
-            [
-                f"`{name}`",
-                f"{own[name]['parameters']:,}",
-                f"{own[name]['learning_rate']:g}",
-                spread(own[name]["losses"], ".4f"),
-                f"{mean - reference:+.3f}",
-            ]
-            for name, mean in sorted(means.items(), key=lambda named: named[1])
-        ]
+        rows = []
+        for name, mean in sorted(means.items(), key=lambda named: named[1]):
+            row, difference = own[name], f"{mean - reference:+.3f}"
+            cells = [f"{row['parameters']:,}", f"{row['learning_rate']:g}"]
+            rows.append([f"`{name}`", *cells, spread(row["losses"], ".4f"), difference])
         head = ["variant", "parameters", "learning rate", "validation loss", "difference"]
         result[size] = table(head, rows)
     return result

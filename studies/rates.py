@@ -2,9 +2,8 @@
 
     python -m studies.rates [--runs=runs/rates] [--jobs=2] [--seeds=3]
 
-Trains every variant of experiments/rates.py that is not trained yet (some at a time, each on one
-core), then measures all that are and writes docs/rates.md and results/rates.json. Each
-seed's measurement is kept in its run directory.
+Trains the variants of experiments/rates.py that are not trained yet (some at a time, each on one
+core), and measures all that are. Numbers are kept in the run directory, and in results/rates.json.
 """
 
 import math

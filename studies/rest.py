@@ -2,9 +2,8 @@
 
     python -m studies.rest [--runs=runs/rest] [--jobs=2] [--seeds=1]
 
-Trains every variant of experiments/rest.py that is not trained yet (some at a time, each on one
-core), then measures all that are; the table goes between the marks in docs/rest.md,
-the numbers to results/rest.json. Each seed's measurement is kept in its run directory.
+Trains the variants of experiments/rest.py that are not trained yet (some at a time, each on one
+core), and measures all that are. Numbers are kept in the run directory, and in results/rest.json.
 """
 
 from pathlib import Path
@@ -118,9 +117,7 @@ def _answers(trained: Pretrained, dataset: Dataset) -> dict[str, float]:
     """The share of held-out prompts answered, greedily: at several depths, with a fixed-point
     cache, and by tokens that stop by themselves, with their mean number of steps."""
     T, prompts = trained.model.num_steps, next(iter(dataset.prompts.values()))
-    ask = lambda times, **ways: answered(
-        trained, prompts, PROMPTS, Settings(num_steps=times * T, **ways)
-    )
+    ask = lambda n, **ways: answered(trained, prompts, PROMPTS, num_steps=n * T, **ways)
     found = {f"answered_at_{n}T": ask(n)[0] for n in ANSWERED_AT}
     found |= {f"one_row_at_{n}T": ask(n, cache="fixed_point")[0] for n in ONE_ROW_AT}
     share, steps = ask(MOST, stopping=UNTIL)

@@ -47,16 +47,14 @@ def sampled(runs: Path) -> dict[str, samples.Numbers]:
     """What the models of the largest width write, and the corpus; seed 0 of each."""
     best = records.at_best_rates(records.of_sweep(runs / SCALING))
     widths = [{width for name, width in best if name == model} for model in scaling.COLOURS]
-    common = set.intersection(*widths)
-    largest = {
-        model: load_pretrained(records.workdir_of(runs / SCALING, {**cell[0], "seed": 0}))
-        for (model, width), cell in best.items()
-        if common and width == max(common)
-    }
-    if JUDGE not in largest:
+    largest = max(set.intersection(*widths), default=None)
+    chosen = {model: cell[0] for (model, width), cell in best.items() if width == largest}
+    if JUDGE not in chosen:
         return {}
-    judge, title = largest[JUDGE], lambda model: f"`{model}`{', the judge' * (model == JUDGE)}"
-    made = {title(model): samples.texts_of(trained) for model, trained in largest.items()}
+    folder = lambda record: records.workdir_of(runs / SCALING, {**record, "seed": 0})
+    trained = {model: load_pretrained(folder(record)) for model, record in chosen.items()}
+    judge, title = trained[JUDGE], lambda model: f"`{model}`{', the judge' * (model == JUDGE)}"
+    made = {title(model): samples.texts_of(one) for model, one in trained.items()}
     return samples.measure({**made, "the corpus": samples.real_texts(judge)}, judge)
 
 

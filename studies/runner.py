@@ -1,6 +1,4 @@
-"""The runner of all studies: trains what is not trained yet (`nrgpt_jax.sweeps`), measures what is
-not measured yet, and writes the page.
-"""
+"""The runner of all studies: trains and measures what is missing, and writes the page."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -31,8 +29,7 @@ def define_flags(runs: str, seeds: int) -> None:
     flags.DEFINE_integer("seeds", seeds, "Train so many of each.", 0)
     flags.DEFINE_list("only", [], "Train these variants; all by default.")
     flags.DEFINE_integer("jobs", 2, "Train N at a time.", 1)
-    text = "Train the runs of a variant as one program, for an accelerator."
-    flags.DEFINE_boolean("side_by_side", False, text)
+    flags.DEFINE_boolean("side_by_side", False, "Train a variant's runs as one program, on a GPU.")
     flags.DEFINE_boolean("retry", False, "Train again what has failed.")
     flags.DEFINE_boolean("measure", True, "Measure all that is trained, and write.")
     flags.DEFINE_boolean("again", False, "Measure again what is measured already.")
@@ -52,7 +49,7 @@ def run_study(name: str, measure: Measure, tables: Callable[[Found], Tables], se
 
 
 def measure_all(experiment: Path, measure: Measure, f: flags.FlagValues) -> Found:
-    """Trains, and measures every run that is trained; the numbers of each variant, seed by seed.
+    """Trains, and measures every run that is trained; by variant, the numbers seed by seed.
 
     Those of variants without a trained run are taken from the raw results of the study.
 
@@ -101,7 +98,5 @@ def train_all(
     failed = run_all(configs, Launcher(jobs=f.jobs), watch=Watch(configs), **options)
     for workdir, why in failed.items():
         if not (may_diverge and why.startswith(RunDiverged.__name__)):
-            raise UserError(
-                f"{len(failed)} of {len(configs)} runs failed ({workdir}: {why}); its log is "
-                "there; --retry trains them again"
-            )
+            what = f"{len(failed)} of {len(configs)} runs failed ({workdir}: {why})"
+            raise UserError(f"{what}; its log is there; --retry trains them again")

@@ -39,11 +39,6 @@ class Row(NamedTuple):
     parts: int  # optimizer.accumulation_steps
 
     @property
-    def devices(self) -> int:
-        """How many there are."""
-        return math.prod(self.mesh)
-
-    @property
     def name(self) -> str:
         """What tells it apart."""
         return f"{self.model}, {' x '.join(map(str, self.mesh))}, {self.parts} parts"
@@ -82,8 +77,7 @@ def config_of(row: Row) -> ConfigDict:
     """The experiment's configuration."""
     variant, _, attention = row.model.partition(" ")
     config = openwebtext.get_config({PAPER: ""}.get(variant, variant))
-    if attention:
-        config.model.attention = attention
+    config.model.attention = attention or config.model.attention
     config.optimizer.accumulation_steps = row.parts
     return config
 
@@ -98,9 +92,9 @@ def measure(row: Row) -> Record:
     tokens, tensor = config.data.batch_size * config.model.context_length, row.mesh[2]
     return {
         "name": row.name,
-        "devices": row.devices,
+        "devices": mesh.size,
         "compile_seconds": time.perf_counter() - begin,
-        "necessary_flops": tokens * flops.train_flops_per_token(model) / row.devices,
+        "necessary_flops": tokens * flops.train_flops_per_token(model) / mesh.size,
         "flops": product_flops(step, state, batch, axis=sharding.TENSOR, parts=tensor),
         "parameter_bytes": _bytes(state.params, where.params),
         "optimizer_bytes": _bytes(state.optimizer, where.optimizer),
@@ -118,15 +112,14 @@ def mesh_of(row: Row) -> jax.sharding.Mesh:
     """
     from jax.experimental import topologies
 
+    count = math.prod(row.mesh)
     os.environ.update(TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost")
     try:
-        devices = topologies.get_topology_desc(TOPOLOGIES[row.devices], "tpu").devices
+        devices = topologies.get_topology_desc(TOPOLOGIES[count], "tpu").devices
     except (RuntimeError, FileNotFoundError) as error:
         cure = "pip install 'nrgpt-jax[tpu]' first"
         raise UserError(f"cannot compile for TPUs ({str(error).splitlines()[0]}): {cure}") from None
-    return sharding.make_mesh(
-        dict(zip(sharding.AXES, row.mesh, strict=True)), devices[: row.devices]
-    )
+    return sharding.make_mesh(dict(zip(sharding.AXES, row.mesh, strict=True)), devices[:count])
 
 
 def _bytes(tree: Any, where: Any) -> int:
@@ -137,7 +130,7 @@ def _bytes(tree: Any, where: Any) -> int:
 def sent_by(found: list[Exchange], tensor: int) -> dict[str, float]:
     """Bytes that a device sends in a step: of parameters by kind, and of states between the parts
     of heads and widths (the groups of `tensor` devices)."""
-    total: dict[str, float] = collections.defaultdict(float)
+    total: dict[str, float] = collections.Counter()
     for exchange in found:
         between = tensor > 1 and exchange.devices == tensor
         total["tensor" if between else exchange.kind] += exchange.sent
@@ -164,8 +157,6 @@ def theory(model: LanguageModel, mesh: tuple[int, int, int]) -> dict[str, float]
         total["all-reduce"] += 2 * 4 * size * (copies - 1) / copies
     return {kind: sent for kind, sent in total.items() if sent}
 
-
-# The page -----------------------------------------------------------------------------------------
 
 COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce")
 

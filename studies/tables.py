@@ -31,13 +31,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
 
 
 def spread(values: Sequence[float | None], form: str = ".3f") -> str:
-    """Mean and standard deviation (of the sample) over seeds.
+    """Mean and standard deviation (of the sample) over seeds, in a form like `.3f` or `.1%`.
 
     Values that are not finite are left out, and how many are left is said.
-
-    Args:
-      values: one a seed; shares where `form` ends in %.
-      form: of Python's format language, with a number of digits: `.3f`, `.1%`.
     """
     known = np.array(values, float)  # None is not a number
     known = known[np.isfinite(known)]
@@ -57,13 +53,10 @@ def summary(
     columns: Columns,
     missing: str = "none",
 ) -> list[str]:
-    """A table with a row for each of several lists of records, one record a seed.
+    """A table with a row for each list of records, one record a seed.
 
-    Args:
-      head: of the first columns.
-      found: the records by the first cells of their row.
-      columns: those that a record has are shown.
-      missing: where no record of a row has the number of a column.
+    The first cells of a row are the name of its list; the others are those columns that some record
+    has, or `missing` where none of this row has it.
     """
     known = {name for records in found.values() for record in records for name in record}
     shown = {name: column for name, column in columns.items() if name in known}
@@ -80,13 +73,9 @@ def summary(
 
 def versions(*packages: str) -> str:
     """Python's, and those of packages, or that one is not installed."""
-    found = [f"Python {platform.python_version()}"]
-    for package in packages:
-        try:
-            found.append(f"{package} {metadata.version(package)}")
-        except metadata.PackageNotFoundError:
-            found.append(f"no {package}")
-    return ", ".join(found)
+    known = {found.name: found.version for found in metadata.distributions()}
+    of = lambda name: f"{name} {known[name]}" if name in known else f"no {name}"
+    return ", ".join([f"Python {platform.python_version()}", *map(of, packages)])
 
 
 def load(name: str) -> Any:
@@ -121,11 +110,7 @@ def filled(text: str, tables: Tables) -> str:
 
 
 def write(name: str, found: Any, tables: Callable[[Any], Tables], depth: int = 2) -> None:
-    """Writes results/NAME.json, with a line for what lies `depth` deep, and docs/NAME.md.
-
-    Raises:
-      ValueError: a number is not finite.
-    """
+    """Writes results/NAME.json, with a line for what lies `depth` deep, and docs/NAME.md."""
     disk.write_whole(RESULTS / f"{name}.json", (dumped(found, depth) + "\n").encode())
     write_page(name, tables(found))
 

@@ -40,12 +40,11 @@ def _at_equal_training_loss(cells: dict[tuple[int, str], list[Record]]) -> list[
     """Validation loss where every model has the training loss that the slowest ends with."""
     models = list(dict.fromkeys(model for _, model in cells))
     rows = []
-    for parts in sorted({parts for parts, _ in cells}):
-        own = {model: cells[parts, model] for model in models if (parts, model) in cells}
-        ends = [numbers(run, "train")[-1] for runs in own.values() for run in runs]
-        level = float(np.nanmax(ends))
-        seen = [[validation_at(run, level) for run in own.get(model, [])] for model in models]
-        rows.append([_part(parts), f"{level:.3f}", *(spread(values, ".3f") for values in seen)])
+    for part in sorted({part for part, _ in cells}):
+        runs_of = {model: cells.get((part, model), []) for model in models}
+        level = np.nanmax([shown(r)["last_train"] for runs in runs_of.values() for r in runs])
+        seen = [[validation_at(run, level) for run in runs] for runs in runs_of.values()]
+        rows.append([_part(part), f"{level:.3f}", *(spread(values, ".3f") for values in seen)])
     names = (f"`{model}`" for model in models)
     return table(["of the training split", "training loss", *names], rows)
 
@@ -72,15 +71,13 @@ def figure(records: list[Record]) -> Figure:
     drawn = Figure(figsize=(12, 4.8), layout="constrained")
     left, right = drawn.subplots(1, 2)
     cells = by_cell(records)
-    parts = sorted({part for part, _ in cells})
     for model, colour in COLOURS.items():
         own = {part: runs for (part, name), runs in cells.items() if name == model}
         if not own:
             continue
-        mean = lambda name, own=own: [
-            np.mean([shown(r)[name] for r in runs]) for runs in own.values()
-        ]
-        shares, line = [100 / part for part in own], {"color": colour, "marker": "o"}
+        runs_of = {100 / part: [*map(shown, runs)] for part, runs in own.items()}
+        mean = lambda name, of=runs_of: [np.mean([r[name] for r in runs]) for runs in of.values()]
+        shares, line = [*runs_of], {"color": colour, "marker": "o"}
         left.plot(shares, mean("last_validation"), lw=2, label=f"{model}, at the end", **line)
         left.plot(shares, mean("best"), lw=1.5, ls="--", mfc="white", **line)
         for run in own[max(own)]:
@@ -88,9 +85,11 @@ def figure(records: list[Record]) -> Figure:
             right.plot(run["steps"], numbers(run, "train"), color=colour, lw=1.5, ls=":")
     left.set(xscale="log", xlabel="part of the training split (%)")
     left.set(ylabel="validation loss (nats)", title="at the end, and at its best (dashed)")
-    left.set_xticks([100 / part for part in parts])
+    left.set_xticks([100 / part for part, _ in cells])
     left.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     left.set_xticks([], minor=True)
-    right.set(xlabel="training step", title=f"on {_part(parts[-1])}: validation, training (dotted)")
+    right.set(
+        xlabel="training step", title=f"on {_part(max(cells)[0])}: validation, training (dotted)"
+    )
     left.legend(frameon=False, fontsize=10)
     return drawn

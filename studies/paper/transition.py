@@ -24,9 +24,8 @@ def logistic(log_p: np.ndarray, middle: float, slope: float) -> np.ndarray:
 
 def fit(counts: np.ndarray, shares: np.ndarray) -> tuple[float, float]:
     """Middle and slope of the logistic curve with the least squares."""
-    start = (float(np.log(counts).mean()), 3.0)
-    bounds = ([0.0, 0.1], [30.0, 50.0])
-    found, _ = optimize.curve_fit(logistic, np.log(counts), shares, start, bounds=bounds)
+    log_p, bounds = np.log(counts), ([0.0, 0.1], [30.0, 50.0])
+    found, _ = optimize.curve_fit(logistic, log_p, shares, (log_p.mean(), 3.0), bounds=bounds)
     return float(found[0]), float(found[1])
 
 
@@ -36,14 +35,13 @@ def crossing(middle: float, slope: float) -> float:
 
 
 def interval(counts: np.ndarray, shares: np.ndarray) -> tuple[float, float]:
-    """Where 95% of the crossings are when each run is drawn anew: from the runs of its size, and
+    """Where 95% of the crossings are when each run is drawn again: from the runs of its size, and
     its prompts as coins. With one run a size it knows nothing of other seeds."""
     random, found = np.random.default_rng(0), []
     of_size = [np.flatnonzero(counts == count) for count in counts]
     for _ in range(DRAWS):
         drawn = shares[[random.choice(same) for same in of_size]]
-        drawn = random.binomial(PROMPTS, drawn) / PROMPTS
-        found.append(crossing(*fit(counts, drawn)))
+        found.append(crossing(*fit(counts, random.binomial(PROMPTS, drawn) / PROMPTS)))
     low, high = np.quantile(found, [0.025, 0.975])
     return float(low), float(high)
 
