@@ -22,17 +22,17 @@ TOLERANCES = {"energy": (10.0, 3.0, 1.0, 0.3, 0.1, 0.01), "gradient": (10.0, 3.0
 STEPS = (0.6, 0.8, 1, 1.2, 2, 4)  # times those of training
 
 
-def measure(trained: Pretrained, prompts: Prompts) -> list[list[str]]:
+def measure(trained: Pretrained, prompts: Prompts, limit: int) -> list[list[str]]:
     """The rows of the table."""
     T, rows = trained.model.num_steps, list[list[str]]()
     counts = [(round(n * T), cache) for n in STEPS for cache in ("exact", "fixed_point")]
     ways = [(f"{n} steps", Settings(num_steps=n, cache=cache)) for n, cache in counts]
-    limits = [Convergence(limit, name) for name, known in TOLERANCES.items() for limit in known]
+    limits = [Convergence(most, name) for name, known in TOLERANCES.items() for most in known]
     for stop in limits:
         name = f"until converged, {stop.criterion}, {stop.tolerance:g}"
         ways.append((name, Settings(num_steps=4 * T, stopping=stop)))
     for name, settings in ways:
-        share, taken = answered(trained, prompts, **settings._asdict())
+        share, taken = answered(trained, prompts, limit, **settings._asdict())
         mean = f"{taken.mean():.1f}" if settings.stopping else str(settings.num_steps)
         error = _error(trained, prompts, settings) if settings.cache == "fixed_point" else ""
         rows.append([name, settings.cache, f"{share:.1%}", mean, str(taken.max()), error])
@@ -60,11 +60,9 @@ def main(f: flags.FlagValues) -> None:
     if not sets:
         raise UserError(f"the data set of {f.workdir} has no prompts to answer; use a listops run")
     name, prompts = next(iter(sets.items()))
-    first = slice(f.prompts)
-    prompts = prompts._replace(prompts=prompts.prompts[first], answers=prompts.answers[first])
-    write_page(
-        "depth", {"depth": lines(trained, name, len(prompts.prompts), measure(trained, prompts))}
-    )
+    count = min(f.prompts, len(prompts.prompts))
+    rows = measure(trained, prompts, count)
+    write_page("depth", {"depth": lines(trained, name, count, rows)})
 
 
 def lines(trained: Pretrained, name: str, count: int, rows: list[list[str]]) -> list[str]:
