@@ -38,7 +38,7 @@ class Worker:
         clone = release if side in PEERS else None
         arguments = json.dumps({"case": case, "side": side, "release": clone})
         command = [sys.executable, "-m", "benchmarks.worker", arguments]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self._process = subprocess.Popen(command, text=True, **pipes)
         limit = threading.Timer(flags.FLAGS.start_limit, self._process.kill)
         limit.start()

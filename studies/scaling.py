@@ -130,7 +130,7 @@ def _bytes(tree: Any, where: Any) -> int:
 def sent_by(found: list[Exchange], tensor: int) -> dict[str, float]:
     """Bytes that a device sends in a step: of parameters by kind, and of states between the parts
     of heads and widths (the groups of `tensor` devices)."""
-    total: dict[str, float] = collections.Counter()
+    total: dict[str, float] = collections.defaultdict(float)
     for exchange in found:
         between = tensor > 1 and exchange.devices == tensor
         total["tensor" if between else exchange.kind] += exchange.sent

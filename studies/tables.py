@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ Record = dict[str, Any]
 Columns = Mapping[str, tuple[str, str | Callable[[Sequence[Any]], str]]]
 """By the name of a number in records: the head of its column; the form of its `spread`, or how its
 values are written."""
-Tables = Mapping[str, Iterable[str]]
+Tables = Mapping[str, list[str]]
 """Lines, by the name in the marks between which they stand in a page."""
 
 
@@ -49,7 +49,7 @@ def spread(values: Sequence[float | None], form: str = ".3f") -> str:
 
 def summary(
     head: Sequence[str],
-    found: Mapping[tuple[object, ...], Sequence[Record]],
+    found: Mapping[Any, Sequence[Record]],
     columns: Columns,
     missing: str = "none",
 ) -> list[str]:

@@ -89,7 +89,7 @@ def test_the_page_has_the_tables_and_figures_of_what_was_run(tmp_path, monkeypat
         for size, share in shares.items()
         for seed in range(2)
     ]
-    tables = results.tables({"listops_transition": listops, "overfitting": []})
+    tables = dict(results.tables({"listops_transition": listops, "overfitting": []}))
     row = "| `NRGPT_H_FF1` | 20 | 20,000 | 0.1 | 2 | 2.000 ± 0.000 | 90.0% ± 0.0% |"
     assert row in tables.pop("listops_transition")
     assert not tables, "nothing was found"
