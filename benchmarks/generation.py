@@ -136,7 +136,7 @@ def main() -> None:
         "position": table(["batch", *starts], pieces),
     }
     write_page("generation", tables, Path(_OUT.value) if _OUT.value else None)
-    print(*(line for lines in tables.values() for line in lines), sep="\n")
+    print(*tables["speed"], "", *tables["position"], sep="\n")
 
 
 if __name__ == "__main__":
