@@ -8,36 +8,16 @@ from ml_collections import ConfigDict
 from nrgpt_jax.configs import default_config
 from nrgpt_jax.models import model_names
 
+TEXT = {"num_steps": 6, "context_length": 256, "vocab_size": 65}
+LARGE = {"num_steps": 12, "context_length": 1024, "vocab_size": 50304, "dtype": "bfloat16"}
 SIZES: dict[str, dict[str, Any]] = {
-    "small": {
-        "embed_dim": 128,
-        "num_heads": 4,
-        "num_steps": 6,
-        "context_length": 256,
-        "vocab_size": 65,
-    },
-    "medium": {
-        "embed_dim": 384,
-        "num_heads": 6,
-        "num_steps": 6,
-        "context_length": 256,
-        "vocab_size": 65,
-    },
+    "small": {"embed_dim": 128, "num_heads": 4, **TEXT},
+    "medium": {"embed_dim": 384, "num_heads": 6, **TEXT},
     "listops": {
-        "embed_dim": 32,
-        "num_steps": 5,
-        "context_length": 128,
-        "mask": "strict",
-        "vocab_size": 20,
+        **{"embed_dim": 32, "num_steps": 5, "context_length": 128},
+        **{"vocab_size": 20, "mask": "strict"},
     },
-    "openwebtext": {
-        "embed_dim": 768,
-        "num_heads": 12,
-        "num_steps": 12,
-        "context_length": 1024,
-        "vocab_size": 50304,
-        "dtype": "bfloat16",
-    },
+    "openwebtext": {"embed_dim": 768, "num_heads": 12, **LARGE},
 }
 
 

@@ -6,7 +6,6 @@ Cached decoding, decoding that computes the whole context again for every token,
 `generate`, taking turns in one process.
 """
 
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -24,15 +23,14 @@ from nrgpt_jax import cli
 from nrgpt_jax.generation.generate import Settings, cache_bytes, generate, stream
 from nrgpt_jax.generation.sampling import Sampling
 from nrgpt_jax.models import create_model, model_names
-from studies.tables import table
+from studies.tables import table, versions, write_page
 
 NEW, PIECE, ROUNDS = 256, 32, 3
 SETTINGS = Settings(Sampling(temperature=1.0), stride=1)
-OUT = Path(__file__).resolve().parent.parent / "docs/generation.md"
 
 _RELEASE = flags.DEFINE_string("release", None, "Folder of a clone of the authors' release.")
 _MODELS = flags.DEFINE_list("models", list(model_names()), "Models that are measured.")
-_OUT = flags.DEFINE_string("out", str(OUT), "The page that is written.")
+_OUT = flags.DEFINE_string("out", None, "Where the page is written, if not in docs/.")
 
 
 def build(name: str, **fields: Any):
@@ -78,25 +76,20 @@ def seconds(quick: Callable[[], Any], slow: Sequence[Callable[[], Any]]) -> list
 def speed(name: str, batch: int, others: bool, clone: str | None, **fields: Any) -> list[str]:
     """A row of the first table; the slow `others` are measured for some only."""
     config, model, variables = build(name, **fields)
-    length = config.model.context_length
-    prompts = [np.array([1])] * batch
-    window = jnp.ones((batch, length), jnp.int32)
-    cached = lambda: [c.tokens for c in generate(model, variables, prompts, NEW, SETTINGS)]
+    length, prompts = config.model.context_length, [np.array([1])] * batch
+    cached = lambda: generate(model, variables, prompts, NEW, SETTINGS)
     slow: list[Callable[[], Any]] = []
     if others:
-        arguments = variables, window, 1, jax.random.key(0)
+        arguments = variables, jnp.ones((batch, length), jnp.int32), 1, jax.random.key(0)
         compiled = recompute.lower(model, *arguments).compile()  # type: ignore[attr-defined]
         slow.append(lambda: compiled(*arguments))
-    if others and clone:
-        slow.append(_their_generate(clone, config, batch))
-    found = [batch * NEW / t for t in seconds(cached, slow)]
-    cells = [f"{found[0]:,.0f}"]
-    for slower in found[1:]:
-        cells += [f"{slower:,.0f}", f"{found[0] / slower:.1f}"]
-    cells += [""] * (5 - len(cells))
+        slow += [_their_generate(clone, config, batch)] if clone else []
+    ours, *theirs = (batch * NEW / t for t in seconds(cached, slow))
+    cells = [cell for other in theirs for cell in (f"{other:,.0f}", f"{ours / other:.1f}")]
+    cells += [""] * (4 - len(cells))
     size = cache_bytes(model, variables, batch, length) / 1e6
-    rank = "" if not fields else f" {fields['attention']}"
-    return [f"{name}{rank}", str(batch), *cells, f"{size:.2f}"]
+    title = " ".join([name, *fields.values()])
+    return [title, str(batch), f"{ours:,.0f}", *cells, f"{size:.2f}"]
 
 
 def _their_generate(clone: str, config, batch: int) -> Callable[[], Any]:
@@ -137,28 +130,13 @@ def main() -> None:
     starts = [str(1 + PIECE * i) for i in range(NEW // PIECE - 1)]
     pieces = [[str(batch), *by_position(batch)] for batch in (1, 16)]
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    text = [
-        "# Speed of generation",
-        "",
-        "Written by `python -m benchmarks.generation --release=path/to/clone`. Sampling of",
-        f"{NEW} characters from one, D=128, H=4, T=6, N=256, V=65, float32; characters a second,",
-        f"medians of {ROUNDS} turns in one process. *Recomputed* is our model on the whole",
-        "context for every token, as one compiled loop, and *release* the authors' `generate`",
-        "(eager PyTorch), one turn each between ours. The cache is that of 256 tokens.",
-        "",
-        f"Measured on {device} with Python {platform.python_version()}, jax {jax.__version__}.",
-        "",
-        *table(
-            ["model", "batch", "cached", "recomputed", "times", "release", "times", "cache MB"],
-            rows,
-        ),
-        "",
-        f"Milliseconds a token of NRGPT_H_FF2W, by position (pieces of {PIECE} tokens):",
-        "",
-        *table(["batch", *starts], pieces),
-    ]
-    Path(_OUT.value).write_text("\n".join(text) + "\n")
-    print(*text, sep="\n")
+    head = ["model", "batch", "cached", "recomputed", "times", "release", "times", "cache MB"]
+    tables = {
+        "speed": [f"Measured on {device} with {versions('jax')}.", "", *table(head, rows)],
+        "position": table(["batch", *starts], pieces),
+    }
+    write_page("generation", tables, Path(_OUT.value) if _OUT.value else None)
+    print(*tables["speed"], "", *tables["position"], sep="\n")
 
 
 if __name__ == "__main__":

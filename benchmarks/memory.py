@@ -10,13 +10,9 @@ import json
 import time
 from collections.abc import Mapping
 
-import jax
-
 from benchmarks.cases import Case
-from nrgpt_jax.array_types import Batch
-from nrgpt_jax.models import create_model, parameter_specs, sharding
-from nrgpt_jax.training import optimizers
-from nrgpt_jax.training import step as training
+from nrgpt_jax.models import sharding
+from studies.measures import training_step
 
 TOKENS = 4096  # a batch
 
@@ -34,14 +30,10 @@ def measure(fields: Mapping[str, object]) -> dict[str, object]:
     """One row: the size `small` with these fields changed."""
     config = Case("small", "NRGPT_H_FF2W", 16).config()
     config.model.update({"scan_unroll": 1, **fields})
-    mesh, model = sharding.make_mesh(), create_model(config)
-    optimizer = optimizers.create_optimizer(config.optimizer, 1000, parameter_specs(model))
-    step = training.make_train_step(model, optimizer, 0, 1, mesh)
-    state = jax.eval_shape(lambda: training.create_state(model, optimizer, 0, mesh))
-    shape = TOKENS // config.model.context_length, config.model.context_length
-    batch = Batch(*(jax.ShapeDtypeStruct(shape, t) for t in ("int32", "int32", "float32")))  # type: ignore[arg-type]
+    config.data.batch_size = TOKENS // config.model.context_length
+    _, step, state, batch = training_step(config, sharding.make_mesh())
     begin = time.perf_counter()
-    compiled = step.lower(state, batch).compile()  # type: ignore[attr-defined]
+    compiled = step.lower(state, batch).compile()
     seconds = time.perf_counter() - begin
     megabytes = compiled.memory_analysis().temp_size_in_bytes / 1e6
     return {**fields, "temporaries_mb": round(megabytes, 1), "compile_seconds": round(seconds, 2)}

@@ -25,18 +25,14 @@ KINDS = {  # by the names of operations, the first that fits
 }
 
 
-def kind_of(name: str) -> str:
-    """The kind of an operation by its name in a profile."""
-    return next((kind for kind, names in KINDS.items() if re.search(names, name)), "outside")
-
-
 def seconds_by_kind(events: list[dict[str, Any]]) -> dict[str, float]:
     """Seconds of all threads by kind, from the events of a profile (microseconds)."""
     found: collections.Counter[str] = collections.Counter()
     for event in events:
         if event.get("ph") == "X":
-            found[kind_of(re.sub(r"[.:]\d+", "", event["name"]))] += event["dur"] / 1e6
-    return {kind: found[kind] for kind in KINDS if kind != "outside"}
+            name = re.sub(r"[.:]\d+", "", event["name"])
+            found[next((k for k, of in KINDS.items() if re.search(of, name)), "")] += event["dur"]
+    return {kind: found[kind] / 1e6 for kind in KINDS if kind != "outside"}
 
 
 def profile(step: Callable[[], Any], count: int) -> dict[str, float]:

@@ -48,14 +48,13 @@ def make_corpora(sources: list[str], out: Path, size: int) -> None:
             file.writelines(texts)
 
 
-def command(program: str, corpus: Path, *more: str) -> list[str]:
+def start(program: str, corpus: Path, cache: Path, *more: str) -> subprocess.Popen:
+    """A process of a program of the package on a corpus."""
     settings = {"path": corpus, "tokenizer": "gpt2", "validation_fraction": FRACTION}
     fields = [f"--config.data.{name}={value}" for name, value in settings.items()]
-    return [
-        *(sys.executable, "-m", f"nrgpt_jax.{program}", "--config=experiments/text.py"),
-        *fields,
-        *more,
-    ]
+    command = [sys.executable, "-m", f"nrgpt_jax.{program}", "--config=experiments/text.py"]
+    environment = {**os.environ, "NRGPT_CACHE_DIR": str(cache)}
+    return subprocess.Popen([*command, *fields, *more], env=environment)
 
 
 def peaks(pid: int, seen: dict[int, float]) -> None:
@@ -74,8 +73,7 @@ def prepare(corpus: Path, cache: Path, kill_at: int | None = None) -> tuple[floa
     """Seconds, and peak memory by process; killed when `kill_at` parts are there."""
     seen: dict[int, float] = {}
     begin = time.monotonic()
-    environment = {**os.environ, "NRGPT_CACHE_DIR": str(cache)}
-    process = subprocess.Popen(command("prepare", corpus), env=environment)
+    process = start("prepare", corpus, cache)
     while process.poll() is None:
         peaks(process.pid, seen)
         if kill_at is not None and len(list(cache.rglob("progress/*.json"))) >= kill_at:
@@ -85,50 +83,71 @@ def prepare(corpus: Path, cache: Path, kill_at: int | None = None) -> tuple[floa
     return time.monotonic() - begin, {"parent": parent, "workers": sorted(seen.values())}
 
 
-def compare(corpus: Path, folder: Path) -> dict[str, int]:
-    """Compares every token of both splits with tiktoken's; documents and tokens."""
-    metadata, encoding = read_metadata(folder), tiktoken.get_encoding("gpt2")
+def prepared(cache: Path, *splits: str) -> RecordStream:
+    """The tokens of splits of the one corpus in a cache, one after another."""
+    (folder,) = (path.parent for path in cache.rglob("dataset_info.json"))
+    metadata = read_metadata(folder)
+    shards = [shard for split in splits for shard in shards_of(metadata, split)]
     features = features_of(np.dtype(metadata["dtype"]))
-    known: dict[str, np.ndarray] = {}
-    streams = {
-        split: RecordStream(shards_of(metadata, split), metadata["record_tokens"], features)
-        for split in ("train", "validation")
-    }
-    places, documents = dict.fromkeys(streams, 0), 0
-    for split, text in texts(corpus):
-        if text not in known:
-            known[text] = np.array([*encoding.encode_ordinary(text), encoding.eot_token])
-        expected, at = known[text], places[split]
-        found, _ = streams[split].read(at, len(expected))
-        np.testing.assert_array_equal(found, expected)
-        places[split], documents = at + len(expected), documents + 1
-    assert places == {split: len(stream) for split, stream in streams.items()}
+    return RecordStream(shards, metadata["record_tokens"], features)
+
+
+def compare(
+    streams: dict[str, RecordStream], expected: Iterator[tuple[str, np.ndarray]]
+) -> dict[str, int]:
+    """Compares every token of streams with those that are expected, in order; documents, tokens."""
+    places, end, documents = dict.fromkeys(streams, 0), tiktoken.get_encoding("gpt2").eot_token, 0
+    for name, tokens in expected:
+        found, _ = streams[name].read(places[name], len(tokens))
+        np.testing.assert_array_equal(found, tokens)
+        places[name] += len(tokens)
+        documents += int(tokens[-1] == end)
+    assert places == {name: len(stream) for name, stream in streams.items()}
     return {"documents": documents, **places}
 
 
-def texts(corpus: Path) -> Iterator[tuple[str, str]]:
-    """The documents of JSON lines, each with its split."""
-    for path in sorted(corpus.glob("*.jsonl")):
+def of_documents(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """tiktoken's tokens of every document of JSON lines, and its split."""
+    encoding, known = tiktoken.get_encoding("gpt2"), dict[str, np.ndarray]()
+    for path in sorted(folder.glob("*.jsonl")):
         place = 0
         with path.open("rb") as lines:
             for line in lines:
-                at = Document(path.name, place, iter(()))
-                yield drawn_split(at, FRACTION), json.loads(line)["text"]
+                split = drawn_split(Document(path.name, place, iter(())), FRACTION)
+                text = json.loads(line)["text"]
+                if text not in known:
+                    known[text] = np.array([*encoding.encode_ordinary(text), encoding.eot_token])
+                yield split, known[text]
                 place += len(line)
+
+
+def of_text(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """tiktoken's tokens of one text, the same block many times.
+
+    GPT-2's pattern never matches across a place between a word and the blank after it, so the
+    tokens repeat with the block from such a place on.
+    """
+    encoding, text = tiktoken.get_encoding("gpt2"), path.read_text()
+    block = text[: text.index(text[:200], 200)]
+    cut, repeats = block.index(" ", 200), len(text) // len(block)
+    assert text == block * repeats
+    del text
+    encode = lambda part: np.array(encoding.encode_ordinary(part), np.int32)
+    turned = encode(block[cut:] + block[:cut])
+    for part in (encode(block[:cut]), *([turned] * (repeats - 1)), encode(block[cut:])):
+        yield "tokens", part
+    yield "tokens", np.array([encoding.eot_token])
 
 
 def first_step(corpus: Path, cache: Path, workdir: Path) -> dict[str, float]:
     """Seconds from the start of the program to the first step, and memory then (MB)."""
     model = {"context_length": 64, "embed_dim": 32, "num_steps": 2, "scan_unroll": 2}
-    small = [f"--config.model.{field}={value}" for field, value in model.items()]
-    small += ["--config.train_steps=20", "--config.log_every=1", "--config.eval_every=20"]
-    small += ["--config.data.batch_size=4", "--config.optimizer.accumulation_steps=1"]
-    environment = {**os.environ, "NRGPT_CACHE_DIR": str(cache)}
+    fields = {f"model.{name}": value for name, value in model.items()}
+    fields |= {"train_steps": 20, "log_every": 1, "eval_every": 20, "eval_windows": 16}
+    fields |= {"data.batch_size": 4, "optimizer.accumulation_steps": 1}
+    small = [f"--config.{name}={value}" for name, value in fields.items()]
     begin = time.monotonic()
-    process = subprocess.Popen(
-        command("train", corpus, f"--workdir={workdir}", *small, "--config.eval_windows=16"),
-        env=environment,
-    )
+    process = start("train", corpus, cache, f"--workdir={workdir}", *small)
     metrics = workdir / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
         time.sleep(0.05)
@@ -139,37 +158,9 @@ def first_step(corpus: Path, cache: Path, workdir: Path) -> dict[str, float]:
     return {"seconds": round(seconds, 1), "peak MB": round(seen[process.pid])}
 
 
-def compare_text(path: Path, folder: Path) -> dict[str, int]:
-    """Compares every token of one text, the same block many times, with tiktoken's.
-
-    GPT-2's pattern never matches across a place between a word and the blank after it, so the
-    tokens repeat with the block from such a place on.
-    """
-    metadata, encoding = read_metadata(folder), tiktoken.get_encoding("gpt2")
-    features = features_of(np.dtype(metadata["dtype"]))
-    shards = [shard for split in ("train", "validation") for shard in shards_of(metadata, split)]
-    stream = RecordStream(shards, metadata["record_tokens"], features)
-    text = path.read_text()
-    block = text[: text.index(text[:200], 200)]
-    cut, repeats = block.index(" ", 200), len(text) // len(block)
-    assert text == block * repeats
-    del text
-    encode = lambda part: np.array(encoding.encode_ordinary(part), np.int32)
-    turned, place = encode(block[cut:] + block[:cut]), 0
-    for part in (encode(block[:cut]), *([turned] * (repeats - 1)), encode(block[cut:])):
-        np.testing.assert_array_equal(stream.read(place, len(part))[0], part)
-        place += len(part)
-    assert len(stream) == place + 1
-    assert stream.read(place, 1)[0].tolist() == [encoding.eot_token]
-    return {"documents": 1, "tokens": len(stream)}
-
-
 def reading(cache: Path) -> dict[str, float]:
     """Memory (MB) of 300 batches of 64 windows of 1024, and milliseconds for 384 windows."""
-    begin = _resident()
-    metadata = read_metadata(prepared_folder(cache))
-    features = features_of(np.dtype(metadata["dtype"]))
-    stream = RecordStream(shards_of(metadata, "train"), metadata["record_tokens"], features)
+    begin, stream = _resident(), prepared(cache, "train")
     batches = train_batches(stream, 1024, 64, 0)
     for _ in range(300):
         next(batches)
@@ -190,35 +181,35 @@ def _resident() -> float:
     return int(status.split("VmRSS:")[1].split()[0]) / 1024
 
 
-def prepared_folder(cache: Path) -> Path:
-    (folder,) = (path.parent for path in cache.rglob("dataset_info.json"))
-    return folder
-
-
 def main(arguments: list[str]) -> None:
     del arguments
     out = Path(OUT.value)
     if not (out / "text").exists():
         make_corpora(SOURCES.value, out, int(GIGABYTES.value * 1e9))
-    for name, compared in (("documents", compare), ("text", compare_text)):
-        corpus = out / name if name == "documents" else out / name / "all.txt"
-        cache = out / f"cache-{name}"
-        parts = GIGABYTES.value * 1e9 / PART_BYTES
+    for name in ("documents", "text"):
+        corpus = out / "documents" if name == "documents" else out / "text/all.txt"
+        cache, parts = out / f"cache-{name}", GIGABYTES.value * 1e9 / PART_BYTES
         print(name, "killed:", *prepare(corpus, cache, kill_at=max(1, int(parts / 2))))
         finished = sorted(cache.rglob("progress/*.json"))
         kept = {path: path.stat().st_mtime_ns for path in finished}
         assert not list(cache.rglob("dataset_info.json"))
         print(name, f"{len(kept)} parts kept; finished:", *prepare(corpus, cache))
         assert all(path.stat().st_mtime_ns == at for path, at in kept.items())
-        print(name, "equal to tiktoken:", compared(corpus, prepared_folder(cache)), flush=True)
+        splits = ("train", "validation")
+        if name == "documents":
+            streams = {split: prepared(cache, split) for split in splits}
+            found = compare(streams, of_documents(corpus))
+        else:
+            found = compare({"tokens": prepared(cache, *splits)}, of_text(corpus))
+        print(name, "equal to tiktoken:", found, flush=True)
     for name in ("documents", "small"):
         cache = out / f"cache-{name}"
         if name == "small":
             prepare(out / name, cache)
         print(name, "read:", reading(cache), flush=True)
         for run in ("first", "second"):
-            found = first_step(out / name, cache, out / f"run-{name}-{run}")
-            print(name, run, "run, first step:", found, flush=True)
+            seen = first_step(out / name, cache, out / f"run-{name}-{run}")
+            print(name, run, "run, first step:", seen, flush=True)
 
 
 SOURCES = flags.DEFINE_list("sources", None, "Texts to repeat.", required=True)

@@ -18,7 +18,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 
 import jax
@@ -28,10 +27,8 @@ from absl import flags
 from nrgpt_jax import cli, load_pretrained
 from nrgpt_jax.datasets.corpora import SHAKESPEARE_SHA256, SHAKESPEARE_URL
 from nrgpt_jax.datasets.download import fetch
-from studies.tables import table
+from studies.tables import ROOT, table, versions, write_page
 
-ROOT = Path(__file__).resolve().parent.parent
-OUT = ROOT / "docs/time_to_loss.md"
 WINDOW = 64
 # The README of nanoGPT, "I only have a macbook": its recipe for CPUs.
 RECIPE = (
@@ -98,32 +95,17 @@ def ours(folder: Path) -> dict[str, float]:
     return {"seconds": seconds, "loss": loss, "parameters": count}
 
 
-def page(found: dict[str, list[dict[str, float]]]) -> str:
-    """docs/time_to_loss.md"""
+def lines(found: dict[str, list[dict[str, float]]]) -> list[str]:
+    """The machine, and a row for each side."""
     rows = []
     for name, runs in found.items():
         seconds = [run["seconds"] for run in runs]
         losses = " ".join(f"{run['loss']:.3f}" for run in runs)
         cells = [f"{runs[0]['parameters']:,}", f"{statistics.median(seconds):.0f}"]
         rows.append([name, *cells, " ".join(f"{s:.0f}" for s in seconds), losses])
-    versions = [f"{p} {metadata.version(p)}" for p in ("jax", "torch")]
-    lines = [
-        "# Time to a loss, beside nanoGPT",
-        "",
-        "Written by `python -m benchmarks.time_to_loss --nanogpt=path/to/clone`. Tiny Shakespeare",
-        "by characters; nanoGPT by its own recipe for CPUs (2,000 steps of 12 x 64 characters,",
-        "AdamW), ours by the variant `quick` of `experiments/shakespeare.py` (Muon). Each in turn,",
-        "from the start of the process to its end, with start-up, compilation,",
-        "evaluations and checkpoints. The loss is that of the whole validation split (111,540",
-        "characters, in windows of 64), in nats a character.",
-        "",
-        f"Measured on {os.cpu_count()} CPU cores ({platform.machine()}), Python "
-        f"{platform.python_version()}, {', '.join(versions)}.",
-        "",
-        *table(["training", "parameters", "seconds, median", "each", "validation loss"], rows),
-        "",
-    ]
-    return "\n".join(lines)
+    head = ["training", "parameters", "seconds, median", "each", "validation loss"]
+    machine = f"{os.cpu_count()} CPU cores ({platform.machine()}), {versions('jax', 'torch')}"
+    return [f"Measured on {machine}.", "", *table(head, rows)]
 
 
 def main() -> None:
@@ -138,8 +120,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             found[name].append(sides[name](Path(folder)))
         print(name, found[name][-1], flush=True)
-    OUT.write_text(page(found))
-    print(f"written to {OUT}")
+    write_page("time_to_loss", {"time_to_loss": lines(found)})
 
 
 if __name__ == "__main__":

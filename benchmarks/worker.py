@@ -24,10 +24,12 @@ STEPS = 3
 
 def main(case: int, side: str, release: str | None) -> None:
     """Builds the step of a side: ours, or the release's, eager or compiled; then measures it."""
-    begin = time.perf_counter()
-    about: dict[str, Any] = {}
+    begin, about = time.perf_counter(), dict[str, Any]()
     if release:
-        step = _theirs(CASES[case], release, compiled=side == "compiled")
+        from benchmarks.release import training_step
+
+        compiled = side == "compiled"
+        step = training_step(release, CASES[case].config(), _tokens(CASES[case]), compiled)
     else:
         step, about = _ours(CASES[case])
     step()
@@ -65,20 +67,11 @@ def _ours(case: Case) -> tuple[Callable[[], float], dict]:
     host.use_all_cores(config.data.batch_size // config.optimizer.accumulation_steps)
     import jax
 
-    from nrgpt_jax.array_types import Batch
-    from nrgpt_jax.models import create_model, flops, parameter_specs, sharding
-    from nrgpt_jax.training import optimizers
-    from nrgpt_jax.training import step as training
+    from nrgpt_jax.models import flops, sharding
+    from studies.measures import training_step
 
-    mesh, model = sharding.make_mesh(), create_model(config)
-    optimizer = optimizers.create_optimizer(config.optimizer, 1000, parameter_specs(model))
-    parts = config.optimizer.accumulation_steps
-    train_step = training.make_train_step(model, optimizer, 0, parts, mesh)
-    state = training.create_state(model, optimizer, 0, mesh)
-    tokens = _tokens(case)
-    weights = np.ones(tokens[:, 1:].shape, np.float32)
-    batch = sharding.put_batch(Batch(tokens[:, :-1], tokens[:, 1:], weights), mesh)
-    compiled = train_step.lower(state, batch).compile()  # type: ignore[attr-defined]
+    model, function, state, batch = training_step(config, sharding.make_mesh(), _tokens(case))
+    compiled = function.lower(state, batch).compile()
     about: dict[str, Any] = {"devices": jax.device_count()}
     about["peak_flops"] = flops.peak_flops() or float("nan")
     about["flops_per_token"] = flops.train_flops_per_token(model)
@@ -90,12 +83,6 @@ def _ours(case: Case) -> tuple[Callable[[], float], dict]:
         return float(metrics["train/loss"])
 
     return step, about
-
-
-def _theirs(case: Case, clone: str, compiled: bool) -> Callable[[], float]:
-    from benchmarks.release import training_step
-
-    return training_step(clone, case.config(), _tokens(case), compiled)
 
 
 def _peak_memory(of_torch: bool) -> float:

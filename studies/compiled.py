@@ -20,10 +20,11 @@ SENT: Mapping[str, Callable[[float, int], float]] = {
     "all-to-all": lambda made, n: made * (n - 1) / n,
     "collective-permute": lambda made, n: made,
 }
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\n((?:.*\n)*?)\}", re.MULTILINE)
 _COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(SENT)})(-start)?\(")
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _SHAPE = re.compile(r"\b(\w+)\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:calls|to_apply|body|branch_computations)=\{?%?([\w.\-]+)")
+_BOUND = re.compile(r"s32\[\]\S* constant\((\d+)\)")
 
 
 class Exchange(NamedTuple):
@@ -38,30 +39,18 @@ class Exchange(NamedTuple):
 def exchanges(text: str) -> list[Exchange]:
     """All collectives of a compiled program, `compiled.as_text()`; loops count as often as they
     run."""
-    entry, computations = _computations(text)
-    return list(_walk(entry, 1, computations))
-
-
-def _computations(text: str) -> tuple[str, dict[str, list[str]]]:
-    entry, name, found = "", "", dict[str, list[str]]()
-    for line in text.splitlines():
-        begin = _COMPUTATION.match(line)
-        if begin:
-            name = begin[2]
-            found[name] = []
-            entry = name if begin[1] else entry
-        elif name:
-            found[name].append(line)
-    return entry, found
+    found = _COMPUTATION.findall(text)
+    computations = {name: lines.splitlines() for _, name, lines in found}
+    return [e for entry, name, _ in found if entry for e in _walk(name, 1, computations)]
 
 
 def _walk(name: str, times: int, computations: dict[str, list[str]]) -> Iterator[Exchange]:
     for line in computations.get(name, ()):
         collective = _COLLECTIVE.search(line)
         if collective:
-            made, kind = _made(*collective.groups()), collective[2]
-            count = _group_size(line)
-            yield Exchange(kind, count, times, times * SENT[kind](made, count))
+            kind, count = collective[2], _group_size(line)
+            sent = SENT[kind](_made(*collective.groups()), count)
+            yield Exchange(kind, count, times, times * sent)
             continue
         inner = times * _trips(line, computations) if " while(" in line else times
         for called in _CALLED.findall(line):
@@ -87,20 +76,19 @@ def _group_size(line: str) -> int:
         return int(groups[1:].partition("]")[0].split(",")[-1])
     lengths = {name: int(length) for name, length in re.findall(r"'(\w+)'=(\d+)", groups)}
     chosen = re.search(r"\{('\w+'(?:,'\w+')*)\}", groups)
-    names = re.findall(r"'(\w+)'", chosen[1]) if chosen else list(lengths)
-    return math.prod(lengths[name] for name in names) if lengths else 1
+    names = re.findall(r"'(\w+)'", chosen[1]) if chosen else lengths
+    return math.prod(lengths[name] for name in names)
 
 
 def _trips(line: str, computations: dict[str, list[str]]) -> int:
     known = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
-    if known:
-        return int(known[1])
     condition = re.search(r"condition=%?([\w.\-]+)", line)
-    lines = computations[condition[1]] if condition else []
-    bounds = [int(n) for line in lines for n in re.findall(r"s32\[\]\S* constant\((\d+)\)", line)]
+    bounds = [known[1]] if known else []
+    if condition and not known:
+        bounds = _BOUND.findall("\n".join(computations[condition[1]]))
     if not bounds:
         raise ValueError(f"cannot tell how often a loop runs: {line.strip()[:200]}")
-    return max(bounds)
+    return max(map(int, bounds))
 
 
 def product_flops(function: Callable, *arguments: Any, axis: str = "", parts: int = 1) -> float:
@@ -119,22 +107,16 @@ def product_flops(function: Callable, *arguments: Any, axis: str = "", parts: in
 def _flops(jaxpr: Any, axis: str, parts: int) -> float:
     total = 0.0
     for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
+        name, params = equation.primitive.name, equation.params
+        if name == "dot_general":
+            (contracted, _), _ = params["dimension_numbers"]
             shape = equation.invars[0].aval.shape
             whole = 2.0 * equation.outvars[0].aval.size * math.prod(shape[i] for i in contracted)
             total += whole / parts
-        times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-        named = [v for name, v in equation.params.items() if name.endswith("manual_axes")]
+        times = params.get("length", 1) if name == "scan" else 1
+        named = [value for key, value in params.items() if key.endswith("manual_axes")]
         split = 1 if any(axis in axes for axes in named) else parts
-        total += times * sum(_flops(inner, axis, split) for inner in _inner(equation))
+        for leaf in jax.tree.leaves([*params.values()]):
+            if isinstance(leaf, jex.Jaxpr | jex.ClosedJaxpr):
+                total += times * _flops(getattr(leaf, "jaxpr", leaf), axis, split)
     return total
-
-
-def _inner(equation: Any) -> Iterator[Any]:
-    for value in equation.params.values():
-        for one in value if isinstance(value, tuple | list) else [value]:
-            if isinstance(one, jex.ClosedJaxpr):
-                yield one.jaxpr
-            elif isinstance(one, jex.Jaxpr):
-                yield one

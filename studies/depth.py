@@ -3,8 +3,6 @@
 python -m studies.depth --workdir=runs/listops [--prompts=400]
 """
 
-from pathlib import Path
-
 import numpy as np
 from absl import flags
 
@@ -17,58 +15,42 @@ from nrgpt_jax.generation import scoring
 from nrgpt_jax.generation.generate import Settings, generate
 from nrgpt_jax.models.decoding import Decoding
 from nrgpt_jax.runs.pretrained import Pretrained, load_pretrained
-from nrgpt_jax.training import evaluation
-from studies.tables import table
+from studies.measures import answered
+from studies.tables import table, write_page
 
 TOLERANCES = {"energy": (10.0, 3.0, 1.0, 0.3, 0.1, 0.01), "gradient": (10.0, 3.0, 1.0, 0.3, 0.1)}
 STEPS = (0.6, 0.8, 1, 1.2, 2, 4)  # times those of training
-OUT = Path(__file__).resolve().parent.parent / "docs/depth.md"
 
 
-def answer(trained: Pretrained, prompts: Prompts, settings: Settings) -> tuple[float, np.ndarray]:
-    """The share of prompts answered, and the steps of every generated token."""
-    model, params = trained.model, trained.variables["params"]
-    made = evaluation.continuations(model, params, prompts, settings=settings)
-    hits = evaluation.scores(made, prompts, model.context_length)
-    return float(np.mean(hits)), np.concatenate([n.steps for n in made])
-
-
-def measure(trained: Pretrained, prompts: Prompts) -> list[list[str]]:
-    """The table."""
-    steps = trained.model.num_steps
-    found = []
-    for times in STEPS:
-        for cache in ("exact", "fixed_point"):
-            count = round(times * steps)
-            settings = Settings(num_steps=count, cache=cache)
-            accuracy, _ = answer(trained, prompts, settings)
-            error = _error(trained, prompts, settings) if cache == "fixed_point" else ""
-            found.append(
-                [f"{count} steps", cache, f"{accuracy:.1%}", str(count), str(count), error]
-            )
-            print(found[-1], flush=True)
-    for criterion, tolerances in TOLERANCES.items():
-        for tolerance in tolerances:
-            settings = Settings(num_steps=4 * steps, stopping=Convergence(tolerance, criterion))
-            accuracy, taken = answer(trained, prompts, settings)
-            name = f"until converged, {criterion}, {tolerance:g}"
-            spread = [f"{taken.mean():.1f}", str(taken.max())]
-            found.append([name, "exact", f"{accuracy:.1%}", *spread, ""])
-            print(found[-1], flush=True)
-    return found
+def measure(trained: Pretrained, prompts: Prompts, limit: int) -> list[list[str]]:
+    """The rows of the table."""
+    T, rows = trained.model.num_steps, list[list[str]]()
+    counts = [(round(n * T), cache) for n in STEPS for cache in ("exact", "fixed_point")]
+    ways = [(f"{n} steps", Settings(num_steps=n, cache=cache)) for n, cache in counts]
+    limits = [Convergence(most, name) for name, known in TOLERANCES.items() for most in known]
+    for stop in limits:
+        name = f"until converged, {stop.criterion}, {stop.tolerance:g}"
+        ways.append((name, Settings(num_steps=4 * T, stopping=stop)))
+    for name, settings in ways:
+        share, taken = answered(trained, prompts, limit, **settings._asdict())
+        mean = f"{taken.mean():.1f}" if settings.stopping else str(settings.num_steps)
+        error = _error(trained, prompts, settings) if settings.cache == "fixed_point" else ""
+        rows.append([name, settings.cache, f"{share:.1%}", mean, str(taken.max()), error])
+        print(rows[-1], flush=True)
+    return rows
 
 
 def _error(trained: Pretrained, prompts: Prompts, settings: Settings) -> str:
     """Mean KL divergence from the exact cache on texts the exact cache made."""
-    model, variables = trained.model.with_num_steps(trained.variables, settings.num_steps or 1)
-    chosen, total = prompts.prompts[:20], 0.0
-    ends = prompts.end, prompts.num_symbols
-    made = generate(model, variables, chosen, 24, end_token=ends[0], num_symbols=ends[1])
-    for prompt, new in zip(chosen, made, strict=True):
-        text = np.concatenate([prompt, new.tokens])
-        decoding = Decoding(settings.cache)
-        total += scoring.cache_error(model, variables, text, len(prompt), decoding).divergence
-    return f"{total / len(chosen):.2g}"
+    deep = trained.model.with_num_steps(trained.variables, settings.num_steps or 1)
+    chosen, decoding = prompts.prompts[:20], Decoding(settings.cache)
+    end, symbols = prompts.end, prompts.num_symbols
+    made = generate(*deep, chosen, 24, end_token=end, num_symbols=symbols)
+    errors = [
+        scoring.cache_error(*deep, np.concatenate([prompt, new.tokens]), len(prompt), decoding)
+        for prompt, new in zip(chosen, made, strict=True)
+    ]
+    return f"{np.mean([error.divergence for error in errors]):.2g}"
 
 
 def main(f: flags.FlagValues) -> None:
@@ -78,33 +60,22 @@ def main(f: flags.FlagValues) -> None:
     if not sets:
         raise UserError(f"the data set of {f.workdir} has no prompts to answer; use a listops run")
     name, prompts = next(iter(sets.items()))
-    first = slice(f.prompts)
-    prompts = prompts._replace(prompts=prompts.prompts[first], answers=prompts.answers[first])
-    OUT.write_text(page(trained, name, len(prompts.prompts), measure(trained, prompts)))
-    print(f"written to {OUT}")
+    count = min(f.prompts, len(prompts.prompts))
+    rows = measure(trained, prompts, count)
+    write_page("depth", {"depth": lines(trained, name, count, rows)})
 
 
-def page(trained: Pretrained, name: str, count: int, rows: list[list[str]]) -> str:
-    """docs/depth.md"""
+def lines(trained: Pretrained, name: str, count: int, rows: list[list[str]]) -> list[str]:
+    """What was measured, and the table."""
     head = ["depth", "cache", "answered", "mean steps", "most steps", "KL of the cache, nats"]
     m = trained.config.model
-    text = [
-        "# Depth at inference",
-        "",
-        "Written by `python -m studies.depth --workdir=runs/listops`, after",
-        "`make train EXP=listops`. The share of held-out prompts answered, greedy, with another",
-        "number of steps than in training, with tokens that stop when they have converged",
-        f"(at most {4 * m.num_steps} steps; the tolerance is the change of a token's energy in a",
-        "step, or the norm of its gradient), and with one remembered state a token.",
-        "",
-        f"What the rate `{m.inference_rate}` promises: {RATES[m.inference_rate].guarantee}.",
-        "",
+    return [
         f"{m.name}, D={m.embed_dim}, H={m.num_heads}, rate `{m.inference_rate}`, trained with "
-        f"{m.num_steps} steps; {count} prompts of `{name}`, one seed.",
+        f"{m.num_steps} steps; {count} prompts of `{name}`, one seed. What the rate promises: "
+        f"{RATES[m.inference_rate].guarantee}.",
         "",
         *table(head, rows),
     ]
-    return "\n".join(text) + "\n"
 
 
 if __name__ == "__main__":

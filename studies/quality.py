@@ -4,14 +4,11 @@
 
 Every variant of experiments/quality.py is trained with seed 0 at each of its learning rates; the
 one with the lowest validation loss is taken, and trained with the seeds from 1 on, which are the
-ones that the table shows. It goes between the marks in docs/quality.md, the numbers to
-docs/quality.json.
+ones that the tables show. The numbers go to results/quality.json.
 """
 
-import json
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from absl import flags
@@ -23,52 +20,41 @@ from nrgpt_jax.runs.metrics import read_metrics
 from nrgpt_jax.sweeps.loading import load_module
 from nrgpt_jax.sweeps.progress import failure_of, is_done
 from nrgpt_jax.training.divergence import RunDiverged
-from studies.runner import ROOT, define_flags, train_possible
-from studies.tables import spread, table
+from studies.runner import ROOT, define_flags, train_all
+from studies.tables import Record, Tables, load, spread, table, write
 
-EXPERIMENT, DOCS = ROOT / "experiments/quality.py", ROOT / "docs"
-BEGIN, END = "<!-- table of {} -->", "<!-- end of the table of {} -->"
+EXPERIMENT = ROOT / "experiments/quality.py"
 SIZES = ("small", "large")
-REFERENCE = "GPT_Rec_parallel"
+REFERENCE = "GPT_Rec_parallel_muon"
 
 
-def tuned(names: list[str], f: flags.FlagValues) -> dict[str, dict[str, Any]]:
+def tuned(names: list[str], f: flags.FlagValues) -> dict[str, Record]:
     """Trains these variants; the learning rate of each, and its losses in nats a character."""
     experiment, runs = load_module(EXPERIMENT), Path(f.runs)
     cell = lambda name, rate: f"{name}@{rate:g}"
-    searched = [cell(name, rate) for name in names for rate in experiment.rates(name)]
+
+    def losses(cells: list[str], seeds: range) -> dict[str, list[float]]:
+        workdirs = {c: [runs / c / str(seed) for seed in seeds] for c in cells}
+        configs = {w: experiment.get_config(c) for c, own in workdirs.items() for w in own}
+        for workdir, config in configs.items():
+            config.seed = int(workdir.name)
+        train_all(configs, f, may_diverge=True)  # which is a result
+        return {c: [*map(loss, own)] for c, own in workdirs.items()}
+
     # Side by side the other seeds of every learning rate cost little more.
-    train([(c, s) for c in searched for s in range(f.seeds + 1 if f.side_by_side else 1)], f)
+    searched = [cell(name, rate) for name in names for rate in experiment.rates(name)]
+    seen = losses(searched, range(f.seeds + 1 if f.side_by_side else 1))
     found = {}
     for name in names:
-        seen = {rate: loss(runs / cell(name, rate) / "0") for rate in experiment.rates(name)}
+        first = {rate: seen[cell(name, rate)][0] for rate in experiment.rates(name)}
         found[name] = {
             "parameters": experiment.parameters(experiment.get_config(name).model),
-            "searched": {f"{rate:g}": found for rate, found in seen.items()},
-            "learning_rate": min(seen, key=lambda rate: seen[rate]),
+            "searched": {f"{rate:g}": value for rate, value in first.items()},
+            "learning_rate": min(first, key=lambda rate: first[rate]),
         }
-    seeds = range(1, f.seeds + 1)
     best = {name: cell(name, row["learning_rate"]) for name, row in found.items()}
-    train([(c, seed) for c in best.values() for seed in seeds], f)
-    for name, row in found.items():
-        row["losses"] = [loss(runs / best[name] / str(seed)) for seed in seeds]
-    return found
-
-
-def train(cells: list[tuple[str, int]], f: flags.FlagValues) -> None:
-    """Trains variants with seeds; that one diverges is a result.
-
-    Raises:
-      UserError: one has failed otherwise.
-    """
-    experiment, configs = load_module(EXPERIMENT), {}
-    for variant, seed in cells:
-        workdir = Path(f.runs) / variant / str(seed)
-        configs[workdir] = experiment.get_config(variant)
-        configs[workdir].seed = seed
-    for workdir, why in train_possible(configs, f).items():
-        if not why.startswith(RunDiverged.__name__):
-            raise UserError(f"{workdir}: {why}; its log is there; --retry trains it again")
+    of_seeds = losses([*best.values()], range(1, f.seeds + 1))
+    return {name: {**row, "losses": of_seeds[best[name]]} for name, row in found.items()}
 
 
 def loss(workdir: Path) -> float:
@@ -85,28 +71,21 @@ def loss(workdir: Path) -> float:
     raise UserError(f"{workdir} is not trained to its end; the same command resumes")
 
 
-def page(found: dict[str, dict[str, Any]], text: str) -> str:
-    """docs/quality.md with the tables in their places."""
+def tables(found: dict[str, Record]) -> Tables:
+    """One of each size, from the lowest loss to the highest."""
+    result = {}
     for size in SIZES:
-        rows = {n.removeprefix(size + "_"): r for n, r in found.items() if n.startswith(size)}
-        means = {name: _mean(row["losses"]) for name, row in rows.items()}
-        reference = means.get(REFERENCE + "_muon", math.nan)
-        lines = [
-            [
-                f"`{name}`",
-                f"{rows[name]['parameters']:,}",
-                f"{rows[name]['learning_rate']:g}",
-                spread(rows[name]["losses"], ".4f"),
-                f"{mean - reference:+.3f}",
-            ]
-            for name, mean in sorted(means.items(), key=lambda named: named[1])
-        ]
+        own = {n.removeprefix(f"{size}_"): r for n, r in found.items() if n.startswith(size)}
+        means = {name: _mean(row["losses"]) for name, row in own.items()}
+        reference = means.get(REFERENCE, math.nan)
+        rows = []
+        for name, mean in sorted(means.items(), key=lambda named: named[1]):
+            row, difference = own[name], f"{mean - reference:+.3f}"
+            cells = [f"{row['parameters']:,}", f"{row['learning_rate']:g}"]
+            rows.append([f"`{name}`", *cells, spread(row["losses"], ".4f"), difference])
         head = ["variant", "parameters", "learning rate", "validation loss", "difference"]
-        begin, end = BEGIN.format(size), END.format(size)
-        before, _, rest = text.partition(begin)
-        after = rest.partition(end)[2]
-        text = "\n".join([before + begin, "", *table(head, lines), "", end + after])
-    return text
+        result[size] = table(head, rows)
+    return result
 
 
 def _mean(losses: list[float | None]) -> float:
@@ -116,21 +95,12 @@ def _mean(losses: list[float | None]) -> float:
 
 def main(f: flags.FlagValues) -> None:
     """Trains and writes."""
-    experiment, found = load_module(EXPERIMENT), dict[str, dict[str, Any]]()
-    names = f.only or experiment.variants()
-    for size in SIZES:
-        found |= tuned([name for name in names if name.startswith(size)], f)
-    if not f.measure:
-        return
-    kept = DOCS / "quality.json"
-    before = json.loads(kept.read_text()) if kept.exists() else {}
-    everything = {
-        n: {**before, **found}[n] for n in experiment.variants() if n in {**before, **found}
-    }
-    text = page(everything, (DOCS / "quality.md").read_text())
-    kept.write_text(json.dumps(plain(everything), indent=1) + "\n")
-    (DOCS / "quality.md").write_text(text)
-    print(f"written to {DOCS / 'quality.md'}")
+    variants, found = load_module(EXPERIMENT).variants(), load("quality")
+    for size in SIZES if f.seeds else ():
+        found |= tuned([n for n in f.only or variants if n.startswith(size)], f)
+    if f.measure:
+        found = {name: found[name] for name in variants if name in found}
+        write("quality", plain(found), tables, depth=1)
 
 
 if __name__ == "__main__":

@@ -2,22 +2,17 @@
 
     python -m studies.rest [--runs=runs/rest] [--jobs=2] [--seeds=1]
 
-Trains every variant of experiments/rest.py that is not trained yet (some at a time, each on one
-core), then measures all that are; the table goes between the marks in docs/rest.md,
-the numbers to docs/rest.json. Each seed's measurement is kept in its run directory.
+Trains the variants of experiments/rest.py that are not trained yet (some at a time, each on one
+core), and measures all that are. Numbers are kept in the run directory, and in results/rest.json.
 """
 
-import json
-import time
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 
-from nrgpt_jax import cli
 from nrgpt_jax.core.block import State
 from nrgpt_jax.core.convergence import Attraction, attraction
 from nrgpt_jax.core.descent import Convergence, RolloutOptions
@@ -26,16 +21,14 @@ from nrgpt_jax.datasets.pipeline import validation_batches
 from nrgpt_jax.generation.generate import Settings, cache_bytes, generate
 from nrgpt_jax.generation.sampling import Sampling
 from nrgpt_jax.generation.scoring import read_decoded
-from nrgpt_jax.models import sharding
 from nrgpt_jax.models.decoding import Decoding
 from nrgpt_jax.models.rollouts import partial_rollout
 from nrgpt_jax.runs.pretrained import Pretrained, load_pretrained
-from nrgpt_jax.training import evaluation
 from nrgpt_jax.training.losses import cross_entropy
-from studies.runner import ROOT, define_flags, measure_all
-from studies.tables import spread, table
+from studies.measures import answered, excerpts, in_turns, losses_at
+from studies.runner import Found, run_study
+from studies.tables import Columns, Record, Tables, summary
 
-EXPERIMENT, DOCS = ROOT / "experiments/rest.py", ROOT / "docs"
 TIMES = (1, 2, 4, 16, 100)  # the trained number of steps
 WINDOWS = 64  # of the validation split, for the losses
 ANSWERED_AT, ONE_ROW_AT = (1, 2, 4, 16), (1, 4)
@@ -46,28 +39,18 @@ MOST, UNTIL = 4, Convergence(0.03, "state")  # times T, for tokens that stop by 
 DESCENTS = (0, 1, 2, 4, 8)  # held ones after the usual one, for the losses
 REST, TEXTS, TOKENS = 16, 4, 64  # when and on what tokens are asked whether they attract
 TOLERANCE = 1e-3  # of rest: what one more step changes of a state, relative
-BEGIN, END = "<!-- table -->", "<!-- end of the table -->"
 
 
-def measure(workdir: Path) -> dict[str, Any]:
+def measure(workdir: Path) -> Record:
     """The numbers of one run."""
     trained = load_pretrained(workdir, "latest")
     dataset = load_recorded(trained.config.data)
-    parts = _losses, _held, _reading, _answers, _speed, _rest
-    return {name: number for part in parts for name, number in part(trained, dataset).items()}
-
-
-def _losses(trained: Pretrained, dataset: Dataset) -> dict[str, float]:
-    """Validation loss in nats at several depths."""
-    mesh, found = sharding.make_mesh(), {}
-    for times in TIMES:
-        steps = times * trained.model.num_steps
-        model, variables = trained.model.with_num_steps(trained.variables, steps)
-        windows = validation_batches(dataset.validation, model.context_length, WINDOWS, WINDOWS)
-        step = evaluation.make_eval_step(model, mesh)
-        seen = evaluation.evaluate_loss(step, variables["params"], windows, mesh)
-        found[f"loss_at_{times}T"] = seen["val/loss"]
-    return found
+    found = losses_at(trained, dataset, TIMES, WINDOWS) | _held(trained, dataset)
+    if dataset.prompts:
+        found |= _answers(trained, dataset)
+    else:
+        found |= _reading(trained, dataset) | _speed(trained)
+    return found | _rest(trained, dataset)
 
 
 def _held(trained: Pretrained, dataset: Dataset) -> dict[str, float]:
@@ -94,11 +77,8 @@ def _held(trained: Pretrained, dataset: Dataset) -> dict[str, float]:
 def _reading(trained: Pretrained, dataset: Dataset) -> dict[str, float]:
     """Loss of the same windows, of a corpus, where each token is decoded: with both caches, and
     with tokens that stop by themselves, with their mean number of steps."""
-    if dataset.prompts:
-        return {}
     model, T = trained.model, trained.model.num_steps
-    windows = validation_batches(dataset.validation, model.context_length, WINDOWS, WINDOWS)
-    batch = next(windows)
+    batch = next(validation_batches(dataset.validation, model.context_length, WINDOWS, WINDOWS))
     texts = np.concatenate([batch.inputs, batch.targets[:, -1:]], axis=1)
 
     def read(cache: str, times: int, until: Convergence | None = None) -> tuple[float, float]:
@@ -114,60 +94,39 @@ def _reading(trained: Pretrained, dataset: Dataset) -> dict[str, float]:
     return found
 
 
-def _speed(trained: Pretrained, dataset: Dataset) -> dict[str, float]:
+def _speed(trained: Pretrained) -> dict[str, float]:
     """Characters a second and megabytes of the cache, for `TEXTS_AT_ONCE` texts of a corpus."""
-    if dataset.prompts:
-        return {}
-    model, T = trained.model, trained.model.num_steps
-    new = model.context_length - 1
+    model, variables = trained.model, trained.variables
+    new, sampling = model.context_length - 1, Sampling(temperature=1.0)
     prompts = [np.array([symbol]) for symbol in range(TEXTS_AT_ONCE)]
-    sampling, times = Sampling(temperature=1.0), dict[str, list[float]]()
     ways = {
         "exact": Settings(sampling),
         "one_row": Settings(sampling, cache="fixed_point"),
-        "stopping": Settings(sampling, num_steps=MOST * T, stopping=UNTIL),
+        "stopping": Settings(sampling, num_steps=MOST * model.num_steps, stopping=UNTIL),
     }
-    for number in range(1 + ROUNDS):
-        for way, settings in ways.items():
-            begin = time.perf_counter()
-            generate(model, trained.variables, prompts, new, settings)
-            if number:  # the first compiles
-                times.setdefault(way, []).append(time.perf_counter() - begin)
-    found = {f"{w}_speed": TEXTS_AT_ONCE * new / float(np.median(t)) for w, t in times.items()}
+    work = lambda settings: lambda: generate(model, variables, prompts, new, settings)
+    seconds = in_turns({way: work(settings) for way, settings in ways.items()}, ROUNDS)
+    found = {f"{way}_speed": TEXTS_AT_ONCE * new / median for way, median in seconds.items()}
     for way in ("exact", "one_row"):
         shape = TEXTS_AT_ONCE, model.context_length, ways[way].cache
-        found[f"{way}_megabytes"] = cache_bytes(model, trained.variables, *shape) / 1e6
+        found[f"{way}_megabytes"] = cache_bytes(model, variables, *shape) / 1e6
     return found
 
 
 def _answers(trained: Pretrained, dataset: Dataset) -> dict[str, float]:
     """The share of held-out prompts answered, greedily: at several depths, with a fixed-point
     cache, and by tokens that stop by themselves, with their mean number of steps."""
-    if not dataset.prompts:
-        return {}
-    model, params, T = trained.model, trained.variables["params"], trained.model.num_steps
-    prompts, found = next(iter(dataset.prompts.values())), {}
-
-    def answered(settings: Settings) -> float:
-        return evaluation.prompt_accuracy(model, params, prompts, limit=PROMPTS, settings=settings)
-
-    for times in ANSWERED_AT:
-        found[f"answered_at_{times}T"] = answered(Settings(num_steps=times * T))
-    for times in ONE_ROW_AT:
-        one_row = Settings(cache="fixed_point", num_steps=times * T)
-        found[f"one_row_at_{times}T"] = answered(one_row)
-    until = Settings(num_steps=MOST * T, stopping=UNTIL)
-    made = evaluation.continuations(model, params, prompts, limit=PROMPTS, settings=until)
-    hits = evaluation.scores(made, prompts, model.context_length)
-    steps = np.concatenate([new.steps for new in made])
-    return {**found, "stopped": float(np.mean(hits)), "steps": float(steps.mean()) / T}
+    T, prompts = trained.model.num_steps, next(iter(dataset.prompts.values()))
+    ask = lambda n, **ways: answered(trained, prompts, PROMPTS, num_steps=n * T, **ways)
+    found = {f"answered_at_{n}T": ask(n)[0] for n in ANSWERED_AT}
+    found |= {f"one_row_at_{n}T": ask(n, cache="fixed_point")[0] for n in ONE_ROW_AT}
+    share, steps = ask(MOST, stopping=UNTIL)
+    return {**found, "stopped": share, "steps": float(steps.mean()) / T}
 
 
 def _rest(trained: Pretrained, dataset: Dataset) -> dict[str, float]:
     """Whether tokens of the validation split are at rest after `REST` T steps, and attract."""
-    tokens = dataset.validation.tokens
-    starts = np.linspace(0, len(tokens) - TOKENS, TEXTS).astype(int)
-    texts = np.stack([tokens[start : start + TOKENS] for start in starts]).astype(np.int32)
+    texts = excerpts(dataset.validation, TEXTS, TOKENS)
     steps = REST * trained.model.num_steps
     deep, variables = trained.model.with_num_steps(trained.variables, steps)
     model: Any = deep.with_implementation("autodiff")
@@ -190,7 +149,7 @@ def _rest(trained: Pretrained, dataset: Dataset) -> dict[str, float]:
     }
 
 
-COLUMNS = {  # what one seed's number is called, and how a mean is written
+COLUMNS: Columns = {
     **{f"loss_at_{n}T": (f"loss at {n}T", ".3f") for n in TIMES},
     **{f"answered_at_{n}T": (f"answered at {n}T", ".1%") for n in ANSWERED_AT},
     **{f"one_row_at_{n}T": (f"at {n}T, fixed-point cache", ".1%") for n in ONE_ROW_AT},
@@ -211,43 +170,20 @@ COLUMNS = {  # what one seed's number is called, and how a mean is written
     "radius": ("spectral radius, median", ".2f"),
     "largest_radius": ("largest", ".2f"),
 }
+HELD: Columns = {
+    f"loss_held_{n}": (f"{n} held" if n else "loss, none held", ".3f") for n in DESCENTS
+}
 
 
-HELD = {f"loss_held_{n}": (f"{n} held" if n else "loss, none held", ".3f") for n in DESCENTS}
-
-
-def page(found: dict[str, list[dict[str, Any]]], text: str) -> str:
-    """docs/rest.md with the tables, two a task, in their place."""
-    number = lambda value: np.nan if value is None else value
-    lines = []
+def tables(found: Found) -> Tables:
+    """Two of each task."""
+    lines: list[str] = []
     for task in dict.fromkeys(variant.partition("_")[0] for variant in found):
-        own = {v: rows for v, rows in found.items() if v.startswith(task)}
-        known = {name for rows in own.values() for row in rows for name in row}
-        for shown in (COLUMNS, HELD):
-            columns = {name: column for name, column in shown.items() if name in known}
-            rows = [
-                [f"`{variant}`", str(len(rows))]
-                + [spread([number(row[n]) for row in rows], f) for n, (_, f) in columns.items()]
-                for variant, rows in own.items()
-            ]
-            head = ["variant", "seeds", *(name for name, _ in columns.values())]
-            lines += ["", *table(head, rows)]
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return "\n".join([before + BEGIN, *lines, "", END + after])
-
-
-def main(f: flags.FlagValues) -> None:
-    """Trains, measures, writes."""
-    found = measure_all(EXPERIMENT, measure, f)
-    if not f.measure:
-        return
-    text = page(found, (DOCS / "rest.md").read_text())
-    (DOCS / "rest.json").write_text(json.dumps(found, indent=1) + "\n")
-    (DOCS / "rest.md").write_text(text)
-    print(f"written to {DOCS / 'rest.md'}")
+        own = {(f"`{v}`", len(rows)): rows for v, rows in found.items() if v.startswith(task)}
+        for columns in (COLUMNS, HELD):
+            lines += ["", *summary(["variant", "seeds"], own, columns)]
+    return {"rest": lines[1:]}
 
 
 if __name__ == "__main__":
-    define_flags("runs/rest", seeds=1)
-    cli.run(lambda: main(flags.FLAGS))
+    run_study("rest", measure, tables, seeds=1)

@@ -1,25 +1,26 @@
-"""The runner of all studies: trains what is not trained yet (`nrgpt_jax.sweeps`), and measures what
-is not measured yet.
-"""
+"""The runner of all studies: trains and measures what is missing, and writes the page."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from nrgpt_jax import disk
+from nrgpt_jax import cli, disk
 from nrgpt_jax.analysis.examination import plain
 from nrgpt_jax.configs import with_seeds
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.sweeps.engine import Launcher, run_all
 from nrgpt_jax.sweeps.loading import load_module
 from nrgpt_jax.sweeps.progress import Watch, is_done
+from nrgpt_jax.training.divergence import RunDiverged
+from studies.tables import ROOT, Record, Tables, load, write
 
-ROOT = Path(__file__).resolve().parent.parent
+Measure = Callable[[Path], Record]
+Found = dict[str, list[Record]]
+"""By variant, one record a seed."""
 
 
 def define_flags(runs: str, seeds: int) -> None:
@@ -28,64 +29,74 @@ def define_flags(runs: str, seeds: int) -> None:
     flags.DEFINE_integer("seeds", seeds, "Train so many of each.", 0)
     flags.DEFINE_list("only", [], "Train these variants; all by default.")
     flags.DEFINE_integer("jobs", 2, "Train N at a time.", 1)
-    text = "Train the runs of a variant as one program, for an accelerator."
-    flags.DEFINE_boolean("side_by_side", False, text)
+    flags.DEFINE_boolean("side_by_side", False, "Train a variant's runs as one program, on a GPU.")
     flags.DEFINE_boolean("retry", False, "Train again what has failed.")
     flags.DEFINE_boolean("measure", True, "Measure all that is trained, and write.")
-    flags.DEFINE_boolean("again", False, "Measure anew what is measured already.")
+    flags.DEFINE_boolean("again", False, "Measure again what is measured already.")
 
 
-def measure_all(
-    experiment: Path, measure: Callable[[Path], dict[str, Any]], f: flags.FlagValues
-) -> dict[str, list[dict[str, Any]]]:
-    """Trains, and measures every run that is trained; the numbers of each variant, seed by seed.
+def run_study(name: str, measure: Measure, tables: Callable[[Found], Tables], seeds: int) -> None:
+    """The program that trains experiments/NAME.py, by default with `seeds` seeds, and measures;
+    it writes results/NAME.json and docs/NAME.md."""
+
+    def main() -> None:
+        found = measure_all(ROOT / f"experiments/{name}.py", measure, flags.FLAGS)
+        if flags.FLAGS.measure:
+            write(name, found, tables)
+
+    define_flags(f"runs/{name}", seeds)
+    cli.run(main)
+
+
+def measure_all(experiment: Path, measure: Measure, f: flags.FlagValues) -> Found:
+    """Trains, and measures every run that is trained; by variant, the numbers seed by seed.
+
+    Those of variants without a trained run are taken from the raw results of the study.
 
     Args:
       experiment: an experiment file with `variants()`.
-      measure: gives the numbers of a run directory, in which they are kept: `<experiment>.json`.
-        What is not finite becomes None.
+      measure: gives the numbers of a run directory.
       f: of `define_flags`.
     """
-    runs, module = Path(f.runs), load_module(experiment)
+    runs, module, before = Path(f.runs), load_module(experiment), load(experiment.stem)
     names = list(module.variants())
     chosen = {name: module.get_config(name) for name in f.only or names}
     train_all({runs / n: c for n, c in with_seeds(chosen, f.seeds).items()}, f)
-    found = dict[str, list[dict[str, Any]]]()
+    found = Found()
     for variant in names if f.measure else []:
         trained = [workdir for workdir in sorted((runs / variant).glob("*")) if is_done(workdir)]
         if trained:
-            found[variant] = [measured(workdir, experiment.stem, measure, f) for workdir in trained]
+            found[variant] = [measured(w, experiment.stem, measure, f.again) for w in trained]
             jax.clear_caches()
+        elif variant in before:
+            found[variant] = before[variant]
     return found
 
 
-def measured(
-    workdir: Path, name: str, measure: Callable[[Path], dict[str, Any]], f: flags.FlagValues
-) -> dict[str, Any]:
-    """The numbers of a run, which are kept in its `<name>.json`."""
+def measured(workdir: Path, name: str, measure: Measure, again: bool = False) -> Record:
+    """The numbers of a run, which are kept in its `<name>.json`; what is not finite is None."""
     kept = workdir / f"{name}.json"
-    if f.again or not kept.exists():
+    if again or not kept.exists():
         numbers = json.dumps(plain(measure(workdir)), indent=1, allow_nan=False)
         disk.write_whole(kept, (numbers + "\n").encode())
         print(workdir, "measured", flush=True)
     return json.loads(kept.read_text())
 
 
-def train_all(configs: dict[Path, ConfigDict], f: flags.FlagValues) -> None:
+def train_all(
+    configs: Mapping[Path, ConfigDict], f: flags.FlagValues, may_diverge: bool = False
+) -> None:
     """Trains what is not trained.
 
     Raises:
-      UserError: some have failed, which is said when the others are done.
+      UserError: some have failed, other than by a divergence that `may_diverge` allows; raised
+        when the others are done.
     """
-    failed = train_possible(configs, f)
+    if not configs:
+        return
+    options = {"side_by_side": f.side_by_side, "retry": f.retry}
+    failed = run_all(configs, Launcher(jobs=f.jobs), watch=Watch(configs), **options)
     for workdir, why in failed.items():
-        raise UserError(
-            f"{len(failed)} of {len(configs)} runs failed ({workdir}: {why}); its log is there; "
-            "--retry trains them again"
-        )
-
-
-def train_possible(configs: dict[Path, ConfigDict], f: flags.FlagValues) -> dict[Path, str]:
-    """Trains what is not trained; why those that have failed did."""
-    launcher, options = Launcher(jobs=f.jobs), {"side_by_side": f.side_by_side, "retry": f.retry}
-    return run_all(configs, launcher, watch=Watch(configs), **options) if configs else {}
+        if not (may_diverge and why.startswith(RunDiverged.__name__)):
+            what = f"{len(failed)} of {len(configs)} runs failed ({workdir}: {why})"
+            raise UserError(f"{what}; its log is there; --retry trains them again")

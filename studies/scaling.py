@@ -5,15 +5,13 @@
 No chip is needed: `libtpu` (pip install 'nrgpt-jax[tpu]') compiles for a topology by name. Of each
 row one device's matrix products, bytes of parameters, optimizer and temporaries, and bytes sent in
 each kind of collective are read from the program, and compared with what theory says. A row that
-docs/scaling.json has is not compiled again.
+results/scaling.json has is not compiled again.
 """
 
 import collections
-import json
 import math
 import os
 import time
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -22,16 +20,14 @@ from ml_collections import ConfigDict
 
 from experiments import openwebtext
 from nrgpt_jax import cli
-from nrgpt_jax.array_types import Batch
 from nrgpt_jax.core.parameters import ParameterSpec
 from nrgpt_jax.errors import UserError
-from nrgpt_jax.models import LanguageModel, create_model, flops, parameter_specs, sharding
-from nrgpt_jax.training import optimizers
+from nrgpt_jax.models import LanguageModel, flops, parameter_specs, sharding
 from nrgpt_jax.training import step as training
 from studies.compiled import Exchange, exchanges, product_flops
-from studies.tables import table
+from studies.measures import training_step
+from studies.tables import Record, Tables, load, table, write
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
 TOPOLOGIES = {1: "v5e:2x2", 8: "v5e:2x4", 64: "v5e:8x8", 256: "v5e:16x16"}  # of 1, the first chip
 
 
@@ -43,87 +39,67 @@ class Row(NamedTuple):
     parts: int  # optimizer.accumulation_steps
 
     @property
-    def devices(self) -> int:
-        """How many there are."""
-        return math.prod(self.mesh)
-
-    @property
     def name(self) -> str:
         """What tells it apart."""
         return f"{self.model}, {' x '.join(map(str, self.mesh))}, {self.parts} parts"
 
 
-PAPER, LOW_RANK = "NRGPT_H_FF2W", "NRGPT_H_FF2W low_rank"
+PAPER, MESHES = (
+    "NRGPT_H_FF2W",
+    {
+        **{(1, 1, 1): 96, (8, 1, 1): 12, (1, 8, 1): 12, (4, 1, 2): 24},
+        **{(64, 1, 1): 2, (1, 64, 1): 2, (8, 8, 1): 2},
+        **{(128, 1, 2): 1, (16, 8, 2): 1, (64, 1, 4): 2},
+    },
+)
+OTHERS = (f"{PAPER} low_rank", "GPT", "large")
 ROWS = (
-    Row(PAPER, (1, 1, 1), 96),
-    Row(PAPER, (8, 1, 1), 12),
-    Row(PAPER, (1, 8, 1), 12),
-    Row(PAPER, (4, 1, 2), 24),
-    Row(PAPER, (64, 1, 1), 2),
-    Row(PAPER, (1, 64, 1), 2),
-    Row(PAPER, (8, 8, 1), 2),
-    Row(PAPER, (128, 1, 2), 1),
-    Row(PAPER, (16, 8, 2), 1),
-    Row(PAPER, (64, 1, 4), 2),
-    Row(LOW_RANK, (128, 1, 2), 1),
-    Row("GPT", (128, 1, 2), 1),
-    Row("large", (128, 1, 2), 1),
+    *(Row(PAPER, mesh, parts) for mesh, parts in MESHES.items()),
+    *(Row(model, (128, 1, 2), 1) for model in OTHERS),
 )
 
 
 class Chip(NamedTuple):
     """Published figures of a chip, and what is assumed of it."""
 
-    name: str
     peak: float  # bfloat16 operations a second
     sent: float  # bytes a second that a device sends in a ring
     share: float  # of the peak that products reach, assumed
 
 
-CHIPS = (
-    # 197 TFLOP/s; a link carries 45 GB/s one way, and a ring along one axis uses two
-    Chip("v5e", 197e12, 90e9, 0.6),
-    # 989 TFLOP/s; NVLink 450 GB/s one way
-    Chip("H100 SXM", 989e12, 450e9, 0.5),
-)
+CHIPS = {
+    "v5e": Chip(197e12, 90e9, 0.6),  # a link sends 45 GB/s, a ring along one axis uses two
+    "H100 SXM": Chip(989e12, 450e9, 0.5),  # NVLink
+}
 
 
 def config_of(row: Row) -> ConfigDict:
     """The experiment's configuration."""
     variant, _, attention = row.model.partition(" ")
     config = openwebtext.get_config({PAPER: ""}.get(variant, variant))
-    if attention:
-        config.model.attention = attention
+    config.model.attention = attention or config.model.attention
     config.optimizer.accumulation_steps = row.parts
     return config
 
 
-def measure(row: Row) -> dict[str, Any]:
+def measure(row: Row) -> Record:
     """What is read from the program of a row."""
     config, mesh = config_of(row), mesh_of(row)
-    model = create_model(config)
-    optimizer = optimizers.create_optimizer(
-        config.optimizer, config.train_steps, parameter_specs(model)
-    )
-    step: Any = training.make_train_step(model, optimizer, 0, row.parts, mesh)
-    state = jax.eval_shape(lambda: training.create_state(model, optimizer, 0, mesh))
-    shape = config.data.batch_size, config.model.context_length
-    types: Any = [jax.ShapeDtypeStruct(shape, t) for t in ("int32", "int32", "float32")]
+    model, step, state, batch = training_step(config, mesh)
     begin = time.perf_counter()
-    compiled = step.lower(state, Batch(*types)).compile()
+    compiled = step.lower(state, batch).compile()
     where = training.state_shardings(model, state, mesh)
-    found = exchanges(compiled.as_text())
-    tokens, per_token = math.prod(shape), flops.train_flops_per_token(model)
+    tokens, tensor = config.data.batch_size * config.model.context_length, row.mesh[2]
     return {
         "name": row.name,
-        "devices": row.devices,
+        "devices": mesh.size,
         "compile_seconds": time.perf_counter() - begin,
-        "necessary_flops": tokens * per_token / row.devices,
-        "flops": product_flops(step, state, Batch(*types), axis=sharding.TENSOR, parts=row.mesh[2]),
+        "necessary_flops": tokens * flops.train_flops_per_token(model) / mesh.size,
+        "flops": product_flops(step, state, batch, axis=sharding.TENSOR, parts=tensor),
         "parameter_bytes": _bytes(state.params, where.params),
         "optimizer_bytes": _bytes(state.optimizer, where.optimizer),
         "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
-        "sent": sent_by(found, row.mesh[2]),
+        "sent": sent_by(exchanges(compiled.as_text()), tensor),
         "theory": theory(model, row.mesh),
     }
 
@@ -136,16 +112,14 @@ def mesh_of(row: Row) -> jax.sharding.Mesh:
     """
     from jax.experimental import topologies
 
+    count = math.prod(row.mesh)
     os.environ.update(TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost")
     try:
-        devices = topologies.get_topology_desc(TOPOLOGIES[row.devices], "tpu").devices
+        devices = topologies.get_topology_desc(TOPOLOGIES[count], "tpu").devices
     except (RuntimeError, FileNotFoundError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"cannot compile for TPUs ({reason}): pip install 'nrgpt-jax[tpu]' first"
-        ) from None
-    lengths = dict(zip(sharding.AXES, row.mesh, strict=True))
-    return sharding.make_mesh(lengths, devices[: row.devices])
+        cure = "pip install 'nrgpt-jax[tpu]' first"
+        raise UserError(f"cannot compile for TPUs ({str(error).splitlines()[0]}): {cure}") from None
+    return sharding.make_mesh(dict(zip(sharding.AXES, row.mesh, strict=True)), devices[:count])
 
 
 def _bytes(tree: Any, where: Any) -> int:
@@ -184,18 +158,16 @@ def theory(model: LanguageModel, mesh: tuple[int, int, int]) -> dict[str, float]
     return {kind: sent for kind, sent in total.items() if sent}
 
 
-# The page -----------------------------------------------------------------------------------------
-
 COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce")
 
 
-def parameter_ratio(found: dict[str, Any]) -> float:
+def parameter_ratio(found: Record) -> float:
     """Bytes of parameters that the program sends, over those of theory."""
     sent = sum(sent for kind, sent in found["sent"].items() if kind != "tensor")
     return sent / sum(found["theory"].values())
 
 
-def predicted(found: dict[str, Any], chip: Chip) -> tuple[float, float, float]:
+def predicted(found: Record, chip: Chip) -> tuple[float, float, float]:
     """Seconds of a step if exchange is hidden behind products and if it is not, and the share of
     the peak, counting necessary operations, in the worse case."""
     products = found["flops"] / (chip.share * chip.peak)
@@ -204,54 +176,43 @@ def predicted(found: dict[str, Any], chip: Chip) -> tuple[float, float, float]:
     return max(products, exchange), worst, found["necessary_flops"] / worst / chip.peak
 
 
-def page(rows: list[dict[str, Any]]) -> list[str]:
-    """The tables."""
-    giga = lambda size: f"{size / 1e9:.2f}"
+HEADS = {
+    "held": "TFLOP necessary|TFLOP|parameters GB|optimizer GB|temporaries GB|compile s",
+    "sent": "|".join([*COLLECTIVES, "by theory|ratio|between parts of heads and widths"]),
+    "steps": "chip|exchange hidden ms|not hidden ms|share of the peak, not hidden",
+}
+
+
+def tables(found: list[Record]) -> Tables:
+    """What a device holds and computes, what it sends, and what a step may take."""
     mega = lambda size: f"{size / 1e6:.1f}" if size else "0"
-    lines = ["## One device of each mesh", ""]
-    head = ["model; data x fsdp x tensor; parts", "TFLOP necessary", "TFLOP", "parameters GB"]
-    head += ["optimizer GB", "temporaries GB", "compile s"]
-    cells = [
-        [r["name"], f"{r['necessary_flops'] / 1e12:.2f}", f"{r['flops'] / 1e12:.2f}"]
-        + [giga(r[f"{part}_bytes"]) for part in ("parameter", "optimizer", "temporary")]
-        + [f"{r['compile_seconds']:.0f}"]
-        for r in rows
-    ]
-    lines += [*table(head, cells), "", "## What it sends in a step, MB", ""]
-    head = ["model; data x fsdp x tensor; parts", *COLLECTIVES, "by theory", "ratio"]
-    head += ["between parts of heads and widths"]
-    cells = []
-    for r in rows:
-        ours = [mega(r["sent"].get(kind, 0.0)) for kind in COLLECTIVES]
-        expected = sum(r["theory"].values())
+    rows: dict[str, list[list[str]]] = {name: [] for name in HEADS}
+    for r in found:
+        name, expected = r["name"], sum(r["theory"].values())
+        bytes_ = [r[f"{part}_bytes"] / 1e9 for part in ("parameter", "optimizer", "temporary")]
+        numbers = [r["necessary_flops"] / 1e12, r["flops"] / 1e12, *bytes_]
+        rows["held"].append([name, *(f"{n:.2f}" for n in numbers), f"{r['compile_seconds']:.0f}"])
+        *sent, between = (mega(r["sent"].get(kind, 0.0)) for kind in (*COLLECTIVES, "tensor"))
         ratio = f"{parameter_ratio(r):.2f}" if expected else ""
-        cells.append([r["name"], *ours, mega(expected), ratio, mega(r["sent"].get("tensor", 0.0))])
-    lines += [*table(head, cells), "", "## Predicted steps", ""]
-    head = ["model; data x fsdp x tensor; parts", "chip", "exchange hidden ms", "not hidden ms"]
-    cells = []
-    for r in rows:
-        for chip in CHIPS if r["devices"] == 8 else CHIPS[:1]:
-            best, worst, share = predicted(r, chip)
-            cells.append([r["name"], chip.name, f"{1e3 * best:.0f}", f"{1e3 * worst:.0f}"])
-            cells[-1].append(f"{share:.0%}")
-    return [*lines, *table([*head, "share of the peak, not hidden"], cells)]
+        rows["sent"].append([name, *sent, mega(expected), ratio, between])
+        for chip in CHIPS if r["devices"] == 8 else ("v5e",):
+            best, worst, share = predicted(r, CHIPS[chip])
+            milliseconds = f"{1e3 * best:.0f}", f"{1e3 * worst:.0f}"
+            rows["steps"].append([name, chip, *milliseconds, f"{share:.0%}"])
+    first = "model; data x fsdp x tensor; parts"
+    return {name: table([first, *HEADS[name].split("|")], rows[name]) for name in HEADS}
 
 
 def main(only: str) -> None:
     """Compiles what is missing, and writes the page."""
-    path = DOCS / "scaling.json"
-    known = {r["name"]: r for r in json.loads(path.read_text())} if path.exists() else {}
+    known = {record["name"]: record for record in load("scaling")}
+    save = lambda: write("scaling", [known[r.name] for r in ROWS if r.name in known], tables, 1)
     for row in ROWS:
         if row.name not in known and only in row.name:
             known[row.name] = measure(row)
             print(f"{row.name}: {known[row.name]['compile_seconds']:.0f} s", flush=True)
-            rows = [known[row.name] for row in ROWS if row.name in known]
-            path.write_text(json.dumps(rows, indent=1) + "\n")
-    rows = [known[row.name] for row in ROWS if row.name in known]
-    target = DOCS / "scaling.md"
-    before = target.read_text().partition("<!-- measured -->")[0] if target.exists() else ""
-    target.write_text("\n".join([before + "<!-- measured -->", "", *page(rows)]) + "\n")
-    print(f"written to {target}")
+            save()
+    save()
 
 
 if __name__ == "__main__":

@@ -2,25 +2,14 @@
 
     python -m studies.signal [--runs=runs] [--seeds=3]
 
-Reads the runs of `make rates` and of `make rest`; of those that are not there, docs/signal.json
-keeps what was measured before. A part of the symbols of validation windows is replaced by others,
-drawn as often as they occur in the corpus, or all are shuffled. Scores:
-
-    surprise   -log p(token | those before it), nats: the baseline
-    energy     E_A after the last step
-after the last step minus E_A before the first
-    steps      until E_A stays near what it is at the end
-
-Each is expected to be higher where a token is wrong; the area under the ROC curve (AUROC) is the
-chance that it is, 0.5 where it says nothing, less where it is lower there.
+Reads the runs of `make rates` and of `make rest`; of those that are not there, results/signal.json
+keeps what was measured before. A part of the symbols of validation windows is replaced, or all are
+shuffled; each of `SCORES` is expected to be higher where a token is wrong. The area under the ROC
+curve (AUROC) is the chance that it is.
 """
 
-import json
-import math
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,28 +19,32 @@ from absl import flags
 from matplotlib.figure import Figure
 from scipy import optimize, stats
 
-from nrgpt_jax import cli, disk
+from nrgpt_jax import cli
 from nrgpt_jax.analysis.figures import BLACK, BLUE, GREEN, ORANGE, STYLE
+from nrgpt_jax.configs import flattened
+from nrgpt_jax.core.evidence import settling_steps
 from nrgpt_jax.datasets import load_recorded
 from nrgpt_jax.runs.pretrained import Pretrained, load_pretrained
 from nrgpt_jax.sweeps.progress import is_done
-from studies.tables import spread, table
+from studies.measures import excerpts
+from studies.runner import Found, measured
+from studies.tables import DOCS, Columns, Record, Tables, load, summary, write
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
-MODELS = {  # by where their runs are
+TASKS = ("shakespeare", "listops")
+WAYS = {  # by where their runs are
     "rates": ("full", "gamma", "psd", "scalar", "identity"),
     "rest": ("full", "full_decay", "sphere_decay", "sphere_decay_held"),
 }
-TASKS = ("shakespeare", "listops")
-SHOWN = ("rates_shakespeare", "gamma"), ("rest_shakespeare", "sphere_decay")  # in the figure
+MODELS = {study: [f"{t}_{way}" for t in TASKS for way in ways] for study, ways in WAYS.items()}
+SHOWN = ("rates_shakespeare_gamma", "rest_shakespeare_sphere_decay")  # in the figure
 SHARES = (0.02, 0.05, 0.1, 0.2, 0.5)  # of the symbols of a text, replaced
 TOKEN_SHARE = 0.1  # where single tokens are told apart
 WINDOWS = 256
 SCORES = {
-    "surprise": (BLACK, "-"),
-    "energy": (BLUE, "--"),
-    "change": (ORANGE, "-."),
-    "steps": (GREEN, ":"),
+    "surprise": (BLACK, "-"),  # -log p(token | those before it), nats: the baseline
+    "energy": (BLUE, "--"),  # after the last step
+    "change": (ORANGE, "-."),  # that minus the energy before the first step
+    "steps": (GREEN, ":"),  # until the energy stays near its last
 }
 AT_REST = 0.1  # how far an energy may still be from its last
 
@@ -68,21 +61,11 @@ def _scores(model, variables, tokens, known: int):
     bound = model.bind(variables)
     path = bound.trajectory(tokens)
     log_p = jax.nn.log_softmax(bound.readout(path.states[-1])[..., :known])
-    energy = jnp.swapaxes(path.energies["total"], 0, 1)
+    energy = path.energies["total"]  # (T+1,B,N)
     surprise = -jnp.take_along_axis(log_p[:, :-1], tokens[:, 1:, None], axis=-1)[..., 0]
-    return {
-        "surprise": surprise,
-        "energy": energy[:, -1, 1:],
-        "change": (energy[:, -1] - energy[:, 0])[:, 1:],
-        "steps": _until_rest(energy)[:, 1:],
-    }
-
-
-def _until_rest(energy):
-    """The step (B,N) from which on energies (B,T+1,N) stay near their last."""
-    near = jnp.abs(energy - energy[:, -1:]) <= AT_REST
-    from_here = jnp.flip(jnp.cumprod(jnp.flip(near, axis=1), axis=1), axis=1)
-    return energy.shape[1] - jnp.sum(from_here, axis=1)
+    steps = settling_steps(jnp.abs(energy - energy[-1]), AT_REST)
+    found = {"energy": energy[-1], "change": energy[-1] - energy[0], "steps": steps}
+    return {"surprise": surprise, **{name: values[:, 1:] for name, values in found.items()}}
 
 
 def scores(trained: Pretrained, tokens: np.ndarray) -> dict[str, np.ndarray]:
@@ -98,54 +81,46 @@ def auroc(wrong: np.ndarray, right: np.ndarray) -> float:
     return float(u / (wrong.size * right.size))
 
 
-def measure(trained: Pretrained, seed: int) -> dict[str, Any]:
+def measure(workdir: Path) -> Record:
     """All areas of one model; and a ROC curve, of single tokens."""
-    random = np.random.default_rng(seed)
-    n, stream = trained.model.context_length, load_recorded(trained.config.data).validation.tokens
-    starts = np.linspace(0, len(stream) - n, WINDOWS).astype(int)
-    intact = stream[starts[:, None] + np.arange(n)]
+    trained, random = load_pretrained(workdir), np.random.default_rng(int(workdir.name))
+    stream = load_recorded(trained.config.data).validation
+    intact = excerpts(stream, WINDOWS, trained.model.context_length)
     plain = scores(trained, intact)
-    found: dict[str, Any] = {"spearman": {}, "tokens": {}, "texts": {}, "curve": {}}
     changed = corrupted(intact, TOKEN_SHARE, random)
-    wrong = (changed != intact)[:, 1:]
-    for name, values in scores(trained, changed).items():
-        rank = stats.spearmanr(plain[name].ravel(), plain["surprise"].ravel()).statistic
-        found["spearman"][name] = float(rank)
-        found["tokens"][name] = auroc(values[wrong], values[~wrong])
-        found["curve"][name] = _curve(values[wrong], values[~wrong])
-    found["together"] = together(scores(trained, changed), wrong)
+    wrong, seen = (changed != intact)[:, 1:], scores(trained, changed)
+    split = {name: (values[wrong], values[~wrong]) for name, values in seen.items()}
+    rank = lambda values: stats.spearmanr(values.ravel(), plain["surprise"].ravel()).statistic
+    found: Record = {
+        "spearman": {name: float(rank(plain[name])) for name in SCORES},
+        "tokens": {name: auroc(*parts) for name, parts in split.items()},
+        "curve": {name: _curve(*parts) for name, parts in split.items()},
+        "together": together(seen, wrong),
+        "texts": {},
+    }
     texts = {f"{share:g}": corrupted(intact, share, random) for share in SHARES}
     texts["shuffled"] = random.permuted(intact, axis=1)
     for label, tokens in texts.items():
-        seen = scores(trained, tokens)
-        found["texts"][label] = {
-            name: auroc(seen[name].mean(axis=1), plain[name].mean(axis=1)) for name in SCORES
-        }
+        means = {name: values.mean(axis=1) for name, values in scores(trained, tokens).items()}
+        found["texts"][label] = {n: auroc(m, plain[n].mean(axis=1)) for n, m in means.items()}
     return found
 
 
 def together(seen: dict[str, np.ndarray], wrong: np.ndarray) -> dict[str, float]:
     """Areas over the second half of the windows: of surprise, and of a logistic regression on all
     scores that was fitted to the first half."""
-    half = len(wrong) // 2
-    features = np.stack([values.astype(float) for values in seen.values()], axis=-1)
-    known = features[:half].reshape(-1, len(seen))
-    features = (features - known.mean(axis=0)) / np.maximum(known.std(axis=0), 1e-9)
-    x, y = features[:half].reshape(-1, len(seen)), wrong[:half].ravel()
+    half, features = len(wrong) // 2, np.stack([*seen.values()], axis=-1).astype(float)
+    known, y = features[:half].reshape(-1, len(seen)), wrong[:half].ravel()
+    mean, scale = known.mean(axis=0), np.maximum(known.std(axis=0), 1e-9)
+    score = lambda w, x: (x - mean) / scale @ w[1:] + w[0]
 
     def loss(w):
-        z = x @ w[1:] + w[0]
-        return np.mean(np.logaddexp(0, z) - y * z), np.concatenate(
-            [[np.mean(p := 1 / (1 + np.exp(-z)) - y)], x.T @ p / len(y)]
-        )
+        z = score(w, known)
+        return np.mean(np.logaddexp(0, z) - y * z)
 
-    fitted = optimize.minimize(loss, np.zeros(1 + len(seen)), jac=True).x
-    score, is_wrong = features[half:] @ fitted[1:], wrong[half:]
-    alone = seen["surprise"][half:]
-    return {
-        "surprise": auroc(alone[is_wrong], alone[~is_wrong]),
-        "all": auroc(score[is_wrong], score[~is_wrong]),
-    }
+    weights, is_wrong = optimize.minimize(loss, np.zeros(1 + len(seen))).x, wrong[half:]
+    judged = {"surprise": seen["surprise"][half:], "all": score(weights, features[half:])}
+    return {name: auroc(s[is_wrong], s[~is_wrong]) for name, s in judged.items()}
 
 
 def _curve(wrong: np.ndarray, right: np.ndarray) -> list[float]:
@@ -158,44 +133,32 @@ def _curve(wrong: np.ndarray, right: np.ndarray) -> list[float]:
 
 # The page -----------------------------------------------------------------------------------------
 
-Found = dict[str, dict[str, list[dict[str, Any]]]]
-"""By study and task, and by model, one record a seed."""
 
-
+@mpl.rc_context(STYLE)
 def figure(found: Found) -> Figure:
     """ROC curves of tokens, and areas against the share of replaced symbols."""
-    shown = {f"{key.partition('_')[0]}: {model}": found[key][model] for key, model in SHOWN}
-    with mpl.rc_context(STYLE):
-        drawn = Figure(figsize=(12, 4.4), layout="constrained")
-        axes = drawn.subplots(1, 3)
-        at_rest = list(shown.values())[1]
-        for name, (colour, style) in SCORES.items():
-            curves = np.array([r["curve"][name] for r in at_rest])
-            _band(axes[0], np.linspace(0, 1, 51), curves, colour, style, name)
-            for axis, records in zip(axes[1:], shown.values(), strict=True):
-                texts = [[r["texts"][f"{share:g}"] for share in SHARES] for r in records]
-                if name in texts[0][0]:
-                    areas = np.array([[text[name] for text in own] for own in texts])
-                    _band(axis, 100 * np.array(SHARES), areas, colour, style, name)
-        axes[0].plot([0, 1], [0, 1], color="#999999", lw=1)
-        axes[0].set(
-            title=f"wrong characters, a tenth of all\n({list(shown)[1]})",
-            xlabel="false positive rate",
-            ylabel="true positive rate",
-        )
-        for axis, model in zip(axes[1:], shown, strict=True):
-            axis.axhline(0.5, color="#999999", lw=1)
-            axis.set(
-                title=f"corrupted texts\n({model})",
-                xlabel="characters replaced (%)",
-                ylabel="area under the ROC curve",
-                ylim=(0, 1.02),
-                xscale="log",
-            )
-            axis.set_xticks([2, 5, 10, 20, 50], ["2", "5", "10", "20", "50"])
-            axis.set_xticks([], minor=True)
-        handles, labels = axes[0].get_legend_handles_labels()
-        drawn.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    shown = {": ".join(name.split("_shakespeare_")): found[name] for name in SHOWN}
+    drawn = Figure(figsize=(12, 4.4), layout="constrained")
+    axes, (*_, (last, converged)) = drawn.subplots(1, 3), shown.items()
+    for name, (colour, style) in SCORES.items():
+        curves = np.array([record["curve"][name] for record in converged])
+        _band(axes[0], np.linspace(0, 1, 51), curves, colour, style, name)
+        for axis, records in zip(axes[1:], shown.values(), strict=True):
+            texts = [[r["texts"][f"{share:g}"] for share in SHARES] for r in records]
+            if name in texts[0][0]:
+                areas = np.array([[text[name] for text in own] for own in texts])
+                _band(axis, 100 * np.array(SHARES), areas, colour, style, name)
+    axes[0].plot([0, 1], [0, 1], color="#999999", lw=1)
+    axes[0].set(title=f"wrong characters, a tenth of all\n({last})")
+    axes[0].set(xlabel="false positive rate", ylabel="true positive rate")
+    for axis, model in zip(axes[1:], shown, strict=True):
+        axis.axhline(0.5, color="#999999", lw=1)
+        axis.set(title=f"corrupted texts\n({model})", xlabel="characters replaced (%)")
+        axis.set(ylabel="area under the ROC curve", ylim=(0, 1.02), xscale="log")
+        axis.set_xticks([2, 5, 10, 20, 50], ["2", "5", "10", "20", "50"])
+        axis.set_xticks([], minor=True)
+    handles, labels = axes[0].get_legend_handles_labels()
+    drawn.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     return drawn
 
 
@@ -205,87 +168,65 @@ def _band(axis, x, values, colour, style, label) -> None:
     axis.fill_between(x, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.2, lw=0)
 
 
-NOTES = f"""\
-Written by `make signal`, from the runs of `make rates` and, of models whose tokens come to rest
-because their steps fade, of `make rest`; mean ± standard deviation over seeds.
-{WINDOWS} windows of the validation split; a share of their symbols is replaced by others, drawn as
-often as they occur, or all are shuffled. *Surprise* is -log p of a token given those before it, the
-baseline; *energy* is the token's after the last step; *change* is that minus its energy before the
-first step; *steps* is how many it makes until its energy stays within {AT_REST} of its last. Tables
-give the area under the ROC curve for "higher where it is wrong": 0.5 says nothing, and less says
-that the score is lower there. *All together* is a logistic regression on all scores, fitted to half
-of the windows; it and *surprise alone* are measured on the other half.
-
-![Areas and ROC curves](figures/signal.png)
-"""
 TITLES = {
     "rates_shakespeare": "Shakespeare, inference rates",
     "rates_listops": "ListOps, inference rates",
     "rest_shakespeare": "Shakespeare, models at rest",
     "rest_listops": "ListOps, models at rest",
 }
+SINGLE: Columns = {
+    **{f"tokens.{name}": (name, ".3f") for name in SCORES},
+    "together.surprise": ("surprise alone", ".3f"),
+    "together.all": ("all together", ".3f"),
+}
+RANKS: Columns = {f"spearman.{name}": (name, ".3f") for name in SCORES}
+TEXTS: Columns = {
+    **{f"{share:g}": (f"{share:.0%} replaced", ".3f") for share in SHARES},
+    "shuffled": ("shuffled", ".3f"),
+}
 
 
-def page(found: Found) -> str:
-    """docs/signal.md"""
-    lines = ["# Energy as a signal", "", *NOTES.splitlines()]
-    for key, by_model in found.items():
-        records = [record for rows in by_model.values() for record in rows]
-        names = [n for n in SCORES if any(n in record["tokens"] for record in records)]
-        seeds = len(next(iter(by_model.values())))
-        lines += ["", f"## {TITLES[key]}, {seeds} seeds", ""]
+def tables(found: Found) -> Tables:
+    """Three of each study and task, under their title."""
+    lines: list[str] = []
+    for key, title in TITLES.items():
+        own = {f"`{v[len(key) + 1 :]}`": rows for v, rows in found.items() if v.startswith(key)}
+        if not own:
+            continue
+        numbers = {(model,): [flattened(row) for row in rows] for model, rows in own.items()}
+        of_score = {
+            (model, name): [{t: r["texts"][t][name] for t in TEXTS} for r in rows]
+            for model, rows in own.items()
+            for name in SCORES
+            if name in rows[0]["tokens"]
+        }
+        lines += ["", f"## {title}, {len(next(iter(own.values())))} seeds", ""]
         lines += ["Single tokens, a tenth of them wrong:", ""]
-        both = {"surprise": "surprise alone", "all": "all together"}
-        both = both if any("together" in record for record in records) else {}
-        rows = [
-            [f"`{m}`", *_cells(rows, "tokens", names), *_cells(rows, "together", both)]
-            for m, rows in by_model.items()
-        ]
-        lines += table(["model", *names, *both.values()], rows)
+        lines += summary(["model"], numbers, SINGLE)
         lines += ["", "Rank correlation with surprise, over the tokens of intact text:", ""]
-        rows = [[f"`{m}`", *_cells(rows, "spearman", names)] for m, rows in by_model.items()]
-        lines += table(["model", *names], rows)
+        lines += summary(["model"], numbers, RANKS)
         lines += ["", "Whole texts against intact ones, by the mean over their tokens:", ""]
-        labels = {**{f"{s:g}": f"{s:.0%} replaced" for s in SHARES}, "shuffled": "shuffled"}
-        rows = [
-            [f"`{model}`", score, *(_area(records, label, score) for label in labels)]
-            for model, records in by_model.items()
-            for score in names
-        ]
-        lines += table(["model", "score", *labels.values()], rows)
-    return "\n".join(lines) + "\n"
-
-
-def _cells(records: list[dict[str, Any]], what: str, names: Iterable[str]) -> list[str]:
-    return [spread([r.get(what, {}).get(name, math.nan) for r in records]) for name in names]
-
-
-def _area(records: list[dict[str, Any]], label: str, score: str) -> str:
-    return spread([r["texts"][label].get(score, math.nan) for r in records])
+        lines += summary(["model", "score"], of_score, TEXTS)
+    return {"signal": lines[1:]}
 
 
 def main(f: flags.FlagValues) -> None:
     """Measures, writes."""
-    kept = DOCS / "signal.json"
-    found: Found = json.loads(kept.read_text()) if kept.exists() else {}
-    for study, models in MODELS.items():
-        for task in TASKS:
-            for model in models:
-                runs = [Path(f.runs) / study / f"{task}_{model}" / str(s) for s in range(f.seeds)]
-                if not all(map(is_done, runs)):
-                    continue
-                records = [measure(load_pretrained(run), seed) for seed, run in enumerate(runs)]
-                found.setdefault(f"{study}_{task}", {})[model] = records
-                print(study, task, model, records[0]["tokens"], flush=True)
-    disk.write_whole(kept, (json.dumps(found, indent=1) + "\n").encode())
-    (DOCS / "figures").mkdir(exist_ok=True)
-    if all(model in found.get(key, {}) for key, model in SHOWN):
+    found: Found = load("signal")
+    for study, variants in MODELS.items():
+        for variant in variants:
+            runs = [Path(f.runs) / study / variant / str(seed) for seed in range(f.seeds)]
+            if all(map(is_done, runs)):
+                found[f"{study}_{variant}"] = [
+                    measured(r, "signal", measure, f.again) for r in runs
+                ]
+    write("signal", found, tables)
+    if all(name in found for name in SHOWN):
         figure(found).savefig(DOCS / "figures/signal.png")
-    (DOCS / "signal.md").write_text(page(found))
-    print(f"written to {DOCS / 'signal.md'}")
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("runs", "runs", "Where the runs of `make rates` and `make rest` are.")
     flags.DEFINE_integer("seeds", 3, "So many of each.", 1)
+    flags.DEFINE_boolean("again", False, "Measure again what is measured already.")
     cli.run(lambda: main(flags.FLAGS))

@@ -33,9 +33,10 @@ from nrgpt_jax.runs.pretrained import Pretrained, save_pretrained
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
+OTHERS = ("README.md", "CONTRIBUTING.md", "results/README.md")
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text()
-    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+    for path in [*map(ROOT.joinpath, OTHERS), *sorted(DOCS.rglob("*.md"))]
 }
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 

@@ -1,8 +1,6 @@
 """The figures of the paper: fits find what made the points, and tables say what the runs say."""
 
-import json
 import math
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +9,9 @@ from nrgpt_jax.sweeps.engine import Launcher, run_all
 from nrgpt_jax.sweeps.loading import load
 from studies import results, signal
 from studies.paper import cost, overfitting, samples, transition
-from studies.paper.records import answered, at_best_rates, lowest, of_sweep
-from studies.runner import ROOT
+from studies.paper.records import at_best_rates, lowest, of_sweep, share_answered
+from studies.tables import ROOT
+from studies.tables import load as load_results
 
 
 def run(model="GPT", size=1, rate=0.1, seed=0, **fields):
@@ -81,6 +80,7 @@ def test_losses_at_equal_training_loss_are_interpolated():
 
 
 def test_the_page_has_the_tables_and_figures_of_what_was_run(tmp_path, monkeypatch):
+    """Of sections with real numbers tests/studies_test.py compares the tables."""
     monkeypatch.setattr(transition, "DRAWS", 10)
     shares = {1: 0.0, 10: 0.5, 20: 0.9, 40: 1.0}
     listops = [
@@ -89,45 +89,15 @@ def test_the_page_has_the_tables_and_figures_of_what_was_run(tmp_path, monkeypat
         for size, share in shares.items()
         for seed in range(2)
     ]
-    others = [
-        run(model, size, seed=s) for model in ("GPT", "FFG_rope") for size in (1, 2) for s in (0, 1)
-    ]
-    found: dict[str, Any] = {
-        "listops_transition": listops,
-        "shakespeare_scaling": others,
-        "overfitting": others,
-    }
-    falls, rises = [3.0, 2.0, 1.0, 1.5, 1.0], [0.0, 1.0, 2.0, 3.0, 4.0]
-    energies = np.stack([falls] * 16 + [rises] * 48, axis=1).tolist()
-    found["trajectories"] = {"NRGPT_H_FF1": {"T": 2, "energies": energies}}
-    marks = [f"{results.BEGIN.format(n)}\n{results.END.format(n)}" for n in found]
-    text = "before\n" + "\nbetween\n".join(marks) + "\nafter"
-    page = results.page(found, results.page(found, text))
-    assert page.startswith("before\n")
-    assert page.endswith("\nafter")
-    assert page.count("\nbetween\n") == 3
-    row = "25% | 12% | 25% | 25% | 0.75 | 1.75 | 3.25 | 1.50 |"
-    assert f"| `NRGPT_H_FF1` | 2 | {row}" in page
-    assert "| `NRGPT_H_FF1` | 20 | 20,000 | 0.1 | 2 | 2.000 ± 0.000 | 90.0% ± 0.0% |" in page
-    assert "| `GPT` | 2 | 2,000 | 0.1 | 2 | 2.0000 ± 0.0000 |" in page
-    assert "| 1/2 | `FFG_rope` | 2 | 2.000 ± 0.000 | 2 ± 0 | 2.500 ± 0.000 |" in page
-    results.draw(found, tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "listops_transition.png",
-        "shakespeare_scaling.png",
-        "overfitting.png",
-        "trajectories.png",
-    }
-
-
-def test_the_page_shows_the_numbers_that_are_kept():
-    """But for those of the transitions, whose intervals take seconds."""
-    text = (results.DOCS / "results.md").read_text()
-    kept = json.loads((results.DOCS / "results.json").read_text())
-    quick = {name: found for name, found in kept.items() if name not in results.TRANSITIONS}
-    assert len(quick) >= 5
-    assert results.page(quick, text) == text
-    assert results.page({name: [] for name in results.SWEEPS}, text) == text, "nothing was found"
+    tables = dict(results.tables({"listops_transition": listops, "overfitting": []}))
+    row = "| `NRGPT_H_FF1` | 20 | 20,000 | 0.1 | 2 | 2.000 ± 0.000 | 90.0% ± 0.0% |"
+    assert row in tables.pop("listops_transition")
+    assert not tables, "nothing was found"
+    names = ("shakespeare_scaling", "overfitting", "trajectories")
+    kept = {name: load_results("results")[name] for name in names}
+    results.draw({"listops_transition": listops, **kept}, tmp_path)
+    expected = {f"{name}.png" for name in ("listops_transition", *names)}
+    assert {path.name for path in tmp_path.iterdir()} == expected
 
 
 @pytest.mark.slow
@@ -137,13 +107,13 @@ def test_the_smallest_run_of_the_page_is_made_again(tmp_path):
     workdir = tmp_path / name
     assert run_all({workdir: config}, Launcher(jobs=1)) == {}
     [found] = of_sweep(tmp_path)
-    kept = json.loads((results.DOCS / "results.json").read_text())["listops_transition"]
+    kept = load_results("results")["listops_transition"]
     fields = ("model", "size", "rate", "seed", "parameters")
     [shown] = [row for row in kept if all(row[n] == found[n] for n in fields)]
     assert found["steps"] == shown["steps"]
     assert found["validation"][0] == pytest.approx(shown["validation"][0], rel=0.15)
     assert max(found["validation"][-1], shown["validation"][-1]) < 0.65 * found["validation"][0]
-    assert 0.0 < answered(workdir) < 0.8
+    assert 0.0 < share_answered(workdir) < 0.8
 
 
 def test_different_words_are_counted():
@@ -167,8 +137,10 @@ def test_lines_are_compared_and_checked():
     pytest.importorskip("harper", reason="needs the extra samples")
     close = ["The king hath slain his brother.\nThe king has murdered his brother.\nx y"]
     apart = ["The king hath slain his brother.\nI like bread and butter.\nx y"]
-    assert samples.similarity(close) > samples.similarity(apart) + 0.2
-    assert samples.objections(["He go to the the house.\nHe goes to the house.\ncut"]) == 0.5
+    similarity = lambda texts: samples.of_lines(texts)["similarity"]
+    assert similarity(close) > similarity(apart) + 0.2
+    wrong = ["He go to the the house.\nHe goes to the house.\ncut"]
+    assert samples.of_lines(wrong)["objections"] == 0.5
     assert samples.of_lines(["a"]) == {}
 
 
@@ -190,8 +162,3 @@ def test_a_score_that_adds_to_surprise_is_found():
     assert both["all"] > both["surprise"] + 0.05
     useless = signal.together({"surprise": surprise, "other": noise}, wrong)
     assert useless["all"] == pytest.approx(useless["surprise"], abs=0.02)
-
-
-def test_steps_are_counted_until_the_energy_stays():
-    energy = np.array([[5.0, 1.0, 3.0, 1.05, 1.0], [1.0, 1.0, 1.0, 1.0, 1.0]]).T[None]
-    assert np.asarray(signal._until_rest(energy)).tolist() == [[3, 0]]

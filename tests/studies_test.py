@@ -1,6 +1,7 @@
 """Studies: variants are what their tables say, and what is trained is measured once."""
 
 import importlib
+import json
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.models import create_model
 from nrgpt_jax.training.config_checks import check_config
-from studies import quality, runner
+from studies import quality, results, runner, tables
 
 QUALITY, REST = (importlib.import_module(f"experiments.{name}") for name in ("quality", "rest"))
 
@@ -38,23 +39,47 @@ def test_every_way_to_rest_is_possible(variant):
     create_model(config)
 
 
-def test_a_page_has_every_variant_and_keeps_its_text():
+def test_a_page_has_every_variant_from_the_best_to_the_worst():
     row = {"parameters": 1000, "learning_rate": 1e-3, "searched": {"0.001": 2.0}}
     found = {
-        f"{size}_{way}": {**row, "losses": [value, value + 0.002]}
-        for size in quality.SIZES
+        f"small_{way}": {**row, "losses": [value, value + 0.002]}
         for way, value in {"GPT_Rec_parallel_muon": 2.0, "full": 1.5}.items()
     }
-    marks = [(quality.BEGIN.format(size), quality.END.format(size)) for size in quality.SIZES]
-    text = "before\n" + "\nbetween\n".join(f"{begin}\n{end}" for begin, end in marks) + "\nafter"
-    page = quality.page(found, quality.page(found, text))
-    assert page.count("| `full` | 1,000 | 0.001 | 1.5010 ± 0.0014 | -0.500 |") == len(marks)
-    assert page.index("`full`") < page.index("`GPT_Rec_parallel_muon`")
+    *_, best, worst = quality.tables(found)["small"]
+    assert best == "| `full` | 1,000 | 0.001 | 1.5010 ± 0.0014 | -0.500 |"
+    assert worst.startswith("| `GPT_Rec_parallel_muon` |")
     lost = {"small_full": {**row, "losses": [1.5, None]}}
-    assert "| 1.5000 (1 of 2) | +nan |" in quality.page(lost, text)
-    assert page.startswith("before\n")
-    assert "\nbetween\n" in page
-    assert page.endswith("\nafter")
+    assert quality.tables(lost)["small"][-1].endswith("| 1.5000 (1 of 2) | +nan |")
+
+
+def test_tables_go_between_their_marks():
+    marks = [f"{tables.BEGIN.format(n)}\nold\n{tables.END.format(n)}" for n in "ab"]
+    text = "before\n" + "\nbetween\n".join(marks) + "\nafter"
+    page = tables.filled(text, {"b": ["| new |"]})
+    assert page == text.replace(marks[1], marks[1].replace("old", "\n| new |\n"))
+    assert tables.filled(page, {"b": ["| new |"]}) == page
+    with pytest.raises(ValueError, match="table of c"):
+        tables.filled(text, {"c": []})
+
+
+def test_raw_results_have_a_line_for_each_record():
+    found = {"a": [{"x": 1, "y": [2, None]}, {"x": 3}], "b": []}
+    assert json.loads(tables.dumped(found, 2)) == found
+    assert '{"x": 1, "y": [2, null]},' in tables.dumped(found, 2).splitlines()
+
+
+# Those of the transitions have intervals, which take seconds.
+PAGES = ("benchmarks", "quality", "rates", "rest", "scaling", "signal", "results")
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_pages_show_the_raw_results(name):
+    module = importlib.import_module("benchmarks.bench" if name == PAGES[0] else f"studies.{name}")
+    kept, page = tables.load(name), (tables.DOCS / f"{name}.md").read_text()
+    if name == "results":
+        kept = {section: of for section, of in kept.items() if section not in results.TRANSITIONS}
+    assert kept
+    assert tables.filled(page, module.tables(kept)) == page
 
 
 def test_a_study_measures_what_is_trained_once(tmp_path, monkeypatch):
@@ -93,13 +118,23 @@ def test_a_learning_rate_with_which_training_diverges_is_not_taken(tmp_path, mon
     def loss(workdir):
         return losses[float(workdir.parent.name.partition("@")[2])]
 
-    monkeypatch.setattr(quality, "train_possible", lambda configs, f: {})
+    monkeypatch.setattr(quality, "train_all", lambda configs, f, may_diverge: None)
     monkeypatch.setattr(quality, "loss", loss)
     given: Any = SimpleNamespace(runs=tmp_path, seeds=2, side_by_side=False)
     row = quality.tuned(["small_full"], given)["small_full"]
     assert row["learning_rate"] == 0.002
     assert row["losses"] == [1.5, 1.5]
-    told = {"failed": "OSError: no space left"}
-    monkeypatch.setattr(quality, "train_possible", lambda configs, f: told)
+
+
+def test_only_a_divergence_may_be_a_result(tmp_path, monkeypatch):
+    why = {tmp_path / "a": "RunDiverged: at step 3"}
+    monkeypatch.setattr(runner, "run_all", lambda *_, **__: why)
+    monkeypatch.setattr(runner, "Watch", lambda configs: None)
+    given: Any = SimpleNamespace(jobs=1, side_by_side=False, retry=False)
+    configs: Any = {tmp_path / name: None for name in "ab"}
+    runner.train_all(configs, given, may_diverge=True)
+    with pytest.raises(UserError, match="at step 3"):
+        runner.train_all(configs, given)
+    why[tmp_path / "b"] = "OSError: no space left"
     with pytest.raises(UserError, match="no space left"):
-        quality.tuned(["small_full"], given)
+        runner.train_all(configs, given, may_diverge=True)

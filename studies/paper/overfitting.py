@@ -7,9 +7,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from nrgpt_jax.analysis.figures import STYLE
-from studies.paper.records import Record, lowest, numbers
+from studies.paper.records import numbers, shown
 from studies.paper.scaling import COLOURS
-from studies.tables import spread, table
+from studies.tables import Columns, Record, spread, summary, table
 
 
 def by_cell(records: list[Record]) -> dict[tuple[int, str], list[Record]]:
@@ -20,30 +20,31 @@ def by_cell(records: list[Record]) -> dict[tuple[int, str], list[Record]]:
     return dict(sorted(cells.items()))
 
 
+COLUMNS: Columns = {
+    "best": ("best validation loss", ".3f"),
+    "best_step": ("at step", ".0f"),
+    "last_validation": ("validation loss at the end", ".3f"),
+    "last_train": ("training loss at the end", ".3f"),
+}
+
+
 def lines(records: list[Record]) -> list[str]:
     """A row for each part of the data and model, and one table at equal training loss."""
-    rows, cells = [], by_cell(records)
-    for (parts, model), runs in cells.items():
-        best, at = zip(*(lowest(run) for run in runs), strict=True)
-        steps = [run["steps"][i] for run, i in zip(runs, at, strict=True)]
-        train, last = ([numbers(run, n)[-1] for run in runs] for n in ("train", "validation"))
-        values = [(best, ".3f"), (steps, ".0f"), (last, ".3f"), (train, ".3f")]
-        rows.append([_part(parts), f"`{model}`", len(runs), *(spread(*value) for value in values)])
-    head = ["of the training split", "model", "seeds", "best validation loss", "at step"]
-    found = table([*head, "validation loss at the end", "training loss at the end"], rows)
-    return [*found, "", *_at_equal_training_loss(cells)]
+    cells = by_cell(records)
+    rows = {(_part(n), f"`{m}`", len(runs)): [*map(shown, runs)] for (n, m), runs in cells.items()}
+    head = ["of the training split", "model", "seeds"]
+    return [*summary(head, rows, COLUMNS), "", *_at_equal_training_loss(cells)]
 
 
 def _at_equal_training_loss(cells: dict[tuple[int, str], list[Record]]) -> list[str]:
     """Validation loss where every model has the training loss that the slowest ends with."""
     models = list(dict.fromkeys(model for _, model in cells))
     rows = []
-    for parts in sorted({parts for parts, _ in cells}):
-        own = {model: cells[parts, model] for model in models if (parts, model) in cells}
-        ends = [numbers(run, "train")[-1] for runs in own.values() for run in runs]
-        level = float(np.nanmax(ends))
-        seen = [[validation_at(run, level) for run in own.get(model, [])] for model in models]
-        rows.append([_part(parts), f"{level:.3f}", *(spread(values, ".3f") for values in seen)])
+    for part in sorted({part for part, _ in cells}):
+        runs_of = {model: cells.get((part, model), []) for model in models}
+        level = np.nanmax([shown(r)["last_train"] for runs in runs_of.values() for r in runs])
+        seen = [[validation_at(run, level) for run in runs] for runs in runs_of.values()]
+        rows.append([_part(part), f"{level:.3f}", *(spread(values, ".3f") for values in seen)])
     names = (f"`{model}`" for model in models)
     return table(["of the training split", "training loss", *names], rows)
 
@@ -64,32 +65,31 @@ def _part(parts: int) -> str:
     return "all" if parts == 1 else f"1/{parts}"
 
 
+@mpl.rc_context(STYLE)
 def figure(records: list[Record]) -> Figure:
     """Losses against the part of the data, and in the course of the runs on the smallest."""
-    with mpl.rc_context(STYLE):
-        drawn = Figure(figsize=(12, 4.8), layout="constrained")
-        left, right = drawn.subplots(1, 2)
-        cells = by_cell(records)
-        for model, colour in COLOURS.items():
-            own = {parts: runs for (parts, name), runs in cells.items() if name == model}
-            if not own:
-                continue
-            shares = [100 / parts for parts in own]
-            best = [np.mean([lowest(run)[0] for run in runs]) for runs in own.values()]
-            last = [
-                np.mean([numbers(run, "validation")[-1] for run in runs]) for runs in own.values()
-            ]
-            left.plot(shares, last, color=colour, marker="o", lw=2, label=f"{model}, at the end")
-            left.plot(shares, best, color=colour, marker="o", lw=1.5, ls="--", mfc="white")
-            for run in own[max(own)]:
-                right.plot(run["steps"], numbers(run, "validation"), color=colour, lw=1.5)
-                right.plot(run["steps"], numbers(run, "train"), color=colour, lw=1.5, ls=":")
-        most = max(parts for parts, _ in cells)
-        left.set(xscale="log", xlabel="part of the training split (%)")
-        left.set(ylabel="validation loss (nats)", title="at the end, and at its best (dashed)")
-        left.set_xticks([100 / parts for parts, _ in cells])
-        left.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        left.set_xticks([], minor=True)
-        right.set(xlabel="training step", title=f"on {_part(most)}: validation, training (dotted)")
-        left.legend(frameon=False, fontsize=10)
+    drawn = Figure(figsize=(12, 4.8), layout="constrained")
+    left, right = drawn.subplots(1, 2)
+    cells = by_cell(records)
+    for model, colour in COLOURS.items():
+        own = {part: runs for (part, name), runs in cells.items() if name == model}
+        if not own:
+            continue
+        runs_of = {100 / part: [*map(shown, runs)] for part, runs in own.items()}
+        mean = lambda name, of=runs_of: [np.mean([r[name] for r in runs]) for runs in of.values()]
+        shares, line = [*runs_of], {"color": colour, "marker": "o"}
+        left.plot(shares, mean("last_validation"), lw=2, label=f"{model}, at the end", **line)
+        left.plot(shares, mean("best"), lw=1.5, ls="--", mfc="white", **line)
+        for run in own[max(own)]:
+            right.plot(run["steps"], numbers(run, "validation"), color=colour, lw=1.5)
+            right.plot(run["steps"], numbers(run, "train"), color=colour, lw=1.5, ls=":")
+    left.set(xscale="log", xlabel="part of the training split (%)")
+    left.set(ylabel="validation loss (nats)", title="at the end, and at its best (dashed)")
+    left.set_xticks([100 / part for part, _ in cells])
+    left.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    left.set_xticks([], minor=True)
+    right.set(
+        xlabel="training step", title=f"on {_part(max(cells)[0])}: validation, training (dotted)"
+    )
+    left.legend(frameon=False, fontsize=10)
     return drawn

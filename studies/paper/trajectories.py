@@ -1,7 +1,7 @@
 """The energies of the tokens of a text along their descent: the paper's Figure 2."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import matplotlib as mpl
@@ -13,33 +13,24 @@ from nrgpt_jax.cli import percent
 from nrgpt_jax.datasets import load_recorded
 from nrgpt_jax.runs.pretrained import load_pretrained
 from nrgpt_jax.sweeps.progress import is_done
-from studies.tables import table
+from studies.tables import Record, table
 
 TOKENS, TIMES = 64, 2  # of the validation split; steps, times those of training
+RUNS = {
+    "NRGPT_H_FF1": "listops_transition/NRGPT_H_FF1_48@0.01/0",
+    "NRGPT_H_FF2W": "listops_transition/NRGPT_H_FF2W_48@0.01/0",
+    "sphere_decay": "rest/listops_sphere_decay/0",
+}
 
 
-class Shown(NamedTuple):
-    """A run whose energies are shown."""
-
-    title: str
-    run: str
-
-
-RUNS = (
-    Shown("NRGPT_H_FF1", "listops_transition/NRGPT_H_FF1_48@0.01/0"),
-    Shown("NRGPT_H_FF2W", "listops_transition/NRGPT_H_FF2W_48@0.01/0"),
-    Shown("sphere_decay", "rest/listops_sphere_decay/0"),
-)
-
-
-def measure(runs: Path) -> dict[str, dict[str, Any]]:
+def measure(runs: Path) -> dict[str, Record]:
     """Of each run that is there: T, and the energies (TIMES T + 1, TOKENS) of the first tokens."""
-    return {title: _energies(runs / run) for title, run in RUNS if is_done(runs / run)}
+    return {title: _energies(runs / run) for title, run in RUNS.items() if is_done(runs / run)}
 
 
-def _energies(workdir: Path) -> dict[str, Any]:
+def _energies(workdir: Path) -> Record:
     trained = load_pretrained(workdir, "latest")
-    tokens = load_recorded(trained.config.data).validation.tokens[:TOKENS].astype(np.int32)[None]
+    tokens = load_recorded(trained.config.data).validation.tokens[:TOKENS][None]
     steps = trained.model.num_steps
     model, variables = trained.model.with_num_steps(trained.variables, TIMES * steps)
     energies_of: Any = jax.jit(lambda v: model.apply(v, tokens, method="energies"))
@@ -47,38 +38,34 @@ def _energies(workdir: Path) -> dict[str, Any]:
     return {"T": steps, "energies": total.round(4).tolist()}
 
 
-def lines(found: dict[str, dict[str, Any]]) -> list[str]:
+def lines(found: dict[str, Record]) -> list[str]:
     """A row for each run: what energies do until T, and from there to 2T."""
     rows = []
     for title, row in found.items():
-        energies, steps = np.array(row["energies"]), row["T"]
-        fell = np.diff(energies, axis=0) < 0
-        ends = [np.mean(energies[at] < energies[0]) for at in (steps, TIMES * steps)]
-        shares = [np.mean(fell[:steps]), np.mean(fell[steps:]), *ends]
-        moved = np.mean(np.abs(energies[-1] - energies[steps]))
-        means = [energies[at].mean() for at in (0, steps, TIMES * steps)]
-        cells = [*(percent(float(share), 0) for share in shares), *(f"{m:.2f}" for m in means)]
-        rows.append([f"`{title}`", str(steps), *cells, f"{moved:.2f}"])
+        energies, T = np.array(row["energies"]), row["T"]
+        fell, below = np.diff(energies, axis=0) < 0, energies < energies[0]
+        shares = [fell[:T], fell[T:], below[T], below[TIMES * T]]
+        means = [energies[0], energies[T], energies[TIMES * T], np.abs(energies[-1] - energies[T])]
+        cells = [*(percent(s.mean(), 0) for s in shares), *(f"{m.mean():.2f}" for m in means)]
+        rows.append([f"`{title}`", T, *cells])
     head = ["model", "T", "steps to T in which it falls", "from T to 2T", "below their first at T"]
     head += ["at 2T", "mean at 0", "at T", "at 2T", "change from T to 2T"]
     return table(head, rows)
 
 
-def figure(found: dict[str, dict[str, Any]]) -> Figure:
+@mpl.rc_context(STYLE)
+def figure(found: dict[str, Record]) -> Figure:
     """Energy against the step, a line for each token."""
-    with mpl.rc_context(STYLE):
-        drawn = Figure(figsize=(4.4 * len(found), 4.4), layout="constrained")
-        axes = np.ravel(drawn.subplots(1, len(found), squeeze=False))
-        colours = mpl.colormaps["cividis"](np.linspace(0, 0.92, TOKENS))
-        for axis, (title, row) in zip(axes, found.items(), strict=True):
-            for colour, line in zip(colours, np.array(row["energies"]).T, strict=True):
-                axis.plot(line, color=colour, lw=1, alpha=0.8)
-            axis.axvline(row["T"], color=BLACK, ls="--", lw=1)
-            axis.set(title=title, xlabel="step (dashed: T)")
-            axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
-        axes[0].set_ylabel("energy of a token (dimensionless)")
-        shades = mpl.cm.ScalarMappable(
-            mpl.colors.Normalize(0, TOKENS - 1), mpl.colors.ListedColormap(colours)
-        )
-        drawn.colorbar(shades, ax=list(axes), label="token position", pad=0.01)
+    drawn = Figure(figsize=(4.4 * len(found), 4.4), layout="constrained")
+    axes = np.ravel(drawn.subplots(1, len(found), squeeze=False))
+    colours = mpl.colormaps["cividis"](np.linspace(0, 0.92, TOKENS))
+    for axis, (title, row) in zip(axes, found.items(), strict=True):
+        for colour, line in zip(colours, np.array(row["energies"]).T, strict=True):
+            axis.plot(line, color=colour, lw=1, alpha=0.8)
+        axis.axvline(row["T"], color=BLACK, ls="--", lw=1)
+        axis.set(title=title, xlabel="step (dashed: T)")
+        axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+    axes[0].set_ylabel("energy of a token (dimensionless)")
+    scale = mpl.colors.Normalize(0, TOKENS - 1), mpl.colors.ListedColormap(colours)
+    drawn.colorbar(mpl.cm.ScalarMappable(*scale), ax=list(axes), label="token position", pad=0.01)
     return drawn

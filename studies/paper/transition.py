@@ -9,8 +9,8 @@ from scipy import optimize
 
 from nrgpt_jax.analysis.figures import BLUE, GREEN, ORANGE, STYLE
 from nrgpt_jax.cli import percent
-from studies.paper.records import PROMPTS, Record, at_best_rates, lowest
-from studies.tables import spread, table
+from studies.paper.records import HEAD, PROMPTS, at_best_rates, lowest, of_cells
+from studies.tables import Columns, Record, summary, table
 
 PAPER = {"GPT_Rec_parallel": 2.3e4, "NRGPT_H_FF1": 2.4e4, "NRGPT_H_FF2W": 2.98e4}  # 80% is crossed
 COLOURS = {"GPT_Rec_parallel": ORANGE, "NRGPT_H_FF1": GREEN, "NRGPT_H_FF2W": BLUE}
@@ -24,9 +24,8 @@ def logistic(log_p: np.ndarray, middle: float, slope: float) -> np.ndarray:
 
 def fit(counts: np.ndarray, shares: np.ndarray) -> tuple[float, float]:
     """Middle and slope of the logistic curve with the least squares."""
-    start = (float(np.log(counts).mean()), 3.0)
-    bounds = ([0.0, 0.1], [30.0, 50.0])
-    found, _ = optimize.curve_fit(logistic, np.log(counts), shares, start, bounds=bounds)
+    log_p, bounds = np.log(counts), ([0.0, 0.1], [30.0, 50.0])
+    found, _ = optimize.curve_fit(logistic, log_p, shares, (log_p.mean(), 3.0), bounds=bounds)
     return float(found[0]), float(found[1])
 
 
@@ -36,14 +35,13 @@ def crossing(middle: float, slope: float) -> float:
 
 
 def interval(counts: np.ndarray, shares: np.ndarray) -> tuple[float, float]:
-    """Where 95% of the crossings are when each run is drawn anew: from the runs of its size, and
+    """Where 95% of the crossings are when each run is drawn again: from the runs of its size, and
     its prompts as coins. With one run a size it knows nothing of other seeds."""
     random, found = np.random.default_rng(0), []
     of_size = [np.flatnonzero(counts == count) for count in counts]
     for _ in range(DRAWS):
         drawn = shares[[random.choice(same) for same in of_size]]
-        drawn = random.binomial(PROMPTS, drawn) / PROMPTS
-        found.append(crossing(*fit(counts, drawn)))
+        found.append(crossing(*fit(counts, random.binomial(PROMPTS, drawn) / PROMPTS)))
     low, high = np.quantile(found, [0.025, 0.975])
     return float(low), float(high)
 
@@ -51,31 +49,23 @@ def interval(counts: np.ndarray, shares: np.ndarray) -> tuple[float, float]:
 def chosen(records: list[Record]) -> dict[str, list[Record]]:
     """By model, the runs at the best learning rate of each width."""
     by_model: dict[str, list[Record]] = {}
-    for (model, _), runs in sorted(at_best_rates(records).items()):
+    for (model, _), runs in at_best_rates(records).items():
         by_model.setdefault(model, []).extend(runs)
     return by_model
 
 
+COLUMNS: Columns = {"best": ("validation loss", ".3f"), "answered": ("answered", ".1%")}
+
+
 def lines(records: list[Record]) -> list[str]:
     """Two tables: the runs, and where the fits cross."""
-    cells, by_model = at_best_rates(records), chosen(records)
-    widths = sorted({width for _, width in cells})
-    rows = []
-    for model in by_model:
-        for width in widths:
-            runs = cells.get((model, width), [])
-            if runs:
-                row = [f"`{model}`", width, f"{runs[0]['parameters']:,}", f"{runs[0]['rate']:g}"]
-                losses = [lowest(run)[0] for run in runs]
-                shares = [run["answered"] for run in runs]
-                rows.append([*row, len(runs), spread(losses, ".3f"), spread(shares, ".1%")])
-    head = ["model", "width", "parameters", "learning rate", "seeds"]
-    found = table([*head, "validation loss", "answered"], rows)
-    crossings = []
-    for model, runs in by_model.items():
-        crossings.append([f"`{model}`", where(*_points(runs)), f"{PAPER[model]:,.0f}"])
+    crossings = [
+        [f"`{model}`", where(*_points(runs)), f"{PAPER[model]:,.0f}"]
+        for model, runs in chosen(records).items()
+    ]
     head = ["model", f"crosses {percent(CROSSED, 0)} at (95% interval)", "the paper"]
-    return [*found, "", *table(head, crossings)]
+    cells = of_cells(at_best_rates(records))
+    return [*summary(HEAD, cells, COLUMNS), "", *table(head, crossings)]
 
 
 def where(counts: np.ndarray, shares: np.ndarray) -> str:
@@ -93,29 +83,27 @@ def _points(runs: list[Record]) -> tuple[np.ndarray, np.ndarray]:
     return counts, np.array([run["answered"] for run in runs])
 
 
+@mpl.rc_context(STYLE)
 def figure(of_tasks: Mapping[str, list[Record]]) -> Figure:
     """The share answered and the validation loss against the parameters, a column a task."""
-    with mpl.rc_context(STYLE):
-        drawn = Figure(figsize=(6 * len(of_tasks), 8), layout="constrained")
-        axes = drawn.subplots(2, len(of_tasks), squeeze=False)
-        for column, (title, records) in enumerate(of_tasks.items()):
-            for model, runs in chosen(records).items():
-                counts, shares = _points(runs)
-                losses = np.array([lowest(run)[0] for run in runs])
-                colour = COLOURS[model]
-                grid = np.geomspace(counts.min(), counts.max(), 200)
-                axes[0, column].plot(counts, 100 * shares, "o", color=colour, ms=6)
-                curve = 100 * logistic(np.log(grid), *fit(counts, shares))
-                axes[0, column].plot(grid, curve, color=colour, lw=2, label=model)
-                axes[0, column].axvline(PAPER[model], color=colour, ls=":", lw=1.5)
-                axes[1, column].plot(counts, losses, "o", color=colour, ms=6)
-            axes[0, column].axhline(100 * CROSSED, color="#999999", lw=1)
-            axes[0, column].set(title=title, ylabel="prompts answered (%)", ylim=(-3, 103))
-            axes[1, column].set(xlabel="parameters", ylabel="validation loss (nats)")
-            for axis in axes[:, column]:
-                axis.set_xscale("log")
-                axis.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
-                axis.xaxis.set_major_formatter(lambda count, _: f"{count:,.0f}")
-                axis.xaxis.set_minor_locator(mpl.ticker.NullLocator())
-        axes[0, 0].legend(frameon=False, fontsize=10, loc="upper left")
+    drawn = Figure(figsize=(6 * len(of_tasks), 8), layout="constrained")
+    axes = drawn.subplots(2, len(of_tasks), squeeze=False)
+    for (upper, lower), (title, records) in zip(axes.T, of_tasks.items(), strict=True):
+        for model, runs in chosen(records).items():
+            (counts, shares), colour = _points(runs), COLOURS[model]
+            grid = np.geomspace(counts.min(), counts.max(), 200)
+            curve = logistic(np.log(grid), *fit(counts, shares))
+            upper.plot(counts, 100 * shares, "o", color=colour, ms=6)
+            upper.plot(grid, 100 * curve, color=colour, lw=2, label=model)
+            upper.axvline(PAPER[model], color=colour, ls=":", lw=1.5)
+            lower.plot(counts, [lowest(run)[0] for run in runs], "o", color=colour, ms=6)
+        upper.axhline(100 * CROSSED, color="#999999", lw=1)
+        upper.set(title=title, ylabel="prompts answered (%)", ylim=(-3, 103))
+        lower.set(xlabel="parameters", ylabel="validation loss (nats)")
+        for axis in (upper, lower):
+            axis.set_xscale("log")
+            axis.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
+            axis.xaxis.set_major_formatter(lambda count, _: f"{count:,.0f}")
+            axis.xaxis.set_minor_locator(mpl.ticker.NullLocator())
+    axes[0, 0].legend(frameon=False, fontsize=10, loc="upper left")
     return drawn
