@@ -146,7 +146,7 @@ class NRGPT(LanguageModel):
 
     @nn.nowrap
     def _block(self) -> dict[str, Any]:
-        """The parameters of a block (or of several, stacked), and values computed from them once."""
+        """The parameters of a block (or of several, stacked), and values derived from them."""
         block = self.group_params("block")
         shape = (
             (self.num_distinct_layers, self.embed_dim)
