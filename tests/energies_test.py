@@ -125,9 +125,6 @@ def test_what_is_written_for_one_token_is_computed_in_float32():
     np.testing.assert_array_equal(found, expected)
 
 
-def test_what_would_be_a_custom_derivative_is_seen():
-    program = jax.make_jaxpr(jax.vmap(jax.grad(lambda z: jax.nn.relu(z))))(G[0])
-    assert derivatives_in(program.jaxpr)
 
 
 @pytest.mark.parametrize(
@@ -194,11 +191,13 @@ def naive_attention(params, g, strict):
     return np.array(out, np.float32)
 
 
-@pytest.mark.parametrize("strict", [True, False])
-def test_attention_energy_and_gradient_are_those_of_the_paper(strict):
-    params = energy_parameters(KEY, "full_rank")
-    values, found = jax.jit(lambda g: energy_and_grad("full_rank", params, g, strict))(G[None])
+@pytest.mark.parametrize(("name", "strict"), [("full_rank", True), ("low_rank", False)])
+def test_attention_energy_and_gradient_are_those_of_the_paper(name, strict):
+    params = energy_parameters(KEY, name)
+    values, found = jax.jit(lambda g: energy_and_grad(name, params, g, strict))(G[None])
     params = {name: np.asarray(value) for name, value in params.items()}
+    if name == "low_rank":  # a product
+        params["J"] = np.einsum("hyd,hye->hde", params["W_K"], params["W_Q"])
     expected = naive_attention(params, np.asarray(G), strict)
     np.testing.assert_allclose(values[0], expected, rtol=2e-5, atol=1e-6)
     mask = np.tril(np.ones((5, 5)), -1 if strict else 0)
@@ -227,13 +226,6 @@ def test_an_empty_context_has_no_energy_and_no_gradient(name):
         assert bool(jnp.all(jnp.isfinite(outer)))
 
 
-def test_low_rank_is_full_rank_with_a_product():
-    params = energy_parameters(KEY, "low_rank")
-    product = jnp.einsum("hyd,hye->hde", params["W_K"], params["W_Q"])
-    full = {"J": product, "alpha": params["alpha"], "beta": params["beta"]}
-    low = ENERGIES["low_rank"].function(params, G[4], own_context("low_rank", params, 4))
-    same = ENERGIES["full_rank"].function(full, G[4], own_context("full_rank", full, 4))
-    np.testing.assert_allclose(low, same, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["full_rank_rope", "low_rank_rope"])
@@ -300,11 +292,6 @@ def test_combinations_are_their_formulas():
     np.testing.assert_allclose(coldest, -2.0, rtol=1e-5)
 
 
-def test_hidden_widths():
-    shape = lambda name, matrix: ENERGIES[name].specs[matrix].shape(SIZES)
-    assert shape("FF1", "W1") == (8, 12)
-    assert (shape("FF2", "W1"), shape("FF2", "W2")) == ((8, 8), (8, 12))
-    assert (shape("FF2W", "W1"), shape("FF2W", "W2")) == ((8, 12), (8, 12))
 
 
 @pytest.mark.parametrize("order", [0, 1, 2])
