@@ -113,9 +113,8 @@ def test_divergence_in_the_first_step_is_an_error():
     trained = pretrained(mask="strict", norm="none", inference_rate="scalar")
     params = {**trained.variables["params"]}
     params["block"] = {**params["block"], "rate": {"log_c": np.float32(25.0)}}
-    for steps in (1, 4):
-        with pytest.raises(UserError, match="diverge in the first step"):
-            examine(trained._replace(variables={"params": params}), TOKENS, num_steps=steps)
+    with pytest.raises(UserError, match="diverge in the first step"):
+        examine(trained._replace(variables={"params": params}), TOKENS, num_steps=4)
 
 
 def test_certificates_of_a_bfloat16_model_are_computed_in_float32():

@@ -242,6 +242,7 @@ def test_a_second_descent_sees_the_others_where_the_first_has_ended():
     chex.assert_trees_all_close(*both(variables), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.long
 def test_held_descents_may_come_before_and_are_pulled_together():
     """Against plain descents, of any number before; the gradient where there are two."""
     model, variables = small_model(num_steps=2, mask="strict")

@@ -66,11 +66,12 @@ def walks() -> dict[str, dict[str, list]]:
     config.model.vocab_size = 65
     model, mesh = create_model(config), sharding.make_mesh(None, jax.devices()[:1])
     optimizer = optimizers.create_optimizer(config.optimizer, 100, parameter_specs(model))
-    state = step.create_state(model, optimizer, 0, mesh)
+    state = jax.eval_shape(lambda: step.create_state(model, optimizer, 0, mesh))
     shape = 8, model.context_length
     batch = Batch(np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.ones(shape, np.float32))
     train_step: Any = step.make_train_step(model, optimizer, 0, 1, mesh)
-    prompts, variables = [np.array([1, 2, 3])], {"params": state.params}
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state.params)
+    prompts, variables = [np.array([1, 2, 3])], {"params": params}
     return {
         "batch to loss": walk(lambda: train_step.trace(state, batch)),
         "prompt to token": walk(lambda: generate(model, variables, prompts, 1)),
