@@ -13,7 +13,7 @@ from pages_helpers import registered_here
 
 from nrgpt_jax.core import rules
 from nrgpt_jax.core.context import Context
-from nrgpt_jax.core.descent import Convergence
+from nrgpt_jax.core.descent import CRITERIA, Convergence
 from nrgpt_jax.core.energies import ENERGIES, energy
 from nrgpt_jax.core.norms import NORMS
 from nrgpt_jax.core.parameters import vector
@@ -113,16 +113,15 @@ def counting_rule():
     rules.RULES.remove("counting")
 
 
+STOPPING = [Convergence(0.1 if kind == "state" else 0.02, kind) for kind in CRITERIA]
 BY_RULE = {"num_steps": 20, "inference_rate": "scalar", "energies": ("injection",)}
 
 
 @pytest.mark.parametrize(
     ("stopping", "fields"),
     [
-        (Convergence(0.02, "energy"), {}),
-        (Convergence(0.1, "state"), {}),
-        slow(Convergence(0.02, "energy"), {"mask": "inclusive"}),
-        slow(Convergence(0.1, "state"), {"mask": "inclusive"}),
+        *((stopping, {}) for stopping in STOPPING),
+        *(slow(stopping, {"mask": "inclusive"}) for stopping in STOPPING),
         (Convergence(0.05), {**BY_RULE, "rule": "counting"}),
         slow(Convergence(0.05), {**BY_RULE, "rule": "momentum"}),
         slow(Convergence(0.05), {**BY_RULE, "rule": "projected"}),
