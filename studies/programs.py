@@ -150,7 +150,7 @@ def compiled_fast() -> str:
     """Flags of XLA for programs that run for milliseconds: they are compiled fast, not well."""
     flags = "--xla_backend_optimization_level=0"
     if metadata.version("jaxlib").startswith("0.10."):  # XLA aborts on flags it does not know
-        flags += " --xla_cpu_use_fusion_emitters=false"
+        flags += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     return flags
 
 

@@ -86,7 +86,7 @@ def test_energy_falls_where_a_proposition_promises_it(case, width):
 
 BROKEN_QUICKLY = (
     *("2.1, another sign", "2.1, not the gain", "2.2, behind a norm", "2.2, unconstrained"),
-    *("2.2, another sign", "2.2, projected, another sign", "2.2, on the sphere, unconstrained"),
+    *("2.2, another sign", "2.2, on the sphere, unconstrained"),
 )
 BROKEN = {
     "2.1, another sign": ((-1.0, 0.0), *CONDITIONS["2.1"]),
@@ -126,8 +126,8 @@ def test_a_large_skew_part_is_no_harm_without_a_norm_or_behind_its_projection(ca
 @with_float64
 def test_the_mask_is_a_condition(strict):
     """A token in its own context also moves as a key of its own, which no gradient sees."""
-    choices = (3, "gamma", "rms_norm", "descent", PAPER, strict)
-    steps = {"number": (1.0, 0.0), "scales": [1e-3] * 5}
+    choices = 3, *CONDITIONS["2.1"], *([] if strict else [strict])
+    steps = {"number": (1.0, 0.0), "scales": [1e-3] * 4}
     rises = []
     for seed in range(20):
         path, _ = follow(random_model, *choices, seed=seed, **steps)
@@ -138,7 +138,7 @@ def test_the_mask_is_a_condition(strict):
 # Toys with known minima -------------------------------------------------------------------------
 
 
-def two_tokens(key, c, width, eta_of):
+def two_tokens(key, c, width):
     """Token 1 attends to token 0, which never moves: E_1 = -g_1 . J^T g_0, behind an RMSNorm.
 
     On the ellipsoid |g_1 / gamma| = sqrt(D) its minimum is -sqrt(D) |gamma * (J^T g_0)|.
@@ -151,19 +151,10 @@ def two_tokens(key, c, width, eta_of):
     terms = {"attention": bind(ENERGIES["full_rank"], params, dtype="float64")}
     x = jax.random.normal(keys[2], (1, 2, width), jnp.float64)
     norm = {"norm": "rms_norm", "norm_params": {"gain": gain}}
-    model = dynamics_of(terms, x, c * eta_of(gain), **norm, strict=True)
+    model = dynamics_of(terms, x, c * gain, **norm, strict=True)
     g_0 = model.norm.function(x)[0, 0]
     minimum = -jnp.sqrt(width) * jnp.linalg.norm(gain * (matrix[0].T @ g_0))
     return model, minimum
-
-
-def the_gain(gain):
-    return gain
-
-
-def another(gain):
-    """Positive, but not proportional to the gain."""
-    return jnp.flip(gain) ** 6
 
 
 @pytest.mark.parametrize("width", slow_but([3], [3, 2, 6]))
@@ -174,12 +165,11 @@ def test_two_tokens_roll_to_the_known_minimum(width):
     @given(c=st.floats(0.02, 0.2), seed=SEEDS)
     @settings(max_examples=15, deadline=None)
     def check(c, seed):
-        found = follow(two_tokens, width, the_gain, seed=seed, number=c, scales=np.ones(20))
-        path, seen, minimum = found
+        path, seen, minimum = follow(two_tokens, width, seed=seed, number=c, scales=np.ones(20))
         assert seen.context_converged.all()
         assert not seen.rises.any()
         assert float(jnp.max(jnp.diff(path.energies["total"][:, 1]))) <= 1e-9
-        end = ends_of(two_tokens, width, the_gain)(jax.random.key(seed), jnp.asarray(c))
+        end = ends_of(two_tokens, width)(jax.random.key(seed), jnp.asarray(c))
         np.testing.assert_allclose(end, minimum, rtol=1e-2)
         assert float(end) >= float(minimum) * (1 + 1e-9)
 
@@ -197,15 +187,6 @@ def ends_of(build, *choices, steps=20_000):
         return block(model, state)[1].total[0, -1]
 
     return jax.jit(end)
-
-
-@with_float64
-def test_two_tokens_climb_with_another_rate():
-    rises = []
-    for seed in range(8):
-        path, *_ = follow(two_tokens, 3, another, seed=seed, number=0.05, scales=np.ones(20))
-        rises.append(float(jnp.max(jnp.diff(path.energies["total"][:, 1]))) > 1e-9)
-    assert any(rises)
 
 
 def cascade(key, skew, width):
@@ -236,19 +217,3 @@ def test_a_cascade_reaches_the_known_minimum_without_a_norm(width):
         assert float(end) < 1e-9, "the last token is at its minimum, 0, after all before it"
 
     check()
-
-
-def runaway(key, sign):
-    del key
-    x = jnp.ones((3, 2), jnp.float64)
-    return (well(x, jnp.eye(2), jnp.diag(jnp.array([1.0, 0.1 * sign]))),)
-
-
-@pytest.mark.parametrize("sign", [1.0, -1.0])
-@with_float64
-def test_a_cascade_escapes_where_the_symmetric_part_is_not_positive(sign):
-    path, found = follow(runaway, number=sign, scales=[0.1] * 50)
-    total = path.energies["total"]
-    assert bool(found.rises.any()) == (sign < 0)
-    assert bool(found.largest_scales.min() == 0.0) == (sign < 0)
-    assert bool(total[-1, 0] > total[20, 0]) == (sign < 0)

@@ -4,7 +4,6 @@ import os
 
 from studies.programs import compiled_fast
 
-os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)  # programs keep theirs in their runs
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # JAX_PLATFORMS=cuda runs them on a GPU
 if os.environ["JAX_PLATFORMS"] == "cpu":
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=2 {compiled_fast()}"
@@ -30,11 +29,16 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def _compilation_cache(tmp_path_factory):
-    """Many tests compile the same programs: all workers share them."""
+    """Many tests compile the same programs: all workers share them, and so do their processes.
+
+    These in a folder of their own, as they may be killed while they write to it.
+    """
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     jax.config.update("jax_compilation_cache_dir", str(shared / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(shared / "compiled_by_processes")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -32,6 +32,7 @@ def name_of(fields):
 FEEDFORWARD = energies_labelled("feedforward")
 ENERGIES = list(itertools.product(FEEDFORWARD, ("full_rank", "low_rank"), MASKS))
 UPDATES = [pair for pair in itertools.product(NORMS, RATES) if pair != ("none", "gamma")]
+QUICK = {row: (2 * i + 9) % len(UPDATES) for i, row in enumerate((0, 3, 5, 6, 9, 10, 12, 15))}
 
 
 def combinations():
@@ -41,16 +42,16 @@ def combinations():
         fields = {"name": f"NRGPT_H_{feedforward}", "attention": attention, "mask": mask}
         fields |= {"norm": norm, "inference_rate": rate}
         row, column = divmod(i, len(UPDATES))
-        quick = column == (row + len(ENERGIES) * (row % 2)) % len(UPDATES)
+        quick = QUICK.get(row) == column
         yield pytest.param(fields, marks=[] if quick else pytest.mark.slow, id=name_of(fields))
 
 
 BASELINES = [{"name": n, "mask": "inclusive"} for n in model_names() if not n.startswith("NRGPT")]
 ADDITIONS: list[dict[str, Any]] = [
-    {"attention": "full_rank_rope"},
+    {"attention": "full_rank_rope", "num_distinct_layers": 3},
     {"rule": "projected", "inference_rate": "psd", "norm": "layer_norm"},
     {"rule": "sphere", "inference_rate": "psd", "energies": ("injection",)},
-    {"num_distinct_layers": 3, "attention": "low_rank"},
+    {"per_step_scale": True, "learn_alpha": True, "learn_beta": True, "tied_head": True},
 ]
 ALONE: list[dict[str, Any]] = [  # what is in TOGETHER, or much like the others
     {"attention": "low_rank_rope", "mask": "strict"},
@@ -74,10 +75,7 @@ VARIATIONS: list[Any] = [
     *(slow({"name": "NRGPT_H_FF2W", **fields}) for fields in ALONE),
     TOGETHER,
     slow({**TOGETHER, "implementation": "autodiff"}),
-    {"name": "NRGPT_H_FF2W", "per_step_scale": True, "learn_alpha": True, "learn_beta": True},
-    {"name": "NRGPT_H_FF2W", "tied_head": True},
-    {"name": "GPT", "tied_head": True},
-    {"name": "GPT_Rec", "num_distinct_layers": 2},
+    {"name": "GPT_Rec", "num_distinct_layers": 2, "tied_head": True},
 ]
 
 
@@ -110,9 +108,9 @@ def test_contract(fields):
         chex.assert_trees_all_close(at_end, logits[np.arange(2), position], atol=1e-4)
 
 
-@pytest.mark.parametrize("name", slow_but(["NRGPT_H_FF2W", "GPT_Rec"], model_names()))
+@pytest.mark.parametrize("name", slow_but(["NRGPT_H_FF2W"], model_names()))
 def test_jit_equals_no_jit(name):
-    model, variables = small_model(name=name, num_steps=2)
+    model, variables = small_model(name=name, num_steps=1)
     tokens = TOKENS[:, :3]
     with jax.disable_jit():
         plain = model.apply(variables, tokens)
@@ -123,12 +121,7 @@ def test_jit_equals_no_jit(name):
     "fields",
     [
         slow(TOGETHER),
-        {
-            "rule": "projected",
-            "inference_rate": "psd",
-            "norm": "layer_norm",
-            "num_distinct_layers": 3,
-        },
+        {**ADDITIONS[1], "num_distinct_layers": 3},
     ],
     ids=name_of,
 )
@@ -157,17 +150,6 @@ def test_every_registered_part_is_in_a_contract():
     assert set(RULES) <= used("rule") | {"descent"}
     assert set(NORMS) == used("norm")
     assert set(RATES) == used("inference_rate")
-
-
-@pytest.mark.parametrize("name", [n for n in model_names() if n.startswith("NRGPT")])
-def test_energies_have_their_shape_and_add_up(name):
-    model, variables = small_model(name=name)
-    energies = jax.jit(lambda v: model.apply(v, TOKENS, method="energies"))(variables)
-    assert set(energies) == {"attention", "feedforward", "total"}
-    chex.assert_shape(list(energies.values()), (4, 2, 7))
-    chex.assert_trees_all_close(
-        energies["total"], energies["attention"] + energies["feedforward"], rtol=1e-5
-    )
 
 
 def test_terms_of_one_label_have_names_of_their_own():

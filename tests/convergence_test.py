@@ -17,33 +17,39 @@ from nrgpt_jax.core.parameters import Sizes
 
 WIDTH, COUNT = 4, 5
 SMALL = Sizes(D=WIDTH, H=2, Y=2, M=8)
-CASES = {
+CASES: dict[str, dict[str, Any]] = {
     "paper": {"rate": "full", "norm": "bare_layer_norm", "strict": True},
     "own key": {"rate": "full", "norm": "layer_norm", "strict": False},
     "rotary": {"energies": ("low_rank_rope", "injection"), "rate": "psd", "strict": False},
     "sphere": {"rate": "psd", "norm": "rms_norm", "rule": "sphere", "strict": True},
+    "scalar": {"rate": "scalar", "norm": "layer_norm", "strict": True},
 }
 
 
-def prepared(case):
-    """Dynamics, a state, and its step as a function of all numbers in it."""
+def prepared(case, size=1.0):
+    """Dynamics with a rate of some size, and a state."""
     x = jax.random.normal(jax.random.key(7), (1, COUNT, WIDTH), jnp.float64)
-    dynamics = make_dynamics(
-        jax.random.key(1), x, sizes=SMALL, implementation="autodiff", **CASES[case]
-    )
-    state = start(dynamics)
-    whole = lambda flat: block(dynamics, state._replace(x=flat.reshape(x.shape)))[0].x.reshape(-1)
-    return dynamics, state, jax.jit(jax.jacfwd(whole))(state.x.reshape(-1))
+    options = {**CASES[case], "change": lambda eta: size * eta, "implementation": "autodiff"}
+    dynamics = make_dynamics(jax.random.key(1), x, sizes=SMALL, **options)
+    return dynamics, start(dynamics)
 
 
-@pytest.mark.parametrize("case", slow_but(["sphere"], CASES))
+@pytest.mark.parametrize("case", slow_but(["sphere"], ["paper", "own key", "rotary", "sphere"]))
 @with_float64
 def test_blocks_are_the_diagonal_of_the_whole_jacobian(case):
-    dynamics, state, whole = prepared(case)
-    function = convergence.own_step(dynamics, state)
-    chex.assert_trees_all_close(function(state.x), block(dynamics, state)[0].x, rtol=1e-9)
-    found = np.asarray(jax.jit(lambda x: convergence.token_jacobians(function, x))(state.x))[0]
-    whole = np.asarray(whole).reshape(COUNT, WIDTH, COUNT, WIDTH).swapaxes(1, 2)
+    dynamics, state = prepared(case)
+
+    @jax.jit
+    def all_of(x):
+        """One step in both ways, the blocks of its Jacobian, and all of it."""
+        function = convergence.own_step(dynamics, state)
+        step = lambda flat: block(dynamics, state._replace(x=flat.reshape(x.shape)))[0].x
+        blocks, whole = convergence.token_jacobians(function, x), jax.jacfwd(step)(x.reshape(-1))
+        return function(x), step(x), blocks[0], whole
+
+    own, plain, found, whole = map(np.asarray, all_of(state.x))
+    chex.assert_trees_all_close(own, plain, rtol=1e-9)
+    whole = whole.reshape(COUNT, WIDTH, COUNT, WIDTH).swapaxes(1, 2)
     for token in range(COUNT):
         assert not np.abs(whole[token, token + 1 :]).any(), "the future is not seen"
         np.testing.assert_allclose(found[token], whole[token, token], rtol=1e-8, atol=1e-10)
@@ -61,12 +67,17 @@ def _sorted(values):
 @pytest.mark.parametrize("case", slow_but(["sphere"], ["paper", "own key", "sphere"]))
 @with_float64
 def test_power_iteration_finds_the_spectral_radius(case):
-    dynamics, state, _ = prepared(case)
-    function = convergence.own_step(dynamics, state)
-    radii = convergence.spectral_radii(function, state.x, jax.random.key(0), 2000)
-    found = np.asarray(convergence.token_jacobians(function, state.x))[0]
+    dynamics, state = prepared(case)
+
+    @jax.jit
+    def radii_and_blocks(x):
+        function = convergence.own_step(dynamics, state)
+        radii = convergence.spectral_radii(function, x, jax.random.key(0), 2000)
+        return radii[0], convergence.token_jacobians(function, x)[0]
+
+    radii, found = map(np.asarray, radii_and_blocks(state.x))
     wanted = [np.abs(np.linalg.eigvals(block)).max() for block in found]
-    np.testing.assert_allclose(np.asarray(radii)[0], wanted, rtol=1e-2)
+    np.testing.assert_allclose(radii, wanted, rtol=1e-2)
 
 
 def at_rest(dynamics, steps=3000):
@@ -75,10 +86,8 @@ def at_rest(dynamics, steps=3000):
     return many(start(dynamics))
 
 
-def slow_on_the_sphere(count=COUNT, size=0.3):
-    x = jax.random.normal(jax.random.key(7), (1, count, WIDTH), jnp.float64)
-    options = {**CASES["sphere"], "change": lambda eta: size * eta}
-    return make_dynamics(jax.random.key(1), x, sizes=SMALL, implementation="autodiff", **options)
+def slow_on_the_sphere(size=0.3):
+    return prepared("sphere", size)[0]
 
 
 @with_float64
@@ -115,18 +124,10 @@ def test_at_rest_is_not_yet_attracting():
 @with_float64
 def test_what_energies_do_not_see_is_not_asked():
     """Behind a layer norm x has an eigenvalue of one for its length and its mean, u has not."""
-    x = jax.random.normal(jax.random.key(7), (1, COUNT, WIDTH), jnp.float64)
-    options: dict[str, Any] = {"rate": "scalar", "norm": "layer_norm", "strict": True}
-    dynamics = make_dynamics(
-        jax.random.key(1),
-        x,
-        sizes=SMALL,
-        implementation="autodiff",
-        change=lambda e: 0.05 * e,
-        **options,
-    )
+    dynamics, _ = prepared("scalar", size=0.05)
     state = at_rest(dynamics, 400)
-    of_x = convergence.token_jacobians(convergence.own_step(dynamics, state), state.x)
+    blocks = lambda x: convergence.token_jacobians(convergence.own_step(dynamics, state), x)
+    of_x = jax.jit(blocks)(state.x)
     ones = [np.abs(np.linalg.eigvals(block) - 1.0).min() for block in np.asarray(of_x)[0]]
     assert max(ones) < 1e-6
     found = convergence.attraction(dynamics, state, jax.random.key(0), iterations=400)
@@ -146,7 +147,7 @@ def test_many_tokens_are_looked_at_some_at_a_time(monkeypatch):
 
 @with_float64
 def test_what_moves_does_not_attract():
-    dynamics, state, _ = prepared("paper")
+    dynamics, state = prepared("paper")
     found = convergence.attraction(dynamics, state, jax.random.key(0))
     assert not found.attracts(1e-6).any()
     assert (np.asarray(found.speed) > 1e-3).all()

@@ -26,6 +26,12 @@ def small_model(size=0.2, **fields):
     return model, {"params": jax.tree_util.tree_map_with_path(draw, abstract_params(model))}
 
 
+def first_dynamics(bound, x):
+    """What the first step of a bound model does to embedded tokens x (B,N,D)."""
+    inputs, dynamics_at = bound.dynamics(x)
+    return dynamics_at(jax.tree.map(lambda leaf: leaf[0], inputs))
+
+
 def next_logits(model, variables):
     """A function from a list of tokens to the logits after it, by the model on the whole."""
     apply = jax.jit(model.apply)

@@ -25,7 +25,6 @@ from nrgpt_jax.ops import along_last_axis
 
 TOKENS = np.random.default_rng(0).integers(0, 11, (3, 12)).astype(np.int32)
 LENGTHS = [1, 4, 6]
-NRGPTS = ("NRGPT_H_FF2W", slow("NRGPT_H_FF1"), slow("NRGPT_H_FF2"))  # another feed-forward energy
 
 
 def assert_same_logits(model, variables, found, atol=1e-4):
@@ -48,9 +47,8 @@ def test_the_cache_holds_one_array_a_token_and_step(attention, dtype):
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(cache)) == exact, "what is allocated"
 
 
-@pytest.mark.parametrize("name", NRGPTS)
-def test_depth_is_free_where_the_block_is_shared(name):
-    model, variables = small_model(name=name, per_step_scale=True)
+def test_depth_is_free_where_the_block_is_shared():
+    model, variables = small_model(per_step_scale=True)
     scales = {"steps": {"log_scale": jnp.arange(3.0) / 9}}
     variables = {"params": {**variables["params"], **scales}}
     deeper, deep_variables = model.with_num_steps(variables, 5)
@@ -75,8 +73,19 @@ def test_depth_of_the_transformers():
     assert_same_logits(deeper, variables, cached_logits(deeper, variables, TOKENS, LENGTHS))
     with pytest.raises(UserError, match="3 distinct layers"):
         small_model(name="GPT")[0].with_num_steps(variables, 6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"name": "GPT_Rec"}, "no energy"),
+        ({"num_distinct_layers": 2}, "2 layers have an energy and keys of their own"),
+    ],
+)
+def test_what_has_no_common_rest_is_refused(fields, message):
+    model, variables = small_model(**fields)
     for settings in (Settings(cache="fixed_point"), Settings(stopping=Convergence())):
-        with pytest.raises(UserError, match="no energy"):
+        with pytest.raises(UserError, match=message):
             generate(model, variables, [np.array([1])], 3, settings)
 
 
@@ -90,11 +99,38 @@ def still_model(**fields):
     return model, {"params": {**params, "block": {**params["block"], "norm": norm}}}
 
 
-@pytest.mark.parametrize("criterion", CRITERIA)
-@pytest.mark.parametrize("mask", slow_but(["strict"], ["strict", "inclusive"]))
-def test_reading_at_once_or_one_by_one_stops_at_the_same_step(criterion, mask):
-    model, variables = still_model(mask=mask, num_steps=40)
-    decoding = Decoding(stopping=Convergence(0.1 if criterion == "state" else 0.02, criterion))
+@pytest.fixture
+def counting_rule():
+    """A rule whose state is not of tokens alone, as many of optax are."""
+    count = lambda gradient, made, x: (-gradient / (1.0 + made), made + 1.0)
+
+    @rules.rule("counting", {})
+    def make(params, eta, norm):
+        del params, eta, norm
+        return rules.BoundRule(lambda x0: jnp.zeros(()), count)
+
+    yield
+    rules.RULES.remove("counting")
+
+
+STOPPING = [Convergence(0.1 if kind == "state" else 0.02, kind) for kind in CRITERIA]
+BY_RULE = {"num_steps": 20, "inference_rate": "scalar", "energies": ("injection",)}
+
+
+@pytest.mark.parametrize(
+    ("stopping", "fields"),
+    [
+        *((stopping, {}) for stopping in STOPPING),
+        *(slow(stopping, {"mask": "inclusive"}) for stopping in STOPPING),
+        (Convergence(0.05), {**BY_RULE, "rule": "counting"}),
+        slow(Convergence(0.05), {**BY_RULE, "rule": "momentum"}),
+        slow(Convergence(0.05), {**BY_RULE, "rule": "projected"}),
+    ],
+)
+@pytest.mark.usefixtures("counting_rule")
+def test_reading_at_once_or_one_by_one_stops_at_the_same_step(stopping, fields):
+    model, variables = still_model(**{"mask": "strict", "num_steps": 40, **fields})
+    decoding = Decoding(stopping=stopping)
     decode_scan = cached_logits(model, variables, TOKENS, LENGTHS, decoding)
     late, position, late_steps = decode_scan[-1]
     (logits, _, steps), *_ = cached_logits(model, variables, TOKENS, position + 1, decoding)
@@ -104,31 +140,22 @@ def test_reading_at_once_or_one_by_one_stops_at_the_same_step(criterion, mask):
     assert 0 < min(taken) < max(taken), "some tokens need more steps than others"
 
 
-def test_until_converged_is_the_plain_path_up_to_there():
+@pytest.mark.parametrize(("criterion", "tolerances"), [("energy", (0.1, 1e-3)), ("state", (0.1,))])
+def test_until_converged_is_the_plain_path_up_to_there(criterion, tolerances):
     """The first token has no other in its context: its path is that of the model."""
     model, variables = still_model(num_steps=40)
     path = jax.jit(lambda v: model.apply(v, TOKENS[:, :1], method="trajectory"))(variables)
-    energies = np.asarray(path.energies["total"])[:, :, 0].T
-    for tolerance in (0.1, 0.01, 1e-3):
-        decoding = Decoding(stopping=Convergence(tolerance))
+    energies = np.asarray(path.energies["total"])[:, :, 0]
+    states, length = np.asarray(path.states)[:, :, 0], partial(np.linalg.norm, axis=-1)
+    for tolerance in tolerances:
+        decoding = Decoding(stopping=Convergence(tolerance, criterion))
         (_, _, steps), *_ = cached_logits(model, variables, TOKENS[:, :1], [1, 1, 1], decoding)
-        change = np.abs(np.diff(energies, axis=1))
-        rests = np.concatenate([change <= tolerance, np.ones((3, 1), bool)], axis=1)
-        assert steps.tolist() == np.minimum(1 + rests.argmax(axis=1), 40).tolist()
-
-
-def test_a_state_that_hardly_changes_stops():
-    model, variables = still_model(num_steps=40)
-    path = jax.jit(lambda v: model.apply(v, TOKENS[:, :1], method="trajectory"))(variables)
-    states = np.asarray(path.states)[:, :, 0].swapaxes(0, 1)
-    length = partial(np.linalg.norm, axis=-1)
-    for tolerance in (0.3, 0.1):
-        decoding = Decoding(stopping=Convergence(tolerance, "state"))
-        (_, _, steps), *_ = cached_logits(model, variables, TOKENS[:, :1], [1, 1, 1], decoding)
-        rests = length(np.diff(states, axis=1)) <= tolerance * length(states[:, :-1])
-        rests = np.concatenate([rests, np.ones((3, 1), bool)], axis=1)
-        assert steps.tolist() == rests.argmax(axis=1).tolist()
-        assert max(steps.tolist()) < 40
+        rests = np.abs(np.diff(energies, axis=0)) <= tolerance
+        if criterion == "state":
+            rests = length(np.diff(states, axis=0)) <= tolerance * length(states[:-1])
+        before = np.concatenate([rests, np.ones((1, 3), bool)]).argmax(axis=0)
+        expected = before if criterion == "state" else np.minimum(1 + before, 40)
+        assert steps.tolist() == expected.tolist()
 
 
 def test_padding_and_ended_sequences_are_not_waited_for():
@@ -166,9 +193,8 @@ def test_tokens_stop_with_a_fixed_point_cache_too(mask):
     np.testing.assert_allclose(logits[1e-3], all_steps, atol=0.1)
 
 
-@pytest.mark.parametrize("name", NRGPTS)
-def test_no_tolerance_makes_all_steps(name):
-    model, variables = small_model(name=name)
+def test_no_tolerance_makes_all_steps():
+    model, variables = small_model()
     found = cached_logits(model, variables, TOKENS, LENGTHS, Decoding(stopping=Convergence(0.0)))
     assert_same_logits(model, variables, found)
     assert all(steps.tolist() == [3, 3, 3] for _, _, steps in found)
@@ -221,39 +247,6 @@ def test_fixed_point_cache_shows_each_token_the_last_states_before_it(mask, atte
         expected = loop(TOKENS[row, : at + 1], LENGTHS[row])
         np.testing.assert_allclose(found[3][0][row], expected, atol=1e-4)
         assert np.abs(expected - whole[row, at]).max() > 1e-3, "is not the exact one"
-
-
-def test_blocks_have_no_common_rest():
-    model, variables = small_model(name="NRGPT_H_FF2W", num_distinct_layers=2)
-    for settings in (Settings(cache="fixed_point"), Settings(stopping=Convergence())):
-        with pytest.raises(UserError, match="2 layers have an energy and keys of their own"):
-            generate(model, variables, [np.array([1])], 3, settings)
-
-
-@pytest.fixture
-def counting_rule():
-    """A rule whose state is not of tokens alone, as many of optax are."""
-    count = lambda gradient, made, x: (-gradient / (1.0 + made), made + 1.0)
-
-    @rules.rule("counting", {})
-    def make(params, eta, norm):
-        del params, eta, norm
-        return rules.BoundRule(lambda x0: jnp.zeros(()), count)
-
-    yield
-    rules.RULES.remove("counting")
-
-
-@pytest.mark.parametrize("rule", slow_but(["counting"], ["momentum", "projected", "counting"]))
-@pytest.mark.usefixtures("counting_rule")
-def test_any_rule_stops_at_the_same_step_read_at_once_or_one_by_one(rule):
-    fields = {"rule": rule, "inference_rate": "scalar", "energies": ("injection",)}
-    model, variables = still_model(num_steps=20, **fields)
-    decoding = Decoding(stopping=Convergence(0.05))
-    late, position, late_steps = cached_logits(model, variables, TOKENS, LENGTHS, decoding)[-1]
-    (logits, _, steps), *_ = cached_logits(model, variables, TOKENS, position + 1, decoding)
-    np.testing.assert_allclose(late, logits, atol=1e-4)
-    assert late_steps.tolist() == steps.tolist()
 
 
 @pytest.mark.parametrize("name", slow_but(["NRGPT_H_FF2W", "GPT"], model_names()))

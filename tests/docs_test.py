@@ -154,6 +154,7 @@ CHECKS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
 def test_examples_run(page, tmp_path, capsys, standard_promotion):
     del standard_promotion

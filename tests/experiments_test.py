@@ -26,10 +26,17 @@ def test_every_variant_is_possible_on_eight_devices(name, variant):
 
 
 @pytest.mark.parametrize(
-    ("variant", "millions"), [("", 90.5), ("GPT", 124.5), ("GPT_Rec_parallel", 85.2)]
+    ("variant", "fields", "millions"),
+    [
+        ("", {}, 90.5),
+        ("GPT", {}, 124.4),
+        ("GPT", {"tied_head": False}, 163.1),
+        ("GPT_Rec_parallel", {}, 85.2),
+    ],
 )
-def test_models_on_openwebtext_have_the_parameters_of_the_paper(variant, millions):
+def test_models_on_openwebtext_have_the_parameters_of_the_paper(variant, fields, millions):
     config = config_of("openwebtext", variant)
+    config.model.update(fields)
     shapes = parameter_shapes(create_model(config)).values()
     assert sum(math.prod(shape) for shape in shapes) / 1e6 == pytest.approx(millions, abs=0.1)
     tokens = config.data.batch_size * config.model.context_length

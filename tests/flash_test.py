@@ -44,12 +44,7 @@ def value_and_gradients(function, arguments, cotangent):
 
 @pytest.mark.parametrize(
     ("groups", "heads", "strict"),
-    [
-        (3, 1, True),
-        (1, 2, False),
-        slow(3, 1, False),
-        slow(1, 2, True),
-    ],
+    [(3, 1, True), (1, 2, False), slow(3, 1, False), slow(1, 2, True)],
 )
 @pytest.mark.parametrize("name", KERNELS)
 def test_equals_the_blocked_rule(name, groups, heads, strict, standard_promotion):
@@ -69,11 +64,11 @@ def small_model(**fields):
     return create_model(config)
 
 
-def export_training(model, batch=2):
-    tokens = jax.ShapeDtypeStruct((batch, LENGTH), "int32")
+def training(model):
+    """Shapes of parameters and tokens, and the gradient of a loss."""
+    tokens = jax.ShapeDtypeStruct((4, LENGTH), "int32")
     params = jax.eval_shape(model.init, jax.random.key(0), tokens)
-    loss = lambda params, tokens: jnp.sum(model.apply(params, tokens) ** 2)
-    return jax.export.export(jax.jit(jax.grad(loss)), platforms=["tpu"])(params, tokens)
+    return params, tokens, jax.grad(lambda p, tokens: jnp.sum(model.apply(p, tokens) ** 2))
 
 
 @pytest.mark.parametrize(
@@ -84,20 +79,18 @@ def test_training_lowers_for_tpus_with_their_kernel(mask, dtype, monkeypatch, st
     del standard_promotion
     monkeypatch.setattr(flash, "_backend", lambda: "tpu")
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-    program = export_training(small_model(mask=mask, dtype=dtype)).mlir_module()
-    assert "tpu_custom_call" in program
-    jax.clear_caches()
-    blocked = export_training(small_model(mask=mask, dtype=dtype, implementation="blocked"))
-    assert "tpu_custom_call" not in blocked.mlir_module()
+    params, tokens, gradient = training(small_model(mask=mask, dtype=dtype))
+    exported = jax.export.export(jax.jit(gradient), platforms=["tpu"])(params, tokens)
+    assert "tpu_custom_call" in exported.mlir_module()
+    assert "pallas_call" in str(jax.make_jaxpr(gradient)(params, tokens))
+    blocked = training(small_model(mask=mask, dtype=dtype, implementation="blocked"))[2]
+    assert "pallas_call" not in str(jax.make_jaxpr(blocked)(params, tokens))
 
 
 def test_on_several_tpus_the_kernel_is_inside_shard_map_only(monkeypatch, standard_promotion):
     del standard_promotion
     monkeypatch.setattr(flash, "_backend", lambda: "tpu")
-    model, mesh = small_model(), sharding.make_mesh()
-    tokens = jax.ShapeDtypeStruct((4, LENGTH), "int32")
-    params = jax.eval_shape(model.init, jax.random.key(0), tokens)
-    gradient = jax.grad(lambda params, tokens: jnp.sum(model.apply(params, tokens) ** 2))
+    (params, tokens, gradient), mesh = training(small_model()), sharding.make_mesh()
     split = (sharding.replicated(mesh), sharding.batch_sharding(mesh))
     whole = jax.jit(gradient, in_shardings=split)
     specs = (P(), P(sharding.BATCH_AXES))

@@ -140,13 +140,6 @@ def ask(model, *contexts, **options):
     return model.generate_until([SimpleNamespace(args=(text, options)) for text in contexts])
 
 
-def test_texts_end_before_the_first_stop(model):
-    text = ask(model, "the hill", max_gen_toks=20)[0]
-    middle = text[len(text) // 2]
-    found = ask(model, "the hill", max_gen_toks=20, until=["", "never", middle])
-    assert found == [text[: text.index(middle)]]
-
-
 def test_texts_are_as_long_as_asked_wherever_they_begin(model):
     alone = ask(model, "the hill", max_gen_toks=5)
     contexts = "the hill", "", "a much longer beginning, longer than the context can be at all"
@@ -185,7 +178,8 @@ def test_a_stop_counts_in_the_continuation_alone_also_across_pieces(model, monke
     expected = text[: text.index(middle)]
     for piece in (1, 2, 16):
         monkeypatch.setattr(harness, "PIECE", piece)
-        assert ask(model, prompt, max_gen_toks=24, until=middle) == [expected]
+        for until in (middle, ["", "never", middle]):
+            assert ask(model, prompt, max_gen_toks=24, until=until) == [expected]
 
 
 @pytest.mark.parametrize(
@@ -227,12 +221,6 @@ def test_options_that_are_not_possible_are_refused_before_the_model_is_asked(mod
         model.generate_until([good, bad])
 
 
-@pytest.mark.slow
-def test_draws_differ_from_request_to_request(model):
-    drawn = ask(model, *["the hill"] * 6, max_gen_toks=8, do_sample=True, temperature=1.0)
-    assert len(set(drawn)) == 6
-
-
 @pytest.mark.parametrize(
     ("tokenizer", "token"),
     [
@@ -247,14 +235,14 @@ def test_what_stands_before_a_text_without_context(model, monkeypatch, tokenizer
 
 
 def test_mistakes_name_the_argument(folder, tmp_path):
-    with pytest.raises(UserError, match="unknown argument 'steps' of --model nrgpt_jax"):
-        HarnessModel(str(folder), steps=3)
-    with pytest.raises(UserError, match="num_steps"):
-        HarnessModel(str(folder), num_steps=-1)
-    with pytest.raises(UserError, match=r"num_steps='2\.5' is not possible"):
-        HarnessModel(str(folder), num_steps="2.5")
-    with pytest.raises(UserError, match="batch_size=0 is not possible"):
-        HarnessModel(str(folder), batch_size=0)
+    for options, message in (
+        ({"steps": 3}, "unknown argument 'steps' of --model nrgpt_jax"),
+        ({"num_steps": -1}, "num_steps"),
+        ({"num_steps": "2.5"}, r"num_steps='2\.5' is not possible"),
+        ({"batch_size": 0}, "batch_size=0 is not possible"),
+    ):
+        with pytest.raises(UserError, match=message):
+            HarnessModel(str(folder), **options)
     with pytest.raises(UserError, match="is not a run directory"):
         HarnessModel(str(tmp_path))
 

@@ -62,8 +62,9 @@ jax.jit(lambda x: x + 1.0)(1.0)
 @pytest.mark.parametrize("shared", [False, True])
 def test_compiled_programs_are_kept_in_the_run_directory_or_where_runs_share_them(tmp_path, shared):
     run, folder = tmp_path / "run", tmp_path / "shared"
-    chosen = {"JAX_COMPILATION_CACHE_DIR": str(folder)} if shared else {}
-    environment = {**os.environ, **chosen}  # which names no folder of its own: conftest.py
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(folder)}
+    if not shared:
+        del environment["JAX_COMPILATION_CACHE_DIR"]
     subprocess.run([sys.executable, "-c", CACHING, str(run)], env=environment, check=True)
     assert any((folder if shared else run / "cache").iterdir())
     assert not (run / "cache" if shared else folder).exists()

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from programs_helpers import Running, program
-from train_test import TEXT
+from train_helpers import TEXT
 
 from nrgpt_jax import processes
 from nrgpt_jax.errors import STOPPED, UserError
@@ -103,8 +103,9 @@ def assert_losses_are_those_of(whole, workdir, corpus, tmp_path):
 @pytest.mark.long
 def test_a_signal_to_one_stops_both_after_the_same_step(corpus, tmp_path):
     workdir = tmp_path / "run"
-    given = arguments(corpus, workdir, train_steps=FOREVER)
-    both = start_two(given, given)
+    short = {"model.dropout": 0.0, "optimizer.accumulation_steps": 1}  # to compile
+    given = arguments(corpus, workdir, train_steps=FOREVER, **short)
+    both = start_two(given, given, count=1)
     wait_for(workdir, 3, both)
     both[1].send(signal.SIGTERM)
     first, second = (process.end() for process in both)
@@ -164,30 +165,20 @@ def test_processes_that_differ_end_in_one_line_each(corpus, tmp_path):
     with open(other, "a") as file:
         file.write("and one more line")
     missing = tmp_path / "missing.txt"
-    cases = [
+    cases: list = [
         ({"model.num_steps": 3}, "model.num_steps=2 there, 3 here"),
         ({"data.path": other}, "data.fingerprint"),
         ({"data.path": missing}, f"data.path={missing} does not exist"),
     ]
-    for fields, message in cases:
-        both = start_two(
-            arguments(corpus, tmp_path / "a"), arguments(corpus, tmp_path / "a", **fields)
-        )
-        for process in both:
+    cases = [(arguments(corpus, tmp_path / "a", **fields), message) for fields, message in cases]
+    another = arguments(corpus, tmp_path / "b"), "is not one folder that all hosts share"
+    for given, message in (*cases, another):
+        for process in start_two(arguments(corpus, tmp_path / "a"), given):
             done = process.end()
             errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
             assert done.returncode == 2, done.stderr
             assert len(errors) == 1
             assert message in errors[0]
-
-
-@pytest.mark.slow
-def test_processes_with_folders_of_their_own_end_in_one_line_each(corpus, tmp_path):
-    both = start_two(*(arguments(corpus, tmp_path / name) for name in "ab"))
-    for process in both:
-        done = process.end()
-        assert done.returncode == 2, done.stderr
-        assert "is not one folder that all hosts share" in done.stderr
 
 
 def test_one_process_agrees_with_itself():

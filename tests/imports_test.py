@@ -6,14 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parent.parent
-PROGRAMS = [
-    path.relative_to(ROOT).as_posix()
-    for folder in ("benchmarks", "studies")
-    for path in sorted((ROOT / folder).rglob("*.py"))
-]
+
 OWN = ("nrgpt_jax", "benchmarks", "studies")
 
 
@@ -26,10 +20,10 @@ def names_imported(path):
             yield from ((node.module, alias.name) for alias in node.names)
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_what_a_program_imports_is_there(program):
+def test_what_programs_import_is_there():
     """Read, not run: programs define flags of the same names, and some need torch."""
-    for module, name in names_imported(ROOT / program):
+    paths = [path for folder in ("benchmarks", "studies") for path in (ROOT / folder).rglob("*.py")]
+    for module, name in {imported for path in paths for imported in names_imported(path)}:
         if module.partition(".")[0] in OWN:
             found = importlib.import_module(module)
             if name and not hasattr(found, name):
@@ -58,10 +52,10 @@ def test_experiments_build_on_each_other_in_one_direction():
         reached(stem)
 
 
-@pytest.mark.parametrize("module", ["nrgpt_jax.training.losses", "nrgpt_jax.models"])
-def test_what_computes_a_loss_reads_no_data(module):
+def test_what_computes_a_loss_reads_no_data():
     heavy = "grain", "tensorflow_datasets", "fsspec", "orbax", "chex"
-    code = f"import sys, {module}; print(*({{*{heavy}}} & set(sys.modules)))"
+    modules = "nrgpt_jax.training.losses, nrgpt_jax.models"
+    code = f"import sys, {modules}; print(*({{*{heavy}}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert not done.stdout.strip()

@@ -13,7 +13,7 @@ from marks import slow, slow_but
 from nrgpt_jax import create_model
 from nrgpt_jax.configs import default_config
 from nrgpt_jax.errors import UserError
-from nrgpt_jax.models import model_names, parameter_shapes
+from nrgpt_jax.models import model_names
 
 TOKENS = jax.random.randint(jax.random.key(0), (2, 8), 0, 11)
 
@@ -22,37 +22,7 @@ def build(**fields):
     return small_model(**{"context_length": 8, "num_steps": 2, **fields})
 
 
-def count_parameters(**fields):
-    owt = {"vocab_size": 50304, "context_length": 1024, "embed_dim": 768, "num_heads": 12}
-    config = default_config().model
-    config.update({**owt, "num_steps": 12, **fields})
-    return sum(int(np.prod(shape)) for shape in parameter_shapes(create_model(config)).values())
-
-
-def test_parameter_counts_of_the_paper():
-    """In millions, at D=768, H=12, N=1024, V=50304, T=12."""
-    assert count_parameters(name="GPT_Rec_parallel") / 1e6 == pytest.approx(85.2, abs=0.05)
-    assert count_parameters(name="NRGPT_H_FF2W") / 1e6 == pytest.approx(90.5, abs=0.05)
-    assert count_parameters(name="GPT") / 1e6 == pytest.approx(163.1, abs=0.1)
-    assert count_parameters(name="GPT", tied_head=True) / 1e6 == pytest.approx(124.4, abs=0.1)
-
-
-def test_initial_matrices_are_small_and_biases_zero():
-    config = default_config().model
-    config.update({"vocab_size": 50, "context_length": 64, "embed_dim": 64})
-    init = jax.jit(create_model(config).init)
-    params = init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
-    block = params["block"]
-    assert set(block["attention"]) == {"J"}, "alpha and beta are not learned"
-    for matrix in (block["attention"]["J"], block["rate"]["eta"]):
-        assert float(jnp.std(matrix)) == pytest.approx(0.02, rel=0.05)
-    assert not np.any(block["feedforward"]["b1"])
-    assert float(block["feedforward"]["scale"]) == 1.0
-
-
-@pytest.mark.parametrize(
-    "name", slow_but(["NRGPT_H_FF2W", "GPT", "GPT_Rec_parallel"], model_names())
-)
+@pytest.mark.parametrize("name", slow_but(["NRGPT_H_FF2W", "GPT"], model_names()))
 def test_shorter_contexts_are_prefixes_and_longer_ones_refused(name):
     model, variables = build(name=name)
     apply = jax.jit(model.apply)
@@ -64,26 +34,19 @@ def test_shorter_contexts_are_prefixes_and_longer_ones_refused(name):
 
 @pytest.mark.parametrize("name", ["NRGPT_H_FF2W", "GPT", "GPT_Rec_parallel"])
 def test_dropout_only_in_training(name):
+    """Which differs by key and by sequence."""
     model, variables = build(name=name, dropout=0.5)
-    train = jax.jit(lambda key: model.apply(variables, TOKENS, train=True, rngs={"dropout": key}))
+    twice = jnp.stack([TOKENS[0], TOKENS[0]])
+    train = jax.jit(lambda key: model.apply(variables, twice, train=True, rngs={"dropout": key}))
     one, same, two = train(jax.random.key(0)), train(jax.random.key(0)), train(jax.random.key(1))
     chex.assert_trees_all_equal(one, same)
     assert float(jnp.abs(one - two).max()) > 1e-3
+    assert float(jnp.abs(one[0] - one[1]).max()) > 1e-4
     still = jax.jit(build(name=name, dropout=0.0)[0].apply)(variables, TOKENS)
     chex.assert_trees_all_close(jax.jit(model.apply)(variables, TOKENS), still, atol=1e-6)
 
 
-def test_dropout_of_nrgpt_differs_by_sequence():
-    model, variables = build(name="NRGPT_H_FF2W", dropout=0.5, num_steps=1)
-    twice = jnp.stack([TOKENS[0], TOKENS[0]])
-    train = jax.jit(lambda key: model.apply(variables, twice, train=True, rngs={"dropout": key}))
-    out = train(jax.random.key(0))
-    assert float(jnp.abs(out[0] - out[1]).max()) > 1e-4
-
-
-@pytest.mark.parametrize(
-    "name", slow_but(["NRGPT_H_FF2W", "GPT", "GPT_Rec_parallel"], model_names())
-)
+@pytest.mark.parametrize("name", slow_but(["NRGPT_H_FF2W", "GPT"], model_names()))
 def test_bfloat16_computation_keeps_float32_parameters(name):
     model, variables = build(name=name, dtype="bfloat16", size=0.02)
     created = jax.eval_shape(model.init, jax.random.key(0), TOKENS)

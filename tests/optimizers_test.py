@@ -1,5 +1,7 @@
 """Schedules have their named shapes; decay touches matrices only; Muon orthogonalizes."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,11 +36,8 @@ def test_schedules(schedule, middle, end):
     assert float(rate(60)) == pytest.approx(middle, rel=1e-3)
     assert float(rate(110)) == pytest.approx(end, rel=1e-3)
     assert float(rate(500)) == pytest.approx(end, rel=1e-3)
-
-
-def test_no_warmup_starts_at_the_peak():
-    rate = optimizers.learning_rate_schedule(settings(warmup_steps=0), 100)
-    assert float(rate(0)) == pytest.approx(1e-2, rel=1e-3)
+    at_once = optimizers.learning_rate_schedule(settings(schedule=schedule, warmup_steps=0), 100)
+    assert float(at_once(0)) == pytest.approx(1e-2, rel=1e-3)
 
 
 MATRICES = {"embedding", "kernel", "J", "W1", "W2", "eta", "W", "up", "down"}
@@ -48,13 +47,9 @@ MATRICES |= {"query", "key", "value", "projection"}
 @pytest.mark.parametrize("blocks", [0, 2])
 @pytest.mark.parametrize("name", model_names())
 def test_weight_decay_on_matrices_or_on_all(name, blocks):
-    fields = {
-        "learn_alpha": True,
-        "learn_beta": True,
-        "per_step_scale": True,
-        "num_distinct_layers": blocks,
-    }
+    fields: dict[str, Any] = dict.fromkeys(("learn_alpha", "learn_beta", "per_step_scale"), True)
     fields |= {"name": name, "energies": ("injection", "leak"), "combination": "mixture"}
+    fields |= {"num_distinct_layers": blocks}
     config = default_config().model
     config.update({"vocab_size": 11, "embed_dim": 8, "num_heads": 2, **fields})
     specs = parameter_specs(create_model(config))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from core_helpers import SIZES, random_like
-from decoding_helpers import small_model
+from decoding_helpers import first_dynamics, small_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,7 +22,7 @@ def eta(name, key, size=1.0, sizes=SIZES, noise=1.0):
     return RATES[name].eta(drawn, jnp.linspace(0.5, 2.0, sizes.D))
 
 
-@given(width=st.sampled_from([1, 2, 7, 12]), seed=st.integers(0, 2**30))
+@given(width=st.sampled_from([1, 7]), seed=st.integers(0, 2**30))
 @settings(max_examples=25, deadline=None)
 def test_psd_has_a_positive_semi_definite_symmetric_part(width, seed):
     matrix = eta("psd", jax.random.key(seed), sizes=Sizes(D=width))
@@ -43,17 +43,12 @@ def test_simple_rates_are_positive(name):
         assert float(jnp.min(eta(name, jax.random.key(seed), noise=5.0))) > 0.0
 
 
-def test_gamma_is_proportional_to_the_gain():
-    ratio = eta("gamma", jax.random.key(0)) / GAIN
-    np.testing.assert_allclose(ratio, ratio[0], rtol=1e-6)
-
-
 @pytest.mark.parametrize("name", ["gamma", "psd", "diagonal", "scalar"])
 def test_initial_value(name):
     matrix = eta(name, jax.random.key(0), size=0.25, noise=0.0)
     unit = GAIN if name == "gamma" else jnp.ones(SIZES.D)
     diagonal = jnp.diag(matrix) if matrix.ndim == 2 else matrix * jnp.ones(SIZES.D)
-    np.testing.assert_allclose(diagonal, 0.25 * unit, rtol=0.25)
+    np.testing.assert_allclose(diagonal, 0.25 * unit, rtol=0.25 if name == "psd" else 1e-5)
 
 
 @pytest.mark.parametrize("name", RATES)
@@ -76,7 +71,6 @@ def test_a_certified_matrix_is_not_rounded_before_its_use():
         assert entry.constrained == (name != "full")
     model, variables = small_model(inference_rate="psd", norm="none", dtype="bfloat16")
     bound = model.bind(variables)
-    inputs, dynamics_at = bound.dynamics(jnp.zeros((1, 1, 8)))
-    rule = dynamics_at(jax.tree.map(lambda leaf: leaf[0], inputs)).rule
+    rule = first_dynamics(bound, jnp.zeros((1, 1, 8))).rule
     applied = [rule.update(row[None, None], (), row[None, None])[0][0, 0] for row in jnp.eye(8)]
     np.testing.assert_allclose(-jnp.stack(applied, axis=1), bound.eta(), rtol=1e-6)

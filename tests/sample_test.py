@@ -46,7 +46,6 @@ def printed(monkeypatch, capsys):
 
         monkeypatch.setattr(sample, "load_pretrained", lambda *arguments: trained)
         monkeypatch.setattr(sample.generation, "stream", stream)
-        monkeypatch.setattr(sample.host, "cache_compilations", lambda workdir: None)
         given: Any = SimpleNamespace(**{**FLAGS, **flags})
         sample.main(given)
         return capsys.readouterr().out

@@ -1,12 +1,9 @@
 """Under NRGPT_TEST_STRICT=1 only what needs a GPU may be skipped."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import strictness
+
+pytest_plugins = ["pytester"]
 
 SKIPPING = """
 import pytest
@@ -33,29 +30,22 @@ pytest.importorskip("a_package_that_nobody_has")
 
 
 STRICT = (
-    "1 failed, 1 passed, 1 skipped, 1 xfailed, 1 error",
-    "no skips: Skipped: needs chromium",
-    ": needs a GPU and JAX_PLATFORMS=cuda",
+    {"failed": 1, "passed": 1, "skipped": 1, "xfailed": 1, "errors": 1},
+    ["*no skips: Skipped: needs chromium", "*: needs a GPU and JAX_PLATFORMS=cuda"],
 )
-LENIENT = ("1 passed, 3 skipped, 1 xfailed",)
+LENIENT: tuple = {"passed": 1, "skipped": 3, "xfailed": 1}, []
 
 
-@pytest.mark.parametrize(("value", "seen"), [("1", STRICT), ("0", LENIENT), (None, LENIENT)])
-def test_skips_of_tests_and_of_modules(tmp_path, value, seen):
-    (tmp_path / "skipping_test.py").write_text(SKIPPING)
-    (tmp_path / "lacking_test.py").write_text(LACKING)
-    (tmp_path / "pytest.ini").write_text("[pytest]\npython_files = *_test.py\n")
-    environment = {n: v for n, v in os.environ.items() if n != "NRGPT_TEST_STRICT"}
-    environment |= {"NRGPT_TEST_STRICT": value} if value is not None else {}
-    environment["PYTHONPATH"] = str(Path(__file__).parent)
-    command = [sys.executable, "-m", "pytest", "-p", "strictness", "-p", "no:cacheprovider"]
-    command += ["--continue-on-collection-errors", "-rs"]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == (1 if value == "1" else 0), done.stdout
-    for text in seen:
-        assert text in done.stdout
+@pytest.mark.parametrize(("value", "outcomes", "lines"), [("1", *STRICT), ("0", *LENIENT)])
+def test_skips_of_tests_and_of_modules(pytester, monkeypatch, value, outcomes, lines):
+    monkeypatch.setenv("NRGPT_TEST_STRICT", value)
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    pytester.makepyfile(test_skipping=SKIPPING, test_lacking=LACKING)
+    options = "-p", "strictness", "-p", "no:cacheprovider", "--continue-on-collection-errors"
+    done = pytester.runpytest(*options, "-rs")
+    done.assert_outcomes(**outcomes)
+    for line in lines:
+        done.stdout.fnmatch_lines([line])
 
 
 def test_these_tests_are_judged_so(request):

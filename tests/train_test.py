@@ -3,7 +3,6 @@
 import shutil
 import signal
 from pathlib import Path
-from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -109,12 +108,6 @@ def test_killed_between_checkpoints_repeats_the_lost_steps(config, whole, parts)
     assert values(parts) == values(whole)
 
 
-def truncate(folder: Path):
-    for file in folder.rglob("*"):
-        if file.is_file() and file.parent.name == "d":
-            file.write_bytes(file.read_bytes()[:10])
-
-
 def test_a_damaged_checkpoint_is_skipped_and_two_are_an_error(config, whole, parts):
     truncate(parts / "checkpoints/latest/12")
     loop.train(config, parts)
@@ -128,6 +121,12 @@ def test_a_damaged_checkpoint_is_skipped_and_two_are_an_error(config, whole, par
     with pytest.raises(UserError, match="no readable latest checkpoint"):
         loop.train(config, parts)
     assert (parts / "metrics.jsonl").read_text() == before, "nothing is overwritten"
+
+
+def truncate(folder: Path):
+    for file in folder.rglob("d/*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[:10])
 
 
 def saved(workdir, kind):
@@ -154,10 +153,10 @@ def test_another_model_is_refused_by_name(config, parts):
     for part in ("model.embed_dim=16 there, 32 here", "block/attention/J: (1, 16, 16) there"):
         assert part in str(error.value)
     config.model.embed_dim = 16
-    config.optimizer.learning_rate = 1e-3
-    config.train_steps = 13
+    config.log_every = 1
+    shutil.rmtree(parts / "checkpoints/latest/12")
     loop.train(config, parts)  # the rest may change
-    assert runs.load_config(parts).optimizer.learning_rate == 1e-3
+    assert runs.load_config(parts).log_every == 1
 
 
 def test_two_processes_do_not_share_a_run(config, tmp_path):
@@ -169,10 +168,10 @@ def test_an_edited_corpus_is_noticed(config, corpus, parts, tmp_path):
     moved = tmp_path / "moved.txt"
     moved.write_text(corpus.read_text())
     config.data.path = str(moved)
-    config.train_steps = 13
+    shutil.rmtree(parts / "checkpoints/latest/12")
     loop.train(config, parts)  # where it lies does not matter
     moved.write_text(corpus.read_text()[::-1])
-    config.train_steps = 14
+    config.train_steps = 13
     with pytest.raises(UserError, match=r"data\.fingerprint"):
         loop.train(config, parts)
     with pytest.raises(UserError, match="no longer the one"):
@@ -205,31 +204,13 @@ def test_loss_is_the_weighted_mean_in_any_number_of_parts(config):
     assert max(map(float, jax.tree.leaves(difference))) < 0.05 * 1e-2
 
 
-def test_batches_are_split_over_devices_and_states_repeated(config):
-    assert jax.device_count() == 2
-    config.model.vocab_size = 30
-    mesh, model = sharding.make_mesh(), create_model(config)
-    optimizer = optimizers.create_optimizer(config.optimizer, 10, parameter_specs(model))
-    state = training.create_state(model, optimizer, 0, mesh)
-    assert all(p.sharding.is_fully_replicated for p in jax.tree.leaves(state.params))
-    tokens = np.zeros((8, 16), np.int32)
-    batch = sharding.put_batch(Batch(tokens, tokens, np.ones((8, 16), np.float32)), mesh)
-    assert {s.data.shape for s in batch.inputs.addressable_shards} == {(4, 16)}
-    step = training.make_train_step(model, optimizer, 0, 1, mesh)
-    for _ in range(3):
-        state, _ = step(state, batch)
-    assert cast(Any, step)._cache_size() == 1, "later steps compile nothing"
-    assert int(state.step) == 3
-
-
-def test_vocabulary_may_be_padded_but_not_cut(config, tmp_path):
-    config.train_steps = 1
+def test_vocabulary_may_be_padded_but_not_cut(config):
     config.model.vocab_size = 5
     with pytest.raises(UserError, match=r"model\.vocab_size=5 is too small"):
-        loop.train(config, tmp_path / "a")
+        loop.resolve(config)
     config.model.vocab_size = 64
-    loop.train(config, tmp_path / "b")
-    assert runs.load_config(tmp_path / "b").model.vocab_size == 64
+    loop.resolve(config)
+    assert config.model.vocab_size == 64
 
 
 def test_missing_runs_and_checkpoints(tmp_path, parts):

@@ -25,6 +25,7 @@ def test_the_first_parameters_are_those_of_the_trained_model(config, tmp_path):
     """With steps too small to be seen; a run that goes on asks for that model no more."""
     trained = save_untrained(config, tmp_path / "trained/3", seed=8)
     config.train_steps, config.optimizer.weight_decay = 1, 0.0
+    config.optimizer.schedule = "constant"  # for any number of steps
     config.optimizer.learning_rate = config.optimizer.final_learning_rate = 1e-9
     loop.train(config, tmp_path / "run")
     after = load_pretrained(tmp_path / "run", "latest").variables["params"]

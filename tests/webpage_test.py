@@ -40,7 +40,7 @@ OPTIONS = (
 def page(tmp_path_factory):
     odd = ["<eos>", "<i>", "&amp;", "<", HOSTILE, *"fghijk"]
     trained = pretrained(odd, mask="strict", norm="layer_norm", inference_rate="gamma")
-    found = examine(trained, TOKENS, num_steps=6)
+    found = examine(trained, TOKENS, num_steps=7)  # as in analysis_test: compiled once
     path = tmp_path_factory.mktemp("page") / "analysis.html"
     page = webpage(found, f"a <small> model{HOSTILE}", report(found) + HOSTILE)
     path.write_text(page, encoding="utf-8")
