@@ -53,7 +53,7 @@ class Installed:
         self.folder, self.bin = folder / "work", folder / "env/bin"
         self.folder.mkdir()
         source = folder / "source"
-        for name in ("nrgpt_jax", "experiments"):
+        for name in ("nrgpt_jax", "experiments", "launch"):
             shutil.copytree(ROOT / name, source / name)
         for name in ("setup.cfg", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
             shutil.copy(ROOT / name, source)
