@@ -136,3 +136,6 @@ def test_what_comes_along(installed):
     assert (installed.folder / "runs/listops-demo/config.json").is_file()
     assert "listops" in installed.run("nrgpt", "train", "nothing", code=2)
     assert "checkout" in installed.run("nrgpt", "bench", code=2)
+    split = ("--config.mesh.tensor=8", "--config.optimizer.accumulation_steps=1")
+    shown = ("--target=tpu", "--bucket=gs://b", "--dry_run", *split)
+    assert 'PACKAGE: "nrgpt-jax"' in installed.run("nrgpt", "launch", "listops", *shown)
