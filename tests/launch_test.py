@@ -18,7 +18,7 @@ import yaml
 from pages_helpers import mistake
 
 from nrgpt_jax.bundled import TASKS, tasks
-from nrgpt_jax.launch import filled, num_devices
+from nrgpt_jax.launch import filled
 
 ROOT = TASKS.parent
 HOSTILE = 'it\'s "a" $HOME $(id) `id` \\; # x: y'  # a value that a shell or YAML would take apart
@@ -117,6 +117,7 @@ def test_what_a_task_runs(desk, target):
     assert done.returncode == 0, done.stderr
     [(_, words, seen)] = desk.calls()
     join = ["--coordinator_address=10.0.0.1:8476", "--num_processes=2", "--process_id=1"]
+    assert mistake(shlex.join(["nrgpt", "train", "listops", *join])) is None
     assert words[:5] == ["train", "listops:a", "--workdir=gs://a b", "--x=1", VALUE]
     assert words[5:] == (join if task.get("num_nodes", 1) > 1 else [])
     [place] = task.get("file_mounts", {"/b/prepared": ""})
@@ -124,18 +125,10 @@ def test_what_a_task_runs(desk, target):
 
 
 @pytest.mark.parametrize(
-    ("accelerators", "nodes", "number"),
-    [("tpu-v5litepod-256", 1, 256), ("tpu-v5p-8", 1, None), ("H100:8", 4, 32), ({"A": 1}, 1, None)],
-)
-def test_the_number_of_devices_of_a_task(accelerators, nodes, number):
-    task = {"resources": {"accelerators": accelerators}, "num_nodes": nodes}
-    assert num_devices(task) == number
-
-
-@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (TPU[:2], "must be a multiple of 256 devices"),
+        (["--target=slurm", "--bucket=/a"], "must be a multiple of 32 devices"),
         ([*TPU, "--config.model.embed=3"], "did you mean"),
         ([*TPU, "--config.seed", "3"], "--config.seed has no value"),
         ([*TPU, "--config.data.path=https://a:b@c"], "credentials"),
