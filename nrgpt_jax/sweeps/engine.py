@@ -155,19 +155,17 @@ class Training:
     def __call__(self) -> None:
         """Trains; what fails is written to the run directory."""
         if self.sweep is not None:
-            self._attach(self.sweep)
+            self._end_with(self.sweep)
         host.use_all_cores(1)
         left = {w.resolve(): config for w, config in self.configs.items() if not is_done(w)}
         for workdir in left:
             workdir.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(*([SystemExit] if self.sweep else [])):  # stopped from outside
-            if len(left) > 1:
-                self._log(left, train_directories, left)
-            elif left:
-                [(workdir, config)] = left.items()
-                self._log(left, train, config, workdir)
+        stops = (SystemExit,) if self.sweep else ()  # on SLURM it is an exit code
+        with contextlib.suppress(*stops):
+            if left:
+                self._train(left)
 
-    def _attach(self, sweep: Path) -> None:
+    def _end_with(self, sweep: Path) -> None:
         """Ends this process, which saves, when the sweep ends, for whatever reason."""
         os.setpgrp()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit ignores it
@@ -181,17 +179,17 @@ class Training:
 
         threading.Thread(target=watch, daemon=True).start()
 
-    def _log(self, runs: Configs, work: Callable[..., object], *arguments: object) -> None:
-        first = next(iter(runs))
+    def _train(self, runs: Configs) -> None:
+        first, config = next(iter(runs.items()))
         host.cache_compilations(first.parent.parent)
-        with contextlib.ExitStack() as locked:
-            log = locked.enter_context((first / "log").open("a"))
-            log.write(f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S} begins\n")
-            log.flush()
-            locked.enter_context(contextlib.redirect_stdout(log))
-            locked.enter_context(contextlib.redirect_stderr(log))
+        with (
+            (first / "log").open("a") as log,
+            contextlib.redirect_stdout(log),
+            contextlib.redirect_stderr(log),
+        ):
+            print(f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S} begins", flush=True)
             try:
-                work(*arguments)
+                train_directories(runs) if len(runs) > 1 else train(config, first)
             except Exception as error:
                 _note(runs, error)
 
