@@ -4,5 +4,5 @@ ARG EXTRA=tpu
 WORKDIR /app
 COPY constraints.txt pyproject.toml setup.cfg README.md LICENSE ./
 COPY nrgpt_jax nrgpt_jax
-RUN pip install --no-cache-dir --constraint constraints.txt --editable ".[${EXTRA},hf]"
+RUN pip install --no-cache-dir --constraint constraints.txt --editable ".[${EXTRA},hf,gcs]"
 COPY experiments experiments

@@ -9,7 +9,7 @@
 #   make analyze WORKDIR=runs/listops [PROMPT=...]  energies and their landscape: figures, a page
 #   make export EXP=shakespeare OUT=folder          safetensors, tokenizer, compiled functions
 #   make data EXP=shakespeare                       prepare the data only
-#   make launch EXP=openwebtext TPU=name ZONE=zone  train elsewhere; DRY_RUN=1 (docs/launch.md)
+#   make launch EXP=openwebtext TARGET=tpu BUCKET=gs://name  train elsewhere; DRY_RUN=1 (docs/launch.md)
 #   make sweep SWEEP=listops_transition             many runs, here or LAUNCHER=slurm (docs/sweeps.md)
 #   make results                                    the paper's figures and tables from them
 #   make bench RELEASE=path/to/clone                speed and memory of training, beside the
@@ -23,8 +23,7 @@
 #   make test | test-all | lint
 
 # Values reach the programs below as they are given: make expands no $ in them.
-GIVEN := EXP WORKDIR ARGS PROMPT OUT TASKS RELEASE SWEEP LAUNCHER DRY_RUN ACTION TARGET TPU ZONE \
-    PROJECT NODES GPUS TIME IMAGE ACCELERATOR TOPOLOGY CLUSTER TPU_TYPE
+GIVEN := EXP WORKDIR ARGS PROMPT OUT TASKS RELEASE SWEEP LAUNCHER DRY_RUN TARGET BUCKET
 as_given = $(if $(filter command environment,$(firstword $(origin $(1)))),\
     $(eval override $(1) := $$(value $(1))))
 $(foreach name,$(GIVEN),$(call as_given,$(name)))
@@ -102,24 +101,24 @@ export: export OUT := $(OUT)
 export: setup
 	$(RUN) nrgpt_jax.export workdir=WORKDIR out=OUT
 
-TARGET ?= $(if $(TPU),tpu,local)
-launch: export TARGET := $(TARGET)
+# SkyPilot has an environment of its own, as it needs other versions of what the tests run with.
+.venv/installed-sky: .venv/installed
+	$(BIN)/python -m venv .venv/sky
+	.venv/sky/bin/python -m pip install --quiet 'skypilot[gcp,kubernetes,slurm]>=0.14,<0.15'
+	@touch $@
+
+launch: export PATH := $(PATH):$(CURDIR)/.venv/sky/bin
 launch: export DRY := $(if $(DRY_RUN),1)
-launch: setup
-	$(RUN) nrgpt_jax.launch config=CONFIG workdir=WORKDIR target=TARGET action=ACTION dry_run=DRY \
-	    tpu=TPU zone=ZONE project=PROJECT nodes=NODES gpus=GPUS time=TIME image=IMAGE \
-	    accelerator=ACCELERATOR topology=TOPOLOGY cluster=CLUSTER tpu_type=TPU_TYPE
+launch: $(if $(DRY_RUN)$(shell command -v sky),setup,.venv/installed-sky)
+	$(RUN) nrgpt_jax.launch config=CONFIG workdir=WORKDIR target=TARGET bucket=BUCKET dry_run=DRY
 
 SWEEP ?= listops_transition
 LAUNCHER ?= local
-.venv/installed-sweep: .venv/installed
-	$(PIP_INSTALL) '.[sweep]'
-	@touch $@
 
 SCALE := $(firstword $(subst :, ,$(SWEEP)))
 sweep: export SWEEP_FILE := experiments/$(SCALE).py$(SWEEP:$(SCALE)%=%)
 sweep: export LAUNCHER := $(LAUNCHER)
-sweep: $(if $(filter slurm,$(LAUNCHER)),.venv/installed-sweep,setup)
+sweep: setup
 	$(RUN) nrgpt_jax.sweep sweep=SWEEP_FILE launcher=LAUNCHER
 
 .venv/installed-samples: .venv/installed

@@ -1,8 +1,6 @@
-"""Adds to setup.cfg what that cannot say: experiments go into the package."""
+"""Adds to setup.cfg what that cannot say: experiments and task files go into the package."""
 
 from setuptools import find_packages, setup
 
-setup(
-    packages=[*find_packages(include=["nrgpt_jax*"]), "nrgpt_jax.bundled.experiments"],
-    package_dir={"nrgpt_jax.bundled.experiments": "experiments"},
-)
+FOLDERS = {f"nrgpt_jax.bundled.{name}": name for name in ("experiments", "launch")}
+setup(packages=[*find_packages(include=["nrgpt_jax*"]), *FOLDERS], package_dir=FOLDERS)

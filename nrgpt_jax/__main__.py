@@ -76,7 +76,7 @@ def flags_of(command: str, words: list[str]) -> list[str]:
     sys.path.insert(0, str(path.resolve().parent.parent))  # experiments import each other
     flags = [f"--{OF_EXPERIMENT[command]}={path}{colon}{variant}"]
     has_workdir = any(word.lstrip("-").startswith("workdir") for word in rest)
-    if command == "train" and not has_workdir:
+    if command in ("train", "launch") and not has_workdir:
         flags.append(f"--workdir=runs/{path.stem}{'-' * bool(variant)}{variant}")
     return [*flags, *rest]
 

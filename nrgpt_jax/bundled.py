@@ -1,6 +1,6 @@
-"""What comes along with the package: experiments, and small trained models.
+"""What comes along with the package: experiments, task files, and small trained models.
 
-An installed package has them in its folder `bundled`; in a checkout experiments are at its root.
+An installed package has them in its folder `bundled`; in a checkout they are at its root.
 """
 
 import shutil
@@ -11,8 +11,8 @@ from pathlib import Path
 from nrgpt_jax import paths
 
 _PACKAGE = Path(__file__).parent
-_INSTALLED = _PACKAGE / "bundled/experiments"
-EXPERIMENTS = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "experiments"
+_ROOT = _PACKAGE / "bundled" if (_PACKAGE / "bundled").is_dir() else _PACKAGE.parent
+EXPERIMENTS, TASKS = _ROOT / "experiments", _ROOT / "launch"
 RUNS = _PACKAGE / "pretrained"
 
 
@@ -29,6 +29,20 @@ def experiment(name: str) -> Path:
         return path
     here = Path("experiments") / f"{name}.py"
     return here if here.exists() else EXPERIMENTS / f"{name}.py"
+
+
+def tasks() -> list[str]:
+    """The names of the task files of `nrgpt launch`."""
+    files = TASKS.glob("*.yaml")
+    return sorted(path.stem for path in files if "\nrun:" in path.read_text())
+
+
+def task(name: str) -> Path:
+    """The task file of a name, in `launch/` here or of the package, or of that path."""
+    if name.endswith(".yaml"):
+        return Path(name)
+    here = Path("launch") / f"{name}.yaml"
+    return here if here.exists() else TASKS / here.name
 
 
 def runs() -> list[str]:

@@ -1,154 +1,127 @@
-"""Starts training elsewhere: on a TPU slice, a SLURM cluster, GKE, or in the background here.
+"""Trains elsewhere, by SkyPilot: on a TPU slice, GPUs of a cloud, Kubernetes, SLURM.
 
-    python -m nrgpt_jax.launch --target=tpu --tpu=NAME --zone=ZONE \\
-        --config=experiments/NAME.py --workdir=/mnt/shared/RUN [--config.field=value ...]
-    python -m nrgpt_jax.launch --target=slurm --nodes=2 --gpus=8 [--sbatch=--partition=gpu] ...
-    python -m nrgpt_jax.launch --target=gke --image=IMAGE --accelerator=tpu-v5-lite-podslice \\
-        --topology=16x16 ...
-    python -m nrgpt_jax.launch --target=local ...
+    python -m nrgpt_jax.launch --target=tpu --config=experiments/NAME.py \\
+        --workdir=gs://BUCKET/runs/NAME [--bucket=gs://BUCKET] [--config.field=value ...]
 
-`--dry_run` prints the commands as a shell script and starts nothing. `--action=logs`, `stop` and
-`status` look after what was started. The same command again resumes from the last checkpoint.
-docs/launch.md leads through each target.
+A target is a task file of SkyPilot: `launch/TARGET.yaml` here or of this package, or any other one
+by its path. The configuration is checked here; then `sky jobs launch` is called, or `sky launch`
+where the task asks for no recovery. `--dry_run` prints the task and starts nothing.
 """
 
+import os
+import re
+import shlex
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+import yaml
 from absl import flags
-from ml_collections import ConfigDict
+from ml_collections import config_flags
 
-from nrgpt_jax import cli
+from nrgpt_jax import bundled, cli
 from nrgpt_jax.credentials import check_no_credentials
 from nrgpt_jax.errors import UserError
-from nrgpt_jax.launching import gke, local, slurm, tpu, xpk
-from nrgpt_jax.launching.plan import ACTIONS, Job, Plan, carry_out, checked_name, job_name, script
 
 
-def job(f: flags.FlagValues, argv: Sequence[str]) -> Job:
-    """The call of the training program that the flags describe."""
-    overrides = [word for word in argv if word.lstrip("-").startswith("config")]
-    for word in overrides:
+def load_task(path: Path) -> dict[str, Any]:
+    """A task file. Raises UserError when there is none of this name, or it is not one."""
+    try:
+        task = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        task = None
+    if not isinstance(task, dict) or "run" not in task or not isinstance(task.get("envs"), dict):
+        raise UserError(f"--target: {path} is no task file; there are {', '.join(bundled.tasks())}")
+    return task
+
+
+def num_devices(task: Mapping[str, Any]) -> int | None:
+    """How many devices a task trains on; None where it does not say."""
+    name = str((task.get("resources") or {}).get("accelerators"))
+    found = re.fullmatch(r"(?:tpu-(?:v5litepod|v6e)-|(?!tpu)[\w-]+:)(\d+)", name)
+    return int(found[1]) * int(task.get("num_nodes", 1)) if found else None  # v5p: of cores
+
+
+def variables_of(f: flags.FlagValues, words: Sequence[str]) -> dict[str, str]:
+    """The variables of the task. Raises UserError for what would not be found or be lost there."""
+    path, colon, variant = config_flags.get_config_filename(f["config"]).partition(":")
+    if Path(path).resolve().parent == bundled.EXPERIMENTS.resolve():
+        path = Path(path).stem
+    elif Path.cwd() not in Path(path).resolve().parents:
+        raise UserError(f"--config={path} is not in this folder, which is what is copied")
+    workdir, bucket = f.workdir, f.bucket.rstrip("/")
+    if not re.match(r"/|\w+://", workdir):
+        if not workdir or not bucket:
+            raise UserError(
+                f"--workdir={workdir} is lost with the machine; give gs://BUCKET/..., or "
+                "a folder that all of them mount, or --bucket=gs://BUCKET besides"
+            )
+        workdir = f"{bucket}/{workdir}"
+    settings = ["--" + w.lstrip("-") for w in words if w.lstrip("-").startswith("config.")]
+    for word in settings:
         if "=" not in word:
             raise UserError(f"{word} has no value; write it as {word}=...")
-    arguments = tuple("--" + word.lstrip("-") for word in overrides)
-    environment = dict(_setting(pair) for pair in f.env)
-    name = job_name(f.workdir) if f.name is None else checked_name(f.name)
-    return Job(name, (*arguments, f"--workdir={f.workdir}"), environment)
+    given = {"EXP": path + colon + variant, "WORKDIR": workdir, "ARGS": shlex.join(settings)}
+    given |= {"BUCKET": bucket} if bucket else {}
+    given |= {} if Path("setup.py").is_file() else {"PACKAGE": "nrgpt-jax"}
+    for name, equals, value in (pair.partition("=") for pair in f.env):
+        if not equals or not name.isidentifier():
+            raise UserError(f"--env={name + equals + value!r} is not possible: NAME=VALUE")
+        given[name] = value
+    return given
 
 
-def _setting(pair: str) -> tuple[str, str]:
-    name, equals, value = pair.partition("=")
-    if not equals or not name.isidentifier():
-        raise UserError(f"--env={pair!r} is not possible: NAME=VALUE")
-    return name, value
-
-
-def _tpu(f: flags.FlagValues, job: Job) -> Plan:
-    if f.action == "start":
-        _note_changes(f.commit)
-    if "://" not in f.workdir and not f.workdir.startswith("/"):
-        _print_note(f"note: {f.workdir} is a folder of each worker; several need one they share")
-    return tpu.plan(job, f.action, tpu.Slice(f.tpu, f.zone, f.project, f.commit))
-
-
-def _slurm(f: flags.FlagValues, job: Job) -> Plan:
-    return slurm.plan(job, f.action, slurm.Nodes(f.nodes, f.gpus, f.cpus, f.time, f.sbatch))
-
-
-def _gke(f: flags.FlagValues, job: Job) -> Plan:
-    where = gke.Cluster(
-        image=f.image,
-        accelerator=f.accelerator,
-        topology=f.topology,
-        chips=f.chips,
-        nodes=f.nodes,
-        gpus=f.gpus,
-        claim=f.claim,
-        service_account=f.service_account,
-        namespace=f.namespace,
-    )
-    return gke.plan(job, f.action, where, f.workdir)
-
-
-def _xpk(f: flags.FlagValues, job: Job) -> Plan:
-    where = xpk.Cluster(f.cluster, f.zone, f.project, f.tpu_type, f.image)
-    return xpk.plan(job, f.action, where, f.workdir)
-
-
-TARGETS: dict[str, Callable[[flags.FlagValues, Job], Plan]] = {
-    "tpu": _tpu,
-    "slurm": _slurm,
-    "gke": _gke,
-    "xpk": _xpk,
-    "local": lambda f, job: local.plan(job, f.action),
-}
-
-
-def _note_changes(commit: str) -> None:
-    changed = ["git", "status", "--porcelain", "--untracked-files=no"]
-    done = subprocess.run(changed, capture_output=True, text=True, check=False)
-    if done.stdout:
-        _print_note(
-            f"note: the workers get commit {commit}, without the changes that are not committed"
-        )
-
-
-def _print_note(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
-
-
-def _check(config: ConfigDict, num_devices: int) -> None:
-    """Refuses a configuration that those devices cannot train, before they are asked for."""
-    from nrgpt_jax.training.config_checks import check_config  # brings JAX, which takes a second
-
-    config = config.copy_and_resolve_references()
-    config.wandb = False  # it is not here that wandb must be installed
-    check_config(config, num_devices)
+def filled(text: str, variables: Mapping[str, str]) -> str:
+    """The text of a task file with these values of its variables."""
+    for name, value in variables.items():
+        quoted = yaml.safe_dump(value, default_style='"', width=sys.maxsize).strip()
+        line = f"  {name}: {quoted}".replace("\\", r"\\")
+        text, found = re.subn(rf"(?m)^  {name}:.*$", line, text)
+        if not found:
+            text = re.sub(r"(?m)^envs:.*$", rf"\g<0>\n{line}", text)
+    return text
 
 
 def main(f: flags.FlagValues) -> None:
-    """Shows the plan or carries it out."""
+    """Checks the configuration, and shows the task or starts it."""
     check_no_credentials(f.config)
-    plan = TARGETS[f.target](f, job(f, cli.arguments[1:]))
-    if plan.num_devices is not None:
-        _check(f.config, plan.num_devices)
+    path = bundled.task(f.target)
+    task, variables = load_task(path), variables_of(f, cli.arguments[1:])
+    for name, value in {**task["envs"], **variables}.items():
+        if value is None:
+            raise UserError(f"{path} needs {name}; give --{name.lower()}=... (docs/launch.md)")
+    if devices := num_devices(task):
+        from nrgpt_jax.training.config_checks import check_config  # brings JAX: takes a second
+
+        config = f.config.copy_and_resolve_references()
+        config.wandb = False  # it is not here that wandb must be installed
+        check_config(config, devices)
+    name = re.sub(r"[^a-z0-9]+", "-", f"nrgpt-{Path(f.workdir).name}".lower()).strip("-")
+    managed = "job_recovery" in (task.get("resources") or {})
+    kind = ["jobs", "launch", f"--name={name}"] if managed else ["launch", f"--cluster={name}"]
+    given = [f"--env={name}={value}" for name, value in variables.items()]
+    command = ["sky", *kind, *f.sky, *given, str(path)]
     if f.dry_run:
-        print(script(plan), end="")
-    else:
-        carry_out(plan)
-
-
-def _define_flags() -> None:
-    cli.define_config_flag()
-    cli.define_workdir_flag()
-    flags.mark_flag_as_required("config")
-    flags.DEFINE_enum("target", "local", tuple(TARGETS), "Where to train.")
-    flags.DEFINE_enum("action", "start", ACTIONS, "What to do there.")
-    flags.DEFINE_boolean("dry_run", False, "Print the commands, as a script; start nothing.")
-    flags.DEFINE_string("name", None, "Of the job; by default the last folder of --workdir.")
-    flags.DEFINE_multi_string("env", [], "NAME=VALUE in the environment of the program.")
-    flags.DEFINE_string("tpu", "", "tpu: name of the TPU VM or slice.")
-    flags.DEFINE_string("commit", "HEAD", "tpu: which commit of this repository to run.")
-    flags.DEFINE_string("zone", "", "tpu, xpk: its zone.")
-    flags.DEFINE_string("project", "", "tpu, xpk: its project; by default that of gcloud.")
-    flags.DEFINE_integer("nodes", 1, "slurm, gke with GPUs: number of nodes.")
-    flags.DEFINE_integer("gpus", 8, "slurm, gke: GPUs of a node.")
-    flags.DEFINE_integer("cpus", 0, "slurm: cores of a node; 0: four a GPU.")
-    flags.DEFINE_string("time", "24:00:00", "slurm: time limit; the job resumes in another one.")
-    flags.DEFINE_multi_string("sbatch", [], "slurm: a further option, as --partition=gpu.")
-    flags.DEFINE_string("image", "", "gke, xpk: the container image.")
-    flags.DEFINE_string("accelerator", "", "gke: label of the nodes: tpu-v5-lite-podslice, ...")
-    flags.DEFINE_string("topology", "", "gke: of a TPU slice: 16x16, 4x4x8; without: GPUs.")
-    flags.DEFINE_integer("chips", 4, "gke: TPU chips of a node.")
-    flags.DEFINE_string("claim", "", "gke: a volume claim to mount at /shared.")
-    flags.DEFINE_string("service_account", "", "gke: of the pods, for access to buckets.")
-    flags.DEFINE_string("namespace", "default", "gke: of the job.")
-    flags.DEFINE_string("cluster", "", "xpk: name of the cluster.")
-    flags.DEFINE_string("tpu_type", "", "xpk: v5litepod-256 or another.")
+        print(f"# {shlex.join(command)}\n{filled(path.read_text(), variables)}", end="")
+        return
+    here = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    program = shutil.which("sky", path=here)
+    if program is None:
+        raise UserError("this needs SkyPilot: pip install 'nrgpt-jax[sky]'; --dry_run does not")
+    sys.exit(subprocess.run([program, *command[1:]], check=False).returncode)
 
 
 if __name__ == "__main__":
-    _define_flags()
+    cli.define_config_flag()
+    flags.mark_flag_as_required("config")
+    flags.DEFINE_string("workdir", None, "Run directory, as the machines see it.", required=True)
+    about = "tpu, gpu, multi_gpu, slurm, or the path of a task file."
+    flags.DEFINE_string("target", None, about, required=True)
+    flags.DEFINE_string("bucket", "", "Prepared data, and a relative --workdir, are in it.")
+    flags.DEFINE_multi_string("env", [], "NAME=VALUE, a variable of the task.")
+    flags.DEFINE_multi_string("sky", [], "A further word for sky: --yes, --infra=gcp/us-west4, ...")
+    flags.DEFINE_boolean("dry_run", False, "Print the task; start nothing.")
     cli.run(lambda: main(flags.FLAGS))

@@ -1,35 +1,74 @@
-"""Launching: the exact commands of every target, shown and carried out, with values of any kind.
+"""Launching: what SkyPilot is called with, and what task files and scripts run on the machines.
 
-No cloud is reached: gcloud, sbatch, kubectl and xpk are programs that write down their arguments.
+No cloud is reached: sky, gcloud, srun, uv and nrgpt are programs that record how they are called.
 """
 
+import json
+import math
 import os
+import re
 import shlex
-import signal
+import shutil
+import subprocess
 import sys
-import time
+from pathlib import Path
 
 import pytest
-from launch_helpers import (
-    FOLDER,
-    GCLOUD,
-    GKE,
-    GKE_GPU,
-    GKE_TPU,
-    HOSTILE,
-    SLURM,
-    TPU,
-    TRAIN,
-    VALUE,
-    XPK,
-    Desk,
-    write_program,
-)
-from make_helpers import calls_of_make
-from marks import slow_but
+import yaml
+from pages_helpers import mistake
 
-from nrgpt_jax.errors import UserError
-from nrgpt_jax.launching.plan import Plan, carry_out, job_name
+from nrgpt_jax.bundled import TASKS, tasks
+from nrgpt_jax.launch import filled
+
+ROOT = TASKS.parent
+HOSTILE = 'it\'s "a" $HOME $(id) `id` \\; # x: y'  # a value that a shell or YAML would take apart
+VALUE = f"--config.experiment={HOSTILE}"
+SPLIT = ("--config.mesh.tensor=8", "--config.optimizer.accumulation_steps=1")  # of 256 devices
+TPU = ("--target=tpu", "--bucket=gs://b", *SPLIT)
+NAMES = ("JAX_LOCAL_DEVICE_IDS", "NRGPT_CACHE_DIR")
+RECORDER = f"""#!{sys.executable}
+import json, os, sys
+seen = {{name: os.environ[name] for name in {NAMES} if name in os.environ}}
+with open(os.environ["RECORD"], "a") as file:
+    file.write(json.dumps([os.path.basename(sys.argv[0]), sys.argv[1:], seen]) + "\\n")
+sys.exit(int(os.environ.get("FAKE_EXIT", "0")))
+"""
+
+
+class Desk:
+    """A folder with experiments; what is called from there is recorded."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.bin, self.record = folder, folder / "bin", folder / "record"
+        (folder / "experiments").symlink_to(ROOT / "experiments")
+        (folder / "setup.py").touch()
+        for name in ("sky", "srun", "scontrol", "uv", "gcloud"):
+            self.has(self.bin / name)
+        path = f"{self.bin}:{os.environ['PATH']}"
+        more = {"PATH": path, "PYTHONPATH": str(ROOT), "RECORD": str(self.record)}
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("NRGPT_")}
+        self.environment = {**clean, **more}
+
+    def has(self, path: Path) -> None:
+        """Puts a recorder there."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(RECORDER)
+        path.chmod(0o755)
+
+    def call(self, *argv: str, **more: str) -> subprocess.CompletedProcess:
+        """Runs a program there, with more variables in its environment."""
+        given = {**self.environment, **more}
+        return subprocess.run(argv, env=given, cwd=self.folder, capture_output=True, text=True)
+
+    def launch(self, *arguments: str) -> subprocess.CompletedProcess:
+        """`nrgpt launch listops` with these arguments."""
+        return self.call(sys.executable, "-m", "nrgpt_jax", "launch", "listops", *arguments)
+
+    def calls(self) -> list:
+        """(program, arguments, variables of NAMES) of what was called since the last time."""
+        lines = self.record.read_text().splitlines() if self.record.exists() else []
+        self.record.unlink(missing_ok=True)
+        return [json.loads(line) for line in lines]
 
 
 @pytest.fixture
@@ -38,222 +77,144 @@ def desk(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "target", slow_but([TPU, SLURM], [TPU, SLURM, GKE_TPU, GKE_GPU, XPK]), ids=lambda t: t[0][9:]
+    ("target", "head"),
+    [("tpu", ["jobs", "launch", "--name=nrgpt-a-b"]), ("slurm", ["launch", "--cluster=nrgpt-a-b"])],
 )
-def test_the_script_that_is_shown_does_what_the_program_does(desk, target):
-    desk.has("gcloud", "sbatch", "kubectl", "xpk")
-    given = [*target, FOLDER, VALUE, "--env=A=1 $X"]
-    shown = desk.launch(*given, "--dry_run")
-    assert shown.returncode == 0, shown.stderr
-    assert not desk.calls(), "a dry run starts nothing"
-    assert not (desk.folder / "launched").exists()
-    assert desk.call("bash", "-n", "-c", shown.stdout).returncode == 0
-    assert desk.call("bash", "-ec", shown.stdout).returncode == 0
-    by_script, written = desk.calls(), records(desk)
-    for path in written:
-        path.unlink()
-    done = desk.launch(*given)
+def test_what_is_shown_is_what_is_called(desk, target, head):
+    arguments = [f"--target={target}", "--bucket=gs://b/", "--workdir=runs/A_b", *SPLIT, VALUE]
+    shown = desk.launch(*arguments, "--env=A=1 $X", "--sky=--yes", "--dry_run")
+    assert not desk.calls(), shown.stderr
+    task = yaml.safe_load(shown.stdout)
+    words = shlex.split(shown.stdout.splitlines()[0].removeprefix("# "))
+    assert words[: len(head) + 2] == ["sky", *head, "--yes"]
+    expected = {"EXP": "listops", "WORKDIR": "gs://b/runs/A_b", "ARGS": shlex.join([*SPLIT, VALUE])}
+    expected |= {"BUCKET": "gs://b", "A": "1 $X"}
+    assert task["envs"] == {**expected, "PACKAGE": "."}
+    assert words[-6:] == [
+        *(f"--env={k}={v}" for k, v in expected.items()),
+        f"{TASKS / target}.yaml",
+    ]
+    done = desk.launch(*arguments, "--env=A=1 $X", "--sky=--yes")
+    assert (done.returncode, desk.calls()) == (0, [["sky", words[1:], {}]])
+
+
+@pytest.mark.parametrize("target", tasks())
+def test_what_a_task_runs(desk, target):
+    """Its setup installs extras that there are; its run passes on what was given."""
+    task = yaml.safe_load(
+        (TASKS / f"{target}.yaml").read_text().replace("/tmp/$USER-nrgpt", ".venv")
+    )
+    desk.has(desk.folder / ".venv/bin/nrgpt")
+    given = {"EXP": "listops:a", "WORKDIR": "gs://a b", "ARGS": shlex.join(["--x=1", VALUE])}
+    given |= {"BUCKET": "/b", "PACKAGE": ".", "HOME": str(desk.folder)}
+    assert set(task["envs"]) <= set(given)
+    assert desk.call("bash", "-c", task["setup"], **given).returncode == 0
+    *_, (uv, words, _) = desk.calls()
+    assert uv == "uv"
+    assert mistake(shlex.join(["python", "-m", *words])) is None
+    several = {"SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_NUM_NODES": "2"}
+    done = desk.call("bash", "-c", task["run"], **given, **several, SKYPILOT_NODE_RANK="1")
     assert done.returncode == 0, done.stderr
-    assert desk.calls() == by_script != []
-    assert records(desk) == written
-
-
-def records(desk):
-    files = [p for p in desk.folder.glob("launched/*") if p.suffix != ".gz"]
-    return {path: path.read_text() for path in files}
-
-
-# TPU ----------------------------------------------------------------------------------------------
-
-
-def test_tpu_copies_installs_and_starts_on_all_workers(desk):
-    desk.has("gcloud")
-    assert desk.launch(*TPU, "--project=p", FOLDER, VALUE, "--env=A=1 $X").returncode == 0
-    copy, install, start = desk.calls()
-    at = ["--zone=us-x1-a", "--project=p", "--worker=all"]
-    assert copy == [*GCLOUD, "scp", "launched/big-1.tar.gz", "my-tpu:nrgpt.tar.gz", *at]
-    for call in (install, start):
-        assert call[:-1] == [*GCLOUD, "ssh", "my-tpu", *at]
-        assert call[-1].startswith("--command=")
-    packed = desk.call("tar", "-tzf", "launched/big-1.tar.gz").stdout
-    assert "experiments" in packed.split()
-    assert "--editable '.[tpu,hf]'" in install[-1]
-    assert "nohup env 'A=1 $X' .venv/bin/python -m" in start[-1]
-    python = desk.home / "nrgpt/.venv/bin/python"
-    write_program(python)
-    started = desk.call("bash", "-c", start[-1].removeprefix("--command="))
-    assert "big-1 runs as process" in started.stdout
-    (called,) = wait_for(desk.calls)
-    assert called == ["python", *TRAIN, VALUE, "--workdir=/shared/runs/Big_1"]
-
-
-def test_tpu_installs_into_a_folder_that_keeps_its_runs(desk):
-    """With recorders for uv and pip; the code of an earlier commit is gone."""
-    desk.has("gcloud", "python3")
-    desk.launch(*TPU, FOLDER)
-    _, install, _ = desk.calls()
-    home = desk.home / "nrgpt"
-    write_program(home / ".uv/bin/uv")
-    (home / "runs").mkdir()
-    (home / "nrgpt_jax").mkdir()
-    os.rename(desk.folder / "launched/big-1.tar.gz", desk.home / "nrgpt.tar.gz")
-    done = desk.call("bash", "-c", install[-1].removeprefix("--command="))
-    assert done.returncode == 0, done.stderr
-    make, fill = desk.calls()
-    assert make == ["uv", "venv", "--quiet", "--python", "3.11", ".venv"]
-    pinned = ["--constraint", "constraints.txt", "--editable", ".[tpu,hf]"]
-    assert fill == ["uv", "pip", "install", "--quiet", "--python", ".venv/bin/python", *pinned]
-    assert (home / "runs").is_dir()
-    assert (home / "experiments").exists()
-    assert not (home / "nrgpt_jax").exists()
-
-
-def test_tpu_is_looked_after(desk):
-    desk.has("gcloud")
-    for action, worker in (("stop", "all"), ("logs", "0"), ("status", "0")):
-        assert desk.launch(*TPU, FOLDER, f"--action={action}").returncode == 0
-        (call,) = desk.calls()
-        assert call[:-1] == [*GCLOUD, "ssh", "my-tpu", "--zone=us-x1-a", f"--worker={worker}"]
-
-
-# One machine --------------------------------------------------------------------------------------
-
-SAVING = f"""#!{sys.executable}
-import signal, sys, time
-def save(*_):
-    print("saved", sys.argv[1:], flush=True)
-    sys.exit(143)
-signal.signal(signal.SIGTERM, save)
-print("ready", flush=True)
-time.sleep(60)
-"""
-
-
-def test_in_the_background_it_is_started_once_and_saves_when_stopped(desk):
-    """As on a TPU worker: by the script of its `start`, whose connection is closed then."""
-    desk.has("gcloud")
-    write_program(desk.home / "nrgpt/.venv/bin/python", SAVING)
-    scripts = {}
-    for action in ("start", "stop", "status"):
-        desk.launch(*TPU, FOLDER, VALUE, f"--action={action}")
-        scripts[action] = desk.calls()[-1][-1].removeprefix("--command=")
-    run = lambda action: desk.call("bash", "-c", scripts[action])
-    log = desk.home / "nrgpt/launched/big-1.log"
-    assert run("start").returncode == 0
-    try:
-        wait_for(lambda: "ready" in log.read_text())
-        assert "big-1 runs" in run("status").stdout
-        again = run("start")
-        assert (again.returncode, again.stderr) == (1, "big-1 is running already\n")
-        assert f"saved {[*TRAIN, VALUE, '--workdir=/shared/runs/Big_1']}" in run("stop").stdout
-        assert "big-1 does not run" in run("stop").stdout
-        assert "big-1 does not run" in run("status").stdout
-    finally:
-        if "saved" not in log.read_text():
-            os.kill(int(log.with_suffix(".pid").read_text()), signal.SIGKILL)
-
-
-@pytest.mark.parametrize("action", ["status", "logs", "stop"])
-def test_what_never_ran_is_told_in_one_line(desk, action):
-    done = desk.launch("--workdir=runs/a", f"--action={action}")
-    assert (done.returncode, done.stdout) == (0, "a was never started here\n")
-    assert not done.stderr
-
-
-def test_here_it_runs_with_this_python(desk):
-    shown = desk.launch("--workdir=runs/a", "--dry_run").stdout
-    bash, option, script = shlex.split(shown)
-    assert (bash, option) == ("bash", "-c")
-    train = shlex.join([sys.executable, *TRAIN, "--workdir=runs/a"])
-    assert f"nohup {train} >> launched/a.log 2>&1 < /dev/null &\n" in script
-
-
-def wait_for(found, seconds=30.0):
-    end = time.monotonic() + seconds
-    while not (value := found()):
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    return value
-
-
-# Mistakes and make --------------------------------------------------------------------------------
+    [(_, words, seen)] = desk.calls()
+    join = ["--coordinator_address=10.0.0.1:8476", "--num_processes=2", "--process_id=1"]
+    assert mistake(shlex.join(["nrgpt", "train", "listops", *join])) is None
+    assert words[:5] == ["train", "listops:a", "--workdir=gs://a b", "--x=1", VALUE]
+    assert words[5:] == (join if task.get("num_nodes", 1) > 1 else [])
+    [place] = task.get("file_mounts", {"/b/prepared": ""})
+    assert seen == ({"NRGPT_CACHE_DIR": place} if "BUCKET" in task["envs"] else {})
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--target=moon", FOLDER], "<tpu|slurm|gke|xpk|local>"),
-        (["--target=tpu", "--tpu=a", FOLDER], "a TPU needs its name and zone"),
-        ([*TPU, "--commit=nope", FOLDER], "--commit='nope' is no commit"),
-        ([*TPU, FOLDER], "gcloud is not installed here"),
-        ([*SLURM, "--workdir=runs/a"], "sbatch is not installed here"),
-        ([*SLURM, "--gpus=0", FOLDER], "--gpus=0 is not possible"),
-        ([*SLURM, "--time=soon", FOLDER], "--time='soon' is no time limit"),
-        ([*SLURM, "--sbatch=gpu", FOLDER], "--sbatch='gpu' is no option of sbatch"),
-        ([*GKE, FOLDER], "GKE needs --image"),
-        ([*GKE_TPU, "--workdir=runs/a"], "would be lost with its container"),
-        ([*GKE_TPU, "--claim=", "--workdir=/shared/a"], "would be lost with its container"),
-        ([*GKE_TPU, "--chips=3", FOLDER], "the 256 chips of 16x16 must be whole nodes"),
-        ([*GKE_TPU, "--topology=16", FOLDER], "--topology='16' is none"),
-        (["--target=xpk", FOLDER], "XPK needs --cluster"),
-        ([*XPK, "--workdir=runs/a"], "would be lost with its container"),
-        (
-            ["--workdir=/shared/2024-07-01"],
-            "--workdir=/shared/2024-07-01 gives the job no name; give",
-        ),
-        (["--name=7", FOLDER], "--name='7' is not possible"),
-        ([*SLURM, "--nodes=5", FOLDER], "must be a multiple of 10 devices"),
-        ([*GKE_TPU, "--config.mesh.tensor=1", FOLDER], "must be a multiple of 256 devices"),
-        ([*XPK, "--config.mesh.tensor=1", FOLDER], "must be a multiple of 256 devices"),
-        ([*GKE_TPU, "--topology=", FOLDER], "is of TPUs: give --topology"),
-        (["--env=A", FOLDER], "--env='A' is not possible"),
-        (["--config.seed", "3", FOLDER], "--config.seed has no value"),
-        (["stray", FOLDER], "unexpected argument"),
-        (["--config=experiments/nope.py", FOLDER], "there is no experiment"),
-        (["--config.model.embed=3", FOLDER], "did you mean"),
+        (TPU[:2], "must be a multiple of 256 devices"),
+        (["--target=slurm", "--bucket=/a"], "must be a multiple of 32 devices"),
+        ([*TPU, "--config.model.embed=3"], "did you mean"),
+        ([*TPU, "--config.seed", "3"], "--config.seed has no value"),
+        ([*TPU, "--config.data.path=https://a:b@c"], "credentials"),
+        ([*TPU, "--env=A"], "--env='A' is not possible"),
+        (["--target=moon", "--workdir=/a"], "there are gpu, multi_gpu, slurm, tpu"),
+        (["--target=jobset", "--workdir=/a"], "there are gpu, multi_gpu, slurm, tpu"),
+        (["--target=gpu"], "--workdir=runs/listops is lost"),
+        (["--target=slurm", "--workdir=/a"], "needs BUCKET"),
+        (TPU, "pip install 'nrgpt-jax[sky]'"),
     ],
 )
 def test_mistakes_end_in_one_line(desk, arguments, message):
-    for program in ("git", "bash", "mkdir"):  # and nothing else is installed
-        path = next(p for d in os.environ["PATH"].split(":") if os.access(p := f"{d}/{program}", 1))
-        (desk.bin / program).symlink_to(path)
-    desk.environment["PATH"] = str(desk.bin)
+    desk.environment["PATH"] = "/nowhere"
     done = desk.launch(*arguments)
     assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
+    [line] = done.stderr.splitlines()
     assert line.startswith("error: ")
     assert message in line
-    assert not (desk.folder / "launched").exists()
 
 
-def test_a_program_that_fails_is_named(desk):
-    desk.has("sbatch")
-    desk.environment["FAKE_EXIT"] = "7"
-    done = desk.launch(*SLURM, "--workdir=runs/a")
-    assert done.returncode == 2
-    assert done.stderr == "error: sbatch launched/a.sbatch ... has failed (exit code 7)\n"
+def test_slurm_queues_again_what_was_stopped(desk):
+    given = {"EXP": "listops", "WORKDIR": "a b", "ARGS": shlex.quote(VALUE), "SLURM_JOB_ID": "17"}
+    given |= {"SLURM_GPUS_ON_NODE": "2", "SLURM_CPUS_PER_TASK": "8"}
+    for code, before, again in [(0, 0, 0), (143, 0, 1), (143, 99, 1), (143, 100, 0), (2, 0, 0)]:
+        more = {"FAKE_EXIT": str(code), "SLURM_RESTART_COUNT": str(before)}
+        assert desk.call("bash", f"{TASKS}/train.sbatch", **given, **more).returncode == code
+        (_, words, seen), *rest = desk.calls()
+        program = [".venv/bin/nrgpt", "train", "listops", "--workdir=a b", VALUE]
+        assert words == ["--cpus-per-task=8", *program]
+        assert seen == {"JAX_LOCAL_DEVICE_IDS": "0,1"}
+        assert [words for _, words, _ in rest] == [["requeue", "17"]] * again
 
 
-def test_a_script_that_fails_is_named_in_one_line():
-    with pytest.raises(UserError) as failed:
-        carry_out(Plan([["bash", "-c", "exit 3\n# and more"]]))
-    assert str(failed.value) == "bash -c exit 3 ... has failed (exit code 3)"
+def test_a_tpu_vm_gets_the_commit_and_trains_on_all_workers(desk):
+    desk.environment |= {"TPU": "t", "ZONE": "z", "HOME": str(desk.folder)}
+    desk.call("git", "init", "--quiet")
+    desk.call("git", *shlex.split("-c user.name=a -c user.email=a commit -qm a --allow-empty"))
+    desk.has(desk.folder / "nrgpt/.venv/bin/nrgpt")
+    script, given = f"{TASKS}/tpu_vm.sh", {"EXP": "a", "WORKDIR": HOSTILE, "ARGS": "--x='1 2'"}
+    assert desk.call(script, **given).returncode == 0
+    *calls, (_, start, _) = desk.calls()
+    assert [words[3] for _, words, _ in calls] == ["scp", "ssh"]
+    desk.call("bash", "-c", start[-1].removeprefix("--command=") + " wait")
+    [(_, words, _)] = desk.calls()
+    assert words == ["train", "a", f"--workdir={HOSTILE}", "--x=1 2"]
+    for action, workers in (("stop", "all"), ("logs", "0")):
+        assert desk.call(script, action).returncode == 0
+        [(_, words, _)] = desk.calls()
+        assert words[3:7] == ["ssh", "t", "--zone=z", f"--worker={workers}"]
 
 
-def test_names_of_jobs():
-    assert job_name("/shared/runs/Open_WebText.1/") == "open-webtext-1"
-    assert job_name("runs/7b-" + "x" * 60) == "b-" + "x" * 37
-    assert job_name("a") == "a"
+def test_the_jobset_is_of_one_slice_and_gives_up_after_a_mistake():
+    jobset = yaml.safe_load((TASKS / "jobset.yaml").read_text())
+    [jobs] = jobset["spec"]["replicatedJobs"]
+    pods = jobs["template"]["spec"]
+    pod = pods["template"]["spec"]
+    [container] = pod["containers"]
+    topology = pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"]
+    chips = pods["parallelism"] * container["resources"]["limits"]["google.com/tpu"]
+    assert chips == math.prod(map(int, topology.split("x")))
+    assert pods["completions"] == pods["parallelism"]
+    assert pods["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [2]
+    assert mistake(shlex.join(container["command"])) is None
 
 
-def test_make_passes_values_on(tmp_path):
-    given = {"TPU": HOSTILE, "ZONE": "z", "WORKDIR": "/shared/a b", "EXP": "shakespeare:paper"}
-    given |= {"DRY_RUN": "1", "ARGS": "--config.seed=1 --env='A=1 2'"}
-    words = [f"{name}={value}" for name, value in given.items()]
-    (call,), done = calls_of_make(f"make launch {shlex.join(words)}", tmp_path)
+def test_skypilot_takes_the_task_files(tmp_path):
+    """By itself, in its environment, without a network: its list of accelerators is a stand-in."""
+    sky = shutil.which("sky", path=f"{ROOT}/.venv/sky/bin:{os.environ['PATH']}")
+    if sky is None:
+        pytest.skip("SkyPilot is not installed: make .venv/installed-sky")
+    common = tmp_path / ".sky/catalogs/v8/common"
+    common.mkdir(parents=True)
+    (common / "accelerators.csv").write_text("AcceleratorName,Clouds\nH100,['GCP']\n")
+    (common / "metadata.csv").write_text("GPU,MemoryGB,Manufacturer\n")
+    given = dict.fromkeys(("EXP", "WORKDIR", "ARGS"), HOSTILE) | {"BUCKET": "gs://b"}
+    for target in tasks():
+        text = (TASKS / f"{target}.yaml").read_text()
+        (tmp_path / f"{target}.yaml").write_text(filled(text, given))
+    program = (
+        "import sky, sys, json\nfor path in sys.argv[1:]:\n    task = sky.Task.from_yaml(path)\n"
+    )
+    program += "    task.validate()\n    print(json.dumps([task.num_nodes, task.envs]))"
+    command = [f"{Path(sky).parent}/python", "-c", program, *map(str, tmp_path.glob("*.yaml"))]
+    environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert call == [
-        *("nrgpt_jax.launch", "--config=experiments/shakespeare.py:paper"),
-        *("--workdir=/shared/a b", "--target=tpu", "--dry_run=1"),
-        *(f"--tpu={HOSTILE}", "--zone=z", "--config.seed=1", "--env=A=1 2"),
-    ]
+    found = [json.loads(line) for line in done.stdout.splitlines() if re.match(r"\[\d", line)]
+    assert sorted(nodes for nodes, _ in found) == [1, 1, 4, 4]
+    assert all(envs.items() >= given.items() for _, envs in found)

@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 INSTALLED = (
     "setup",
-    *(f".venv/installed{extra}" for extra in ("", "-harness", "-sweep", "-samples")),
+    *(f".venv/installed{extra}" for extra in ("", "-harness", "-sky", "-samples")),
 )
 STUB = f"""#!{sys.executable}
 import json, sys

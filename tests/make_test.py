@@ -57,8 +57,8 @@ def test_values_with_blanks_are_one_value(called):
         "--model_args=workdir=c d",
         "--tasks=a,b",
     ]
-    launched = called("launch", "TPU=t", "ZONE=a b", "DRY_RUN=1")
-    assert launched[3:] == ["--target=tpu", "--dry_run=1", "--tpu=t", "--zone=a b"]
+    launched = called("launch", "TARGET=a b", "BUCKET=$c", "DRY_RUN=1")
+    assert launched[3:] == ["--target=a b", "--bucket=$c", "--dry_run=1"]
 
 
 def test_what_is_not_given_has_its_default(called):

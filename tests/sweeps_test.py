@@ -1,16 +1,16 @@
 """Sweeps: every run once, whatever stops them; what fails is told apart."""
 
+import contextlib
 import csv
+import dataclasses
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -52,16 +52,16 @@ def config(tmp_path):
     return config
 
 
-@pytest.fixture
-def in_threads(monkeypatch):
-    """Trains in this process."""
+class InThisProcess:
+    """An executor that trains at once."""
 
-    @contextmanager
-    def trainers(jobs):
-        with ThreadPoolExecutor(jobs) as pool:
-            yield pool
+    def __init__(self, *_, **__): ...
 
-    monkeypatch.setattr(engine, "trainers", trainers)
+    update_parameters, batch = __init__, lambda self: contextlib.nullcontext()
+
+    def submit(self, training):
+        dataclasses.replace(training, sweep=None)()
+        return SimpleNamespace(done=lambda: True, exception=lambda: None)
 
 
 def varied(config, seed, rate, part):
@@ -84,9 +84,7 @@ def finish(config, workdir):
     (workdir / "metrics.jsonl").write_text(json.dumps(line) + "\n")
 
 
-def test_what_is_done_is_left_and_what_fails_is_told_apart(
-    config, tmp_path, in_threads, monkeypatch
-):
+def test_what_is_done_is_left_and_what_fails_is_told_apart(config, tmp_path, monkeypatch):
     made = []
 
     def pretend(config, workdir):
@@ -96,6 +94,7 @@ def test_what_is_done_is_left_and_what_fails_is_told_apart(
         finish(config, workdir)
 
     monkeypatch.setattr(engine, "train", pretend)
+    monkeypatch.setattr(engine.submitit, "AutoExecutor", InThisProcess)
     monkeypatch.setattr(engine, "prepare", list)
     configs = {tmp_path / name: c for name, c in with_seeds({"v": config}, 3).items()}
     looks = []
@@ -129,21 +128,19 @@ def test_a_run_waits_for_the_one_whose_model_it_begins_with(config, tmp_path, mo
     """And is left where that is not trained, for whatever reason."""
     made = []
 
-    def train_but_one(parts, *_):
-        together = {workdir: config for part in parts for workdir, config in part.items()}
-        made.append(sorted(str(workdir.relative_to(tmp_path)) for workdir in together))
-        for workdir, config in together.items():
-            if workdir.name != "1":
-                finish(config, workdir)
-        return []
+    def train_but_one(config, workdir):
+        made.append(str(workdir.relative_to(tmp_path)))
+        if workdir.name != "1":
+            finish(config, workdir)
 
-    monkeypatch.setattr(engine, "_run", train_but_one)
+    monkeypatch.setattr(engine, "train", train_but_one)
+    monkeypatch.setattr(engine.submitit, "AutoExecutor", InThisProcess)
     monkeypatch.setattr(engine, "prepare", list)
     after = config.copy_and_resolve_references()
     after.init_from = "{workdir}/../../first/{seed}"
     configs = with_seeds({"second": after, "first": config}, 2)
     assert run_all({tmp_path / name: c for name, c in configs.items()}, Launcher(jobs=1)) == {}
-    assert made == [["first/0", "first/1"], ["second/0"]]
+    assert made == ["first/0", "first/1", "second/0"]
 
 
 def test_a_run_that_another_process_trains_is_left_to_it(config, tmp_path):
@@ -204,31 +201,17 @@ def test_options_of_a_cluster_are_numbers_or_words():
         sweep.options(["timeout"])
 
 
-def test_a_wrong_launcher_or_option_is_said_in_a_line(config, tmp_path):
-    with (
-        pytest.raises(UserError, match="launcher='nope'"),
-        engine.executor(Launcher("nope"), tmp_path),
-    ):
-        pass
-    local = Launcher(options={"timeout_min": 1})
-    with (
-        pytest.raises(UserError, match="it is of the launcher slurm"),
-        engine.executor(local, tmp_path),
-    ):
-        pass
-    wrong = Launcher("slurm", options={"nope": 1})
-    with pytest.raises(UserError, match="the cluster does not take the jobs: Parameter 'nope'"):
-        engine.submit_jobs(wrong, tmp_path, [Training({tmp_path: config})], "local")
-
-
-@pytest.mark.slow
-def test_jobs_of_a_cluster_train(config, tmp_path):
-    configs = {tmp_path / "v/0": config}
-    [job] = engine.submit_jobs(Launcher("slurm", options={"timeout_min": 10}), tmp_path,
-                               [Training(configs)], "local")  # fmt: skip
-    job.wait()
-    assert job.exception() is None
-    assert progress.is_done(tmp_path / "v/0")
+@pytest.mark.parametrize(
+    ("launcher", "message"),
+    [
+        (Launcher("nope"), "launcher='nope'"),
+        (Launcher(options={"timeout_min": 1}), "it is of the launcher slurm"),
+        (Launcher("slurm"), "the cluster does not take the jobs"),  # here is none
+    ],
+)
+def test_a_wrong_launcher_or_option_is_said_in_a_line(config, tmp_path, launcher, message):
+    with pytest.raises(UserError, match=message):
+        run_all({tmp_path / "v/0": config}, launcher)
 
 
 @pytest.mark.slow
@@ -244,18 +227,21 @@ def test_what_stops_a_sweep_leaves_nothing_out_of_its_table(tmp_path):
         nowhere = subprocess.DEVNULL
         return subprocess.Popen(command, start_new_session=True, stdout=nowhere, env=environment)
 
-    def stopped(folder, number):
+    def stopped(folder, stop, number):
         begun = start(folder)
         while not list((tmp_path / folder).glob("small/*/checkpoints/latest/*")):
             time.sleep(0.05)
             assert begun.poll() is None
-        os.killpg(begun.pid, number)
-        return begun.wait()
+        stop(begun.pid, number)
+        code = begun.wait()
+        while in_use(tmp_path / folder / "small/0"):  # it saves
+            time.sleep(0.1)
+        return code
 
     assert start("whole").wait() == 0
-    assert stopped("stopped", signal.SIGINT) == 128 + signal.SIGINT
+    assert stopped("stopped", os.killpg, signal.SIGINT) == 128 + signal.SIGINT
     assert not (tmp_path / "stopped/small/1/metrics.jsonl").exists()
-    assert stopped("killed", signal.SIGKILL) == -signal.SIGKILL
+    assert stopped("killed", os.kill, signal.SIGKILL) == -signal.SIGKILL  # not those that train
     whole = (tmp_path / "whole/summary.csv").read_text()
     assert whole.count(",done,60,") == 3
     for folder in ("stopped", "killed"):
@@ -265,43 +251,16 @@ def test_what_stops_a_sweep_leaves_nothing_out_of_its_table(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_takes_no_other_run_with_it(config, tmp_path):
-    config.train_steps = 40
+def test_a_process_that_is_killed_takes_no_other_run_with_it(config, tmp_path, monkeypatch):
+    """By a plugin, which the processes that train find as this one does."""
+    kill = "if 'SUBMITIT_EXECUTOR' in os.environ:\n    os.kill(os.getpid(), 9)\n"
+    (tmp_path / "killing.py").write_text(f"import os\n{kill}")
+    monkeypatch.syspath_prepend(tmp_path)
     configs = {tmp_path / name: c for name, c in with_seeds({"v": config}, 2).items()}
-    killed = list[multiprocessing.process.BaseProcess]()
-
-    def kill():
-        if not killed and (tmp_path / "v/0/log").exists():
-            killed.extend(multiprocessing.active_children())
-            for process in killed:
-                process.kill()
-
-    failed = run_all(configs, Launcher(jobs=1), watch=kill)
+    configs[tmp_path / "v/0"].plugins = ("killing",)
+    failed = run_all(configs, Launcher(jobs=2))
     assert list(failed) == [tmp_path / "v/0"]
-    assert "its process was killed" in failed[tmp_path / "v/0"]
     assert progress.is_done(tmp_path / "v/1")
-
-
-@pytest.mark.slow
-def test_trainers_end_with_a_sweep_that_is_killed(tmp_path):
-    script = tmp_path / "study.py"
-    script.write_text(
-        "import os, signal\nfrom nrgpt_jax.sweeps.engine import trainers\n"
-        "if __name__ == '__main__':\n"
-        "    with trainers(1) as pool:\n"
-        "        print(pool.submit(os.getpid).result(), flush=True)\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(script)]
-    ended = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
-    assert ended.returncode == -signal.SIGKILL
-    worker = Path(f"/proc/{int(ended.stdout)}")
-    for _ in range(60):
-        if not worker.exists():
-            return
-        time.sleep(1.0)
-    pytest.fail(f"{worker} is still there")
 
 
 @pytest.mark.slow

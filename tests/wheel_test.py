@@ -53,7 +53,7 @@ class Installed:
         self.folder, self.bin = folder / "work", folder / "env/bin"
         self.folder.mkdir()
         source = folder / "source"
-        for name in ("nrgpt_jax", "experiments"):
+        for name in ("nrgpt_jax", "experiments", "launch"):
             shutil.copytree(ROOT / name, source / name)
         for name in ("setup.cfg", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
             shutil.copy(ROOT / name, source)
@@ -136,3 +136,6 @@ def test_what_comes_along(installed):
     assert (installed.folder / "runs/listops-demo/config.json").is_file()
     assert "listops" in installed.run("nrgpt", "train", "nothing", code=2)
     assert "checkout" in installed.run("nrgpt", "bench", code=2)
+    split = ("--config.mesh.tensor=8", "--config.optimizer.accumulation_steps=1")
+    shown = ("--target=tpu", "--bucket=gs://b", "--dry_run", *split)
+    assert 'PACKAGE: "nrgpt-jax"' in installed.run("nrgpt", "launch", "listops", *shown)

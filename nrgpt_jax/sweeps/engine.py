@@ -1,4 +1,4 @@
-"""Trains the runs of a sweep: here, in several processes, or as the jobs of a SLURM cluster.
+"""Trains the runs of a sweep by submitit: here, in processes, or as the jobs of a SLURM cluster.
 
 A run is a run directory and its configuration. What is trained is left, what was stopped resumes,
 and what has failed is kept apart and left until it is asked for again.
@@ -8,23 +8,23 @@ import contextlib
 import dataclasses
 import datetime
 import math
-import multiprocessing
 import os
+import signal
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-import jax
+import submitit
 from ml_collections import ConfigDict
 
 from nrgpt_jax import disk, host
 from nrgpt_jax.datasets import load_dataset
-from nrgpt_jax.errors import FAILED, UserError, require, require_choice
-from nrgpt_jax.runs.directory import InUse, in_use
+from nrgpt_jax.errors import UserError, require, require_choice
+from nrgpt_jax.runs.directory import InUse, in_use, locked
 from nrgpt_jax.sweeps.progress import FAILURE_FILE, check_same, failure_of, is_done
 from nrgpt_jax.sweeps.side_by_side import groups, train_directories
 from nrgpt_jax.training.config_checks import check_config
@@ -34,9 +34,12 @@ from nrgpt_jax.training.warm_start import folder_of
 Configs: TypeAlias = Mapping[Path, ConfigDict]
 """Of the runs, by run directory."""
 
+Job: TypeAlias = submitit.Job[None]
+
 LAUNCHERS = ("local", "slurm")
 MINUTES, RESTARTS = 60, 1000  # of a job on a cluster, by default
-_stopped = threading.Event()  # in a process that trains
+FOREVER = 10**6  # minutes
+POLL = 0.5  # seconds
 
 
 class Launcher(NamedTuple):
@@ -71,6 +74,9 @@ def run_all(
     Returns:
       Why those that have failed did, now or before.
     """
+    require_choice("launcher", launcher.name, LAUNCHERS)
+    wrong = launcher.options if launcher.name == "local" else {}
+    require(not wrong, "option", wrong, "it is of the launcher slurm")
     for workdir, config in configs.items():
         check_config(config, math.prod(n for n in config.mesh.values() if n > 0))
         check_same(workdir, config)
@@ -80,9 +86,7 @@ def run_all(
     prepare(todo.values())
     known = {workdir.resolve() for workdir in configs}
     while ready := {w: c for w, c in todo.items() if not _waits(w, c, known)}:
-        parts = _parts(ready, side_by_side)
-        while parts:
-            parts = _run(parts, launcher, next(iter(configs)).parent.parent, watch)
+        _run(_parts(ready, side_by_side), launcher, next(iter(configs)).parent.parent, watch)
         todo = {w: c for w, c in todo.items() if w not in ready}
     watch()
     return {workdir: why for workdir in configs if (why := failure_of(workdir))}
@@ -106,30 +110,32 @@ def _parts(configs: Configs, side_by_side: bool) -> list[Configs]:
 
 def _run(
     parts: Sequence[Configs], launcher: Launcher, root: Path, watch: Callable[[], object]
-) -> list[Configs]:
-    """Trains, and gives those that never began because the process of another was killed."""
-    began, left = time.time(), list[Configs]()
-    with executor(launcher, root) as submit:
-        jobs = submit([Training(part) for part in parts])
-        while not all(job.done() for job in jobs):
+) -> None:
+    """Trains, and notes why those failed that did.
+
+    On SLURM all parts are an array, of which `jobs` run at a time; scripts and logs are in
+    `root/jobs`. submitit's local executor begins what it is given at once: so here a part is
+    submitted when another one has ended.
+    """
+    here, waiting, running = launcher.name == "local", list(parts), list[tuple[Job, Configs]]()
+    at_once = launcher.jobs if here else len(parts)
+    with _ends_jobs(running) if here else contextlib.nullcontext(root / "jobs") as folder:
+        sweep = folder if here else None
+        while waiting or running:
+            free = at_once - len(running)
+            begun, waiting = waiting[:free], waiting[free:]
+            running += zip(_submit(begun, launcher, folder, sweep), begun, strict=True)
+            for job, part in [pair for pair in running if pair[0].done()]:
+                running.remove((job, part))
+                _note(part, _error_of(job))
             watch()
-            time.sleep(1.0)
-        for part, job in zip(parts, jobs, strict=True):
-            error = job.exception()
-            if isinstance(error, BrokenProcessPool) and not _has_begun(part, began):
-                left.append(part)
-            elif isinstance(error, BrokenProcessPool):
-                _note(part, MemoryError("its process was killed; is the memory full?"))
-            else:
-                _note(part, error)
-    if len(left) == len(parts):
-        raise UserError("the processes of the sweep end before they begin; see the logs")
-    return left
+            time.sleep(POLL)
 
 
-def _has_begun(part: Configs, since: float) -> bool:
-    logs = [workdir / "log" for workdir in part]
-    return any(log.exists() and log.stat().st_mtime >= since for log in logs)
+def _error_of(job: Job) -> Exception | None:
+    if isinstance(job, submitit.LocalJob) and not job.paths.result_pickle.exists():
+        return MemoryError("its process was killed; is the memory full?")
+    return job.exception()
 
 
 def prepare(configs: Iterable[ConfigDict]) -> None:
@@ -143,49 +149,58 @@ class Training:
     """The training of one run, or of several side by side, as an executor is given it."""
 
     configs: Configs
+    sweep: Path | None = None  # locked by the sweep on this machine that has started it
+    gpus: str | None = None  # CUDA_VISIBLE_DEVICES of that
 
     def __call__(self) -> None:
         """Trains; what fails is written to the run directory."""
-        if _stopped.is_set():  # by Ctrl-C: a pool would hand out what is queued already
-            return
+        if self.sweep is not None:
+            self._end_with(self.sweep)
+        host.use_all_cores(1)
         left = {w.resolve(): config for w, config in self.configs.items() if not is_done(w)}
         for workdir in left:
             workdir.mkdir(parents=True, exist_ok=True)
-        if len(left) > 1:
-            self._log(left, train_directories, left)
-        elif left:
-            [(workdir, config)] = left.items()
-            self._log(left, train, config, workdir)
-        jax.clear_caches()
+        stops = (SystemExit,) if self.sweep else ()  # on SLURM it is an exit code
+        with contextlib.suppress(*stops):
+            if left:
+                self._train(left)
 
-    def _log(self, runs: Configs, work: Callable[..., object], *arguments: object) -> None:
-        first = next(iter(runs))
+    def _end_with(self, sweep: Path) -> None:
+        """Ends this process, which saves, when the sweep ends, for whatever reason."""
+        os.setpgrp()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit ignores it
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # by which submitit hides all GPUs
+        os.environ.update({} if self.gpus is None else {"CUDA_VISIBLE_DEVICES": self.gpus})
+
+        def watch() -> None:
+            while in_use(sweep):
+                time.sleep(1.0)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        threading.Thread(target=watch, daemon=True).start()
+
+    def _train(self, runs: Configs) -> None:
+        first, config = next(iter(runs.items()))
         host.cache_compilations(first.parent.parent)
-        with contextlib.ExitStack() as locked:
-            log = locked.enter_context((first / "log").open("a"))
-            log.write(f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S} begins\n")
-            log.flush()
-            locked.enter_context(contextlib.redirect_stdout(log))
-            locked.enter_context(contextlib.redirect_stderr(log))
+        with (
+            (first / "log").open("a") as log,
+            contextlib.redirect_stdout(log),
+            contextlib.redirect_stderr(log),
+        ):
+            print(f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S} begins", flush=True)
             try:
-                work(*arguments)
-            except (SystemExit, KeyboardInterrupt):
-                _stopped.set()
-                raise
+                train_directories(runs) if len(runs) > 1 else train(config, first)
             except Exception as error:
                 _note(runs, error)
 
-    def checkpoint(self) -> Any:
+    def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """What submitit starts again when a job has reached its time limit or was preempted."""
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self)
+        return submitit.helpers.DelayedSubmission(self)
 
 
 def _note(runs: Configs, error: BaseException | None) -> None:
     """Writes why runs have failed; what has stopped them from outside is no failure."""
-    stopped = isinstance(error, (SystemExit, KeyboardInterrupt, CancelledError, InUse))
-    if error is None or stopped or type(error).__name__ == "UncompletedJobError":  # of submitit
+    if error is None or isinstance(error, (InUse, submitit.core.utils.UncompletedJobError)):
         return
     why = " ".join(str(error).split())[:1000] or type(error).__name__
     for workdir in runs:
@@ -195,72 +210,46 @@ def _note(runs: Configs, error: BaseException | None) -> None:
 
 
 @contextlib.contextmanager
-def executor(launcher: Launcher, root: Path) -> Iterator[Callable[[Sequence[Training]], list[Any]]]:
-    """A function that begins trainings; what it returns has `done` and `exception`.
+def _ends_jobs(running: Sequence[tuple[Job, Configs]]) -> Iterator[Path]:
+    """A folder whose lock tells jobs of this machine to save and end when the context does.
 
-    Raises:
-      UserError: the launcher is not known, or not installed.
+    On a CPU each job has a core. They find modules as this process does.
     """
-    require_choice("launcher", launcher.name, LAUNCHERS)
-    if launcher.name == "slurm":
-        yield lambda trainings: submit_jobs(launcher, root, trainings)
-        return
-    require(not launcher.options, "option", dict(launcher.options), "it is of the launcher slurm")
-    with trainers(launcher.jobs) as pool:
-        yield lambda trainings: [pool.submit(training) for training in trainings]
+    before = dict(os.environ)
+    os.environ.update(JAX_NUM_CPU_DEVICES="1", OMP_NUM_THREADS="1")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    with tempfile.TemporaryDirectory(prefix="nrgpt-sweep-") as folder:
+        try:
+            with locked(Path(folder)):
+                yield Path(folder)
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+            while not all(job.done() for job, _ in running):
+                time.sleep(POLL)
 
 
-def submit_jobs(
-    launcher: Launcher, root: Path, trainings: Sequence[Training], cluster: str = "slurm"
-) -> list[Any]:
-    """Hands trainings to submitit: on SLURM as an array, of which `jobs` run at a time.
+def _submit(
+    parts: Sequence[Configs], launcher: Launcher, folder: Path, sweep: Path | None
+) -> list[Job]:
+    """Hands parts to submitit, whose scripts, logs and results are in a folder.
 
-    Its scripts and logs are in `root/jobs`.
+    Ctrl-C does not reach the processes of this machine, which submitit would kill while they save.
     """
-    try:
-        import submitit
-    except ImportError:
-        raise UserError("the launcher slurm needs submitit: pip install -e '.[sweep]'") from None
-    parameters = {
-        "timeout_min": MINUTES,
-        "slurm_array_parallelism": launcher.jobs,
-        **launcher.options,
-    }
+    if not parts:
+        return []
+    parameters = {"timeout_min": MINUTES if sweep is None else FOREVER}
+    parameters |= {"slurm_array_parallelism": launcher.jobs, **launcher.options}
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # they inherit it
     try:
         # A job that comes to its time limit is submitted again, as often as it needs.
-        created = submitit.AutoExecutor(
-            root / "jobs", cluster=cluster, slurm_max_num_timeout=RESTARTS
-        )
-        created.update_parameters(**parameters)
-        with created.batch():
-            return [created.submit(training) for training in trainings]
-    except Exception as error:  # it raises many kinds
+        executor = submitit.AutoExecutor(folder, launcher.name, slurm_max_num_timeout=RESTARTS)
+        executor.update_parameters(**parameters)
+        with executor.batch():
+            return [executor.submit(Training(part, sweep, gpus)) for part in parts]
+    except Exception as error:  # submitit raises many kinds
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"the cluster does not take the jobs: {reason}") from None
-
-
-@contextlib.contextmanager
-def trainers(jobs: int) -> Iterator[ProcessPoolExecutor]:
-    """So many processes that train, one run after the other; on a CPU each with a core."""
-    before = dict(os.environ)
-    os.environ.update(JAX_NUM_CPU_DEVICES="1", OMP_NUM_THREADS="1")  # they inherit it
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, context, _begin, (os.getpid(),))
-    try:
-        yield pool
     finally:
-        pool.shutdown(cancel_futures=True)  # where all went well nothing is left to cancel
-        os.environ.clear()
-        os.environ.update(before)
-
-
-def _begin(parent: int) -> None:
-    """Prepares this process, and ends it when its parent has gone."""
-    host.use_all_cores(1)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(FAILED)
-
-    threading.Thread(target=watch, daemon=True).start()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])

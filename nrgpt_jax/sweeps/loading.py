@@ -1,10 +1,10 @@
 """Sweeps as experiment files describe them: `get_sweep(scale)` beside `get_config(variant)`."""
 
 import contextlib
-import importlib.util
+import runpy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -15,18 +15,13 @@ from nrgpt_jax.configs import flattened, set_fields
 from nrgpt_jax.errors import UserError
 
 
-def load_module(experiment: Path) -> ModuleType:
-    """An experiment file as a module. Raises UserError when there is none."""
+def load_module(experiment: Path) -> SimpleNamespace:
+    """What an experiment file defines. Raises UserError when there is none."""
     if not experiment.is_file():
         known = ", ".join(sorted(p.stem for p in experiment.parent.glob("[!_]*.py"))) or "none"
         raise UserError(f"there is no experiment {experiment}; {experiment.parent}/ has {known}")
-    spec = importlib.util.spec_from_file_location(experiment.stem, experiment)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
     with _message(experiment):
-        spec.loader.exec_module(module)
-    return module
+        return SimpleNamespace(**runpy.run_path(str(experiment)))
 
 
 @contextlib.contextmanager

@@ -47,7 +47,6 @@ HEAVY = (
     "nrgpt_jax.datasets.corpora.prepare_corpus",
     "nrgpt_jax.generation.generate.read",
     "nrgpt_jax.analysis.examination._run",
-    "nrgpt_jax.launching.plan.carry_out",
     "nrgpt_jax.runs.version1.Checkpoints",
     "jax.distributed.initialize",
     "jax.export.export",
@@ -161,9 +160,8 @@ def commands(programs: dict[str, list[Flag]], folder: Path) -> st.SearchStrategy
             "prompt": st.just("abc"),
             "out": st.just("out"),
             "run": st.just(str(folder / "run")),
-            "tpu": st.just("name"),
-            "zone": st.just("zone"),
-            "image": st.just("image"),
+            "target": st.sampled_from(("tpu", "gpu", "multi_gpu", "slurm")),
+            "bucket": st.just("gs://bucket"),
         },
     )
     experiments = sorted(str(path) for path in EXPERIMENTS.glob("*.py"))

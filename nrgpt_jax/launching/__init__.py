@@ -1,1 +1,0 @@
-"""Starting the training program elsewhere: what to write and what to call, one module a place."""
