@@ -170,7 +170,9 @@ def test_examples_run(page, tmp_path, capsys, standard_promotion):
 @pytest.mark.parametrize("page", PAGES)
 def test_files_it_names_exist(page):
     """In backticks, those that begin with a folder of the repository."""
-    folders = "nrgpt_jax|experiments|launch|studies|benchmarks|results|tests|docs|data|[.]ci|[.]github"
+    folders = (
+        "nrgpt_jax|experiments|launch|studies|benchmarks|results|tests|docs|data|[.]ci|[.]github"
+    )
     names = re.findall(rf"`((?:{folders})/[^`\s]*)`", prose(page))
     assert not [name for name in names if not (ROOT / name).exists()]
 
