@@ -35,10 +35,9 @@ def check_data(data: Mapping[str, Any]) -> None:
     if not data["tokenizer"].startswith(PREFIX):
         require_choice("data.tokenizer", data["tokenizer"], [*kinds, "hf:NAME_OR_FILE"])
     check_options("data.options", data["options"], DATASETS.options.get(data["name"], {}))
-    fraction = data["validation_fraction"]
-    require(0 < fraction < 1, "data.validation_fraction", fraction, "0 < fraction < 1")
-    fraction = data["train_fraction"]
-    require(0 < fraction <= 1, "data.train_fraction", fraction, "0 < fraction <= 1")
+    validation, train = data["validation_fraction"], data["train_fraction"]
+    require(0 < validation < 1, "data.validation_fraction", validation, "0 < fraction < 1")
+    require(0 < train <= 1, "data.train_fraction", train, "0 < fraction <= 1")
     require_positive(data, "data.", "batch_size")
     check_at_most(data, "data.", {"batch_size": _LARGEST_BATCH})
     require("\0" not in data["path"], "data.path", data["path"], "a path without the character 0")
@@ -56,27 +55,17 @@ def _check_listops(listops: Mapping[str, Any]) -> None:
     check_finite(listops, prefix)
     check_at_most(listops, prefix, _LARGEST)
     require(listops["modulus"] > 1, prefix + "modulus", listops["modulus"], "at least 2")
-    max_arguments, min_arguments = listops["max_arguments"], listops["min_arguments"]
-    require(
-        max_arguments >= min_arguments,
-        prefix + "max_arguments",
-        max_arguments,
-        f"at least min_arguments={min_arguments}",
-    )
+    least, most = listops["min_arguments"], listops["max_arguments"]
+    require(most >= least, prefix + "max_arguments", most, f"at least min_arguments={least}")
     for field in ("function_probability", "exclusion_rate"):
         require(0 <= listops[field] <= 1, prefix + field, listops[field], "between 0 and 1")
     rate = listops["exclusion_rate"]
-    tuples = int(listops["modulus"] ** max_arguments * rate)
+    tuples = int(listops["modulus"] ** most * rate)
     require(tuples > 0, prefix + "exclusion_rate", rate, "it must hold out one tuple at least")
     allowed = f"it would hold out {tuples:,} tuples; at most {_MOST_TUPLES:,}"
     require(tuples <= _MOST_TUPLES, prefix + "exclusion_rate", rate, allowed)
-    _check_length(listops, (min_arguments + max_arguments) / 2)
-
-
-def _check_length(listops: Mapping[str, Any], mean: float) -> None:
-    """Expressions must not grow without bound, by operations inside operations."""
-    inside, arguments = mean * listops["function_probability"], 0.0
-    for depth in range(listops["depth"]):
-        arguments += mean * inside**depth
+    # expressions must not grow without bound, by operations inside operations
+    mean, inside = (least + most) / 2, (least + most) / 2 * listops["function_probability"]
+    arguments = sum(mean * inside**depth for depth in range(listops["depth"]))
     allowed = f"expressions would have {arguments:,.0f} arguments; at most {_MOST_ARGUMENTS:,}"
-    require(arguments <= _MOST_ARGUMENTS, "data.listops.depth", listops["depth"], allowed)
+    require(arguments <= _MOST_ARGUMENTS, prefix + "depth", listops["depth"], allowed)
