@@ -63,10 +63,10 @@ class Task(NamedTuple):
             record = json.loads(self.record.read_text())
             result = [Written(*values) for values in record["shards"]]
             sizes = [path.stat().st_size for path in self.shards]
+            alike = record["key"] == self.key and sizes == [written.bytes for written in result]
+            return result if alike else None
         except (OSError, LookupError, ValueError, TypeError):
             return None
-        alike = record["key"] == self.key and sizes == [written.bytes for written in result]
-        return result if alike else None
 
 
 def prepare(folder: Path, name: str, make_plan: Callable[[], Plan], workers: int = 0) -> None:
@@ -87,18 +87,20 @@ def prepare(folder: Path, name: str, make_plan: Callable[[], Plan], workers: int
         if shards.is_complete(folder):
             return
         print(f"preparing data set {name} in {folder}", file=sys.stderr)
-        _remove_partial(folder)
         plan = make_plan()
         tasks = _tasks(plan, folder, name)
+        _remove_leftovers(folder, tasks)
         _run([task for task in tasks if task.written() is None], workers)
-        _remove_partial(folder)  # a worker may outlive its killed parent for a moment
+        _remove_leftovers(folder, tasks)  # a worker may outlive its killed parent for a moment
         _finish(plan, tasks, folder, name)
 
 
-def _remove_partial(folder: Path) -> None:
-    """Removes what killed workers leave, of shards and of records of progress."""
-    for path in folder.rglob("*.partial-*"):
-        path.unlink(missing_ok=True)
+def _remove_leftovers(folder: Path, tasks: Sequence[Task]) -> None:
+    """Removes what killed workers leave, and shards of what was at an address before."""
+    own = {path for task in tasks for path in task.shards}
+    for path in (*folder.rglob("*.partial-*"), *folder.glob("*.array_record-*")):
+        if path not in own:
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
