@@ -70,6 +70,12 @@ def test_the_split_does_not_depend_on_the_parts(folder, monkeypatch):
     np.testing.assert_array_equal(cut.validation.tokens, whole.validation.tokens)
 
 
+def test_a_corpus_of_earlier_versions_keeps_its_fingerprint(tmp_path, small_parts):
+    """It depends on every token and on how the corpus is cut into parts."""
+    write_lines(tmp_path / "a.jsonl", TEXTS[:100])
+    assert load_dataset(data_of(tmp_path)).fingerprint == "a98eb9c040c8"
+
+
 def test_windows_in_place_are_those_in_memory(folder, monkeypatch):
     in_place = load_dataset(data_of(folder))
     monkeypatch.setattr(corpora, "WHOLE", 2**24)
