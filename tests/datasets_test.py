@@ -15,7 +15,7 @@ from nrgpt_jax.datasets import (
     listops,
     load_dataset,
     load_recorded,
-    records,
+    places,
     shards,
     tokenizers,
 )
@@ -193,7 +193,7 @@ def test_download_is_checked_and_done_once(tmp_path, monkeypatch):
 
 def test_missing_download_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("NRGPT_DATA_DIR", str(tmp_path))
-    monkeypatch.setattr(records, "DATA_HOME", tmp_path / "none")
+    monkeypatch.setattr(places, "DATA_HOME", tmp_path / "none")
     url = (tmp_path / "nowhere").as_uri()
     with pytest.raises(UserError) as error:
         download.fetch("x/input.txt", url, "ab12")
@@ -202,7 +202,7 @@ def test_missing_download_says_what_to_do(tmp_path, monkeypatch):
 
 
 def shakespeare_is_here():
-    roots = [Path(os.environ.get("NRGPT_DATA_DIR", "nowhere")), records.DATA_HOME]
+    roots = [Path(os.environ.get("NRGPT_DATA_DIR", "nowhere")), places.DATA_HOME]
     return any((root / "shakespeare/input.txt").is_file() for root in roots)
 
 
@@ -286,9 +286,9 @@ def test_a_tokenizer_file_knows_its_content(tmp_path):
 
 def test_without_a_repository_data_goes_to_the_cache_of_the_user(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert records._data_home(tmp_path / "site-packages") == tmp_path / "cache" / "nrgpt_jax"
+    assert places._data_home(tmp_path / "site-packages") == tmp_path / "cache" / "nrgpt_jax"
     (tmp_path / "setup.cfg").touch()
-    assert records._data_home(tmp_path) == tmp_path / "data"
+    assert places._data_home(tmp_path) == tmp_path / "data"
 
 
 def test_runs_on_text_of_earlier_versions_keep_their_fingerprint(tmp_path):
@@ -297,7 +297,7 @@ def test_runs_on_text_of_earlier_versions_keep_their_fingerprint(tmp_path):
     (tmp_path / "b.txt").write_text("the end")
     text = "línea\n" * 50 + "\n" + "the end"
     sha256 = hashlib.sha256(text.encode()).hexdigest()
-    expected = records.digest({"sha256": sha256, "validation_fraction": 0.1})
+    expected = places.digest({"sha256": sha256, "validation_fraction": 0.1})
     for tokenizer in ("char", "byte"):
         data = text_data(tmp_path, tokenizer=tokenizer)
         assert load_dataset(data).fingerprint == expected

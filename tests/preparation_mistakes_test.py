@@ -4,8 +4,10 @@ import fcntl
 import gzip
 import sys
 
+import fsspec
 import pytest
 from array_record.python import array_record_module
+from fsspec.implementations.memory import MemoryFileSystem
 from preparation_helpers import TEXTS, data_of, write_lines, write_parquet
 
 from nrgpt_jax.datasets import documents, load_dataset, pieces, preparation
@@ -88,6 +90,16 @@ def test_waiting_for_another_process_is_told(tmp_path, capsys, monkeypatch):
         assert f"waiting for another process that prepares {tmp_path}" in capsys.readouterr().err
     with preparation._alone(tmp_path):
         assert "waiting" not in capsys.readouterr().err
+
+
+def test_an_address_of_one_file_of_which_a_listing_says_nothing(monkeypatch):
+    """As that of https is."""
+    with fsspec.open("memory://here/a.jsonl", "wb") as file:
+        file.write(b'{"text": "a"}\n' * 9)
+    monkeypatch.setattr(MemoryFileSystem, "find", lambda self, path, **_: {path: {}})
+    (file,) = list_files("memory://here/a.jsonl", (".jsonl",))
+    assert (file.name, file.size) == ("a.jsonl", 9 * 14)
+    assert len(load_dataset(data_of("memory://here/a.jsonl", name="text")).train)
 
 
 def test_a_column_that_is_not_there_names_those_that_are(tmp_path):

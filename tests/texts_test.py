@@ -212,6 +212,7 @@ def test_hidden_files_are_no_corpus_and_capital_endings_are(tmp_path):
         assert [file.name for file in found] == ["B.TXT", "a.txt", "part/c.Txt"]
         one = Text(found)
         assert "".join(one.pieces(0, one.size)) == "B\nA\nC"
+    (tmp_path / ".corpora" / "broken.txt").symlink_to("nowhere")
     write_lines(tmp_path / ".corpora" / "D.JSONL", ["D"])
     write_parquet(tmp_path / ".corpora" / "E.PARQUET", ["E"])
     write_lines(tmp_path / "f.jsonl.gz", ["F"])

@@ -11,7 +11,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from nrgpt_jax import disk
-from nrgpt_jax.datasets.records import cache_root, digest
+from nrgpt_jax.datasets.places import cache_root, digest
 from nrgpt_jax.errors import UserError, require
 
 PREFIX = "tfds:"

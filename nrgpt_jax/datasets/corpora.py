@@ -25,8 +25,8 @@ from nrgpt_jax.datasets.download import fetch
 from nrgpt_jax.datasets.files import File, has_ending, is_remote, list_files
 from nrgpt_jax.datasets.hf_tokenizer import PREFIX
 from nrgpt_jax.datasets.pieces import LONGEST, Text
+from nrgpt_jax.datasets.places import cache_root, digest
 from nrgpt_jax.datasets.preparation import Plan, prepare
-from nrgpt_jax.datasets.records import cache_root, digest
 from nrgpt_jax.datasets.streams import Dataset, Stream
 from nrgpt_jax.datasets.tokenizers import (
     ByteTokenizer,

@@ -9,7 +9,7 @@ import urllib.request
 from pathlib import Path
 
 from nrgpt_jax import disk
-from nrgpt_jax.datasets.records import data_roots
+from nrgpt_jax.datasets.places import data_roots
 from nrgpt_jax.errors import UserError
 
 TIMEOUT_SECONDS = 60

@@ -61,6 +61,7 @@ def list_files(place: str, endings: tuple[str, ...]) -> list[File]:
             system, root = fsspec.filesystem("file"), os.path.abspath(Path(place).expanduser())
         listed = system.find(root, detail=True) or {root: system.info(root)}
         for path, about in listed.items():
+            about = system.info(path) if about.get("size") is None else about  # of https
             itself = path == root
             name = path.rpartition("/")[2] if itself else path.removeprefix(root.rstrip("/") + "/")
             hidden = any(part.startswith(".") for part in name.split("/"))

@@ -20,9 +20,9 @@ from typing import Any
 from nrgpt_jax.datasets import shards
 from nrgpt_jax.datasets.documents import Document
 from nrgpt_jax.datasets.parts import Part
+from nrgpt_jax.datasets.places import cache_root, digest
 from nrgpt_jax.datasets.preparation import Plan
 from nrgpt_jax.datasets.preparation import prepare as _prepare
-from nrgpt_jax.datasets.records import cache_root, digest
 from nrgpt_jax.datasets.tokenizers import EOS, SymbolTokenizer
 from nrgpt_jax.errors import UserError
 

@@ -28,7 +28,7 @@ from nrgpt_jax import disk
 from nrgpt_jax.datasets import shards
 from nrgpt_jax.datasets.documents import no_text
 from nrgpt_jax.datasets.parts import PART_BYTES, Part
-from nrgpt_jax.datasets.records import digest, unwritable
+from nrgpt_jax.datasets.places import digest, unwritable
 from nrgpt_jax.datasets.shards import ShardWriter, Written
 from nrgpt_jax.datasets.tokenizers import Tokenizer, as_record, from_record
 from nrgpt_jax.errors import UserError

@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from nrgpt_jax import disk
-from nrgpt_jax.datasets.records import unwritable
+from nrgpt_jax.datasets.places import unwritable
 from nrgpt_jax.datasets.streams import RecordStream, Shard
 from nrgpt_jax.errors import UserError
 
