@@ -5,11 +5,12 @@ document, on which its split depends, and no part of a file to one worker.
 """
 
 import contextlib
+import io
 import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from nrgpt_jax.datasets.files import BOM, File, has_ending, opened
+from nrgpt_jax.datasets.files import File, has_ending, opened
 from nrgpt_jax.datasets.pieces import Text, cut_text
 from nrgpt_jax.errors import UserError
 
@@ -89,13 +90,12 @@ def _is_title(line: str) -> bool:
 
 
 def _lines(file: File) -> Texts:
-    with opened(file.path) as lines:
-        for number, line in enumerate(lines):
-            try:
-                yield number, (line if number else line.removeprefix(BOM)).decode("utf-8")
-            except UnicodeDecodeError as error:
-                cure = "convert it with iconv"
-                raise UserError(f"{file.path} is not UTF-8 ({error}); {cure}") from None
+    with opened(file.path) as data:
+        try:
+            yield from enumerate(io.TextIOWrapper(data, "utf-8-sig", newline="\n"))
+        except UnicodeDecodeError as error:
+            cure = "convert it with iconv"
+            raise UserError(f"{file.path} is not UTF-8 ({error}); {cure}") from None
 
 
 def _json_lines(file: File, field: str, within: Range) -> Texts:
@@ -162,11 +162,9 @@ def opened_parquet(file: File) -> Iterator["pyarrow.parquet.ParquetFile"]:
     with opened(file.path) as data:
         try:
             yield pq.ParquetFile(data, pre_buffer=False, buffer_size=2**20)
-        except UnicodeDecodeError as error:
-            raise UserError(f"{file.path} is not UTF-8 ({error})") from None
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError, OSError) as error:
             reason = " ".join(str(error).split())[:200]
-            what = "is no whole Parquet file"
+            what = "is no whole Parquet file with UTF-8 text"
             raise UserError(f"{file.path} {what} ({reason}); fetch it again") from None
 
 

@@ -3,7 +3,8 @@
 Corpora are looked for under `NRGPT_DATA_DIR`, then under `data/` of the repository. What is made
 from them (tokens, ListOps expressions) is written once below `NRGPT_CACHE_DIR`, by default
 `data/prepared/`, under a name that changes with every setting it depends on. Where the package is
-installed without its repository, `data/` is `nrgpt_jax` in the cache folder of the user.
+installed without its repository, `data/` is `nrgpt_jax` in the cache folder of the user. No library
+decides where a user's corpora lie, nor on which settings ours depend.
 """
 
 import hashlib
