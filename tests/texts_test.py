@@ -102,6 +102,18 @@ def test_a_blank_is_looked_for_further_than_another_kind_of_character(tmp_path, 
     assert one_text(tmp_path, f"abcdefgh{blank}ij").place_to_cut(1, 9) == (8, True)
 
 
+@pytest.mark.parametrize("text", ["漢字、語。" * 99, "ACGT" * 99])
+def test_a_long_run_without_a_blank_is_cut_too(tmp_path, monkeypatch, text):
+    for name, size in (("BLOCK", 20), ("LONGEST", 30), ("NEAR", 10)):
+        monkeypatch.setattr(pieces, name, size)
+    one = one_text(tmp_path, text)
+    found = list(one.pieces(0, one.size))
+    assert "".join(found) == text
+    assert max(map(len, found)) <= 50
+    tokens = [token for piece in found for token in TINY.encode_ordinary(piece)]
+    assert "A" in text or tokens == TINY.encode_ordinary(text)
+
+
 def test_a_text_that_is_cut_inside_a_word_says_so(tmp_path, capsys):
     (tmp_path / "a.txt").write_text("ACGT" * 300)
     prepared(tmp_path, "gpt2")
