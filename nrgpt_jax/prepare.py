@@ -1,7 +1,7 @@
 """Prepares the data of an experiment, and trains nothing.
 
     python -m nrgpt_jax.prepare --config=experiments/NAME.py [--config.field=value ...]
-        [--workers=N | --beam_options="--runner=..."]
+        [--workers=N]
 
 Interrupted or killed, the same command resumes where it was.
 """
@@ -12,15 +12,19 @@ from ml_collections import ConfigDict
 from nrgpt_jax import cli
 from nrgpt_jax.datasets import load_dataset
 from nrgpt_jax.datasets.corpora import CORPORA, prepare_corpus
-from nrgpt_jax.datasets.preparation import LOCAL, Engine
 from nrgpt_jax.training.config_checks import check_config
 
 
-def prepare(config: ConfigDict, engine: Engine = LOCAL) -> None:
-    """Downloads or generates the data set once, and prints what it holds."""
+def prepare(config: ConfigDict, workers: int = 0) -> None:
+    """Downloads or generates the data set once, and prints what it holds.
+
+    Args:
+      config: of the experiment.
+      workers: processes that prepare a corpus; 0: one a core.
+    """
     check_config(config, num_devices=1)
     if config.data.name in CORPORA:
-        print(f"prepared in {prepare_corpus(config.data, engine)}")
+        print(f"prepared in {prepare_corpus(config.data, workers)}")
     dataset = load_dataset(config.data)
     print(f"{config.data.name}: {len(dataset.train):,} training tokens")
     print(f"{len(dataset.validation):,} validation tokens")
@@ -35,7 +39,4 @@ if __name__ == "__main__":
     _workers = flags.DEFINE_integer(
         "workers", 0, "Processes that prepare a corpus; 0: one a core.", lower_bound=0
     )
-    _beam_options = flags.DEFINE_string(
-        "beam_options", None, "Prepare on Apache Beam, with these options of its pipeline."
-    )
-    cli.run(lambda: prepare(_config.value, Engine(_workers.value, _beam_options.value)))
+    cli.run(lambda: prepare(_config.value, _workers.value))

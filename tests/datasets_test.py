@@ -15,8 +15,8 @@ from nrgpt_jax.datasets import (
     listops,
     load_dataset,
     load_recorded,
-    pieces,
-    records,
+    places,
+    shards,
     tokenizers,
 )
 from nrgpt_jax.errors import UserError
@@ -39,19 +39,28 @@ def joined(dataset):
     return np.concatenate([dataset.train.tokens, dataset.validation.tokens])
 
 
-def test_solution_of_the_specification():
-    expression: listops.Expression = ("add", [0, ("median", [1, 7, 1]), 2])
-    assert ",".join(listops.solution(expression, 10)) == (
-        "add_10,(,0,median_10,(,1,7,1,),2,),=,add_10,(,0,1,2,),=,3,<eos>"
-    )
-
-
-def test_deepest_first_found_operation_is_simplified_first():
-    expression: listops.Expression = ("max", [4, ("add", [5, ("max", [1, 2])]), ("median", [5, 4])])
-    steps = ",".join(listops.solution(expression, 10)).split(",=,")
-    assert steps[1] == "max_10,(,4,add_10,(,5,2,),median_10,(,5,4,),)"
-    assert steps[2] == "max_10,(,4,7,median_10,(,5,4,),)"
-    assert steps[-1] == "7,<eos>"
+@pytest.mark.parametrize(
+    ("expression", "steps"),
+    [
+        (
+            ("add", [0, ("median", [1, 7, 1]), 2]),
+            ["add_10,(,0,median_10,(,1,7,1,),2,)", "add_10,(,0,1,2,)", "3,<eos>"],
+        ),
+        (
+            ("max", [4, ("add", [5, ("max", [1, 2])]), ("median", [5, 4])]),
+            [
+                "max_10,(,4,add_10,(,5,max_10,(,1,2,),),median_10,(,5,4,),)",
+                "max_10,(,4,add_10,(,5,2,),median_10,(,5,4,),)",
+                "max_10,(,4,7,median_10,(,5,4,),)",
+                "max_10,(,4,7,5,)",
+                "7,<eos>",
+            ],
+        ),
+    ],
+)
+def test_solutions_of_the_specification(expression, steps):
+    """The deepest operation that is found first is simplified first."""
+    assert ",".join(listops.solution(expression, 10)).split(",=,") == steps
 
 
 @pytest.mark.parametrize(
@@ -67,10 +76,13 @@ def test_held_out_tuples_are_in_every_test_sample_and_in_no_training_sample():
     settings = listops_settings()
     generator = listops.Generator(settings)
     assert 45 <= len(generator.exclusions) <= 50
-    builder = listops.listops(settings).prepare()
+    metadata = shards.read_metadata(listops.prepare(settings))
     decode = listops.tokenizer(settings).decode
     splits = {
-        split: [decode(r["tokens"]).split(",") for r in builder.records(split)]
+        split: [
+            sample.strip(",").split(",")
+            for sample in decode(shards.stream_of(metadata, split).tokens).split("<eos>")[:-1]
+        ]
         for split in ("train", "test", "test_add", "test_max", "test_median")
     }
     assert [len(s) for s in splits.values()] == [300, 40, 40, 40, 40]
@@ -127,9 +139,9 @@ def test_listops_settings_matter_and_repeat():
     assert max(map(len, deep.prompts["listops"].prompts)) > 22
 
 
-def test_impossible_exclusion_rate_ends():
-    settings = listops_settings(operations=("max",), exclusion_rate=1.0, modulus=2, num_train=5)
-    generator = listops.Generator(settings)
+def test_impossible_exclusion_rate_ends(monkeypatch):
+    monkeypatch.setattr(listops, "MOST_MISSES", 10)
+    generator = listops.Generator(listops_settings())
     generator.exclusions = set()
     with pytest.raises(UserError, match="exclusion_rate"):
         list(generator.samples(1, True, ("max",)))
@@ -165,31 +177,6 @@ def test_a_folder_is_one_text_in_the_order_of_its_paths(tmp_path):
     assert dataset.tokenizer.decode(joined(dataset)) == "one\ntwo"
 
 
-def test_long_texts_survive_being_cut_into_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr(pieces, "BLOCK", 7)
-    monkeypatch.setattr(pieces, "LONGEST", 8)
-    corpus = "".join(f"zeile {i} é\n" for i in range(30))
-    (tmp_path / "a.txt").write_text(corpus)
-    dataset = load_dataset(text_data(tmp_path / "a.txt"))
-    assert dataset.tokenizer.decode(joined(dataset)) == corpus
-
-
-def test_text_errors(tmp_path):
-    (tmp_path / "latin.txt").write_bytes("é".encode("latin-1") * 50)
-    (tmp_path / "empty.txt").write_text("")
-    (tmp_path / "folder").mkdir()
-    for path, message in [
-        ("latin.txt", "is not UTF-8"),
-        ("empty.txt", "corpus is empty"),
-        ("folder", "no .txt files"),
-        ("missing.txt", "does not exist"),
-    ]:
-        with pytest.raises(UserError, match=message):
-            load_dataset(text_data(tmp_path / path))
-    with pytest.raises(UserError, match=r"data\.path is empty"):
-        load_dataset(text_data(""))
-
-
 def test_download_is_checked_and_done_once(tmp_path, monkeypatch):
     source = tmp_path / "source.txt"
     source.write_text("hello")
@@ -206,7 +193,7 @@ def test_download_is_checked_and_done_once(tmp_path, monkeypatch):
 
 def test_missing_download_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("NRGPT_DATA_DIR", str(tmp_path))
-    monkeypatch.setattr(records, "DATA_HOME", tmp_path / "none")
+    monkeypatch.setattr(places, "DATA_HOME", tmp_path / "none")
     url = (tmp_path / "nowhere").as_uri()
     with pytest.raises(UserError) as error:
         download.fetch("x/input.txt", url, "ab12")
@@ -215,7 +202,7 @@ def test_missing_download_says_what_to_do(tmp_path, monkeypatch):
 
 
 def shakespeare_is_here():
-    roots = [Path(os.environ.get("NRGPT_DATA_DIR", "nowhere")), records.DATA_HOME]
+    roots = [Path(os.environ.get("NRGPT_DATA_DIR", "nowhere")), places.DATA_HOME]
     return any((root / "shakespeare/input.txt").is_file() for root in roots)
 
 
@@ -256,6 +243,7 @@ def test_unknown_symbols_are_named():
 @pytest.mark.parametrize(
     "content",
     [
+        "{",
         '["a"]',
         "7",
         '{"kind": "char", "vocabulary": 7}',
@@ -274,8 +262,10 @@ def test_unknown_symbols_are_named():
 )
 def test_a_foreign_tokenizer_file_is_one_line(tmp_path, content):
     (tmp_path / "tokenizer.json").write_text(content)
-    with pytest.raises(UserError, match=r"tokenizer\.json is damaged"):
+    with pytest.raises(UserError, match=r"tokenizer\.json (is damaged|cannot be read)"):
         tokenizers.load_tokenizer(tmp_path / "tokenizer.json")
+    with pytest.raises(UserError, match="is it a run directory"):
+        tokenizers.load_tokenizer(tmp_path / "none" / "tokenizer.json")
 
 
 def test_a_tokenizer_file_knows_its_content(tmp_path):
@@ -294,19 +284,11 @@ def test_a_tokenizer_file_knows_its_content(tmp_path):
     assert tokenizers.load_tokenizer(path).vocabulary == ["c", "a", "b"]
 
 
-def test_damaged_tokenizer_file(tmp_path):
-    (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(UserError, match="damaged"):
-        tokenizers.load_tokenizer(tmp_path / "tokenizer.json")
-    with pytest.raises(UserError, match="is it a run directory"):
-        tokenizers.load_tokenizer(tmp_path / "none" / "tokenizer.json")
-
-
 def test_without_a_repository_data_goes_to_the_cache_of_the_user(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert records._data_home(tmp_path / "site-packages") == tmp_path / "cache" / "nrgpt_jax"
+    assert places._data_home(tmp_path / "site-packages") == tmp_path / "cache" / "nrgpt_jax"
     (tmp_path / "setup.cfg").touch()
-    assert records._data_home(tmp_path) == tmp_path / "data"
+    assert places._data_home(tmp_path) == tmp_path / "data"
 
 
 def test_runs_on_text_of_earlier_versions_keep_their_fingerprint(tmp_path):
@@ -315,7 +297,7 @@ def test_runs_on_text_of_earlier_versions_keep_their_fingerprint(tmp_path):
     (tmp_path / "b.txt").write_text("the end")
     text = "línea\n" * 50 + "\n" + "the end"
     sha256 = hashlib.sha256(text.encode()).hexdigest()
-    expected = records.digest({"sha256": sha256, "validation_fraction": 0.1})
+    expected = places.digest({"sha256": sha256, "validation_fraction": 0.1})
     for tokenizer in ("char", "byte"):
         data = text_data(tmp_path, tokenizer=tokenizer)
         assert load_dataset(data).fingerprint == expected

@@ -1,19 +1,19 @@
 """Tokenizers of the library of Hugging Face, and of a plugin: recorded, opened without a file."""
 
-import json
 import sys
 
 import numpy as np
 import pytest
 from pages_helpers import registered_here
+from preparation_helpers import write_lines
 from train_helpers import TEXT, config_of
 
+from nrgpt_jax import plugins
 from nrgpt_jax.datasets import load_dataset
 from nrgpt_jax.datasets.data_checks import check_data
 from nrgpt_jax.datasets.tokenizers import as_record, create_tokenizer, from_record
 from nrgpt_jax.errors import UserError
-from nrgpt_jax.runs.pretrained import load_pretrained
-from nrgpt_jax.training.loop import train
+from nrgpt_jax.runs.directory import open_run, record_run
 
 tokenizers = pytest.importorskip("tokenizers", reason="the library tokenizers is not installed")
 OWN = """
@@ -48,12 +48,6 @@ def file(tmp_path):
     return tmp_path / "tokenizer.json"
 
 
-def documents(folder):
-    lines = [json.dumps({"text": f"{number} {TEXT[: 60 + number]}"}) for number in range(60)]
-    (folder / "corpus.jsonl").write_text("\n".join(lines))
-    return folder / "corpus.jsonl"
-
-
 def test_text_survives_and_the_end_is_found(file):
     ours = create_tokenizer(f"hf:{file}")
     text = "the tokens roll, déjà vu <|endoftext|>"
@@ -75,30 +69,27 @@ def test_it_neither_truncates_nor_pads(file):
         assert ours.decode(ours.encode(text)) == text
 
 
-def test_a_run_needs_the_file_no_more(file, tmp_path, standard_promotion):
-    config = config_of(documents(tmp_path))
-    config.data.tokenizer = f"hf:{file}"
-    config.train_steps = 4
-    tokens = load_dataset(config.data).train.read(0, 40)[0]
-    text = create_tokenizer(f"hf:{file}").decode(tokens)
-    assert text.replace("<|endoftext|>", "").lstrip("0123456789 ").startswith(TEXT[:20])
-    train(config, tmp_path / "run")
-    file.unlink()
-    assert load_pretrained(tmp_path / "run", "latest").tokenizer.encode("tokens").size > 0
-
-
-def test_a_tokenizer_of_a_plugin(tmp_path, monkeypatch, standard_promotion):
+@pytest.mark.parametrize("kind", ["hf", "vowels"])
+def test_a_run_needs_the_file_no_more_and_imports_a_plugin(file, tmp_path, monkeypatch, kind):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "own_tokenizer.py").write_text(OWN)
-    config = config_of(documents(tmp_path))
-    config.plugins, config.data.tokenizer = ("own_tokenizer",), "vowels"
-    config.train_steps = 4
+    write_lines(tmp_path / "corpus.jsonl", [f"{number} {TEXT[:60]}" for number in range(60)])
+    config = config_of(tmp_path / "corpus.jsonl")
+    config.data.tokenizer = f"hf:{file}" if kind == "hf" else kind
+    config.plugins = () if kind == "hf" else ("own_tokenizer",)
     with registered_here():
-        train(config, tmp_path / "run")
-    del sys.modules["own_tokenizer"]
+        plugins.load(config.plugins)
+        dataset = load_dataset(config.data)
+        tokens = dataset.train.read(0, 40)[0]
+        expected = dataset.tokenizer.decode(tokens)
+        config.model.vocab_size = dataset.tokenizer.size
+        record_run(tmp_path / "run", config, dataset.tokenizer)
+    assert kind == "vowels" or TEXT[:20] in expected
+    sys.modules.pop("own_tokenizer", None)
+    file.unlink()
     with registered_here():
-        assert load_pretrained(tmp_path / "run", "latest").tokenizer.decode([0, 1]) == "-v"
-    del sys.modules["own_tokenizer"]
+        assert open_run(tmp_path / "run")[1].decode(tokens) == expected
+    sys.modules.pop("own_tokenizer", None)
 
 
 def test_mistakes_are_one_line(file, tmp_path):

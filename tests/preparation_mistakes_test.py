@@ -4,18 +4,14 @@ import fcntl
 import gzip
 import sys
 
+import fsspec
 import pytest
 from array_record.python import array_record_module
+from fsspec.implementations.memory import MemoryFileSystem
 from preparation_helpers import TEXTS, data_of, write_lines, write_parquet
 
-from nrgpt_jax.datasets import (
-    documents,
-    load_dataset,
-    pieces,
-    preparation,
-)
+from nrgpt_jax.datasets import documents, load_dataset, pieces, preparation
 from nrgpt_jax.datasets.files import list_files
-from nrgpt_jax.datasets.pieces import Text
 from nrgpt_jax.datasets.pipeline import check_length, validation_batches
 from nrgpt_jax.errors import UserError
 
@@ -29,15 +25,18 @@ from nrgpt_jax.errors import UserError
         ("a.json.gz", b"not packed", "cannot be read"),
         ("a.parquet", b"PAR1 is not all", "is no whole Parquet file"),
         ("a.txt", b"\xff", "is not UTF-8"),
+        ("a.txt", b"the end \xc3", "is not UTF-8"),
         ("a.txt", b"", "the corpus is empty"),
         ("a.pdf", b"%PDF", "has no .jsonl or"),
     ],
 )
-def test_a_bad_file_is_one_line(tmp_path, name, content, message):
+@pytest.mark.parametrize(("corpus", "tokenizer"), [("openwebtext", "byte"), ("text", "char")])
+def test_a_bad_file_is_one_line(tmp_path, name, content, message, corpus, tokenizer):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message) as error:
-        load_dataset(data_of(tmp_path))
+        load_dataset(data_of(tmp_path, name=corpus, tokenizer=tokenizer))
     assert "\n" not in str(error.value)
+    assert str(tmp_path) in str(error.value) or not content
 
 
 def test_half_a_surrogate_pair_becomes_a_mark(tmp_path):
@@ -93,6 +92,16 @@ def test_waiting_for_another_process_is_told(tmp_path, capsys, monkeypatch):
         assert "waiting" not in capsys.readouterr().err
 
 
+def test_an_address_of_one_file_of_which_a_listing_says_nothing(monkeypatch):
+    """As that of https is."""
+    with fsspec.open("memory://here/a.jsonl", "wb") as file:
+        file.write(b'{"text": "a"}\n' * 9)
+    monkeypatch.setattr(MemoryFileSystem, "find", lambda self, path, **_: {path: {}})
+    (file,) = list_files("memory://here/a.jsonl", (".jsonl",))
+    assert (file.name, file.size) == ("a.jsonl", 9 * 14)
+    assert len(load_dataset(data_of("memory://here/a.jsonl", name="text")).train)
+
+
 def test_a_column_that_is_not_there_names_those_that_are(tmp_path):
     write_parquet(tmp_path / "a.parquet", TEXTS, field="content")
     with pytest.raises(UserError, match="no column 'text' but content, id"):
@@ -101,8 +110,11 @@ def test_a_column_that_is_not_there_names_those_that_are(tmp_path):
 
 
 def test_a_place_that_is_not_there_is_one_line(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="does not exist"):
-        load_dataset(data_of(tmp_path / "none"))
+    for corpus in ("openwebtext", "text"):
+        with pytest.raises(UserError, match="does not exist"):
+            load_dataset(data_of(tmp_path / "none", name=corpus))
+    with pytest.raises(UserError, match=r"data\.path is empty"):
+        load_dataset(data_of("", name="text"))
     with pytest.raises(UserError, match="does not exist or cannot be reached"):
         load_dataset(data_of("memory://no-such-bucket/corpus"))
     monkeypatch.setitem(sys.modules, "s3fs", None)
@@ -113,23 +125,19 @@ def test_a_place_that_is_not_there_is_one_line(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "tokenizer", "message"),
     [
-        ("book.txt.gz", "char", "is packed; unpack it first"),
-        ("book.zip", "byte", "is packed; unpack it first"),
-        ("docs.json", "byte", "is not plain text"),
-        ("book.txt.gz", "gpt2", "is packed; unpack it first"),
-        ("docs.jsonl.bz2", "gpt2", "is packed; unpack it first"),
-        ("owt.tar.xz", "gpt2", "is packed; unpack it first"),
+        ("book.txt.gz", "char", "is not UTF-8"),
+        ("book.zip", "byte", "is not UTF-8"),
+        ("book.txt.gz", "gpt2", "none of the endings that are read"),
+        ("docs.jsonl.bz2", "gpt2", "none of the endings that are read"),
         ("docs.json", "gpt2", "none of the endings that are read"),
         ("book", "gpt2", "none of the endings that are read"),
     ],
 )
 def test_a_file_of_a_kind_that_is_not_read_is_one_line(tmp_path, name, tokenizer, message):
-    (tmp_path / name).write_text("the text " * 100)
-    with pytest.raises(UserError, match=message) as error:
+    (tmp_path / name).write_bytes(gzip.compress(b"the text " * 100))
+    with pytest.raises(UserError, match=rf"{message}.* unpack it") as error:
         load_dataset(data_of(tmp_path / name, name="text", tokenizer=tokenizer))
     assert name in str(error.value)
-    with pytest.raises(UserError, match=r"unpack it first"):
-        Text([list_files(str(tmp_path / name), ())[0]._replace(name="book.txt.gz")])
 
 
 def test_articles_are_not_read_from_json_lines(tmp_path):

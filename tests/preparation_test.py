@@ -1,4 +1,4 @@
-"""Preparation: every token once, in order, whatever the parts; killed and damaged, it goes on."""
+"""Preparation: every token once, in order, whatever the parts; killed and damaged, it resumes."""
 
 import os
 import pickle
@@ -14,18 +14,10 @@ import tensorflow_datasets as tfds
 from preparation_helpers import TEXTS, data_of, write_lines, write_parquet
 from tokens_helpers import needs_gpt2, tiny_gpt2
 
-from nrgpt_jax.datasets import (
-    corpora,
-    load_dataset,
-    parts,
-    pieces,
-    preparation,
-    shards,
-)
+from nrgpt_jax.datasets import corpora, load_dataset, parts, pieces, preparation, shards
 from nrgpt_jax.datasets.files import list_files
 from nrgpt_jax.datasets.pieces import Text
 from nrgpt_jax.datasets.pipeline import train_batches, validation_batches
-from nrgpt_jax.datasets.preparation import Engine
 from nrgpt_jax.errors import UserError
 
 
@@ -39,6 +31,10 @@ def small_parts(monkeypatch):
 def documents_of(tokens):
     """Bytes to documents; each has one line end of its own and one after it."""
     return bytes(tokens.astype(np.uint8)).decode().split("\n\n")[:-1]
+
+
+def tokens_of(dataset):
+    return np.concatenate([dataset.train.tokens, dataset.validation.tokens])
 
 
 @pytest.fixture
@@ -65,13 +61,19 @@ def test_every_document_once_and_in_order_from_every_format(folder):
 
 def test_the_split_does_not_depend_on_the_parts(folder, monkeypatch):
     cut = load_dataset(data_of(folder))
-    prepared = list(corpora.prepare_corpus(data_of(folder), preparation.LOCAL).glob("*-train*"))
+    prepared = list(corpora.prepare_corpus(data_of(folder)).glob("*-train*"))
     assert len(prepared) > 5
     monkeypatch.setattr(parts, "PART_BYTES", 2**26)
     whole = load_dataset(data_of(folder))
-    assert corpora.prepare_corpus(data_of(folder), preparation.LOCAL) != prepared[0].parent
+    assert corpora.prepare_corpus(data_of(folder)) != prepared[0].parent
     np.testing.assert_array_equal(cut.train.tokens, whole.train.tokens)
     np.testing.assert_array_equal(cut.validation.tokens, whole.validation.tokens)
+
+
+def test_a_corpus_of_earlier_versions_keeps_its_fingerprint(tmp_path, small_parts):
+    """It depends on every token and on how the corpus is cut into parts."""
+    write_lines(tmp_path / "a.jsonl", TEXTS[:100])
+    assert load_dataset(data_of(tmp_path)).fingerprint == "a98eb9c040c8"
 
 
 def test_windows_in_place_are_those_in_memory(folder, monkeypatch):
@@ -94,7 +96,7 @@ def test_windows_in_place_are_those_in_memory(folder, monkeypatch):
 
 def test_a_prepared_folder_is_a_tfds_data_set_and_a_corpus(folder):
     dataset = load_dataset(data_of(folder))
-    prepared = corpora.prepare_corpus(data_of(folder), preparation.LOCAL)
+    prepared = corpora.prepare_corpus(data_of(folder))
     source = tfds.builder_from_directory(prepared).as_data_source("train")
     found = np.concatenate([record["tokens"] for record in source])
     np.testing.assert_array_equal(found, dataset.train.tokens)
@@ -105,33 +107,25 @@ def test_a_prepared_folder_is_a_tfds_data_set_and_a_corpus(folder):
 
 
 def test_names_change_with_settings_and_generator(folder, monkeypatch):
-    names = {corpora.prepare_corpus(data_of(folder), preparation.LOCAL).parent.name}
-    other = data_of(folder, validation_fraction=0.2)
-    names.add(corpora.prepare_corpus(other, preparation.LOCAL).parent.name)
+    names = {corpora.prepare_corpus(data_of(folder)).parent.name}
+    names.add(corpora.prepare_corpus(data_of(folder, validation_fraction=0.2)).parent.name)
     monkeypatch.setattr(corpora, "GENERATOR", corpora.GENERATOR + 1)
-    names.add(corpora.prepare_corpus(data_of(folder), preparation.LOCAL).parent.name)
+    names.add(corpora.prepare_corpus(data_of(folder)).parent.name)
     assert len(names) == 3
 
 
-def test_files_that_name_their_split_keep_it(tmp_path):
-    write_lines(tmp_path / "c4-train.00000-of-00001.json.gz", TEXTS[:50])
-    write_lines(tmp_path / "c4-validation.00000-of-00001.json.gz", TEXTS[50:60])
+@pytest.mark.parametrize("name", ["c4-{}.00000-of-00001.json.gz", "{}/00000.jsonl"])
+def test_files_and_folders_that_name_their_split_keep_it(tmp_path, capsys, name):
+    for split, texts in (("train", TEXTS[:50]), ("validation", TEXTS[50:60])):
+        (tmp_path / name.format(split)).parent.mkdir(exist_ok=True)
+        write_lines(tmp_path / name.format(split), texts)
     dataset = load_dataset(data_of(tmp_path, name="c4"))
     assert len(documents_of(dataset.train.tokens)) == 50
     assert len(documents_of(dataset.validation.tokens)) == 10
-    (tmp_path / "c4-train.00000-of-00001.json.gz").unlink()
+    assert "drawn" not in capsys.readouterr().err
+    (tmp_path / name.format("train")).unlink()
     with pytest.raises(UserError, match="none for training"):
         load_dataset(data_of(tmp_path, name="c4"))
-
-
-def test_folders_name_splits_too(tmp_path, capsys):
-    for split, texts in (("train", TEXTS[:50]), ("validation", TEXTS[50:60])):
-        (tmp_path / split).mkdir()
-        write_lines(tmp_path / split / "00000.jsonl", texts)
-    dataset = load_dataset(data_of(tmp_path))
-    assert len(documents_of(dataset.train.tokens)) == 50
-    assert len(documents_of(dataset.validation.tokens)) == 10
-    assert "drawn" not in capsys.readouterr().err
     assert parts.own_split("train/part/test-1.jsonl") == "test", "the file's own name goes first"
 
 
@@ -144,12 +138,8 @@ def test_a_file_named_test_is_never_drawn_for_training(tmp_path, capsys):
         ("more", "more.jsonl names no split"),
     ):
         write_lines(tmp_path / f"{name}.jsonl", TEXTS[:100])
-        dataset = load_dataset(data_of(tmp_path))
-        tokens = np.concatenate([dataset.train.tokens, dataset.validation.tokens])
-        assert b"never" not in bytes(tokens.astype(np.uint8))
-        told = capsys.readouterr().err
-        assert f"{because}: each document is drawn" in told
-        assert "but for files named test" in told
+        assert b"never" not in bytes(tokens_of(load_dataset(data_of(tmp_path))).astype(np.uint8))
+        assert f"{because}: each document is drawn" in capsys.readouterr().err
 
 
 ARTICLES = [
@@ -179,10 +169,12 @@ def test_articles_of_wikitext(tmp_path, kind):
 def test_pieces_have_the_tokens_of_the_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(pieces, "BLOCK", 40)
     rng, encode = np.random.default_rng(0), tiny_gpt2().encode_ordinary
-    alphabet = ["the", "b", " ", "  ", "\n", "\n\n", "\t", "é", "漢", "\u3000", "\xa0", "\x85"]
-    alphabet += ["\u2003", "\u2028", "'s", "12", ".", "\x1c", "😀", " x"]
+    alphabet = ["the", "b", " ", "  ", "\n", "\r\n", "\n\n", "\t", "\v", "\f", "é", "漢", "\u3000"]
+    alphabet += ["\xa0", "\x85", "\u2003", "\u2028", "'s", "don't", "12", ".", "\x1c", "😀", " x"]
+    alphabet += ["漢字", "、", "。", "क्षि", "ACGT"]
     for _ in range(300):
-        text = "".join(rng.choice(alphabet, size=rng.integers(1, 200)))
+        few = rng.choice(alphabet, size=rng.integers(1, 12))
+        text = "".join(rng.choice(few, size=rng.integers(1, 200)))
         (tmp_path / "a.txt").write_bytes(text.encode())
         one = Text(list_files(str(tmp_path / "a.txt"), (".txt",)))
         found = list(one.pieces(0, one.size))
@@ -194,17 +186,6 @@ def test_pieces_have_the_tokens_of_the_whole(tmp_path, monkeypatch):
         halves = "".join(one.pieces(0, place)), "".join(one.pieces(place, one.size))
         assert "".join(halves) == text
         assert not clean or [t for half in halves for t in encode(half)] == encode(text)
-
-
-@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
-@pytest.mark.parametrize("tokenizer", ["char", "byte"])
-def test_documents_by_characters_and_bytes(tmp_path, kind, tokenizer):
-    """Each is followed by a line end, wherever it is drawn to."""
-    place = tmp_path / f"docs.{kind}"
-    (write_parquet if kind == "parquet" else write_lines)(place, TEXTS[:40])
-    found = load_dataset(data_of(place, name="text", tokenizer=tokenizer))
-    text = "".join(found.tokenizer.decode(s.tokens) for s in (found.train, found.validation))
-    assert sorted(text) == sorted("".join(text + "\n" for text in TEXTS[:40]))
 
 
 @needs_gpt2
@@ -221,39 +202,38 @@ def test_tokens_are_those_of_tiktoken(folder):
     expected = [[*encoding.encode_ordinary(text), encoding.eot_token] for text in kept]
     assert train.tolist() == [token for tokens in expected for token in tokens]
     (folder / "one.txt").write_text("".join(TEXTS))
-    one = load_dataset(data_of(folder / "one.txt", name="text", tokenizer="gpt2"))
-    both = np.concatenate([one.train.tokens, one.validation.tokens]).tolist()
-    assert both == [*encoding.encode_ordinary("".join(TEXTS)), encoding.eot_token]
+    one = tokens_of(load_dataset(data_of(folder / "one.txt", name="text", tokenizer="gpt2")))
+    assert one.tolist() == [*encoding.encode_ordinary("".join(TEXTS)), encoding.eot_token]
 
 
 # Killed and damaged -----------------------------------------------------------------------------
 
 
 def test_what_is_written_is_kept_and_what_is_missing_is_made(folder, monkeypatch):
-    data = data_of(folder)
+    data, made, write = data_of(folder), list[str](), preparation.write_part
     expected = load_dataset(data_of(folder, validation_fraction=0.1)).train.tokens
-    made, write = list[int](), preparation.write_part
 
     def counted(task):
-        made.append(task.number)
+        made.append(task.record.stem)
         write(task)
 
     monkeypatch.setattr(preparation, "write_part", counted)
-    prepared = corpora.prepare_corpus(data, preparation.LOCAL)
+    prepared = corpora.prepare_corpus(data)
     (prepared / "dataset_info.json").unlink()
     paths = sorted(prepared.glob("*-train.array_record-*"))
     paths[2].unlink()
     paths[4].write_bytes(paths[4].read_bytes()[:-1])
     load_dataset(data)
-    assert made == [2, 4]
+    assert made == ["00002", "00004"]
     np.testing.assert_array_equal(load_dataset(data).train.tokens, expected)
 
 
-def test_a_part_is_made_anew_when_what_lies_at_the_address_has_changed(folder, monkeypatch):
+def test_a_part_is_written_again_when_what_lies_at_the_address_has_changed(folder, monkeypatch):
     """An address keeps its name; a resumed preparation must not mix what was there and what is."""
     place = f"file://{folder}"
-    prepared = corpora.prepare_corpus(data_of(place), preparation.LOCAL)
+    prepared = corpora.prepare_corpus(data_of(place))
     (prepared / "dataset_info.json").unlink()
+    (prepared / "openwebtext-test.array_record-00000-of-00001").touch()  # of a file that is gone
     changed = [text.upper() for text in TEXTS[:99]] + [TEXTS[99] + "x"]
     write_lines(folder / "a.jsonl", changed)
     after = load_dataset(data_of(place))
@@ -262,56 +242,36 @@ def test_a_part_is_made_anew_when_what_lies_at_the_address_has_changed(folder, m
     np.testing.assert_array_equal(after.train.tokens, expected.train.tokens)
 
 
-def test_partial_files_of_two_workers_have_different_names(tmp_path):
-    assert shards._partial(tmp_path / "a") != shards._partial(tmp_path / "a")
-
-
-def test_the_identity_of_a_text_part_names_the_files_it_holds(tmp_path):
-    for name in "abc":
-        (tmp_path / f"{name}.txt").write_text("text ")
-    one = Text(list_files(str(tmp_path), (".txt",)))  # six bytes each with the line end between
-    held = lambda start, stop: [file.name for file in one.files_of(start, stop)[0]]
-    assert (held(0, 5), held(0, 6), held(0, 7)) == (["a.txt"], ["a.txt"], ["a.txt", "b.txt"])
-    assert held(6, 17) == ["b.txt", "c.txt"]
-    assert one.files_of(12, 13)[1] == 12
-
-
-@pytest.mark.parametrize("damage", ["missing", "short"])
-def test_a_damaged_shard_is_one_line(folder, damage):
-    data = data_of(folder, validation_fraction=0.3)
-    prepared = corpora.prepare_corpus(data, preparation.LOCAL)
-    shard = sorted(prepared.glob("*-train.array_record-*"))[1]
-    whole = shard.read_bytes()
-    if damage == "missing":
-        shard.unlink()
-    else:
-        shard.write_bytes(whole[:-10])
-    with pytest.raises(UserError, match=r"remove dataset_info\.json") as error:
-        load_dataset(data)
-    assert str(shard) in str(error.value)
-    shard.write_bytes(whole)
-    stream = load_dataset(data).train
-    shard.write_bytes(b"\0" * len(whole))
-    with pytest.raises(UserError, match=shard.name):
-        stream.read(0, len(stream))
-
-
-def test_a_damaged_copy_is_to_be_copied_again(folder, tmp_path_factory):
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_damaged_shard_is_one_line(folder, tmp_path_factory, copied):
     """A prepared folder that is named itself may be far from the corpus that it was made of."""
-    made = corpora.prepare_corpus(data_of(folder, validation_fraction=0.4), preparation.LOCAL)
-    copy = shutil.copytree(made, tmp_path_factory.mktemp("copy") / "prepared")
-    shard = sorted(copy.glob("*-train.array_record-*"))[0]
-    whole = shard.read_bytes()
-    messages = []
-    for damage in (b"\0" * len(whole), whole[:-1]):
-        shard.write_bytes(damage)
-        with pytest.raises(UserError, match="copy that folder again") as error:
-            load_dataset(data_of(copy)).train.read(0, 60)
-        messages.append(str(error.value))
-    (copy / "metadata.json").write_text("{")
-    with pytest.raises(UserError, match="copy that folder again") as error:
-        load_dataset(data_of(copy))
-    assert not any("remove" in message for message in [*messages, str(error.value)])
+    data = data_of(folder, validation_fraction=0.3)
+    prepared = corpora.prepare_corpus(data)
+    if copied:
+        prepared = shutil.copytree(prepared, tmp_path_factory.mktemp("copy") / "prepared")
+        data = data_of(prepared)
+    cure = "copy that folder again" if copied else r"remove .*dataset_info\.json"
+    shard = sorted(prepared.glob("*-train.array_record-*"))[1]
+    whole, metadata = shard.read_bytes(), prepared / "metadata.json"
+    text = metadata.read_text()
+
+    def refused(file, content):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=cure) as error:
+            load_dataset(data).train.tokens  # noqa: B018
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    for damaged in (whole[:-10], b"\0" * len(whole)):
+        assert str(shard) in refused(shard, damaged)
+    shard.unlink()
+    with pytest.raises(UserError, match=f"{shard.name} is missing; "):
+        load_dataset(data)
+    shard.write_bytes(whole)
+    for content in ("{", "[]", text.replace('"dtype"', '"type"'), text.replace('"byte"', '"x"')):
+        refused(metadata, content.encode())
+    metadata.write_text(text)
+    assert len(load_dataset(data).train)
 
 
 KILLED = """
@@ -321,11 +281,11 @@ from nrgpt_jax.datasets import corpora, parts, preparation
 parts.PART_BYTES = preparation.PART_BYTES = 2000
 data = default_config().data
 data.update({"name": "openwebtext", "tokenizer": "byte", "path": sys.argv[1]})
-corpora.prepare_corpus(data, preparation.Engine(workers=2))
+corpora.prepare_corpus(data, workers=2)
 """
 
 
-def test_a_killed_preparation_goes_on(tmp_path, monkeypatch):
+def test_a_killed_preparation_resumes(tmp_path, monkeypatch):
     """Killed as hard as can be, while two workers write; neither runs the script once more."""
     corpus = tmp_path / "corpus"
     corpus.mkdir()
@@ -344,8 +304,7 @@ def test_a_killed_preparation_goes_on(tmp_path, monkeypatch):
     for folder in written()[0].parents[:2]:
         (folder / "a.partial-1").touch()
     monkeypatch.setattr(parts, "PART_BYTES", 2000)
-    dataset = load_dataset(data_of(corpus))
-    found = documents_of(np.concatenate([dataset.train.tokens, dataset.validation.tokens]))
+    found = documents_of(tokens_of(load_dataset(data_of(corpus))))
     assert sorted(found) == sorted(text.removesuffix("\n") for text in TEXTS * 20)
     assert not list((tmp_path / "cache").rglob("*.partial-*"))
 
@@ -353,25 +312,14 @@ def test_a_killed_preparation_goes_on(tmp_path, monkeypatch):
 def test_nothing_is_left_of_a_worker_that_outlives_its_killed_parent(tmp_path, monkeypatch):
     """It may begin a shard after what was begun before it has been removed."""
     write_lines(tmp_path / "a.jsonl", TEXTS)
-    monkeypatch.setenv("NRGPT_CACHE_DIR", str(tmp_path / "cache"))
-    begun = []
+    write, begun = preparation.write_part, []
 
-    def document_parts(*args, cut=parts.document_parts):
-        folder = next((tmp_path / "cache").rglob("progress")).parent
-        begun.append(folder / "late.partial-1")
+    def write_part(task):
+        write(task)
+        begun.append(task.record.parent.parent / "late.partial-1")
         begun[0].touch()
-        return cut(*args)
 
-    monkeypatch.setattr(parts, "document_parts", document_parts)
+    monkeypatch.setattr(preparation, "write_part", write_part)
     load_dataset(data_of(tmp_path / "a.jsonl"))
     assert begun
     assert not begun[0].exists()
-
-
-def test_beam_makes_the_same(folder, monkeypatch, tmp_path_factory):
-    pytest.importorskip("apache_beam", reason="Apache Beam is not installed")
-    expected = load_dataset(data_of(folder))
-    monkeypatch.setenv("NRGPT_CACHE_DIR", str(tmp_path_factory.mktemp("beam")))
-    options = "--runner=DirectRunner --direct_running_mode=in_memory"
-    corpora.prepare_corpus(data_of(folder), Engine(beam_options=options))
-    assert load_dataset(data_of(folder)).fingerprint == expected.fingerprint

@@ -1,45 +1,18 @@
 """Data sets by name: token streams for training and validation, prompts for evaluation."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
 from nrgpt_jax.datasets import catalogue as _catalogue
 from nrgpt_jax.datasets import corpora as _corpora
 from nrgpt_jax.datasets import listops as _listops
-from nrgpt_jax.datasets.streams import Stream
-from nrgpt_jax.datasets.tokenizers import EOS, Tokenizer
+from nrgpt_jax.datasets import shards as _shards
+from nrgpt_jax.datasets.streams import Dataset, Prompts, Stream
+from nrgpt_jax.datasets.tokenizers import EOS
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.registry import Registry
-
-
-def ends_with(new: np.ndarray, answer: np.ndarray) -> float:
-    """1 where the new tokens end with the answer, else 0."""
-    answer = np.atleast_1d(answer)
-    return float(len(new) >= len(answer) and np.array_equal(new[len(new) - len(answer) :], answer))
-
-
-class Prompts(NamedTuple):
-    """Questions with their answers, of any number of tokens."""
-
-    prompts: list[np.ndarray]  # each (length,) int32
-    answers: Sequence[Any] | np.ndarray  # of each a token, or tokens (n,)
-    end: int  # the token that ends an answer
-    num_symbols: int  # of the tokenizer; a model may have more logits
-    # Of the new tokens (n,), without the end, and the answer; 0 to 1.
-    score: Callable[[np.ndarray, Any], float] = ends_with
-
-
-class Dataset(NamedTuple):
-    """One token stream a split, the tokenizer they were made with, and prompts by name."""
-
-    train: Stream
-    validation: Stream
-    tokenizer: Tokenizer
-    prompts: Mapping[str, Prompts]
-    fingerprint: str  # names the content; a run keeps it
-
 
 Loader = Callable[[Mapping[str, Any]], Dataset]
 DATASETS: Registry[Loader] = Registry("data set")
@@ -71,9 +44,11 @@ def load_dataset(data: Mapping[str, Any], dataset: Dataset | None = None) -> Dat
 
 
 def _load(data: Mapping[str, Any]) -> Dataset:
-    if data["name"].startswith(_catalogue.PREFIX):
-        return _load_of_catalogue(data)
-    return DATASETS.configured(data["name"], data["options"])(data)
+    name = data["name"]
+    if name.startswith(_catalogue.PREFIX):
+        place = _catalogue.documents(name.removeprefix(_catalogue.PREFIX), data["field"])
+        return _corpora.load({**data, "name": "text", "path": str(place)})
+    return DATASETS.configured(name, data["options"])(data)
 
 
 def load_recorded(data: Mapping[str, Any]) -> Dataset:
@@ -93,49 +68,37 @@ def load_recorded(data: Mapping[str, Any]) -> Dataset:
     return dataset
 
 
-def _load_of_catalogue(data: Mapping[str, Any]) -> Dataset:
-    place = _catalogue.documents(data["name"].removeprefix(_catalogue.PREFIX), data["field"])
-    return _load_corpus({**data, "name": "text", "path": str(place)})
-
-
 def reads_text(name: str) -> bool:
     """Whether a data set is text, which `config.data.tokenizer` reads."""
     return name in OF_TEXT or name.startswith(_catalogue.PREFIX)
 
 
-def _load_corpus(data: Mapping[str, Any]) -> Dataset:
-    result = _corpora.load(data)
-    return Dataset(result.train, result.validation, result.tokenizer, {}, result.fingerprint)
-
-
 def _load_listops(data: Mapping[str, Any]) -> Dataset:
     settings = data["listops"]
-    builder = _listops.listops(settings).prepare()
     tokenizer = _listops.tokenizer(settings)
-    records = [record["tokens"].astype(np.int32) for record in builder.records("train")]
+    step, end = tokenizer.encode(f"{_listops.STEP},{EOS}")
+    metadata = _shards.read_metadata(_listops.prepare(settings))
+
+    def samples(split: str) -> list[np.ndarray]:
+        tokens = _shards.stream_of(metadata, split).tokens
+        return np.split(tokens, np.flatnonzero(tokens == end) + 1)[:-1]
+
+    records = samples("train")
     tokens = np.concatenate(records)
     weights = np.ones(len(tokens), np.float32)
     if not settings["learn_questions"]:
-        step, _ = tokenizer.encode(f"{_listops.STEP},{EOS}")
         solved = [np.cumsum(record == step) > (record == step) for record in records]
         weights = np.concatenate(solved).astype(np.float32)
     num_train = int(len(tokens) * (1.0 - data["validation_fraction"]))
     split = lambda *bounds: Stream.of(tokens[slice(*bounds)], weights[slice(*bounds)])
     train, validation = split(None, num_train), split(num_train, None)
-    names = ["", *(f"_{operation}" for operation in settings["operations"])]
-    prompts = {"listops" + n: _prompts(builder.records("test" + n), tokenizer) for n in names}
-    return Dataset(train, validation, tokenizer, prompts, builder.fingerprint)
-
-
-def _prompts(records, tokenizer: Tokenizer) -> Prompts:
-    """The prompt of a worked expression ends with its first `=`."""
-    step, end = tokenizer.encode(f"{_listops.STEP},{EOS}")
-    prompts, answers = [], []
-    for record in records:
-        tokens = record["tokens"].astype(np.int32)
-        prompts.append(tokens[: np.argmax(tokens == step) + 1])
-        answers.append(int(record["answer"]))
-    return Prompts(prompts, np.array(answers, dtype=np.int32), int(end), tokenizer.size)
+    prompts = {}
+    for name in ("", *(f"_{operation}" for operation in settings["operations"])):
+        tests = samples("test" + name)
+        questions = [test[: np.argmax(test == step) + 1] for test in tests]
+        answers = np.array([test[-2] for test in tests], np.int32)
+        prompts["listops" + name] = Prompts(questions, answers, int(end), tokenizer.size)
+    return Dataset(train, validation, tokenizer, prompts, metadata["fingerprint"])
 
 
 def _load_given(data: Mapping[str, Any]) -> Dataset:
@@ -148,4 +111,4 @@ def _load_given(data: Mapping[str, Any]) -> Dataset:
 DATASETS.add(GIVEN, _load_given)
 DATASETS.add("listops", _load_listops)
 for _name in OF_TEXT:
-    DATASETS.add(_name, _load_corpus)
+    DATASETS.add(_name, _corpora.load)

@@ -1,7 +1,7 @@
 """Data sets of the TFDS catalogue that have text: `config.data.name = "tfds:ag_news_subset"`.
 
-The documents of the train split are written once, as JSON lines, and from there on are read as any
-corpus is: tokenized by parts, with a share of them drawn for validation.
+TFDS downloads and reads them. The documents of the train split are written once, as JSON lines, so
+that they are tokenized and drawn for validation as those of any corpus are.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from nrgpt_jax import disk
-from nrgpt_jax.datasets.records import cache_root, digest
+from nrgpt_jax.datasets.places import cache_root, digest
 from nrgpt_jax.errors import UserError, require
 
 PREFIX = "tfds:"

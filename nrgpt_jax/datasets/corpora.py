@@ -1,22 +1,33 @@
-"""Corpora of text: where they lie, how they are split, and their prepared tokens."""
+"""Corpora of text: where they lie, how they are split, and their prepared tokens.
+
+This is what a run's record of its data depends on (names, checksums of corpora, the place where a
+text is split), so no library can decide it.
+"""
 
 import contextlib
 import hashlib
-import itertools
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from nrgpt_jax.datasets import documents, parts, shards
-from nrgpt_jax.datasets.documents import JSON_LINES, PARQUET, PLAIN, ROWS_OF_TEXT, Reader
+from nrgpt_jax.datasets import parts, shards
+from nrgpt_jax.datasets.documents import (
+    JSON_LINES,
+    PARQUET,
+    PLAIN,
+    ROWS_OF_TEXT,
+    Reader,
+    read_articles,
+    read_documents,
+)
 from nrgpt_jax.datasets.download import fetch
-from nrgpt_jax.datasets.files import File, has_ending, is_packed, is_remote, list_files
+from nrgpt_jax.datasets.files import File, has_ending, is_remote, list_files
 from nrgpt_jax.datasets.hf_tokenizer import PREFIX
 from nrgpt_jax.datasets.pieces import LONGEST, Text
-from nrgpt_jax.datasets.preparation import LOCAL, Engine, Plan, prepare
-from nrgpt_jax.datasets.records import cache_root, digest
-from nrgpt_jax.datasets.streams import RecordStream, Stream
+from nrgpt_jax.datasets.places import cache_root, digest
+from nrgpt_jax.datasets.preparation import Plan, prepare
+from nrgpt_jax.datasets.streams import Dataset, Stream
 from nrgpt_jax.datasets.tokenizers import (
     ByteTokenizer,
     CharTokenizer,
@@ -38,60 +49,43 @@ SHAKESPEARE_URL = (
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
 
-class Corpus(NamedTuple):
-    """A corpus of documents."""
-
-    place: str  # where it is published; "": nowhere
-    reader: Reader
-
-
-CORPORA: Mapping[str, Corpus] = {
-    "openwebtext": Corpus("hf://datasets/Skylion007/openwebtext", documents.read_documents),
-    "wikitext": Corpus(
-        "hf://datasets/Salesforce/wikitext/wikitext-2-raw-v1", documents.read_articles
-    ),
-    "c4": Corpus("hf://datasets/allenai/c4/en", documents.read_documents),
-    "text": Corpus("", documents.read_documents),
+CORPORA: Mapping[str, str] = {  # of documents, and where each is published
+    "openwebtext": "hf://datasets/Skylion007/openwebtext",
+    "wikitext": "hf://datasets/Salesforce/wikitext/wikitext-2-raw-v1",
+    "c4": "hf://datasets/allenai/c4/en",
+    "text": "",
 }
 
 
-class Prepared(NamedTuple):
-    """The tokens of a corpus."""
-
-    train: Stream
-    validation: Stream
-    tokenizer: Tokenizer
-    fingerprint: str
-
-
-def load(data: Mapping[str, Any]) -> Prepared:
+def load(data: Mapping[str, Any]) -> Dataset:
     """Opens the tokens of the corpus that `config.data` describes, prepared before if need be."""
-    folder = prepare_corpus(data, LOCAL)
+    folder = prepare_corpus(data)
     # What was named itself is a copy, perhaps without its corpus: it cannot be made here again.
     copied = bool(data["path"]) and folder == Path(data["path"]).expanduser()
-    metadata = shards.read_metadata(folder, COPY) if copied else shards.read_metadata(folder)
-    features = shards.features_of(metadata["dtype"])
-
-    def stream(split: str) -> Stream:
-        result = shards.shards_of(metadata, split)
-        cure = COPY if copied else None
-        records = RecordStream(result, metadata["record_tokens"], features, cure)
-        return Stream.of(records.read(0, len(records))[0]) if len(records) <= WHOLE else records
-
+    cure = COPY if copied else shards.REMAKE
+    metadata = shards.read_metadata(folder, cure)
     try:
         tokenizer = from_record(metadata["tokenizer"])
     except ValueError as error:
-        cure = COPY if copied else shards.REMAKE
         raise UserError(f"the metadata of {folder} is damaged ({error}); {cure}") from None
     if tokenizer.kind != kind_of(data["tokenizer"]):
         raise UserError(
             f"{folder} was prepared with --config.data.tokenizer={tokenizer.kind}; give the same"
         )
-    return Prepared(stream("train"), stream("validation"), tokenizer, metadata["fingerprint"])
+
+    def stream(split: str) -> Stream:
+        records = shards.stream_of(metadata, split, COPY if copied else None)
+        return Stream.of(records.tokens) if len(records) <= WHOLE else records
+
+    return Dataset(stream("train"), stream("validation"), tokenizer, {}, metadata["fingerprint"])
 
 
-def prepare_corpus(data: Mapping[str, Any], engine: Engine) -> Path:
+def prepare_corpus(data: Mapping[str, Any], workers: int = 0) -> Path:
     """The folder of the prepared tokens of a corpus, which are made if they are not there.
+
+    Args:
+      data: `config.data`.
+      workers: processes on this machine; 0: one a core.
 
     Raises:
       UserError: the corpus is not there, or cannot be read; or `data.path` is missing.
@@ -112,11 +106,7 @@ def prepare_corpus(data: Mapping[str, Any], engine: Engine) -> Path:
         "files": [file[1:] for file in files] or place,
     }
     folder = cache_root() / data["name"] / digest(settings) / shards.VERSION
-
-    def plan() -> Plan:
-        return _plan(data, files or _files(data, place), place)
-
-    prepare(folder, data["name"], plan, engine)
+    prepare(folder, data["name"], lambda: _plan(data, files or _files(data, place)), workers)
     return folder
 
 
@@ -127,58 +117,58 @@ def kind_of(name: str) -> str:
 
 def _content(name: str) -> str:
     """The digest of a tokenizer's file, which may change under its name."""
-    if not name.startswith(PREFIX):
-        return ""
-    with contextlib.suppress(OSError):
-        return hashlib.sha256(Path(name.removeprefix(PREFIX)).read_bytes()).hexdigest()[:12]
+    if name.startswith(PREFIX):
+        with contextlib.suppress(OSError):
+            content = Path(name.removeprefix(PREFIX)).read_bytes()
+            return hashlib.sha256(content).hexdigest()[:12]
     return ""
 
 
 def _place(data: Mapping[str, Any]) -> str:
     if data["name"] == "shakespeare":
         return str(fetch("shakespeare/input.txt", SHAKESPEARE_URL, SHAKESPEARE_SHA256))
-    place = data["path"] or CORPORA[data["name"]].place
+    place = data["path"] or CORPORA[data["name"]]
     if not place:
         raise UserError("data.path is empty; name a file: --config.data.path=book.txt")
     return place
 
 
 def _files(data: Mapping[str, Any], place: str) -> list[File]:
-    """The files of a corpus. Raises UserError where one that was named is not of a kind read."""
-    one_text = _is_one_text(data, place)
+    """The files of a corpus: those of its text alone, where it is one text.
+
+    Raises:
+      UserError: there are none, or one that was named has an ending that is not read.
+    """
     known = ARTICLES if data["name"] == "wikitext" else ANY
-    files = list_files(place, (".txt",) if one_text else known)
+    files = list_files(place, known)
+    if _may_be_one_text(data):
+        plain = [f for f in files if has_ending(f.name, (".txt",))]
+        if plain or not any(has_ending(f.name, known) for f in files):
+            return plain or files  # of any ending, where it was named itself
     for file in files:
-        is_data = has_ending(file.name, (*JSON_LINES, ".json", *PARQUET))
-        if one_text and is_data:
-            raise UserError(
-                f"{file.path} is not plain text, which --config.data.tokenizer={data['tokenizer']} "
-                f"needs; documents are read from {', '.join(ROWS_OF_TEXT)}"
-            )
-        if is_packed(file.name) and (one_text or not has_ending(file.name, known)):
-            raise UserError(f"{file.path} is packed; unpack it first")
-        if not one_text and not has_ending(file.name, known):
+        if not has_ending(file.name, known):
             raise UserError(
                 f"{file.path} has none of the endings that are read ({', '.join(known)}); rename "
-                "it, or convert it"
+                "it, unpack it, or convert it"
             )
     return files
 
 
-def _is_one_text(data: Mapping[str, Any], place: str) -> bool:
-    """Character and byte models read plain files as one long text; all else are documents."""
-    plain = data["name"] in ("shakespeare", "text") and data["tokenizer"] in ("char", "byte")
-    return plain and not _has_rows(place)
+def _may_be_one_text(data: Mapping[str, Any]) -> bool:
+    return data["name"] in ("shakespeare", "text") and data["tokenizer"] in ("char", "byte")
 
 
-def _has_rows(place: str) -> bool:
-    """Whether a file has a document a row, or a folder here such files and no plain ones."""
-    folder = Path(place).expanduser()
-    if is_remote(place) or not folder.is_dir():
-        return has_ending(place, ROWS_OF_TEXT)
-    names = [path.name for path in folder.rglob("*") if path.is_file()]
-    rows, plain = (any(has_ending(n, ends) for n in names) for ends in (ROWS_OF_TEXT, (".txt",)))
-    return rows and not plain
+def _plan(data: Mapping[str, Any], files: list[File]) -> Plan:
+    fraction, name, field = data["validation_fraction"], data["tokenizer"], data["field"]
+    has_rows = any(has_ending(file.name, ROWS_OF_TEXT) for file in files)
+    if _may_be_one_text(data) and not has_rows:
+        return _text_plan(Text(files), name, fraction)
+    reader = read_articles if data["name"] == "wikitext" else read_documents
+    tokenizer = _characters(files, reader, field) if name == "char" else create_tokenizer(name)
+    if len(files) == 1 and not has_rows and data["name"] in ("shakespeare", "text"):
+        text = Text(files)
+        return Plan(parts.text_parts(text, _boundary(text, fraction), ends=True), tokenizer)
+    return Plan(parts.document_parts(files, reader, field, fraction), tokenizer, field=field)
 
 
 def _characters(files: list[File], reader: Reader, field: str) -> Tokenizer:
@@ -189,22 +179,6 @@ def _characters(files: list[File], reader: Reader, field: str) -> Tokenizer:
             for piece in document.pieces or ():
                 characters.update(piece)
     return CharTokenizer(characters)
-
-
-def _plan(data: Mapping[str, Any], files: list[File], place: str) -> Plan:
-    fraction = data["validation_fraction"]
-    if _is_one_text(data, place):
-        return _text_plan(Text(files), data["tokenizer"], fraction)
-    reader, field = CORPORA.get(data["name"], CORPORA["text"]).reader, data["field"]
-    if data["tokenizer"] == "char":
-        tokenizer = _characters(files, reader, field)
-    else:
-        tokenizer = create_tokenizer(data["tokenizer"])
-    one = len(files) == 1 and not has_ending(files[0].name, ROWS_OF_TEXT)
-    if one and data["name"] in ("shakespeare", "text"):
-        text = Text(files)
-        return Plan(parts.text_parts(text, _boundary(text, fraction), ends=True), tokenizer)
-    return Plan(parts.document_parts(files, reader, field, fraction), tokenizer, field=field)
 
 
 def _boundary(text: Text, fraction: float) -> int:
@@ -219,24 +193,17 @@ def _boundary(text: Text, fraction: float) -> int:
 
 def _text_plan(text: Text, tokenizer: str, fraction: float) -> Plan:
     """One text by characters or bytes: its last characters are for validation."""
-    checksum, characters, lengths = hashlib.sha256(), set[str](), []
+    checksum, characters, count = hashlib.sha256(), set[str](), 0
     for piece in text.pieces(0, text.size):
-        encoded = piece.encode("utf-8")
-        checksum.update(encoded)
-        characters |= set(piece)
-        lengths.append((len(encoded), len(piece)))
-    num_train = int(sum(length for _, length in lengths) * (1.0 - fraction))
-    boundary = _byte_of(text, lengths, num_train)
+        checksum.update(piece.encode("utf-8"))
+        characters.update(piece)
+        count += len(piece)
+    left, boundary = int(count * (1.0 - fraction)), 0  # characters, and bytes, for training
+    for piece in text.pieces(0, text.size):
+        boundary += len(piece[:left].encode("utf-8"))
+        left -= min(left, len(piece))
+        if not left:
+            break
     created: Tokenizer = CharTokenizer(characters) if tokenizer == "char" else ByteTokenizer()
     fingerprint = digest({"sha256": checksum.hexdigest(), "validation_fraction": fraction})
     return Plan(parts.text_parts(text, boundary, ends=False), created, fingerprint)
-
-
-def _byte_of(text: Text, lengths: list[tuple[int, int]], character: int) -> int:
-    """The byte at which a character begins, of a text with pieces of these bytes and characters."""
-    offsets = itertools.accumulate(lengths, lambda a, b: (a[0] + b[0], a[1] + b[1]), initial=(0, 0))
-    for (at, before), (size, length) in zip(offsets, lengths, strict=False):
-        if character < before + length:
-            piece = "".join(text.pieces(at, at + size))
-            return at + len(piece[: character - before].encode("utf-8"))
-    return text.size

@@ -37,25 +37,15 @@ def _check_listops(listops: Mapping[str, Any]) -> None:
     for operation in listops["operations"]:
         require_choice(prefix + "operations", operation, tuple(OPERATIONS))
     check_limits(listops, "data.listops")
-    max_arguments, min_arguments = listops["max_arguments"], listops["min_arguments"]
-    require(
-        max_arguments >= min_arguments,
-        prefix + "max_arguments",
-        max_arguments,
-        f"at least min_arguments={min_arguments}",
-    )
+    least, most = listops["min_arguments"], listops["max_arguments"]
+    require(most >= least, prefix + "max_arguments", most, f"at least min_arguments={least}")
     rate = listops["exclusion_rate"]
-    tuples = int(listops["modulus"] ** max_arguments * rate)
+    tuples = int(listops["modulus"] ** most * rate)
     require(tuples > 0, prefix + "exclusion_rate", rate, "it must hold out one tuple at least")
     allowed = f"it would hold out {tuples:,} tuples; at most {_MOST_TUPLES:,}"
     require(tuples <= _MOST_TUPLES, prefix + "exclusion_rate", rate, allowed)
-    _check_length(listops, (min_arguments + max_arguments) / 2)
-
-
-def _check_length(listops: Mapping[str, Any], mean: float) -> None:
-    """Expressions must not grow without bound, by operations inside operations."""
-    inside, arguments = mean * listops["function_probability"], 0.0
-    for depth in range(listops["depth"]):
-        arguments += mean * inside**depth
+    # expressions must not grow without bound, by operations inside operations
+    mean, inside = (least + most) / 2, (least + most) / 2 * listops["function_probability"]
+    arguments = sum(mean * inside**depth for depth in range(listops["depth"]))
     allowed = f"expressions would have {arguments:,.0f} arguments; at most {_MOST_ARGUMENTS:,}"
-    require(arguments <= _MOST_ARGUMENTS, "data.listops.depth", listops["depth"], allowed)
+    require(arguments <= _MOST_ARGUMENTS, prefix + "depth", listops["depth"], allowed)

@@ -1,11 +1,16 @@
-"""Documents of files: plain text, JSON lines, Parquet, and the articles of WikiText."""
+"""Documents of files: plain text, JSON lines, Parquet, and the articles of WikiText.
+
+pyarrow and json parse; `datasets` would read these formats too, but gives no byte or row of a
+document, on which its split depends, and no part of a file to one worker.
+"""
 
 import contextlib
+import io
 import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from nrgpt_jax.datasets.files import BOM, File, has_ending, opened
+from nrgpt_jax.datasets.files import File, has_ending, opened
 from nrgpt_jax.datasets.pieces import Text, cut_text
 from nrgpt_jax.errors import UserError
 
@@ -30,6 +35,9 @@ class Document(NamedTuple):
 
 
 Range = tuple[int, int] | None  # bytes of JSON lines, row groups of Parquet; None: all
+Reader = Callable[[File, str, Range], Iterator[Document]]
+Texts = Iterator[tuple[int, str | None]]
+"""Places and texts; None where a document has none."""
 
 
 def read_documents(file: File, field: str, within: Range = None) -> Iterator[Document]:
@@ -43,15 +51,13 @@ def read_documents(file: File, field: str, within: Range = None) -> Iterator[Doc
     Raises:
       UserError: the file cannot be read, is cut short, or has no such field.
     """
-    if has_ending(file.name, JSON_LINES):
-        texts = _json_lines(file, field, within)
-    elif has_ending(file.name, PARQUET):
-        texts = _rows(file, field, within)
-    else:
+    if not has_ending(file.name, ROWS_OF_TEXT):
         text = Text([file])
-        return iter((Document(file.name, 0, text.pieces(0, text.size)),))
-    pieces_of = lambda text: None if text is None else cut_text(text)
-    return (Document(file.name, place, pieces_of(text)) for place, text in texts)
+        yield Document(file.name, 0, text.pieces(0, text.size))
+        return
+    read = _json_lines if has_ending(file.name, JSON_LINES) else _rows
+    for place, row in read(file, field, within):
+        yield Document(file.name, place, None if row is None else cut_text(row))
 
 
 def read_articles(file: File, field: str, within: Range = None) -> Iterator[Document]:
@@ -76,9 +82,6 @@ def read_articles(file: File, field: str, within: Range = None) -> Iterator[Docu
         yield Document(file.name, begin, cut_text("".join(article)))
 
 
-Reader = Callable[[File, str, Range], Iterator[Document]]
-
-
 def _is_title(line: str) -> bool:
     line = line.strip()
     inside = line[2:-2]
@@ -86,34 +89,24 @@ def _is_title(line: str) -> bool:
     return one and not inside.startswith("= ") and not inside.endswith(" =")
 
 
-Texts = Iterator[tuple[int, str | None]]
-"""Places and texts; None where a document has none."""
-
-
 def _lines(file: File) -> Texts:
-    with opened(file.path) as lines:
-        for number, line in enumerate(lines):
-            yield number, _decode_line(line if number else line.removeprefix(BOM), file.path)
-
-
-def _decode_line(line: bytes, path: str) -> str:
-    try:
-        return line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 ({error}); convert it with iconv") from None
+    with opened(file.path) as data:
+        try:
+            yield from enumerate(io.TextIOWrapper(data, "utf-8-sig", newline="\n"))
+        except UnicodeDecodeError as error:
+            cure = "convert it with iconv"
+            raise UserError(f"{file.path} is not UTF-8 ({error}); {cure}") from None
 
 
 def _json_lines(file: File, field: str, within: Range) -> Texts:
     begin, end = within or (0, None)
     observed = lacking = 0
     from_start = begin == 0
-    with opened(file.path) as lines:
+    with opened(file.path, "infer") as lines:
         if begin:  # the line that byte begin - 1 belongs to begins before the range
             lines.seek(begin - 1)
             begin += len(lines.readline()) - 1
-        while end is None or begin < end:
-            if not (line := lines.readline()):
-                return
+        while (end is None or begin < end) and (line := lines.readline()):
             if line.strip():
                 document = _document_of_line(line, f"{file.path}, byte {begin}")
                 observed, lacking = observed + 1, lacking + (field not in document)
@@ -148,12 +141,10 @@ def _repaired(text: str) -> str:
 
 def _rows(file: File, field: str, within: Range) -> Texts:
     with opened_parquet(file) as parquet:
-        if field not in parquet.schema_arrow.names:
-            names = ", ".join(parquet.schema_arrow.names)
-            raise UserError(
-                f"{file.path} has no column {field!r} but {names}; name one: "
-                "--config.data.field=..."
-            )
+        names = parquet.schema_arrow.names
+        if field not in names:
+            known = f"has no column {field!r} but {', '.join(names)}"
+            raise UserError(f"{file.path} {known}; name one: --config.data.field=...")
         first, end = within or (0, parquet.num_row_groups)
         row = sum(parquet.metadata.row_group(g).num_rows for g in range(first))
         for batch in parquet.iter_batches(ROWS, list(range(first, end)), [field]):
@@ -171,22 +162,17 @@ def opened_parquet(file: File) -> Iterator["pyarrow.parquet.ParquetFile"]:
     with opened(file.path) as data:
         try:
             yield pq.ParquetFile(data, pre_buffer=False, buffer_size=2**20)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError, OSError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{file.path} is no whole Parquet file ({reason})") from None
-        except UnicodeDecodeError as error:
-            raise UserError(f"{file.path} is not UTF-8 ({error})") from None
-        except OSError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{file.path} is damaged ({reason}); fetch it again") from None
+            what = "is no whole Parquet file with UTF-8 text"
+            raise UserError(f"{file.path} {what} ({reason}); fetch it again") from None
 
 
 def row_group_sizes(file: File) -> list[int]:
     """Bytes of each row group of a Parquet file, packed."""
     with opened_parquet(file) as parquet:
-        groups = range(parquet.num_row_groups)
-        return [_packed_size(parquet.metadata.row_group(g)) for g in groups]
-
-
-def _packed_size(group) -> int:
-    return sum(group.column(c).total_compressed_size for c in range(group.num_columns))
+        groups = map(parquet.metadata.row_group, range(parquet.num_row_groups))
+        return [
+            sum(group.column(c).total_compressed_size for c in range(group.num_columns))
+            for group in groups
+        ]

@@ -1,4 +1,8 @@
-"""Files of a corpus, wherever fsspec finds them: local, gs://, s3://, hf://, https://."""
+"""Files of a corpus, wherever fsspec finds them: local, gs://, s3://, hf://, https://.
+
+fsspec lists and opens; which files belong to a corpus, their order, and an error in one line are
+decided here, because the split of documents depends on names and fsspec's errors differ by place.
+"""
 
 import contextlib
 import os
@@ -9,12 +13,6 @@ from typing import IO, NamedTuple
 import fsspec
 
 from nrgpt_jax.errors import UserError
-
-# Only .gz is read packed, and only JSON lines of it: the size of a text is that of its file.
-PACKED = (
-    *(".gz", ".bz2", ".xz", ".zip", ".zst", ".lzma", ".lz4", ".z", ".snappy", ".7z", ".rar"),
-    *(".tar", ".tgz", ".tbz2", ".txz"),
-)
 
 BOM = b"\xef\xbb\xbf"  # a mark of UTF-8 at the beginning of a file, which is no text
 
@@ -40,19 +38,9 @@ def absolute(place: str) -> str:
     return place if is_remote(place) else str(Path(place).expanduser().resolve())
 
 
-def is_packed(name: str) -> bool:
-    """Whether the ending of a name says that the file is compressed or an archive."""
-    return has_ending(name, PACKED)
-
-
 def has_ending(name: str, endings: tuple[str, ...]) -> bool:
     """Whether a name has one of the endings, in small letters or capitals."""
     return name.lower().endswith(endings)
-
-
-def _is_hidden(name: str) -> bool:
-    """Whether the file, or a folder that it is in below the corpus, begins with a dot."""
-    return any(part.startswith(".") for part in name.split("/"))
 
 
 def list_files(place: str, endings: tuple[str, ...]) -> list[File]:
@@ -65,59 +53,43 @@ def list_files(place: str, endings: tuple[str, ...]) -> list[File]:
       UserError: the place does not exist, holds none, or cannot be listed; the message says what
         is missing: a package, a bucket, credentials.
     """
-    files = _remote_files(place, endings) if is_remote(place) else _local_files(place, endings)
+    files = []
+    with _explained(place):
+        if is_remote(place):
+            system, root = fsspec.core.url_to_fs(place)
+        else:
+            system, root = fsspec.filesystem("file"), os.path.abspath(Path(place).expanduser())
+        listed = system.find(root, detail=True) or {root: system.info(root)}
+        for path, about in listed.items():
+            about = system.info(path) if about.get("size") is None else about  # of https
+            itself = path == root
+            name = path.rpartition("/")[2] if itself else path.removeprefix(root.rstrip("/") + "/")
+            hidden = any(part.startswith(".") for part in name.split("/"))
+            if about["type"] == "directory" or not (
+                itself or (has_ending(name, endings) and not hidden)
+            ):
+                continue
+            if is_remote(place):
+                files.append(File(system.unstrip_protocol(path), name, about["size"] or 0))
+            elif os.path.isfile(path):
+                status = os.stat(path)
+                files.append(File(path, name, status.st_size, status.st_mtime_ns))
     if not files:
-        kinds = " or ".join(endings)
-        raise UserError(f"data.path={place} has no {kinds} files below it")
+        raise UserError(f"data.path={place} has no {' or '.join(endings)} files below it")
     return sorted(files, key=lambda file: file.name.split("/"))
 
 
-def _local_files(place: str, endings: tuple[str, ...]) -> list[File]:
-    root = Path(place).expanduser()
-    with _explained(place):
-        if not root.exists():
-            raise FileNotFoundError(place)
-        if not root.is_dir():
-            return [_local_file(root, root.parent)]
-        below = [path for path in root.rglob("*") if has_ending(path.name, endings)]
-        files = [_local_file(path, root) for path in below if path.is_file()]
-        return [file for file in files if not _is_hidden(file.name)]
-
-
-def _local_file(path: Path, base: Path) -> File:
-    status = path.stat()
-    name = path.relative_to(base).as_posix()
-    return File(str(path), name, status.st_size, status.st_mtime_ns)
-
-
-def _remote_files(place: str, endings: tuple[str, ...]) -> list[File]:
-    with _explained(place):
-        system, root = fsspec.core.url_to_fs(place)
-        result = system.find(root, detail=True) or _itself(system, root)
-        base = "" if root in result else root.rstrip("/") + "/"
-        return [
-            File(system.unstrip_protocol(path), _below(path, base), about["size"] or 0)
-            for path, about in result.items()
-            if path == root or (has_ending(path, endings) and not _is_hidden(_below(path, base)))
-        ]
-
-
-def _itself(system, root: str) -> dict[str, dict]:
-    return {root: system.info(root)}
-
-
-def _below(path: str, base: str) -> str:
-    return path.removeprefix(base) if base else path.rpartition("/")[2]
-
-
 @contextlib.contextmanager
-def opened(path: str) -> Iterator[IO[bytes]]:
-    """A file, opened to read bytes; one that ends in .gz is unpacked on the way.
+def opened(path: str, compression: str | None = None) -> Iterator[IO[bytes]]:
+    """A file, opened to read bytes.
+
+    Args:
+      path: of a `File`.
+      compression: as fsspec has it; "infer" unpacks a file that ends in .gz on the way.
 
     Raises:
       UserError: it is not there, or breaks off while it is read.
     """
-    compression = "gzip" if has_ending(path, (".gz",)) else None
     with _explained(path), fsspec.open(path, "rb", compression=compression) as file:
         yield file
 
@@ -125,35 +97,28 @@ def opened(path: str) -> Iterator[IO[bytes]]:
 @contextlib.contextmanager
 def _explained(place: str) -> Iterator[None]:
     """Turns what goes wrong with a place into one line."""
-    named = place if is_remote(place) else f"data.path={place}"
+    remote = is_remote(place)
     try:
         yield
-    except (UserError, GeneratorExit):
+        return
+    except UserError:
         raise
     except FileNotFoundError:
-        why = "does not exist or cannot be reached" if is_remote(place) else "does not exist"
-        raise UserError(f"{named} {why}") from None
+        reason = "does not exist or cannot be reached" if remote else "does not exist"
     except ImportError as error:
         extra = EXTRAS.get(place.partition("://")[0])
         cure = f".venv/bin/python -m pip install -e '.[{extra}]'" if extra else "install it"
-        missing = f"{place} needs a package that is missing ({_line(error)})"
-        raise UserError(f"{missing}; {cure}") from None
+        reason = f"needs a package that is missing ({_line(error)}); {cure}"
     except EOFError:
-        raise UserError(f"{named} is cut short; fetch it again") from None
-    except PermissionError as error:
-        why = "check your credentials" if is_remote(place) else "check its permissions"
-        raise UserError(f"{named} cannot be read ({_line(error)}); {why}") from None
-    except OSError as error:
-        raise UserError(f"{named} cannot be read: {_line(error)}") from None
+        reason = "is cut short; fetch it again"
     except Exception as error:
-        if not is_remote(place):
+        if not remote and not isinstance(error, OSError):
             raise
         # gcsfs, s3fs, aiohttp and huggingface_hub each raise kinds of their own
-        why = "check the address, your credentials and the network"
-        raise UserError(f"{named} cannot be read ({_line(error)}); {why}") from None
+        cure = "the address, your credentials and the network" if remote else "its permissions"
+        reason = f"cannot be read ({_line(error)}); check {cure}"
+    raise UserError(f"{place if remote else f'data.path={place}'} {reason}")
 
 
 def _line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror and not error.args[2:]:
-        return os.fspath(error.strerror)
     return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,4 +1,7 @@
-"""Tokenizers of Hugging Face's `tokenizers` library: a `tokenizer.json`, or a name on the hub."""
+"""Tokenizers of Hugging Face's `tokenizers` library: a `tokenizer.json`, or a name on the hub.
+
+The library encodes and decodes; its special tokens, padding and errors are set to those of ours.
+"""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -31,7 +34,11 @@ class HfTokenizer:
     kind = "hf"
 
     def __init__(self, content: str):
-        self._own = _parsed(content)
+        library = _library()
+        try:
+            self._own = library.Tokenizer.from_str(content)
+        except Exception as error:  # the library raises `Exception` itself
+            raise ValueError(" ".join(str(error).split())[:200]) from None
         self._own.no_truncation()
         self._own.no_padding()
         self._own.encode_special_tokens = True
@@ -70,18 +77,10 @@ def open_tokenizer(name: str) -> HfTokenizer:
         return HfTokenizer(_library().Tokenizer.from_pretrained(place).to_str())
     except UserError:
         raise
-    except Exception as error:  # the library raises `Exception` itself
+    except Exception as error:
         reason = " ".join(str(error).split())[:200]
         cure = "name a tokenizer.json, or a model on the hub"
         raise UserError(f"data.tokenizer={name!r} is not possible ({reason}): {cure}") from None
-
-
-def _parsed(content: str) -> Any:
-    library = _library()
-    try:
-        return library.Tokenizer.from_str(content)
-    except Exception as error:
-        raise ValueError(" ".join(str(error).split())[:200]) from None
 
 
 def _library() -> Any:

@@ -5,20 +5,29 @@
 An expression, then each simplification (the deepest first-found operation replaced by its
 value), then the answer. A set of argument tuples, the exclusion set, never occurs in training;
 every held-out sample contains one in its expression or in its simplifications.
+No library generates them; they are prepared as the one part of a corpus is.
 Source: the ListOps task of NRGPT (arXiv 2512.16762), and the data of its release.
 """
 
+import functools
 import itertools
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from nrgpt_jax.datasets.records import TokenBuilder
+from nrgpt_jax.datasets import shards
+from nrgpt_jax.datasets.documents import Document
+from nrgpt_jax.datasets.parts import Part
+from nrgpt_jax.datasets.places import cache_root, digest
+from nrgpt_jax.datasets.preparation import Plan
+from nrgpt_jax.datasets.preparation import prepare as _prepare
 from nrgpt_jax.datasets.tokenizers import EOS, SymbolTokenizer
 from nrgpt_jax.errors import UserError
 
 STEP = "="
+MOST_MISSES = 100_000  # expressions in turn that are not wanted
 PUNCTUATION = (EOS, "(", ")", STEP)
 
 OPERATIONS: Mapping[str, Callable[[list[int]], int]] = {
@@ -33,13 +42,6 @@ OPERATIONS: Mapping[str, Callable[[list[int]], int]] = {
 Expression = int | tuple[str, list["Expression"]]
 
 
-class ListOps(TokenBuilder):
-    """Splits `train`, `test` and `test_<operation>` of worked expressions."""
-
-    name = "listops"
-    DESCRIPTION = "ListOps expressions with the steps of their simplification"
-
-
 def tokenizer(settings: Mapping[str, Any]) -> SymbolTokenizer:
     """All symbols: punctuation, all operations (also unused ones), the digits."""
     modulus = settings["modulus"]
@@ -47,24 +49,28 @@ def tokenizer(settings: Mapping[str, Any]) -> SymbolTokenizer:
     return SymbolTokenizer([*PUNCTUATION, *names, *map(str, range(modulus))])
 
 
-def listops(settings: Mapping[str, Any]) -> ListOps:
-    """The builder of a ListOps data set; `settings` is `config.data.listops`."""
+def prepare(settings: Mapping[str, Any]) -> Path:
+    """The folder of the prepared tokens of `config.data.listops`, made if they are not there.
+
+    Splits are `train`, `test` and `test_<operation>`.
+    """
     content = {name: value for name, value in settings.items() if name != "learn_questions"}
-    return ListOps(content, lambda: _make_splits(Generator(settings)))
+    name = digest(content)
+    splits = ("train", "test", *(f"test_{op}" for op in dict.fromkeys(content["operations"])))
+    part = Part(0, splits, functools.partial(_samples, content), [name])
+    folder = cache_root() / "listops" / name / shards.VERSION
+    _prepare(folder, "listops", lambda: Plan([part], tokenizer(content), name), workers=1)
+    return folder
 
 
-def _make_splits(generator: "Generator") -> Mapping[str, Iterable[dict[str, Any]]]:
-    settings, encode = generator.settings, tokenizer(generator.settings).encode
-
-    def take(count: int, held_out: bool, operations: tuple[str, ...]):
-        for symbols in generator.samples(count, held_out, operations):
-            tokens = encode(",".join(symbols))
-            yield {"tokens": tokens.astype("uint16"), "answer": tokens[-2]}
-
-    operations = tuple(settings["operations"])
-    singles = {f"test_{op}": list(take(settings["num_test"], True, (op,))) for op in operations}
-    test = list(take(settings["num_test"], True, operations))
-    return {"train": take(settings["num_train"], False, operations), "test": test, **singles}
+def _samples(settings: Mapping[str, Any]) -> Iterator[tuple[str, Document]]:
+    generator, operations = Generator(settings), tuple(settings["operations"])
+    drawn = {f"test_{name}": (settings["num_test"], True, (name,)) for name in operations}
+    drawn["test"] = settings["num_test"], True, operations
+    drawn["train"] = settings["num_train"], False, operations
+    for split, choice in drawn.items():
+        for number, symbols in enumerate(generator.samples(*choice)):
+            yield split, Document(split, number, iter([",".join(symbols)]), ends=False)
 
 
 class Generator:
@@ -104,7 +110,7 @@ class Generator:
             if self.is_excluded(symbols) == held_out:
                 count, misses = count - 1, 0
                 yield symbols
-            elif (misses := misses + 1) > 100_000:
+            elif (misses := misses + 1) > MOST_MISSES:
                 kind = "contain" if held_out else "avoid"
                 raise UserError(
                     f"data.listops.exclusion_rate={self.settings['exclusion_rate']}: expressions "

@@ -1,14 +1,18 @@
-"""Parts of a corpus: what one worker turns into one shard of each split."""
+"""Parts of a corpus: what one worker turns into one shard of each split.
 
-import functools
+Parts are what a killed preparation keeps and what workers share, so they are cut here by bytes and
+row groups; neither TFDS nor pyarrow has a unit of work that is resumed.
+"""
+
 import hashlib
+import itertools
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from nrgpt_jax.datasets.documents import (
-    JSON_LINES,
     PARQUET,
     ROWS_OF_TEXT,
     Document,
@@ -17,7 +21,7 @@ from nrgpt_jax.datasets.documents import (
     read_documents,
     row_group_sizes,
 )
-from nrgpt_jax.datasets.files import File, has_ending, is_packed
+from nrgpt_jax.datasets.files import File, has_ending
 from nrgpt_jax.datasets.pieces import Text
 from nrgpt_jax.errors import UserError
 
@@ -29,67 +33,13 @@ SPLITS = {"train": "train", "valid": "validation", "validation": "validation", "
 BOTH = ("train", "validation")
 
 
-class DocumentsPart(NamedTuple):
+class Part(NamedTuple):
     """Documents of some files, or of a range of one."""
 
-    files: tuple[File, ...]
-    within: Range
     size: int  # bytes
-    split: str | None  # None: each document is drawn for training or validation
-    reader: Reader
-    field: str
-    validation_fraction: float
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """The splits that it feeds."""
-        return BOTH if self.split is None else (self.split,)
-
-    @property
-    def identity(self) -> list[Any]:
-        """What its tokens depend on, but for the tokenizer."""
-        names = [file[1:] for file in self.files]
-        return [names, self.within, self.split, self.field, self.validation_fraction]
-
-    def documents(self) -> Iterator[tuple[str, Document]]:
-        """The documents in order, each with its split."""
-        for file in self.files:
-            for document in self.reader(file, self.field, self.within):
-                yield self.split or drawn_split(document, self.validation_fraction), document
-
-
-class TextPart(NamedTuple):
-    """A range of bytes of one text."""
-
-    text: Text
-    start: int
-    stop: int
-    split: str
-    ends: bool  # whether the text ends in it, and with a token for that
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return self.stop - self.start
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """The split that it feeds."""
-        return (self.split,)
-
-    @property
-    def identity(self) -> list[Any]:
-        """What its tokens depend on, but for the tokenizer."""
-        files, begin = self.text.files_of(self.start, self.stop)
-        return [[file[1:] for file in files], begin, self.start, self.stop, self.split, self.ends]
-
-    def documents(self) -> Iterator[tuple[str, Document]]:
-        """The text in pieces."""
-        pieces = self.text.pieces(self.start, self.stop)
-        yield self.split, Document("", self.start, pieces, self.ends)
-
-
-Part = DocumentsPart | TextPart
+    splits: tuple[str, ...]  # that it feeds
+    documents: Callable[[], Iterator[tuple[str, Document]]]  # in order, each with its split
+    identity: list[Any]  # what its tokens depend on, but for the tokenizer
 
 
 def drawn_split(document: Document, validation_fraction: float) -> str:
@@ -115,23 +65,21 @@ def _fraction_for_both(
     plain text, which are a document each.
     """
     plain = reader is read_documents and not any(has_ending(f.name, ROWS_OF_TEXT) for f in files)
-    if plain:
-        draws = sorted(_hash(Document(file.name, 0, None)) for file in files)
-    elif sum(file.size for file in files) <= COUNTED:
-        documents = (document for file in files for document in reader(file, field, None))
-        draws = sorted(_hash(document) for document in documents if document.pieces is not None)
-    else:
+    if not plain and sum(file.size for file in files) > COUNTED:
         return validation_fraction
+    documents = itertools.chain(*(reader(file, field, None) for file in files))
+    draws = sorted(_hash(document) for document in documents if document.pieces is not None)
     count = len(draws)
     drawn = sum(value < validation_fraction * _DRAWS for value in draws)
-    if count == 1:
-        one = (
-            "the corpus is one document, which is for training; give more documents, or a .txt file"
-        )
-        print(f"{one} with --config.data.name=text, which is split by its place", file=sys.stderr)
-        return 0.0
     if count == 0 or 0 < drawn < count:
         return validation_fraction
+    if count == 1:
+        print(
+            "the corpus is one document, which is for training; give more documents, or a .txt "
+            "file with --config.data.name=text, which is split by its place",
+            file=sys.stderr,
+        )
+        return 0.0
     num_validation = 1 if drawn == 0 else count - 1
     few = f"there are only {count} documents, and {num_validation} of them are drawn for validation"
     print(few, file=sys.stderr)
@@ -139,14 +87,29 @@ def _fraction_for_both(
 
 
 def text_parts(text: Text, boundary: int, ends: bool) -> list[Part]:
-    """One text, up to a byte for training and from there on for validation."""
+    """One text, up to a byte for training and from there on for validation.
+
+    Args:
+      text: the whole.
+      boundary: the first byte for validation.
+      ends: whether an end follows the text.
+    """
+    names = [file[1:] for file in text.files]
     parts: list[Part] = []
     for split, start, stop in (("train", 0, boundary), ("validation", boundary, text.size)):
         while start < stop:
             end = min(stop, text.place_to_cut(start + PART_BYTES).place)
-            parts.append(TextPart(text, start, end, split, ends and end == text.size))
+            about = (start, end, split, ends and end == text.size)
+            documents = partial(_documents_of_text, text, *about)
+            parts.append(Part(end - start, (split,), documents, [names, *about]))
             start = end
     return parts
+
+
+def _documents_of_text(
+    text: Text, start: int, stop: int, split: str, ends: bool
+) -> Iterator[tuple[str, Document]]:
+    yield split, Document("", start, text.pieces(start, stop), ends)
 
 
 def document_parts(
@@ -158,22 +121,31 @@ def document_parts(
       UserError: no file is for training.
     """
     splits = _splits_of(files)
-    order = [split for split in (None, *dict.fromkeys(SPLITS.values())) if split in splits]
     parts: list[Part] = []
-    fraction = validation_fraction
-    for split in order:
+    for split in (None, *dict.fromkeys(SPLITS.values())):
         chosen = [f for f, s in zip(files, splits, strict=True) if s == split]
-        if split is None:
+        fraction = validation_fraction
+        if split is None and chosen:
             fraction = _fraction_for_both(chosen, reader, field, validation_fraction)
-        extra = functools.partial(
-            DocumentsPart,
-            split=split,
-            reader=reader,
-            field=field,
-            validation_fraction=fraction,
-        )
-        parts += [extra(*run) for run in _runs(chosen)]
+        for group, within, size in _runs(chosen):
+            about = (within, split, field, fraction)
+            documents = partial(_documents_of_files, reader, group, *about)
+            names = [file[1:] for file in group]
+            parts.append(Part(size, (split,) if split else BOTH, documents, [names, *about]))
     return parts
+
+
+def _documents_of_files(
+    reader: Reader,
+    files: Sequence[File],
+    within: Range,
+    split: str | None,
+    field: str,
+    validation_fraction: float,
+) -> Iterator[tuple[str, Document]]:
+    for file in files:
+        for document in reader(file, field, within):
+            yield split or drawn_split(document, validation_fraction), document
 
 
 def _splits_of(files: Sequence[File]) -> list[str | None]:
@@ -203,48 +175,38 @@ def own_split(name: str) -> str | None:
 
     Such as train.txt, wiki.valid.raw, c4-train.00000.json.gz, test/00000.jsonl.
     """
-    words = (
-        word for part in reversed(name.lower().split("/")) for word in re.split(r"[^a-z]+", part)
-    )
+    levels = reversed(name.lower().split("/"))
+    words = itertools.chain(*(re.split(r"[^a-z]+", level) for level in levels))
     return next((SPLITS[word] for word in words if word in SPLITS), None)
 
 
-def _runs(files: Iterable[File]) -> Iterator[tuple[tuple[File, ...], Range, int]]:
+def _runs(files: Sequence[File]) -> Iterator[tuple[Sequence[File], Range, int]]:
     """Small files together, large ones in ranges: files, range and size of each part."""
-    small: list[File] = []
-    for file in files:
-        if file.size <= PART_BYTES:
-            small.append(file)
-        if small and (file.size > PART_BYTES or _is_enough(small)):
-            yield tuple(small), None, sum(f.size for f in small)
-            small = []
-        if file.size > PART_BYTES:
-            for within, size in _ranges(file):
-                yield (file,), within, size
-    if small:
-        yield tuple(small), None, sum(f.size for f in small)
-
-
-def _is_enough(files: list[File]) -> bool:
-    return len(files) >= PART_FILES or sum(file.size for file in files) >= PART_BYTES
+    for is_large, run in itertools.groupby(files, lambda file: file.size > PART_BYTES):
+        group = list(run)
+        if is_large:
+            for file in group:
+                for within, size in _ranges(file):
+                    yield [file], within, size
+        else:
+            for (first, end), size in _grouped([file.size for file in group]):
+                yield group[first:end], None, size
 
 
 def _ranges(file: File) -> list[tuple[Range, int]]:
     if has_ending(file.name, PARQUET):
-        return _grouped(row_group_sizes(file))
-    if has_ending(file.name, JSON_LINES) and not is_packed(file.name):
+        return [*_grouped(row_group_sizes(file))]
+    if has_ending(file.name, (".jsonl",)):
         starts = range(0, file.size, PART_BYTES)
         return [((at, end := min(at + PART_BYTES, file.size)), end - at) for at in starts]
     return [(None, file.size)]
 
 
-def _grouped(sizes: list[int]) -> list[tuple[Range, int]]:
-    """Neighbouring row groups of about PART_BYTES together."""
-    result: list[tuple[Range, int]] = []
+def _grouped(sizes: Sequence[int]) -> Iterator[tuple[tuple[int, int], int]]:
+    """Neighbours (files, row groups) of about PART_BYTES together: first and end, and size."""
     first = total = 0
-    for group, size in enumerate(sizes, 1):
+    for end, size in enumerate(sizes, 1):
         total += size
-        if total >= PART_BYTES or group == len(sizes):
-            result.append(((first, group), total))
-            first, total = group, 0
-    return result
+        if total >= PART_BYTES or end - first >= PART_FILES or end == len(sizes):
+            yield (first, end), total
+            first, total = end, 0

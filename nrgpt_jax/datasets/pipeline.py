@@ -2,10 +2,11 @@
 
 The order of training windows is a function of the seed alone. Batch k holds the windows
 k*batch_size .. (k+1)*batch_size - 1 of that order, one a row, and each process reads those rows
-that its devices hold; so neither processes nor devices change what a batch is.
+that its devices hold; so neither processes nor devices change what a batch is. Shuffling, epochs
+and reading ahead are grain's; windows that overlap, rows by device and validation in order are not.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeAlias
 
 import grain
@@ -52,21 +53,6 @@ def check_length(stream: Stream, context_length: int, split: str) -> None:
         )
 
 
-class _Rows:
-    """Batches by number, as a source of grain: some rows of each."""
-
-    def __init__(self, windows: grain.MapDataset, batch_size: int, rows: Rows):
-        self._windows, self._batch_size, self._rows = windows, batch_size, rows
-
-    def __len__(self) -> int:
-        return len(self._windows) // self._batch_size
-
-    def __getitem__(self, number) -> Batch:
-        start = int(number) * self._batch_size
-        windows = [self._windows[start + int(row)] for row in self._rows]
-        return Batch(*(np.stack(arrays) for arrays in zip(*windows, strict=True)))
-
-
 def train_batches(
     stream: Stream,
     context_length: int,
@@ -89,10 +75,18 @@ def train_batches(
     """
     check_length(stream, context_length, "train")
     windows = grain.MapDataset.source(Windows(stream, context_length)).seed(seed).shuffle()
-    chosen = range(batch_size) if rows is None else rows
-    batches = grain.MapDataset.source(_Rows(windows.repeat(), batch_size, chosen))
+    windows, chosen = windows.repeat(), range(batch_size) if rows is None else rows
+
+    def batch(number: int) -> Batch:
+        return _stacked(windows[number * batch_size + int(row)] for row in chosen)
+
+    batches = grain.MapDataset.range(first, len(windows) // batch_size).map(batch)
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)
-    return iter(batches[first:].to_iter_dataset(options))
+    return iter(batches.to_iter_dataset(options))
+
+
+def _stacked(windows: Iterable[Batch]) -> Batch:
+    return Batch(*map(np.stack, zip(*windows, strict=True)))
 
 
 def validation_batches(
@@ -123,4 +117,4 @@ def validation_batches(
             window = _window(stream, int(chosen[min(row, len(chosen) - 1)]), context_length)
             is_real = np.float32(row < len(chosen))
             batch.append(window._replace(weights=is_real * window.weights))
-        yield Batch(*map(np.stack, zip(*batch, strict=True)))
+        yield _stacked(batch)

@@ -1,8 +1,9 @@
 """Turns the parts of a corpus into shards: in parallel, and from where it was interrupted.
 
-Each part is one task, for a process of its own or for a worker of Apache Beam. A task reads its
-documents one by one and keeps no more than a document, a piece of text of about a megabyte and its
-tokens, so the memory of a worker does not grow with the corpus.
+Each part is one task of a process pool. No library both shares tokenizing among processes and
+keeps what a killed one has finished. A task reads its documents one by one and keeps no more than
+a document, a piece of text of about a megabyte and its tokens, so the memory of a worker does not
+grow with the corpus.
 """
 
 import contextlib
@@ -10,37 +11,27 @@ import fcntl
 import json
 import multiprocessing
 import os
-import shlex
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
+from nrgpt_jax import disk
 from nrgpt_jax.datasets import shards
 from nrgpt_jax.datasets.documents import no_text
 from nrgpt_jax.datasets.parts import PART_BYTES, Part
-from nrgpt_jax.datasets.records import digest, unwritable
-from nrgpt_jax.datasets.shards import Layout, ShardWriter, Written
+from nrgpt_jax.datasets.places import digest, unwritable
+from nrgpt_jax.datasets.shards import ShardWriter, Written
 from nrgpt_jax.datasets.tokenizers import Tokenizer, as_record, from_record
 from nrgpt_jax.errors import UserError
-
-
-class Engine(NamedTuple):
-    """What runs the tasks."""
-
-    workers: int = 0  # processes on this machine; 0: one a core
-    beam_options: str | None = None  # Apache Beam instead, with these options
-
-
-LOCAL = Engine()
 
 
 class Plan(NamedTuple):
@@ -55,32 +46,37 @@ class Plan(NamedTuple):
 class Task(NamedTuple):
     """A part, and where its shards go."""
 
-    number: int
     part: Part
-    layout: Layout
-    shards: tuple[tuple[str, int], ...]  # split, place in the split
+    shards: tuple[Path, ...]  # one for each of its splits
+    record: Path  # what they hold; it is there when they are
     tokenizer: Mapping[str, Any]  # as in tokenizer.json
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Of the tokens."""
-        return np.min_scalar_type(from_record(self.tokenizer).size - 1)
 
     @property
     def key(self) -> str:
         """Changes with all that its shards depend on, such as files at an address by now."""
-        settings = {"part": self.part.identity, "shards": self.shards, "tokenizer": self.tokenizer}
-        return digest(settings)
+        names = [path.name for path in self.shards]
+        return digest({"part": self.part.identity, "shards": names, "tokenizer": self.tokenizer})
+
+    def written(self) -> list[Written] | None:
+        """What its shards hold, if all of them are there, whole, and of the part as it is."""
+        try:
+            record = json.loads(self.record.read_text())
+            result = [Written(*values) for values in record["shards"]]
+            sizes = [path.stat().st_size for path in self.shards]
+            alike = record["key"] == self.key and sizes == [written.bytes for written in result]
+            return result if alike else None
+        except (OSError, LookupError, ValueError, TypeError):
+            return None
 
 
-def prepare(folder: Path, name: str, make_plan: Callable[[], Plan], engine: Engine) -> None:
+def prepare(folder: Path, name: str, make_plan: Callable[[], Plan], workers: int = 0) -> None:
     """Writes a data set, or what is missing of it.
 
     Args:
       folder: where to; `shards` says what lies there.
       name: of the data set, which begins the names of its shards.
       make_plan: finds the parts of the corpus, in the same order each time.
-      engine: what runs the tasks.
+      workers: processes on this machine; 0: one a core.
 
     Raises:
       UserError: the corpus cannot be read. What was written is kept.
@@ -91,19 +87,20 @@ def prepare(folder: Path, name: str, make_plan: Callable[[], Plan], engine: Engi
         if shards.is_complete(folder):
             return
         print(f"preparing data set {name} in {folder}", file=sys.stderr)
-        _remove_partial(folder)
         plan = make_plan()
         tasks = _tasks(plan, folder, name)
-        missing = [task for task in tasks if _result(task) is None]
-        _run(missing, engine)
-        _remove_partial(folder)  # a worker may outlive its killed parent for a moment
-        _finish(plan, tasks)
+        _remove_leftovers(folder, tasks)
+        _run([task for task in tasks if task.written() is None], workers)
+        _remove_leftovers(folder, tasks)  # a worker may outlive its killed parent for a moment
+        _finish(plan, tasks, folder, name)
 
 
-def _remove_partial(folder: Path) -> None:
-    """Removes what killed workers leave, of shards and of records of progress."""
-    for path in folder.rglob("*.partial-*"):
-        path.unlink(missing_ok=True)
+def _remove_leftovers(folder: Path, tasks: Sequence[Task]) -> None:
+    """Removes what killed workers leave, and shards of what was at an address before."""
+    own = {path for task in tasks for path in task.shards}
+    for path in (*folder.rglob("*.partial-*"), *folder.glob("*.array_record-*")):
+        if path not in own:
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -112,67 +109,62 @@ def _alone(folder: Path) -> Iterator[None]:
     try:
         (folder / "progress").mkdir(parents=True, exist_ok=True)
         with (folder / "progress" / "lock").open("w") as file:
-            _lock(file, folder)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"waiting for another process that prepares {folder}", file=sys.stderr)
+                fcntl.flock(file, fcntl.LOCK_EX)
             yield
     except OSError as error:
         raise unwritable(error, folder) from None
 
 
-def _lock(file: IO[str], folder: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        print(f"waiting for another process that prepares {folder}", file=sys.stderr)
-        fcntl.flock(file, fcntl.LOCK_EX)
-
-
 def _tasks(plan: Plan, folder: Path, name: str) -> list[Task]:
-    counts: dict[str, int] = {"train": 0, "validation": 0}
-    places_of_parts = []
+    counts = {split: 0 for part in plan.parts for split in part.splits}
+    places = []
     for part in plan.parts:
-        places_of_parts.append(tuple((split, counts.get(split, 0)) for split in part.splits))
-        counts.update({split: number + 1 for split, number in places_of_parts[-1]})
-    layout = Layout(folder, name, {split: count for split, count in counts.items() if count})
-    tokenizer = as_record(plan.tokenizer)
-    created = zip(plan.parts, places_of_parts, strict=True)
-    return [Task(i, part, layout, place, tokenizer) for i, (part, place) in enumerate(created)]
+        places.append([(split, counts[split]) for split in part.splits])
+        counts.update({split: place + 1 for split, place in places[-1]})
+    path_of = lambda split, place: shards.shard_path(folder, name, split, place, counts[split])
+    progress, tokenizer = folder / "progress", as_record(plan.tokenizer)
+    return [
+        Task(part, tuple(path_of(*p) for p in of_part), progress / f"{i:05d}.json", tokenizer)
+        for i, (part, of_part) in enumerate(zip(plan.parts, places, strict=True))
+    ]
 
 
-def _result(task: Task) -> list[Written] | None:
-    return shards.finished(task.layout, task.number, task.key, task.shards)
-
-
-def _finish(plan: Plan, tasks: list[Task]) -> None:
+def _finish(plan: Plan, tasks: Sequence[Task], folder: Path, name: str) -> None:
     splits: dict[str, list[Written]] = {}
     for task in tasks:
-        results = _result(task)
+        results = task.written()
         if results is None:
-            raise UserError(
-                f"part {task.number} is not in {task.layout.folder}; do all workers write there?"
-            )
-        for (split, _), written in zip(task.shards, results, strict=True):
+            raise UserError(f"{task.record} or its shards are gone; prepare the data again")
+        for split, written in zip(task.part.splits, results, strict=True):
             splits.setdefault(split, []).append(written)
     _report(plan, splits)
     record = as_record(plan.tokenizer)
     content = {split: [(w.tokens, w.checksum) for w in all_] for split, all_ in splits.items()}
     fingerprint = plan.fingerprint or digest({"tokenizer": record["kind"], **content})
     about = {"tokenizer": record, "fingerprint": fingerprint}
-    shards.write_metadata(tasks[0].layout, splits, tasks[0].dtype, about)
+    shards.write_metadata(folder, name, splits, _dtype(plan.tokenizer), about)
+
+
+def _dtype(tokenizer: Tokenizer) -> np.dtype:
+    return np.min_scalar_type(tokenizer.size - 1)
 
 
 def _report(plan: Plan, splits: Mapping[str, list[Written]]) -> None:
     """Says how a corpus was split and what was left out. Raises UserError if nothing is left."""
-    sums = {name: [sum(c) for c in zip(*written, strict=True)] for name, written in splits.items()}
-    complete = {name: Written(*sums_of) for name, sums_of in sums.items()}
-    skipped = sum(w.skipped for w in complete.values())
-    total, count = (sum(getattr(w, n) for w in complete.values()) for n in ("tokens", "documents"))
+    sums = {name: Written(*np.sum(written, axis=0)) for name, written in splits.items()}
+    fields = ("tokens", "documents", "skipped")
+    total, count, skipped = (sum(getattr(w, field) for w in sums.values()) for field in fields)
     if total == 0 or (plan.field and total == count):  # of empty documents there are only ends
         if skipped:
             raise UserError(f"all {skipped:,} documents of the corpus {no_text(plan.field)}")
         raise UserError("the corpus is empty: there is nothing to train on")
     if skipped:
         print(f"{skipped:,} documents without a text are left out", file=sys.stderr)
-    shares = [f"{n} {w.tokens:,} tokens ({w.tokens / total:.1%})" for n, w in complete.items()]
+    shares = [f"{n} {w.tokens:,} tokens ({w.tokens / total:.1%})" for n, w in sums.items()]
     print(", ".join(shares), file=sys.stderr)
 
 
@@ -180,19 +172,17 @@ def _report(plan: Plan, splits: Mapping[str, list[Written]]) -> None:
 
 
 def write_part(task: Task) -> None:
-    """Writes the shards of a part and the record of it, unless they are there."""
-    if _result(task) is not None:
-        return
+    """Writes the shards of a part, each whole or not at all, and then the record of them."""
     tokenizer = from_record(task.tokenizer)
-    paths = {split: task.layout.shard(split, number) for split, number in task.shards}
     with contextlib.ExitStack() as stack:
-        writers = {split: ShardWriter(path, task.dtype) for split, path in paths.items()}
-        for writer in writers.values():
+        partial = [stack.enter_context(disk.replacing(path)) for path in task.shards]
+        writers = [ShardWriter(path, _dtype(tokenizer)) for path in partial]
+        for writer in writers:
             stack.callback(writer.abandon)
-        _tokenize(task.part, tokenizer, writers)
-        written = [writers[split].close() for split, _ in task.shards]
+        _tokenize(task.part, tokenizer, dict(zip(task.part.splits, writers, strict=True)))
+        written = [writer.close() for writer in writers]
     record = {"key": task.key, "shards": written}
-    shards.write_text(task.layout.progress(task.number), json.dumps(record))
+    disk.write_whole(task.record, json.dumps(record).encode())
 
 
 def _tokenize(part: Part, tokenizer: Tokenizer, writers: Mapping[str, ShardWriter]) -> None:
@@ -213,27 +203,24 @@ def _tokenize(part: Part, tokenizer: Tokenizer, writers: Mapping[str, ShardWrite
 # What runs them ----------------------------------------------------------------------------------
 
 
-def _run(tasks: list[Task], engine: Engine) -> None:
-    if engine.beam_options is not None:
-        _run_on_beam(tasks, engine.beam_options)
-        return
+def _run(tasks: Sequence[Task], workers: int) -> None:
     from nrgpt_jax.host import cores  # brings JAX, which no worker needs
 
     total = sum(task.part.size for task in tasks)
     # Starting processes for a small corpus takes longer than preparing it.
-    count = min(engine.workers or cores(), len(tasks)) if total > PART_BYTES else 1
-    with tqdm(total=total, unit="B", unit_scale=True, disable=None, dynamic_ncols=True) as bar:
-        for task in _in_turn(tasks) if count < 2 else _in_processes(tasks, count):
+    count = min(workers or cores(), len(tasks)) if total > PART_BYTES else 1
+    disable = None if total else True  # None: unless it is a terminal
+    with tqdm(total=total, unit="B", unit_scale=True, disable=disable, dynamic_ncols=True) as bar:
+        if count > 1:
+            for task in _in_processes(tasks, count):
+                bar.update(task.part.size)
+            return
+        for task in tasks:
+            write_part(task)
             bar.update(task.part.size)
 
 
-def _in_turn(tasks: list[Task]) -> Iterator[Task]:
-    for task in tasks:
-        write_part(task)
-        yield task
-
-
-def _in_processes(tasks: list[Task], count: int) -> Iterator[Task]:
+def _in_processes(tasks: Sequence[Task], count: int) -> Iterator[Task]:
     # A fork of a process in which JAX has started threads may hang; a new process cannot.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=_end_with_parent)
@@ -268,21 +255,6 @@ def _hidden_main() -> Iterator[None]:
 
 def _end_with_parent() -> None:
     """Ends this process as soon as the one that started it is gone, even if that was killed."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        wait([parent.sentinel])
-        os._exit(1)
-
+    parent: Any = multiprocessing.parent_process()
+    watch = lambda: wait([parent.sentinel]) and os._exit(1)
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _run_on_beam(tasks: list[Task], options: str) -> None:
-    try:
-        import apache_beam as beam
-        from apache_beam.options.pipeline_options import PipelineOptions
-    except ImportError:
-        raise UserError("Apache Beam is missing: python -m pip install -e '.[beam]'") from None
-    with beam.Pipeline(options=PipelineOptions(shlex.split(options))) as pipeline:
-        _ = pipeline | beam.Create(tasks) | beam.Reshuffle() | beam.Map(write_part)

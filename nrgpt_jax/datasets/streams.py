@@ -1,15 +1,18 @@
-"""Streams of tokens: what a split is, in memory or in shards that are read in place."""
+"""Streams of tokens: what a split is, in memory or in shards that are read in place.
+
+A window starts at any token, so it is cut from one or two records of what array_record reads.
+"""
 
 import abc
 import bisect
 import itertools
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from nrgpt_jax.datasets.tokenizers import Tokenizer
 from nrgpt_jax.errors import UserError
 
 
@@ -73,13 +76,13 @@ class ArrayStream(Stream):
 
 class _Beginning(Stream):
     def __init__(self, complete: Stream, count: int):
-        self._source, self._count = complete, count
+        self._complete, self._count = complete, count
 
     def __len__(self) -> int:
         return self._count
 
     def read(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray | None]:
-        return self._source.read(start, count)
+        return self._complete.read(start, count)
 
 
 class Shard(NamedTuple):
@@ -93,80 +96,77 @@ class RecordStream(Stream):
     """Tokens in array_record shards, read in place.
 
     A window costs one read for each record that it touches. What stays in memory is the index of
-    the shards that were read from: about 45 MB for a million records (4 * 10^9
-    tokens). Threads may read together; a copy in another process opens the files again.
+    the shards that were read from: about 45 MB for a million records (4 * 10^9 tokens). Threads
+    may read together; a copy in another process opens the files again.
     """
 
     def __init__(
         self, shards: Sequence[Shard], record_tokens: int, features: Any, cure: str | None = None
     ):
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
         self._shards = [shard for shard in shards if shard.num_tokens]
         self._record_tokens, self._features = record_tokens, features
         self._cure = cure or (  # what to do about a shard that is damaged
             "remove it and dataset_info.json beside it, and prepare the data again"
         )
         self._ends = list(itertools.accumulate(shard.num_tokens for shard in self._shards))
-        self._open()
-
-    def _open(self) -> None:
-        self._readers: list[Any] = [None] * len(self._shards)
-        self._lock = threading.Lock()
-
-    def __getstate__(self) -> dict[str, Any]:
-        unshared = ("_readers", "_lock")
-        return {name: value for name, value in self.__dict__.items() if name not in unshared}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._open()
+        counts = [-(-shard.num_tokens // record_tokens) for shard in self._shards]
+        self._first_records = [0, *itertools.accumulate(counts)]
+        # With their numbers of records, files are opened when they are read.
+        paths = [f"{s.path}[0:{n}]" for s, n in zip(self._shards, counts, strict=True)]
+        options = {"max_parallelism": "0"}
+        self._records: Any = ArrayRecordDataSource(paths, options) if paths else []
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
     def read(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray | None]:
-        if not count:
-            return np.zeros(0, np.uint8), None
-        start, parts = int(start), []
-        which = bisect.bisect_right(self._ends, start)
-        start -= self._ends[which - 1] if which else 0
-        while count:
-            taken = min(count, self._shards[which].num_tokens - start)
-            parts += self._read_shard(which, start, taken)
-            which, start, count = which + 1, 0, count - taken
-        return parts[0] if len(parts) == 1 else np.concatenate(parts), None
+        start, parts = int(start), [np.zeros(0, np.uint8)]
+        end = start + count
+        while start < end:
+            which = bisect.bisect_right(self._ends, start)
+            begin = self._ends[which - 1] if which else 0
+            number, offset = divmod(start - begin, self._record_tokens)
+            parts.append(self._record(which, number)[offset : offset + end - start])
+            start += len(parts[-1])
+        return parts[-1] if len(parts) < 3 else np.concatenate(parts[1:]), None
 
-    def _read_shard(self, which: int, start: int, count: int) -> list[np.ndarray]:
-        size, end = self._record_tokens, start + count
-        first, last = start // size, (end - 1) // size
-        records = self._records(which, range(first, last + 1))
-        records[-1] = records[-1][: end - last * size]
-        records[0] = records[0][start - first * size :]
-        return records
-
-    def _records(self, which: int, indices: Sequence[int]) -> list[np.ndarray]:
+    def _record(self, which: int, number: int) -> np.ndarray:
+        path, num_tokens = self._shards[which]
         try:
-            records = self._reader(which).read(list(indices))
-            return [self._features.deserialize_example_np(r)["tokens"] for r in records]
+            record = self._records[self._first_records[which] + number]
+            tokens = self._features.deserialize_example_np(record)["tokens"]
+            if len(tokens) != min(self._record_tokens, num_tokens - number * self._record_tokens):
+                raise ValueError(f"record {number} has {len(tokens)} tokens")
         except Exception as error:  # array_record raises many kinds
             reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"{self._shards[which].path} is damaged or gone ({reason}); {self._cure}"
-            ) from None
-
-    def _reader(self, which: int) -> Any:
-        if self._readers[which] is None:
-            with self._lock:
-                if self._readers[which] is None:
-                    self._readers[which] = open_shard(self._shards[which].path)
-        return self._readers[which]
+            raise UserError(f"{path} is damaged or gone ({reason}); {self._cure}") from None
+        return tokens
 
 
-def open_shard(path: Path):
-    """An array_record reader for random access."""
-    from array_record.python import array_record_module
+def ends_with(new: np.ndarray, answer: np.ndarray) -> float:
+    """1 where the new tokens end with the answer, else 0."""
+    answer = np.atleast_1d(answer)
+    return float(len(new) >= len(answer) and np.array_equal(new[len(new) - len(answer) :], answer))
 
-    return array_record_module.ArrayRecordReader(
-        str(path),
-        options="readahead_buffer_size:0,max_parallelism:0",
-        file_reader_buffer_size=32768,
-    )
+
+class Prompts(NamedTuple):
+    """Questions with their answers, of any number of tokens."""
+
+    prompts: list[np.ndarray]  # each (length,) int32
+    answers: Sequence[Any] | np.ndarray  # of each a token, or tokens (n,)
+    end: int  # the token that ends an answer
+    num_symbols: int  # of the tokenizer; a model may have more logits
+    # Of the new tokens (n,), without the end, and the answer; 0 to 1.
+    score: Callable[[np.ndarray, Any], float] = ends_with
+
+
+class Dataset(NamedTuple):
+    """One token stream a split, the tokenizer they were made with, and prompts by name."""
+
+    train: Stream
+    validation: Stream
+    tokenizer: Tokenizer
+    prompts: Mapping[str, Prompts]
+    fingerprint: str  # names the content; a run keeps it
