@@ -30,16 +30,14 @@ DAMAGES: dict[
     "emptied": lambda content, place: b"",
     "zeros": lambda content, place: bytes(len(content)),
     "deleted": lambda content, place: None,
-    "one bit": lambda content, place: flipped(content, int(place * 8 * len(content))),
+    "one bit": lambda content, place: content and flipped(content, int(place * 8 * len(content))),
 }
 
 
 def flipped(content: bytes, bit: int) -> bytes:
     """Contents with one bit turned over."""
-    changed = bytearray(content)
-    if content:
-        changed[bit // 8] ^= 1 << bit % 8
-    return bytes(changed)
+    number = int.from_bytes(content, "little") ^ (1 << bit)
+    return number.to_bytes(len(content), "little")
 
 
 def run(cases: int, seed: int, jobs: int) -> dict[str, Any]:

@@ -138,8 +138,8 @@ def with_disk(disk: Disk, whole: Whole, cases: int, random: np.random.Generator)
         full = failing._replace(codes={0, FAILED}, around=functools.partial(disk.only, free))
         yield Case("a disk that becomes full", [full, RESUMED])
     for _ in range(cases // 4):
-        when, act = drawn(random, whole.warm), full_for(disk, random.uniform(0.0, 1.0))
-        full = failing._replace(codes={0, FAILED}, when=when, act=act)
+        act = functools.partial(full_for, disk, random.uniform(0.0, 1.0))
+        full = failing._replace(codes={0, FAILED}, when=drawn(random, whole.warm), act=act)
         yield Case("a disk that is full for up to a second", [full, RESUMED])
     kill = Disturbance({KILLED}, when=after_step(3 * CHECKPOINT_EVERY + 1), act=runs.send(9))
     kept = failing._replace(around=disk.read_only)
@@ -155,14 +155,10 @@ def sizes(workdir: Path, count: int) -> list[int]:
     return pages + [int(free) for free in np.linspace(0, needed, count - len(pages) + 1)[1:]]
 
 
-def full_for(disk: Disk, seconds: float) -> Callable[[Running, Path], object]:
+def full_for(disk: Disk, seconds: float, running: Running, workdir: Path) -> None:
     """Nothing is free for some seconds."""
-
-    def act(running: Running, workdir: Path) -> None:
-        with disk.only(0):
-            time.sleep(seconds)
-
-    return act
+    with disk.only(0):
+        time.sleep(seconds)
 
 
 def reading(disk: Disk, whole: Whole) -> Iterator[Result]:

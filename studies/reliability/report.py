@@ -37,9 +37,10 @@ class Part(NamedTuple):
     cases: int  # by default
     run: Callable[[int, int, int], dict[str, Any]]  # of (cases, seed, jobs): "rows" and "wrong"
 
-    def said(self) -> list[str]:
+    def said(self) -> tuple[str, str]:
         """Title, and how the table is read: the docstring of `run`."""
-        return [" ".join(text.split()) for text in (self.run.__doc__ or "").split("\n\n", 1)]
+        title, _, text = (self.run.__doc__ or "").partition(".\n\n")
+        return title, " ".join(text.split())
 
 
 def about(part: str, cases: int, seed: int, seconds: float) -> dict[str, Any]:
@@ -57,24 +58,19 @@ def about(part: str, cases: int, seed: int, seconds: float) -> dict[str, Any]:
 
 
 def page(found: Mapping[str, Mapping[str, Any]], parts: Mapping[str, Part]) -> str:
-    """The page, of all parts that have figures."""
-    lines = [HEAD]
-    for name, part in parts.items():
-        if name in found:
-            lines += ["", *section(part, **found[name])]
-    return "\n".join(lines) + "\n"
-
-
-def section(part: Part, about: Mapping[str, Any], figures: Mapping[str, Any]) -> list[str]:
-    """Title and text of a part, its table, what went wrong, and how it was run."""
+    """The page: of every part with figures its text, its table, what went wrong, how it was run."""
     text = TextWrapper(width=100, break_on_hyphens=False, break_long_words=False)
-    title, said = part.said()
-    lines = [f"## {title.rstrip('.')}", "", *text.wrap(said + figures.get("skipped", "")), ""]
-    lines += [*table_of(part.what, figures["rows"]), ""]
-    if wrong := [f"- `{str(one)[:SHORT]}`" for one in figures["wrong"]]:
-        lines += [f"Not as it should be, {len(wrong)} in all:", "", *wrong[:LISTED], ""]
-    made = "`{command}`: {seconds:,} seconds on {hardware}, {versions}."
-    return [*lines, *text.wrap(made.format(**about))]
+    lines = [HEAD]
+    for name in [name for name in parts if name in found]:
+        about, figures = found[name]["about"], found[name]["figures"]
+        title, said = parts[name].said()
+        lines += ["", f"## {title}", "", *text.wrap(said + figures.get("skipped", "")), ""]
+        lines += [*table_of(parts[name].what, figures["rows"]), ""]
+        if wrong := [f"- `{str(one)[:SHORT]}`" for one in figures["wrong"]]:
+            lines += [f"Not as it should be, {len(wrong)} in all:", "", *wrong[:LISTED], ""]
+        made = "`{command}`: {seconds:,} seconds on {hardware}, {versions}."
+        lines += text.wrap(made.format(**about))
+    return "\n".join(lines) + "\n"
 
 
 def table_of(what: str, rows: Mapping[str, Mapping[str, Any]]) -> list[str]:

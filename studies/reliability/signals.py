@@ -1,6 +1,6 @@
 """Runs that are killed or told to stop at any moment, and started again."""
 
-import functools
+import itertools
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -16,33 +16,6 @@ MOST_KILLS = 3
 COLD_KILLS, COLD_STOPS = 0.2, 0.5  # shares of runs that compile everything
 
 
-def killed(whole: Whole, cases: int, seed: int) -> Iterator[Case]:
-    """SIGKILL, one to three times a run."""
-    for case in range(cases):
-        random = np.random.default_rng([seed, case])
-        cold = random.random() < COLD_KILLS
-        draw = functools.partial(drawn, random, whole.cold if cold else whole.warm)
-        hit = lambda when: Disturbance({0, 128 + signal.SIGKILL}, when=when, act=runs.send(9))
-        kills = [hit(draw()) for _ in range(random.integers(1, MOST_KILLS + 1))]
-        yield Case("SIGKILL, up to three times", [*kills, RESUMED], cold=cold, all_steps=True)
-
-
-def stopped(whole: Whole, cases: int, seed: int) -> Iterator[Case]:
-    """SIGTERM or SIGINT, to one process of a run."""
-    count = whole.processes
-    for number in (signal.SIGTERM, signal.SIGINT):
-        # Joined processes tell each other by SIGTERM, whichever signal one of them was sent.
-        codes = {0, 128 + number, *([128 + signal.SIGTERM] if count > 1 else [])}
-        for case in range(cases):
-            random = np.random.default_rng([seed, number, count, case])
-            cold = random.random() < COLD_STOPS
-            moment = drawn(random, whole.cold if cold else whole.warm)
-            which = int(random.integers(count))
-            hit = Disturbance(codes, when=moment, act=runs.send(number), process=which)
-            name = f"{number.name}, {count} process{'es' if count > 1 else ''}"
-            yield Case(name, [hit, RESUMED], cold=cold)
-
-
 def run_kills(cases: int, seed: int, jobs: int) -> dict[str, Any]:
     """Killed and started again.
 
@@ -53,6 +26,18 @@ def run_kills(cases: int, seed: int, jobs: int) -> dict[str, Any]:
     """
     with undisturbed() as whole:
         return runs.counted(runs.run_all(whole, killed(whole, cases, seed), jobs=jobs))
+
+
+def killed(whole: Whole, cases: int, seed: int) -> Iterator[Case]:
+    """Runs that are sent SIGKILL, one to three times each."""
+    hit = Disturbance({0, 128 + signal.SIGKILL}, act=runs.send(signal.SIGKILL))
+    for case in range(cases):
+        random = np.random.default_rng([seed, case])
+        cold = random.random() < COLD_KILLS
+        seconds = whole.cold if cold else whole.warm
+        times = range(random.integers(1, MOST_KILLS + 1))
+        kills = [hit._replace(when=drawn(random, seconds)) for _ in times]
+        yield Case("SIGKILL, up to three times", [*kills, RESUMED], cold=cold, all_steps=True)
 
 
 def run_stops(cases: int, seed: int, jobs: int) -> dict[str, Any]:
@@ -68,6 +53,21 @@ def run_stops(cases: int, seed: int, jobs: int) -> dict[str, Any]:
             at_a_time = max(jobs // processes, 1)
             results += runs.run_all(whole, stopped(whole, cases, seed), jobs=at_a_time)
     return runs.counted(results, timed=True)
+
+
+def stopped(whole: Whole, cases: int, seed: int) -> Iterator[Case]:
+    """Runs of which one process is sent SIGTERM or SIGINT."""
+    count = whole.processes
+    for number, case in itertools.product((signal.SIGTERM, signal.SIGINT), range(cases)):
+        # Joined processes tell each other by SIGTERM, whichever signal one of them was sent.
+        codes = {0, 128 + number, *([128 + signal.SIGTERM] if count > 1 else [])}
+        random = np.random.default_rng([seed, number, count, case])
+        cold = random.random() < COLD_STOPS
+        moment = drawn(random, whole.cold if cold else whole.warm)
+        which = int(random.integers(count))
+        hit = Disturbance(codes, when=moment, act=runs.send(number), process=which)
+        name = f"{number.name}, {count} process{'es' if count > 1 else ''}"
+        yield Case(name, [hit, RESUMED], cold=cold)
 
 
 KILLS, STOPS = Part("runs were sent", 100, run_kills), Part("signal to", 20, run_stops)
