@@ -62,7 +62,8 @@ def random_state(seed: int) -> TrainState:
 def _round(workdir: Path, state: TrainState) -> Iterator[tuple[str, float]]:
     """Seconds of a save and of its checksums; of opening it from memory and from the disk, with and
     without verifying."""
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+    shape_of = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+    shapes = jax.tree.map(shape_of, state)
     unverified = lambda: mock.patch.object(checksums, "damage", return_value="")
     spent, write = [], checksums.write
     measured = lambda folder: spent.append(_timed(lambda: write(folder)))
