@@ -51,24 +51,16 @@ class Running:
         environment: Mapping[str, str] | None = None,
         before: Callable[[], object] | None = None,
     ):
-        self._folder = tempfile.TemporaryDirectory()
-        folder = Path(self._folder.name)
-        self._streams, self._mark = [folder / "stdout", folder / "stderr"], folder / "begun"
-        command = (
-            name,
-            [*map(str, arguments)],
-            self._streams,
-            self._mark,
-            before,
-            dict(environment or {}),
-        )
+        self._temporary = tempfile.TemporaryDirectory()
+        self._folder = Path(self._temporary.name)
+        command = name, [*map(str, arguments)], self._folder, before, dict(environment or {})
         self._process = _processes.Process(target=_run, args=command)
         with _lock:
             self._process.start()
 
     def wait_until_it_begins(self) -> float:
         """Waits for its first line to be run; the time then, by `time.monotonic`."""
-        while not self._mark.exists() and self.is_running():
+        while not (self._folder / "begun").exists() and self.is_running():
             time.sleep(POLL / 5)
         return time.monotonic()
 
@@ -84,21 +76,22 @@ class Running:
         with _lock:
             return self._process.exitcode is None
 
-    def stderr(self) -> str:
-        """What it has written so far."""
-        stream = self._streams[1]
-        return stream.read_text(errors="replace") if stream.exists() else ""
+    def _written(self, stream: str) -> str:
+        path = self._folder / stream
+        return path.read_text(errors="replace") if path.exists() else ""
 
     def end(self, seconds: float | None = None) -> Done:
         """Waits for its end. Raises TimeoutError if it does not come in time."""
         begin = time.monotonic()
         while self.is_running():
             if seconds is not None and time.monotonic() - begin > seconds:
-                raise TimeoutError(f"not ended after {seconds} s: {self.stderr()[-2000:]}")
+                raise TimeoutError(
+                    f"not ended after {seconds} s: {self._written('stderr')[-2000:]}"
+                )
             time.sleep(POLL)
-        texts = [s.read_text(errors="replace") if s.exists() else "" for s in self._streams]
-        self._folder.cleanup()
-        return Done(self._process.exitcode, *texts)
+        done = Done(self._process.exitcode, self._written("stdout"), self._written("stderr"))
+        self._temporary.cleanup()
+        return done
 
 
 def program(name: str, *arguments: object, environment: Mapping[str, str] | None = None) -> Done:
@@ -109,19 +102,18 @@ def program(name: str, *arguments: object, environment: Mapping[str, str] | None
 def _run(
     name: str,
     arguments: list[str],
-    streams: list[Path],
-    mark: Path,
+    folder: Path,
     before: Callable[[], object] | None,
-    environment: dict,
+    environment: dict[str, str],
 ) -> None:
-    for number, stream in enumerate(streams, start=1):
-        os.dup2(os.open(stream, os.O_WRONLY | os.O_CREAT), number)
+    for number, stream in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(folder / stream, os.O_WRONLY | os.O_CREAT), number)
     os.chdir(ROOT)
     os.environ.update(environment)
     sys.argv = [name, *arguments]
     if before is not None:
         before()
-    mark.touch()
+    (folder / "begun").touch()
     runpy.run_module(f"nrgpt_jax.{name}", run_name="__main__", alter_sys=True)
 
 

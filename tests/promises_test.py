@@ -45,6 +45,20 @@ def squares(params, g):
     return 0.5 * jnp.sum((g @ params["W"]) ** 2)
 
 
+FACTORS = {
+    "uphill": lambda n: -1.0,
+    "halved": lambda n: 0.5,
+    "turning": lambda n: jnp.where(n < 2, 1.0, -1.0),  # downhill at first, and uphill later
+}
+
+
+def scaled_descent(factor, params, eta, norm):
+    """Descent, with the update of each step multiplied by a factor."""
+    down = descent(params, eta, norm)
+    scaled = lambda e, n, x: jnp.asarray(factor(n), eta.dtype) * down.update(e, (), x)[0]
+    return BoundRule(lambda x0: jnp.zeros((), jnp.int32), lambda e, n, x: (scaled(e, n, x), n + 1))
+
+
 def add_parts():
     """Parts of every registry; GOOD are what they declare to be."""
     to = lambda name, declared=True: energy(name, W, key=keep, exact=declared)
@@ -72,23 +86,8 @@ def add_parts():
     norm("skewed", lambda params, x: x @ jnp.asarray(SKEWED, x.dtype) + params["bias"], True, one)
     norm("negative_sigma", LAYER.function, True, lambda x: -LAYER.sigma(x))
 
-    @rule("uphill", {}, follows="dE/dg")
-    def uphill(params, eta, norm):
-        down = descent(params, eta, norm)
-        return BoundRule(down.init, lambda e, state, x: (-down.update(e, state, x)[0], state))
-
-    @rule("halved", {}, follows="dE/dg")
-    def halved(params, eta, norm):
-        down = descent(params, eta, norm)
-        return BoundRule(down.init, lambda e, state, x: (0.5 * down.update(e, state, x)[0], state))
-
-    @rule("turning", {}, follows="dE/dg")
-    def turning(params, eta, norm):
-        """Downhill at first, and uphill later."""
-        down, zero = descent(params, eta, norm), jnp.zeros((), jnp.int32)
-        sign = lambda n: jnp.where(n < 2, 1.0, -1.0).astype(eta.dtype)
-        update = lambda e, n, x: (sign(n) * down.update(e, (), x)[0], n + 1)
-        return BoundRule(lambda x0: zero, update)
+    for name, factor in FACTORS.items():
+        rule(name, {}, follows="dE/dg")(functools.partial(scaled_descent, factor))
 
     weigh = lambda e: jnp.sum(jax.lax.stop_gradient(e) * e)
     combination("weighed", {}, exact=True)(lambda params, energies: weigh(energies))
@@ -227,9 +226,8 @@ def test_good_parts_are_promised_descent(kind):
 
 
 def test_a_norm_that_is_not_what_it_declares_has_no_promise():
-    found = examine(
-        pretrained(mask="strict", norm="negated", inference_rate="scalar"), TOKENS, num_steps=2
-    )
+    trained = pretrained(mask="strict", norm="negated", inference_rate="scalar")
+    found = examine(trained, TOKENS, num_steps=2)
     assert found.certificate.proposition is None
     assert found.certificate.uphill > 0.5
     assert found.certificate.contradicted == 0
@@ -238,13 +236,8 @@ def test_a_norm_that_is_not_what_it_declares_has_no_promise():
 
 def test_evidence_against_a_promise_is_said_first_and_fails_the_program(tmp_path, monkeypatch):
     """An energy that is well behaved wherever it was checked, and not where a text is longer."""
-    fields = {
-        "mask": "strict",
-        "norm": "bare_layer_norm",
-        "inference_rate": "scalar",
-        "energies": ("LATE",),
-    }
-    trained = pretrained(**fields)
+    fields = {"norm": "bare_layer_norm", "inference_rate": "scalar", "energies": ("LATE",)}
+    trained = pretrained(mask="strict", **fields)
     found = examine(trained, TOKENS, num_steps=2)
     assert found.certificate.proposition == "2.1"
     assert 0 < found.certificate.contradicted <= 2, "steps of the last token"

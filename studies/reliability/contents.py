@@ -1,20 +1,14 @@
-"""Foreign and damaged contents of the files of a run, drawn at random, and how they are opened.
+"""Foreign and damaged contents of the files of a run, drawn at random, and how they are opened."""
 
-    from studies.reliability import contents
-    contents.run(cases=1000, seed=0)
-
-A case damages one file of an exported folder, or gives it other contents, and opens the folder.
-It must open as it was, or end in one line that is a UserError. Where the folder is of an older
-version, without checksums, contents that are possible are taken for what they are, with a warning.
-"""
-
+import copy
 import json
+import math
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import numpy as np
 from flax import traverse_util
 from hypothesis import strategies as st
@@ -26,32 +20,47 @@ from nrgpt_jax.models import create_model, parameter_shapes
 from nrgpt_jax.runs import checksums
 from nrgpt_jax.runs.metrics import read_metrics
 from nrgpt_jax.runs.pretrained import WEIGHTS_FILE, Pretrained, load_pretrained, save_pretrained
-from studies.reliability import tally
-from studies.reliability.tally import judged, warnings_counted
-from studies.reliability.values import (
-    DAMAGES,
-    ODD,
-    RAW,
-    Change,
-    as_json,
-    copied,
-    mutations,
-    replaced,
-)
-
-TITLE, CASES = "Foreign and damaged contents of files", 1000
+from studies.reliability.attempts import counted, drawn, heard, judged
+from studies.reliability.damage import DAMAGES, write
+from studies.reliability.judge import bits
+from studies.reliability.report import Part
 
 METRICS_FILE = "metrics.jsonl"
 FILES = ("config.json", "tokenizer.json", WEIGHTS_FILE, checksums.FILE_NAME, METRICS_FILE)
 AGES = ("new", "run", "older")  # with all checksums; those in the records alone; without any
+FOLDER = b"a folder"  # takes the place of the file
+
+ODD: tuple[Any, ...] = (
+    *(None, True, False, 0, -1, 1, 2**31, 2**32, 2**63, 10**12, -(10**12), 10**300),
+    *(0.5, -0.0, 1e-300, 1e300, math.nan, math.inf, -math.inf),
+    *("", "x", "a" * 5000, "</script>", "é", "\u0000", "../../x", "https://u:p@h/x", "nan"),
+    *([], {}, [[]], [None], ["a", "a"], {"x": {"y": []}}),
+)
+TEXTS = st.text(max_size=12)
+VALUES = st.recursive(
+    st.one_of(st.sampled_from(ODD), st.integers(), st.floats(), TEXTS),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(TEXTS, inner, max_size=4)),
+    max_leaves=12,
+)
+RAW = st.one_of(
+    st.binary(max_size=64),
+    VALUES.map(lambda value: as_json(value)),
+    st.integers(500, 200_000).map(lambda depth: b"[" * depth),
+    st.integers(500, 20_000).map(lambda depth: b'{"a":' * depth + b"1" + b"}" * depth),
+    st.just(b"\xff\xfe" + "{}".encode("utf-16-le")),
+)
+WAYS: tuple[Callable[[np.ndarray], Any], ...] = (  # to change an array; None: it is left out
+    lambda a: np.where(np.arange(a.size).reshape(a.shape) == 0, np.float32(np.nan), a),
+    lambda a: np.where(np.arange(a.size).reshape(a.shape) == 0, np.float32(np.inf), a),
+    lambda a: a[None],
+    lambda a: np.concatenate([a.ravel()] * 2),
+    *(lambda a, kind=kind: a.astype(kind) for kind in (np.float64, np.float16, np.int32, bool)),
+    lambda a: np.zeros(0, np.float32),
+    lambda a: None,
+)
 
 
-class Case(NamedTuple):
-    """A file of a folder with or without checksums, and what is done to it."""
-
-    file: str
-    age: str
-    change: Change
+Case = tuple[str, str, bytes | None]  # a file, of which AGES, and what it then holds; None: nothing
 
 
 def small(folder: Path) -> Pretrained:
@@ -59,17 +68,15 @@ def small(folder: Path) -> Pretrained:
     config = default_config()
     config.model.update({"vocab_size": 12, "context_length": 8, "embed_dim": 4, "num_steps": 2})
     config.data.name = "text"
-    model, draw = create_model(config), np.random.default_rng(0)
-    flat = {
-        name: np.asarray(draw.normal(size=shape), np.float32)
-        for name, shape in parameter_shapes(model).items()
-    }
+    model, random = create_model(config), np.random.default_rng(0)
+    shapes = parameter_shapes(model).items()
+    flat = {name: np.asarray(random.normal(size=shape), np.float32) for name, shape in shapes}
     variables = {"params": traverse_util.unflatten_dict(flat, sep="/")}
-    made = Pretrained(model, variables, CharTokenizer("abcdefghij"), config)
-    save_pretrained(folder, made)
+    saved = Pretrained(model, variables, CharTokenizer("abcdefghij"), config)
+    save_pretrained(folder, saved)
     lines = [{"step": step, "train/loss": 3.0 - 0.1 * step} for step in range(1, 6)]
-    (folder / METRICS_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return made
+    (folder / METRICS_FILE).write_bytes(as_lines(lines))
+    return saved
 
 
 def without_checksums(folder: Path) -> None:
@@ -81,128 +88,139 @@ def without_checksums(folder: Path) -> None:
         (folder / name).write_text(json.dumps(record))
 
 
-def _weights(template: Path) -> st.SearchStrategy[Change]:
-    """Other contents of the parameters: types, shapes, names, values, and the header itself."""
-    arrays = safetensors.load_file(template / WEIGHTS_FILE)
-    names = sorted(arrays)
-
-    def changed(name: str, how: Callable[[np.ndarray], Any]) -> Change:
-        others = {**arrays, name: how(arrays[name])}
-        return replaced(safetensors.save({k: v for k, v in others.items() if v is not None}))
-
-    def spoilt(value: float) -> Callable[[np.ndarray], np.ndarray]:
-        return lambda a: np.where(np.arange(a.size).reshape(a.shape) == 0, np.float32(value), a)
-
-    ways: tuple[Callable[[np.ndarray], Any], ...] = (
-        *(
-            spoilt(np.nan),
-            spoilt(np.inf),
-            lambda a: a[None],
-            lambda a: np.concatenate([a.ravel()] * 2),
-        ),
-        *(lambda a: a.astype(np.float64), lambda a: a.astype(np.float16), lambda a: a.astype(bool)),
-        *(lambda a: a.astype(np.int32), lambda a: None, lambda a: np.zeros(0, np.float32)),
-    )
-    content = (template / WEIGHTS_FILE).read_bytes()
-    size = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + size])
-
-    def headed(new: Any) -> Change:
-        text = as_json(new)
-        return replaced(len(text).to_bytes(8, "little") + text + content[8 + size :])
-
-    return st.one_of(
-        st.builds(changed, st.sampled_from(names), st.sampled_from(ways)),
-        mutations(header).map(headed),
-        st.integers(0, 2**64 - 1).map(lambda n: replaced(n.to_bytes(8, "little") + content[8:])),
-    )
+# Contents -----------------------------------------------------------------------------------------
 
 
-def _lines(template: Path) -> st.SearchStrategy[Change]:
-    """A file of metrics with a line changed, or with another line."""
-    lines = [json.loads(line) for line in (template / METRICS_FILE).read_text().splitlines()]
-    whole = lambda records: replaced(b"".join(as_json(r) + b"\n" for r in records))
-    other = st.sampled_from(ODD).map(lambda value: whole([*lines, value]))
-    return st.one_of(
-        mutations(lines).map(lambda r: whole(r if isinstance(r, list) else [r])), other
-    )
+def as_json(value: Any) -> bytes:
+    """JSON, also of NaN and of half a character."""
+    return json.dumps(value).encode()
 
 
-def _record(template: Path, name: str) -> st.SearchStrategy[Change]:
-    record = json.loads((template / name).read_text())
+def as_lines(records: Any) -> bytes:
+    """A line of JSON for each record."""
+    return b"".join(as_json(r) + b"\n" for r in records)
+
+
+def damaged(content: bytes) -> st.SearchStrategy[Any]:
+    """The contents, damaged or as they are."""
+    ways, places = st.sampled_from(list(DAMAGES.values())), st.floats(0.0, 1.0, exclude_max=True)
+    cases = st.builds(lambda damage, place: damage(content, place), ways, places)
+    return st.one_of(cases, cases, st.sampled_from((content, FOLDER)))
+
+
+def places_of(record: Any) -> Iterator[tuple[Any, Any]]:
+    """(container, key) of everything in a record."""
+    for key in record if isinstance(record, dict) else range(len(record)):
+        yield record, key
+        if isinstance(record[key], dict | list):
+            yield from places_of(record[key])
+
+
+@st.composite
+def mutations(draw, record: Any) -> Any:
+    """A record with one field or entry removed, added or replaced by another value."""
+    record = copy.deepcopy(record)
+    container, key = draw(st.sampled_from(list(places_of(record))))
+    action = draw(st.sampled_from(("replace", "replace", "replace", "remove", "add")))
+    if action == "remove":
+        del container[key]
+    elif action == "replace":
+        container[key] = draw(VALUES)
+    elif isinstance(container, dict):
+        container[draw(TEXTS)] = draw(VALUES)
+    else:
+        container.insert(key, draw(VALUES))
+    return record
+
+
+def foreign(template: Path, name: str) -> st.SearchStrategy[bytes]:
+    """Other contents of a file: of its own kind, or anything."""
+    content = (template / name).read_bytes()
+    if name == WEIGHTS_FILE:
+        return st.one_of(_weights(content), RAW)
+    if name == METRICS_FILE:
+        lines = [json.loads(line) for line in content.splitlines()]
+        return st.one_of(mutations(lines).map(as_lines), RAW)
+    record = json.loads(content)
     bare = {field: value for field, value in record.items() if field != "checksum"}
-    return st.one_of(mutations(record), mutations(bare)).map(lambda r: replaced(as_json(r)))
+    return st.one_of(st.one_of(mutations(record), mutations(bare)).map(as_json), RAW)
 
 
-def _foreign(template: Path, name: str) -> st.SearchStrategy[Change]:
-    own = {WEIGHTS_FILE: _weights, METRICS_FILE: _lines}.get(name)
-    return st.one_of(own(template) if own else _record(template, name), RAW)
+def _weights(content: bytes) -> st.SearchStrategy[bytes]:
+    """Other types, shapes, names and values of parameters, and other headers."""
+    arrays, size = safetensors.load(content), int.from_bytes(content[:8], "little")
 
+    def changed(name: str, way: Callable[[np.ndarray], Any]) -> bytes:
+        others = {**arrays, name: way(arrays[name])}
+        return safetensors.save({k: v for k, v in others.items() if v is not None})
 
-def _opened(folder: Path, made: Pretrained, case: Case) -> str:
-    with warnings_counted() as warned:
-        if case.file == METRICS_FILE:
-            sound = all(type(line.get("step")) is int for line in read_metrics(folder))
-            return "fine" if sound else "silent"
-        found = load_pretrained(folder)
-    if _same(found, made):
-        return "warning" if warned else "fine"
-    if case.age == "run" and _has_checksum(folder / case.file):
-        return "silent"
-    # Without a checksum what is possible is taken for what was written.
-    return "warning" if warned else "silent"
+    def headed(header: Any) -> bytes:
+        text = as_json(header)
+        return len(text).to_bytes(8, "little") + text + content[8 + size :]
 
-
-def _has_checksum(path: Path) -> bool:
-    return path.suffix == ".json" and "checksum" in json.loads(path.read_text())
-
-
-def _same(one: Pretrained, other: Pretrained) -> bool:
-    leaves = [jax.tree.leaves(p.variables) for p in (one, other)]
-    return (
-        one.config.to_dict() == other.config.to_dict()
-        and as_record(one.tokenizer) == as_record(other.tokenizer)
-        and all(np.array_equal(a, b) for a, b in zip(*leaves, strict=True))
+    return st.one_of(
+        st.builds(changed, st.sampled_from(sorted(arrays)), st.sampled_from(WAYS)),
+        mutations(json.loads(content[8 : 8 + size])).map(headed),
+        st.integers(0, 2**64 - 1).map(lambda n: n.to_bytes(8, "little") + content[8:]),
     )
 
 
-def run(
-    cases: int = CASES, seed: int = 0, jobs: int = 1, file: str | None = None
-) -> dict[str, Any]:
-    """Counts of outcomes by name, and what is wrong. `file` names one of FILES; None: all."""
+# Judging ------------------------------------------------------------------------------------------
+
+
+def opened(path: Path, age: str, saved: Pretrained) -> str:
+    """The outcome of opening a folder of this age that was `saved`, and this file then changed."""
+    with heard() as said:
+        if path.name == METRICS_FILE:
+            sound = all(type(line.get("step")) is int for line in read_metrics(path.parent))
+            return "fine" if sound else "silent"
+        found = load_pretrained(path.parent)
+    warned = "warning" if said.getvalue() else ""
+    if values(found) == values(saved):
+        return warned or "fine"
+    if age == "run" and path.suffix == ".json" and "checksum" in json.loads(path.read_text()):
+        return "silent"
+    return warned or "silent"  # what is possible is taken for what was written
+
+
+def values(opened: Pretrained) -> tuple:
+    """All that can be compared of what was opened."""
+    return opened.config.to_dict(), as_record(opened.tokenizer), bits(opened.variables)
+
+
+def run(cases: int, seed: int, jobs: int = 1, files: tuple[str, ...] = FILES) -> dict[str, Any]:
+    """Foreign and damaged contents of files.
+
+    A file of an exported folder gets contents drawn at random, valid and not, and the folder is
+    opened. *Fine*: it opens as it was; *warning*: what is possible in a folder without
+    checksums is taken for what it is. A traceback, a hang, and wrong values without a word are
+    mistakes.
+    """
     del jobs
     with tempfile.TemporaryDirectory() as root:
         templates = {age: Path(root) / age for age in AGES}
-        made, *_ = [small(folder) for folder in templates.values()]
+        saved, *_ = [small(folder) for folder in templates.values()]
         (templates["run"] / checksums.FILE_NAME).unlink()
         without_checksums(templates["older"])
-        names = st.sampled_from(FILES) if file is None else st.just(file)
-        foreign = {name: _foreign(templates["new"], name) for name in FILES}
 
         @st.composite
-        def strategy(draw) -> Case:
-            name = draw(names)
+        def case(draw) -> Case:
+            name = draw(st.sampled_from(files))
             age = "new" if name == checksums.FILE_NAME else draw(st.sampled_from(AGES))
-            return Case(name, age, draw(st.one_of(DAMAGES, foreign[name], foreign[name])))
+            other, content = foreign(templates["new"], name), (templates[age] / name).read_bytes()
+            return name, age, draw(st.one_of(damaged(content), other, other))
 
         def judge(case: Case) -> tuple[str, str]:
-            folder = copied(templates[case.age], Path(root) / "case")
-            case.change.apply(folder / case.file)
-            return judged(lambda: _opened(folder, made, case))
+            name, age, content = case
+            folder = Path(root) / "case"
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(templates[age], folder)
+            write(folder / name, None if content == FOLDER else content)
+            if content == FOLDER:
+                (folder / name).mkdir()
+            return judged(lambda: opened(folder / name, age, saved))
 
-        return tally.tally(strategy(), judge, cases, seed)
-
-
-def lines(found: dict[str, Any]) -> list[str]:
-    """The table of the page."""
-    return [
-        "A file of an exported folder (" + ", ".join(f"`{name}`" for name in FILES) + ") gets "
-        "contents drawn at random, valid and not, and the folder is opened. *Fine*: it opens as it "
-        "was; *warning*: what is possible in a folder without checksums is taken for what it is. A "
-        "traceback, a hang, and wrong values without a word are mistakes.",
-        "",
-        *tally.lines(found),
-    ]
+        return counted(drawn(case(), judge, cases, seed))
 
 
-__all__ = ["FILES", "run", "small", "without_checksums"]
+PART = Part("file", 1000, run)

@@ -18,97 +18,78 @@ import optax
 from nrgpt_jax.runs import checksums
 from nrgpt_jax.runs.checkpoints import Checkpoints
 from nrgpt_jax.training.step import TrainState
-from studies.tables import table
+from studies.reliability.report import Part
 
-TITLE, CASES = "What checksums cost", 7  # rounds
-ARRAYS, ROWS, COLUMNS = 10, 2_500, 4_000  # a hundred million parameters
+ARRAYS, SHAPE = 10, (2_500, 4_000)  # a hundred million parameters
 
 
-def run(cases: int = CASES, seed: int = 0, jobs: int = 1) -> dict[str, Any]:
-    """Times saving and opening, in so many rounds after one that does not count."""
+def run(cases: int, seed: int, jobs: int) -> dict[str, Any]:
+    """What checksums cost.
+
+    A state of 1.2 GB (a hundred million parameters with AdamW's moments), medians. Of saving,
+    the seconds that are spent on checksums are measured; opening is measured with and without
+    verifying. What is verified is read twice, the second time from memory.
+    """
     del jobs
-    state = made_up(seed)
-    seconds: dict[str, list[float]] = {}
+    state, seconds = random_state(seed), dict[str, list[float]]()
     with tempfile.TemporaryDirectory() as name:
         for turn in range(cases + 1):
             for what, spent in _round(Path(name) / str(turn), state):
-                if turn:
-                    seconds.setdefault(what, []).append(spent)
-    return {
-        "bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(state)),
-        "rounds": cases,
-        "seconds": seconds,
-    }
+                seconds.setdefault(what, []).extend([spent] * bool(turn))
+    median = {what: statistics.median(values) for what, values in seconds.items()}
+    median["saving, without"] = median["saving, with"] - median["checksums of it"]
+    rows = {}
+    for what in ("saving", "opening from memory", "opening from disk"):
+        without, with_sums = median[f"{what}, without"], median[f"{what}, with"]
+        rows[what] = {
+            "seconds without checksums": f"{without:.2f}",
+            "with": f"{with_sums:.2f}",
+            "difference": f"{with_sums / without - 1:+.1%}",
+        }
+    return {"rows": rows, "wrong": [], "seconds": seconds}
 
 
-def made_up(seed: int) -> TrainState:
+@jax.jit
+def random_state(seed: int) -> TrainState:
     """Random parameters, and AdamW's moments."""
-
-    def init() -> TrainState:
-        keys = jax.random.split(jax.random.key(seed), 3 * ARRAYS)
-        draw = lambda key: jax.random.normal(key, (ROWS, COLUMNS))
-        params, mean, square = (
-            {f"matrix{n}": draw(keys[start + n]) for n in range(ARRAYS)}
-            for start in (0, ARRAYS, 2 * ARRAYS)
-        )
-        zero = jnp.zeros((), jnp.int32)
-        moments = optax.ScaleByAdamState(zero, mean, jax.tree.map(jnp.square, square))
-        return TrainState(zero, params, moments, zero, zero)
-
-    return jax.block_until_ready(jax.jit(init)())
+    zero, names = jnp.zeros((), jnp.int32), [f"matrix{n}" for n in range(ARRAYS)]
+    keys = jax.random.split(jax.random.key(seed), (3, ARRAYS))
+    draw = lambda row: {n: jax.random.normal(k, SHAPE) for n, k in zip(names, row, strict=True)}
+    params, mean, variance = map(draw, keys)
+    return TrainState(zero, params, optax.ScaleByAdamState(zero, mean, variance), zero, zero)
 
 
 def _round(workdir: Path, state: TrainState) -> Iterator[tuple[str, float]]:
     """Seconds of a save and of its checksums; of opening it from memory and from the disk, with and
     without verifying."""
-    shapes = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
-    )
+    shape_of = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+    shapes = jax.tree.map(shape_of, state)
+    unverified = lambda: mock.patch.object(checksums, "damage", return_value="")
+    spent, write = [], checksums.write
+    measured = lambda folder: spent.append(_timed(lambda: write(folder)))
 
     def opened() -> None:
-        with Checkpoints(workdir) as checkpoints:
-            jax.block_until_ready(checkpoints.restore_latest(shapes))
+        jax.block_until_ready(Checkpoints(workdir).restore_latest(shapes))
 
-    with Checkpoints(workdir, writable=True) as checkpoints, _measured("write") as spent:
-        yield "saving", _timed(lambda: checkpoints.save_latest(1, state, {}))
-    yield "checksums of it", spent[0]
+    checkpoints = Checkpoints(workdir, writable=True)
+    with mock.patch.object(checksums, "write", measured):
+        yield "saving, with", _timed(lambda: checkpoints.save_latest(1, state, {}))
+    yield "checksums of it", sum(spent)
     for where, prepare in (("memory", opened), ("disk", lambda: _forget(workdir))):
-        for how, verifying in (("without", _unverified), ("with", contextlib.nullcontext)):
+        for how, verifying in (("without", unverified), ("with", contextlib.nullcontext)):
             prepare()
             with verifying():
                 yield f"opening from {where}, {how}", _timed(opened)
     shutil.rmtree(workdir)
 
 
-@contextlib.contextmanager
-def _measured(name: str) -> Iterator[list[float]]:
-    """Seconds spent in a function of `checksums`."""
-    spent, function = [0.0], getattr(checksums, name)
-
-    def measured(folder: Path) -> Any:
-        begin = time.perf_counter()
-        try:
-            return function(folder)
-        finally:
-            spent[0] += time.perf_counter() - begin
-
-    with mock.patch.object(checksums, name, measured):
-        yield spent
-
-
-def _unverified() -> contextlib.AbstractContextManager:
-    """Checksums are not looked at."""
-    return mock.patch.object(checksums, "damage", return_value="")
-
-
 def _forget(folder: Path) -> None:
     """Makes the system read the files of a folder from the disk."""
     for path in folder.rglob("*"):
         if path.is_file():
-            number = os.open(path, os.O_RDONLY)
-            os.fsync(number)
-            os.posix_fadvise(number, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(number)
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _timed(function: Callable[[], Any]) -> float:
@@ -117,24 +98,4 @@ def _timed(function: Callable[[], Any]) -> float:
     return time.perf_counter() - begin
 
 
-def lines(found: dict[str, Any]) -> list[str]:
-    """The table of the page."""
-    median = {what: statistics.median(values) for what, values in found["seconds"].items()}
-    sums = median["checksums of it"]
-    rows = [_row("saving", median["saving"] - sums, median["saving"])]
-    for where in ("memory", "disk"):
-        what = f"opening from {where}"
-        rows.append(_row(what, median[f"{what}, without"], median[f"{what}, with"]))
-    return [
-        f"A state of {found['bytes'] / 1e9:.1f} GB (a hundred million parameters with AdamW's "
-        f"moments), {found['rounds']} rounds, medians. Of saving, the seconds that are spent on "
-        "checksums are measured; opening is measured with and without verifying. What is verified "
-        "is read twice, the second time from memory.",
-        "",
-        *table(["", "seconds without checksums", "with", "difference"], rows),
-    ]
-
-
-def _row(what: str, without: float, with_sums: float) -> list[str]:
-    share = (with_sums - without) / without
-    return [what, f"{without:.2f}", f"{with_sums:.2f}", f"{share:+.1%}"]
+PART = Part("", 7, run)

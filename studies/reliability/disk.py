@@ -1,185 +1,197 @@
 """Disks that are full or read-only, folders that vanish, clocks that are wrong.
 
-A full disk is a tmpfs, which has to be mounted: without root it is left out. Compiled programs lie
-on another disk, so that what fills it is what a run writes.
+A full disk is a tmpfs, which only root can mount: else it is left out. Compiled programs lie on
+another disk, so that what fills it is what a run writes.
 """
 
-import json
+import contextlib
+import functools
 import os
 import shutil
-import signal
-import tempfile
+import subprocess
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from studies.programs import Done, Running
-from studies.reliability import disk_programs, endings, judge, moments, surroundings
-from studies.reliability.endings import MACHINE, Result
-from studies.reliability.mounts import CannotMount, Disk, mounted
-from studies.reliability.tiny import CHECKPOINT_EVERY, Whole, undisturbed
-from studies.tables import table
+from nrgpt_jax.errors import FAILED
+from studies.programs import Running
+from studies.reliability import judge, runs
+from studies.reliability.moments import CHECKPOINT_EVERY, EVAL_EVERY, after_step, drawn
+from studies.reliability.report import Part
+from studies.reliability.runs import RESUMED, Case, Disturbance, Result, Whole
 
-TITLE, CASES = "Disks, folders and clocks", 40  # sizes of a disk that are tried
-SC_PAGE = os.sysconf("SC_PAGE_SIZE")
+SIZE = 32 * 2**20  # bytes of the disk
+KILLED, SPARE = 137, 2**17  # an exit code; bytes that a run takes more than in its end
+SHARES = (0.0, 0.3, 0.6, 0.9)  # of the space that a program needs
+SOON = 3.0  # seconds
+CLOCKS: dict[str, Callable[[float, float], float]] = {  # what it shows, of its beginning and now
+    "backwards": lambda begin, now: begin - 2.0 * (now - begin),
+    "set back by an hour": lambda begin, now: now - 3600.0 * (now > begin + SOON),
+    "set forward by an hour": lambda begin, now: now + 3600.0 * (now > begin + SOON),
+}
+READERS = (  # program, arguments, and what it writes, which must not be there in parts
+    ("evaluate", ("--workdir={run}",), "run/evaluation.json"),
+    ("sample", ("--workdir={run}", "--prompt=the ", "--max_new_tokens=4"), None),
+    ("export", ("--workdir={run}", "--out={disk}/exported"), "exported"),
+    ("analyze", ("--workdir={run}", "--prompt=the tokens"), "run/analysis"),
+)
 
 
-def run(cases: int = CASES, seed: int = 0, jobs: int = 1) -> dict[str, Any]:
-    """Tries everything, a full disk at so many sizes. Returns counts and what is wrong."""
-    del jobs  # disks are few
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        whole = undisturbed(folder)
-        wanted = judge.read(whole.workdir)
-        results = told(surroundings.tried(whole, wanted, folder))
+class Disk:
+    """A mounted tmpfs, part of which can be taken up."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def free(self) -> int:
+        """Bytes."""
+        status = os.statvfs(self.path)
+        return status.f_bavail * status.f_frsize
+
+    @contextlib.contextmanager
+    def only(self, free: int) -> Iterator[None]:
+        """Takes up all but so many bytes, whatever others write meanwhile."""
+        filler = self.path / ".filler"
+        with filler.open("wb") as file:
+            while (taken := self.free() - free) > 0:
+                with contextlib.suppress(OSError):  # others were faster
+                    os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), taken)
         try:
-            with mounted(folder / "disk") as disk:
-                random = np.random.default_rng(seed)
-                results += told(_with_disk(whole, wanted, disk, cases, random))
-            skipped = ""
-        except CannotMount as error:
-            skipped = f"Disks are left out, because none can be mounted here: {error}."
-    return {"skipped": skipped, **counted(results)}
+            yield
+        finally:
+            filler.unlink()
+
+    @contextlib.contextmanager
+    def read_only(self) -> Iterator[None]:
+        """Nothing can be written inside."""
+        mount("-o", "remount,ro", self.path)
+        try:
+            yield
+        finally:
+            mount("-o", "remount,rw", self.path)
 
 
-def told(results: Iterable[Result]) -> list[Result]:
-    """All of them, each printed when it is there."""
-    found = []
-    for one in results:
-        found.append(one)
-        print(f"{one.what}, {one.stage}: {one.wrong or 'as documented'}", flush=True)
-    return found
+def mount(*arguments: object) -> None:
+    """Raises CalledProcessError where this user may not mount."""
+    subprocess.run(["mount", *map(str, arguments)], check=True, capture_output=True, text=True)
 
 
-def _with_disk(
-    whole: Whole, wanted: judge.Run, disk: Disk, cases: int, random: np.random.Generator
-) -> Iterator[Result]:
-    again = Trained(whole, wanted, disk)
-    for free in sizes(again.size(), cases):
-        yield again.on_full_disk(free)
+@contextlib.contextmanager
+def mounted(path: Path) -> Iterator[Disk]:
+    """An empty disk at a new folder. Raises CalledProcessError or OSError."""
+    path.mkdir()
+    mount("-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", path)
+    try:
+        yield Disk(path)
+    finally:
+        subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+def run(cases: int, seed: int, jobs: int) -> dict[str, Any]:
+    """Disks, folders and clocks.
+
+    As documented: exit code 1 and one line of error where nothing can be written, and no file
+    under its name that is not complete; once there is space, the same command resumes and ends
+    bit by bit as a run that was left alone. Where runs were then, by what lay in the run
+    directory. Programs that write what they find meet a disk that has room for none of it up to
+    90%.
+    """
+    del jobs
+    skipped = ""
+    with runs.undisturbed() as whole, contextlib.ExitStack() as stack:
+        results = runs.run_all(whole, without_disk())
+        try:
+            disk = stack.enter_context(mounted(whole.workdir.parent / "disk"))
+        except (OSError, subprocess.CalledProcessError) as error:
+            skipped = f" Disks are left out, because none can be mounted here: {error}."
+        else:
+            on_disk = with_disk(disk, whole, cases, np.random.default_rng(seed))
+            results += runs.run_all(whole, on_disk, disk.path)
+            results += reading(disk, whole)
+    return {"skipped": skipped, **runs.counted(results)}
+
+
+def without_disk() -> Iterator[Case]:
+    """A run directory is deleted while a run trains in it; clocks are wrong."""
+    delete = lambda running, workdir: shutil.rmtree(workdir.rename(f"{workdir}.gone"), True)
+    for step in (1, 2 * CHECKPOINT_EVERY + 1, 3 * EVAL_EVERY):
+        deleted = Disturbance({FAILED}, when=after_step(step), act=delete)
+        yield Case("run directory deleted", [deleted, RESUMED])
+    for how in CLOCKS:
+        yield Case(f"clock {how}", [Disturbance({0}, before=functools.partial(set_clock, how))])
+
+
+def set_clock(how: str) -> None:
+    """Makes the clock of this process wrong."""
+    begin, right = time.time(), time.time
+    time.time = lambda: CLOCKS[how](begin, right())
+    time.time_ns = lambda: int(1e9 * time.time())
+
+
+def with_disk(disk: Disk, whole: Whole, cases: int, random: np.random.Generator) -> Iterator[Case]:
+    """Training on a disk that is full from the start or for a while, or becomes read-only."""
+    failing = Disturbance({FAILED}, check=lambda workdir, done: judge.unreadable(workdir))
+    for free in sizes(whole.workdir, cases):
+        full = failing._replace(codes={0, FAILED}, around=functools.partial(disk.only, free))
+        yield Case("a disk that becomes full", [full, RESUMED])
     for _ in range(cases // 4):
-        yield again.full_for_a_while(moments.drawn(random, whole.warm), random.uniform(0.0, 1.0))
-    yield again.read_only()
-    yield from disk_programs.tried(whole, disk)
+        act = functools.partial(full_for, disk, random.uniform(0.0, 1.0))
+        full = failing._replace(codes={0, FAILED}, when=drawn(random, whole.warm), act=act)
+        yield Case("a disk that is full for up to a second", [full, RESUMED])
+    kill = Disturbance({KILLED}, when=after_step(3 * CHECKPOINT_EVERY + 1), act=runs.send(9))
+    kept = failing._replace(around=disk.read_only)
+    yield Case("a folder that is read-only when a killed run resumes", [kill, kept, RESUMED])
 
 
-def sizes(whole: int, count: int) -> list[int]:
-    """Free bytes to try: a quarter page by page, for the first small files; the rest up to all."""
-    pages = [page * SC_PAGE for page in range(count // 4)]
-    return pages + [int(free) for free in np.linspace(0, whole, count - len(pages) + 1)[1:]]
+def sizes(workdir: Path, count: int) -> list[int]:
+    """Free bytes to try: a quarter page by page, for the first small files; the rest up to what a
+    run needs."""
+    files = [path.stat() for path in workdir.rglob("*") if workdir / "cache" not in path.parents]
+    needed = sum(512 * file.st_blocks for file in files) + SPARE
+    pages = [page * os.sysconf("SC_PAGE_SIZE") for page in range(count // 4)]
+    return pages + [int(free) for free in np.linspace(0, needed, count - len(pages) + 1)[1:]]
 
 
-class Trained:
-    """Trains on a disk that fails, and again when there is space."""
-
-    def __init__(self, whole: Whole, wanted: judge.Run, disk: Disk):
-        self.whole, self.wanted, self.disk = whole, wanted, disk
-        self.workdir = disk.path / "run"
-
-    def size(self) -> int:
-        """Bytes that a run needs, and some more."""
-        before = self.disk.free()
-        self._prepare()
-        endings.end(self._start())
-        size = before - self.disk.free()
-        shutil.rmtree(self.workdir)
-        return size + 2**17
-
-    def on_full_disk(self, free: int) -> Result:
-        """So many bytes are free from the start on."""
-        self._prepare()
-        self.disk.leave(free)
-        return self._judged("a disk that becomes full", endings.end(self._start()))
-
-    def full_for_a_while(self, moment: moments.Moment, seconds: float) -> Result:
-        """Nothing is free for some seconds in the course of the run."""
-        self._prepare()
-        self.disk.empty()
-        running = self._start()
-        moment(running, self.workdir)
-        self.disk.leave(0)
+def full_for(disk: Disk, seconds: float, running: Running, workdir: Path) -> None:
+    """Nothing is free for some seconds."""
+    with disk.only(0):
         time.sleep(seconds)
-        self.disk.empty()
-        return self._judged("a disk that is full for up to a second", endings.end(running), {0, 1})
-
-    def read_only(self) -> Result:
-        """The run is to go on from a folder that cannot be written."""
-        self._prepare()
-        running = self._start()
-        moments.in_evaluation(3 * CHECKPOINT_EVERY + 1, 0.0)(running, self.workdir)
-        running.send(signal.SIGKILL)
-        running.end()
-        with self.disk.read_only():
-            done = endings.end(self._start())
-        return self._judged("train in a read-only folder", done)
-
-    def _prepare(self) -> None:
-        self.disk.empty()
-        self.workdir.mkdir()
-        (self.workdir / "cache").symlink_to(self.whole.workdir / "cache")
-
-    def _start(self) -> Running:
-        return self.whole.start(self.workdir)[0]
-
-    def _judged(self, what: str, done: Done, codes: set[int] = MACHINE) -> Result:
-        """Judges the failure, then goes on with space, judges the end and clears up."""
-        stage = moments.stage(self.workdir)
-        enough = done.returncode == 0 and not judge.differences(
-            self.wanted, judge.read(self.workdir)
-        )
-        wrong = endings.wrong(done, {0} if enough else codes)
-        wrong += unreadable(self.workdir)
-        self.disk.empty()
-        again = endings.end(self._start())
-        wrong += endings.wrong(again, {0})
-        if again.returncode == 0:
-            wrong += judge.differences(self.wanted, judge.read(self.workdir), all_steps=False)
-        shutil.rmtree(self.workdir)
-        return Result(what, "there was enough" if enough else stage, wrong)
 
 
-def unreadable(workdir: Path) -> list[str]:
-    """Checkpoints and JSON files that are there under their names and cannot be read."""
-    told = []
-    for kind in judge.KINDS:
-        for step in judge.steps_saved(workdir, kind):
-            try:
-                judge.read_checkpoint(workdir, kind, step)
-            except Exception as error:  # whatever orbax raises
-                told.append(f"{kind}/{step} cannot be read: {str(error)[: judge.SHORT]}")
-    for path in workdir.glob("*.json"):
-        try:
-            json.loads(path.read_text())
-        except ValueError:
-            told.append(f"{path.name} is not whole")
-    return told
+def reading(disk: Disk, whole: Whole) -> Iterator[Result]:
+    """The programs that read a run: with space, on a disk that is full or nearly, read-only."""
+    run = disk.path / "run"
+    shutil.copytree(whole.workdir, run, ignore=shutil.ignore_patterns("cache"))
+    (run / "cache").symlink_to(whole.workdir / "cache")
+    for program, arguments, written in READERS:
+        given = [program, *(a.format(run=run, disk=disk.path) for a in arguments)]
+        code, ended = FAILED if written else 0, functools.partial(_ended, disk, whole, given)
+        target = disk.path / (written or "nothing")
+        result, needed = ended(target, "with space", contextlib.nullcontext(), 0)
+        yield result
+        for share in SHARES if needed > 2**16 else SHARES[:1]:
+            yield ended(target, "disk full", disk.only(int(share * needed)), code)[0]
+            yield ended(target, "with space", contextlib.nullcontext(), 0)[0]
+        yield ended(target, "disk read-only", disk.read_only(), code)[0]
 
 
-# The page -----------------------------------------------------------------------------------------
+def _ended(
+    disk: Disk, whole: Whole, given: list[str], target: Path, how: str, around: Any, code: int
+) -> tuple[Result, int]:
+    """What is wrong with the end of a program, and how many bytes it wrote, which are removed."""
+    before = disk.free()
+    with around:
+        done = runs.end(Running(*given, environment=whole.environment()))
+        wrong = runs.wrong_end(done, {code})
+        for folder in (disk.path / "run", disk.path / "exported"):
+            wrong += judge.unreadable(folder)
+        wrong += [f"{path} is left behind" for path in disk.path.rglob("*partial*")]
+    needed = before - disk.free()
+    target.unlink() if target.is_file() else shutil.rmtree(target, ignore_errors=True)
+    return Result(f"{given[0]}, {how}", [], [], wrong), needed
 
 
-def counted(results: list[Result]) -> dict[str, Any]:
-    """The figures."""
-    rows: dict[tuple[str, str], list[int]] = {}
-    for one in results:
-        row = rows.setdefault((one.what, one.stage), [0, 0])
-        row[0] += 1
-        row[1] += not one.wrong
-    return {
-        "rows": [[*key, *row] for key, row in rows.items()],
-        "wrong": [one._asdict() for one in results if one.wrong],
-    }
-
-
-def lines(found: dict[str, Any]) -> list[str]:
-    """The table of the page."""
-    return [
-        "As documented: exit code 1 and one line of error where nothing can be written, and no "
-        "file under its name that is not whole; once there is space, the same command resumes and "
-        "ends bit by bit as a run that was left alone. " + found["skipped"],
-        "",
-        *table(["what happened", "where the run was", "tried", "as documented"], found["rows"]),
-    ]
+PART = Part("what happened", 40, run)

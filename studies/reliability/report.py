@@ -1,19 +1,20 @@
-"""docs/reliability.md, from the figures in docs/reliability.json."""
+"""docs/reliability.md: a part is a table of named rows, and what is said of it."""
 
-import json
 import os
 import platform
-from collections.abc import Iterable, Mapping
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping
 from importlib import metadata
-from pathlib import Path
 from textwrap import TextWrapper
-from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from studies.reliability.judge import SHORT
+from studies.tables import table
 
 PACKAGES = ("jax", "orbax-checkpoint", "numpy")
-TOLD = 10  # things that went wrong, listed on the page
+ALWAYS = ("traceback", "hang", "silent")  # columns that are there even if nothing is in them
+LISTED = 10  # of what went wrong
 
 HEAD = """\
 # What becomes of runs that are disturbed
@@ -26,68 +27,55 @@ most disturbances hit something; what they exercise is the program as it is used
 .venv/bin/python -m studies.reliability --part=all
 ```
 
-writes this page anew. The parts below were run one by one, each by the command under it.
-"""
+writes this page again. The parts below were run one by one, each by the command under it."""
+
+
+class Part(NamedTuple):
+    """A part of the study."""
+
+    what: str  # heads the first column
+    cases: int  # by default
+    run: Callable[[int, int, int], dict[str, Any]]  # of (cases, seed, jobs): "rows" and "wrong"
+
+    def said(self) -> tuple[str, str]:
+        """Title, and how the table is read: the docstring of `run`."""
+        title, _, text = (self.run.__doc__ or "").partition(".\n\n")
+        return title, " ".join(text.split())
 
 
 def about(part: str, cases: int, seed: int, seconds: float) -> dict[str, Any]:
     """How the figures of a part were made."""
     versions = [f"Python {platform.python_version()}"]
     versions += [f"{package} {metadata.version(package)}" for package in PACKAGES]
+    command = ["df", "--output=fstype", tempfile.gettempdir()]
+    kind = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1]
     return {
         "command": f"python -m studies.reliability --part={part} --cases={cases} --seed={seed}",
         "seconds": round(seconds),
         "versions": ", ".join(versions),
-        "hardware": f"{os.cpu_count()} CPU cores ({platform.machine()}), {_file_system()}",
+        "hardware": f"{os.cpu_count()} CPU cores ({platform.machine()}), runs on {kind}",
     }
 
 
-def _file_system() -> str:
-    """Of the folder of temporary files, where runs lie."""
-    folder = Path(os.environ.get("TMPDIR", "/tmp")).resolve()
-    best = ("", "unknown")
-    mounts = Path("/proc/mounts")
-    for line in mounts.read_text().splitlines() if mounts.exists() else ():
-        _, place, kind, *_ = line.split()
-        if folder.is_relative_to(place) and len(place) >= len(best[0]):
-            best = place, kind
-    return f"runs on {best[1]}"
-
-
-def page(found: Mapping[str, Mapping[str, Any]], parts: Mapping[str, ModuleType]) -> str:
-    """The page, of all parts that have figures."""
-    lines = HEAD.splitlines()
-    for name, module in parts.items():
-        if name in found:
-            lines += ["", f"## {module.TITLE}", "", *_section(found[name], module)]
+def page(found: Mapping[str, Mapping[str, Any]], parts: Mapping[str, Part]) -> str:
+    """The page: of every part with figures its text, its table, what went wrong, how it was run."""
+    text = TextWrapper(width=100, break_on_hyphens=False, break_long_words=False)
+    lines = [HEAD]
+    for name in [name for name in parts if name in found]:
+        about, figures = found[name]["about"], found[name]["figures"]
+        title, said = parts[name].said()
+        lines += ["", f"## {title}", "", *text.wrap(said + figures.get("skipped", "")), ""]
+        lines += [*table_of(parts[name].what, figures["rows"]), ""]
+        if wrong := [f"- `{str(one)[:SHORT]}`" for one in figures["wrong"]]:
+            lines += [f"Not as it should be, {len(wrong)} in all:", "", *wrong[:LISTED], ""]
+        made = "`{command}`: {seconds:,} seconds on {hardware}, {versions}."
+        lines += text.wrap(made.format(**about))
     return "\n".join(lines) + "\n"
 
 
-def _section(found: Mapping[str, Any], module: ModuleType) -> list[str]:
-    made, figures = found["about"], found["figures"]
-    wrong = told_wrong(figures)
-    return [
-        *wrapped(module.lines(figures)),
-        "",
-        *([f"Not as it should be, {len(wrong)} in all:", "", *wrong[:TOLD], ""] if wrong else []),
-        *wrapped(
-            [
-                f"`{made['command']}`: {made['seconds']:,} seconds on {made['hardware']}, "
-                f"{made['versions']}."
-            ]
-        ),
-    ]
-
-
-def wrapped(lines: Iterable[str]) -> list[str]:
-    """Lines of text at most as long as those of code; tables as they are."""
-    text = TextWrapper(width=100, break_on_hyphens=False, break_long_words=False)
-    parts = ([line] if line.startswith("|") else text.wrap(line) or [""] for line in lines)
-    return [line for part in parts for line in part]
-
-
-def told_wrong(figures: Mapping[str, Any]) -> list[str]:
-    """All that went wrong, a line each."""
-    own = [f"- `{json.dumps(one)[:SHORT]}`" for one in figures.get("wrong", ())]
-    groups = (told_wrong(group) for group in figures.values() if isinstance(group, Mapping))
-    return own + [line for group in groups for line in group]
+def table_of(what: str, rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A table of named rows, without columns in which there is nothing."""
+    columns = dict.fromkeys(column for row in rows.values() for column in row)
+    filled = [c for c in columns if c in ALWAYS or any(row.get(c) for row in rows.values())]
+    cells = [[name, *(row.get(column, "") for column in filled)] for name, row in rows.items()]
+    return table([what, *filled], cells)

@@ -1,0 +1,73 @@
+"""Runs that are killed or told to stop at any moment, and started again."""
+
+import itertools
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from studies.reliability import runs
+from studies.reliability.moments import drawn
+from studies.reliability.report import Part
+from studies.reliability.runs import RESUMED, Case, Disturbance, Whole, undisturbed
+
+MOST_KILLS = 3
+COLD_KILLS, COLD_STOPS = 0.2, 0.5  # shares of runs that compile everything
+
+
+def run_kills(cases: int, seed: int, jobs: int) -> dict[str, Any]:
+    """Killed and started again.
+
+    As documented: started again until they are done, runs end bit by bit as the run that was left
+    alone: parameters, optimizer, step, place in the data, best checkpoint with its loss, and
+    metrics.jsonl but for what a clock decides; and nothing is left behind of a save that was cut
+    short. How often runs were hit in which state, by what lay in the run directory:
+    """
+    with undisturbed() as whole:
+        return runs.counted(runs.run_all(whole, killed(whole, cases, seed), jobs=jobs))
+
+
+def killed(whole: Whole, cases: int, seed: int) -> Iterator[Case]:
+    """Runs that are sent SIGKILL, one to three times each."""
+    hit = Disturbance({0, 128 + signal.SIGKILL}, act=runs.send(signal.SIGKILL))
+    for case in range(cases):
+        random = np.random.default_rng([seed, case])
+        cold = random.random() < COLD_KILLS
+        seconds = whole.cold if cold else whole.warm
+        times = range(random.integers(1, MOST_KILLS + 1))
+        kills = [hit._replace(when=drawn(random, seconds)) for _ in times]
+        yield Case("SIGKILL, up to three times", [*kills, RESUMED], cold=cold, all_steps=True)
+
+
+def run_stops(cases: int, seed: int, jobs: int) -> dict[str, Any]:
+    """Told to stop.
+
+    As documented: exit codes 143 (SIGTERM) and 130 (SIGINT), of all processes; no traceback;
+    started again, the run ends bit by bit as one that was left alone. Of two processes one is sent
+    the signal, and both may end with 143. Times are of a run whose steps take milliseconds.
+    """
+    results: list[runs.Result] = []
+    for processes in (1, 2):
+        with undisturbed(processes) as whole:
+            at_a_time = max(jobs // processes, 1)
+            results += runs.run_all(whole, stopped(whole, cases, seed), jobs=at_a_time)
+    return runs.counted(results, timed=True)
+
+
+def stopped(whole: Whole, cases: int, seed: int) -> Iterator[Case]:
+    """Runs of which one process is sent SIGTERM or SIGINT."""
+    count = whole.processes
+    for number, case in itertools.product((signal.SIGTERM, signal.SIGINT), range(cases)):
+        # Joined processes tell each other by SIGTERM, whichever signal one of them was sent.
+        codes = {0, 128 + number, *([128 + signal.SIGTERM] if count > 1 else [])}
+        random = np.random.default_rng([seed, number, count, case])
+        cold = random.random() < COLD_STOPS
+        moment = drawn(random, whole.cold if cold else whole.warm)
+        which = int(random.integers(count))
+        hit = Disturbance(codes, when=moment, act=runs.send(number), process=which)
+        name = f"{number.name}, {count} process{'es' if count > 1 else ''}"
+        yield Case(name, [hit, RESUMED], cold=cold)
+
+
+KILLS, STOPS = Part("runs were sent", 100, run_kills), Part("signal to", 20, run_stops)
