@@ -4,7 +4,7 @@
 #   make train EXP=listops                          train (again: go on)
 #   make train EXP=shakespeare:paper WORKDIR=runs/p ARGS="--config.seed=1"
 #   make evaluate EXP=listops                       losses and accuracies of runs/listops
-#   make harness WORKDIR=runs/x TASKS=mmlu          lm-evaluation-harness (docs/text.md)
+#   make harness WORKDIR=runs/x TASKS=mmlu          lm-evaluation-harness (docs/train.md)
 #   make sample EXP=shakespeare PROMPT="ROMEO:"     text from runs/shakespeare
 #   make analyze WORKDIR=runs/listops [PROMPT=...]  energies and their landscape: figures, a page
 #   make export EXP=shakespeare OUT=folder          safetensors, tokenizer, compiled functions

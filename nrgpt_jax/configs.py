@@ -32,7 +32,7 @@ def _model() -> ConfigDict:
     c.scan_unroll = 1  # steps compiled as one: faster on CPUs, longer to compile
     c.remat = "none"  # computed again for the gradient: none, step (all but states), full (most)
     c.num_distinct_layers = 0  # used in turn by the steps; 0: num_steps in GPT, else one
-    # What follows is read by NRGPT models only (docs/energies.md has the equations).
+    # What follows is read by NRGPT models only (docs/model.md has the equations).
     c.attention = "full_rank"  # or low_rank: J = W_K^T W_Q; full_rank_rope, low_rank_rope
     c.energies = ()  # terms besides those of the name (of NRGPT: all): injection, leak, ...
     c.combination = "sum"  # of the energies of a token: sum, mixture

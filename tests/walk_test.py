@@ -43,7 +43,7 @@ def plain():
     [(energies, "ff2w"), (energies, "full_rank"), (norms, "layer_norm")],
 )
 def test_what_a_definition_returns_changes_the_loss_and_the_text(module, name, plain, monkeypatch):
-    """By default: docs/equations.md names these lines."""
+    """By default: docs/model.md names these lines."""
     function = inspect.unwrap(getattr(module, name))  # annotations are checked around it
     original = types.FunctionType(function.__code__, function.__globals__)
     scaled = lambda *arguments: 1.5 * original(*arguments)
