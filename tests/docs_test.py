@@ -30,10 +30,15 @@ from pages_helpers import (
 
 from nrgpt_jax.configs import OPTIONS, default_config
 from nrgpt_jax.core.block import COMBINATIONS
+from nrgpt_jax.core.certificates import Parts, guarantee
 from nrgpt_jax.core.energies import ENERGIES
+from nrgpt_jax.core.metrics import METRICS
+from nrgpt_jax.core.norms import NORMS
 from nrgpt_jax.core.rules import RATES, RULES
 from nrgpt_jax.datasets import load_dataset
+from nrgpt_jax.datasets.tokenizers import create_tokenizer
 from nrgpt_jax.models import create_model
+from nrgpt_jax.models.evaluators import EVALUATORS
 
 LINK = re.compile(r"\[(\w+)\]\((\.\./nrgpt_jax/[\w/]+\.py)#L(\d+)\)")
 
@@ -105,10 +110,30 @@ def a_new_rate_and_data_set_hold(names, capsys):
 
 
 def new_parts_hold(names, capsys):
-    """Those of the page, in models and as data."""
+    """Of docs/extend.md: they decode, what they declare is what a guarantee asks for."""
     assert names["energies"].shape == (6, 1, 12)
+    names["config"].plugins = ()  # registered already
+    assert create_model(names["config"], vocab_size=5).sizes.length("K") == 32
     a_new_energy_is_decoded(names, capsys)
     a_new_rate_and_data_set_hold(names, capsys)
+    an_experiment_holds(names, capsys)
+    parts = {"norm": "soft_rms", "rule": "normalized", "combination": "weighted"}
+    terms = ("SHARED", "CUBIC")
+    model, variables = small_model(name="NRGPT", energies=terms, mask="strict", **parts)
+    tokens = jax.random.randint(jax.random.key(0), (2, 7), 0, 11)
+    energies = jax.jit(lambda v: model.apply(v, tokens, method="energies"))(variables)
+    assert float(jnp.abs(energies["total"][-1] - energies["total"][0]).max()) > 1e-3
+    x = jax.random.normal(jax.random.key(0), (8,))
+    norm = NORMS["soft_rms"]
+    np.testing.assert_allclose(
+        jax.grad(norm.lagrangian, 1)({}, x), norm.function({}, x), rtol=1e-5, atol=1e-6
+    )
+    of_parts = Parts(gain=np.ones(8), eta=np.ones(()), energies={"feedforward": "RELU3"}, **parts)
+    assert guarantee(of_parts).proposition == "2.1"
+    dna = create_tokenizer("dna")
+    assert dna.decode(dna.encode("GATTACA")) == "GATTACA"
+    assert {"confidence"} <= set(EVALUATORS)
+    assert {"rate_of_descent"} <= set(METRICS)
 
 
 def energies_of_a_model_that_comes_along_hold(names, capsys):
