@@ -1,1 +1,1 @@
-"""What becomes of runs that are killed, stopped, damaged and starved: docs/reliability.md."""
+"""Runs that are killed, stopped, damaged and out of disk space: docs/reliability.md."""

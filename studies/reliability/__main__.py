@@ -1,4 +1,4 @@
-"""Disturbs runs, and writes what became of them: docs/reliability.md and results/reliability.json.
+"""Disturbs runs and judges them: docs/reliability.md and results/reliability.json.
 
     python -m studies.reliability --part=kills [--cases=100] [--jobs=2] [--out=FILE.json]
 

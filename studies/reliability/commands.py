@@ -179,8 +179,8 @@ def outcome(code: Any, said: str, compiled: bool) -> str:
 def run(cases: int, seed: int, jobs: int = 1) -> dict[str, Any]:
     """Command lines.
 
-    Command lines are drawn at random. *Fine*: the program gets to where it would begin to
-    compute; else it must end in one line and an exit code that is not zero, before anything is
+    Random command lines are run. *Fine*: the program reaches the point where it would begin to
+    compute. Otherwise it must end with one line and a non-zero exit code before anything is
     compiled.
     """
     del jobs

@@ -189,12 +189,11 @@ def values(opened: Pretrained) -> tuple:
 
 
 def run(cases: int, seed: int, jobs: int = 1, files: tuple[str, ...] = FILES) -> dict[str, Any]:
-    """Foreign and damaged contents of files.
+    """Foreign and damaged files.
 
-    A file of an exported folder gets contents drawn at random, valid and not, and the folder is
-    opened. *Fine*: it opens as it was; *warning*: what is possible in a folder without
-    checksums is taken for what it is. A traceback, a hang, and wrong values without a word are
-    mistakes.
+    One file of an exported folder receives random contents, valid or invalid, and the folder is
+    opened. *Fine*: it opens unchanged. *Warning*: contents that are possible in a folder without
+    checksums are accepted. A traceback, a hang, or wrong values without a message are failures.
     """
     del jobs
     with tempfile.TemporaryDirectory() as root:

@@ -24,11 +24,11 @@ ARRAYS, SHAPE = 10, (2_500, 4_000)  # a hundred million parameters
 
 
 def run(cases: int, seed: int, jobs: int) -> dict[str, Any]:
-    """What checksums cost.
+    """Cost of checksums.
 
-    A state of 1.2 GB (a hundred million parameters with AdamW's moments), medians. Of saving,
-    the seconds that are spent on checksums are measured; opening is measured with and without
-    verifying. What is verified is read twice, the second time from memory.
+    Medians for a state of 1.2 GB (a hundred million parameters with AdamW's moments). For saving,
+    the time spent on checksums is measured; opening is measured with and without verification.
+    Verified files are read twice, the second time from memory.
     """
     del jobs
     state, seconds = random_state(seed), dict[str, list[float]]()

@@ -43,14 +43,15 @@ def flipped(content: bytes, bit: int) -> bytes:
 def run(cases: int, seed: int, jobs: int) -> dict[str, Any]:
     """Damaged checkpoints.
 
-    Openings of a run directory in which one file of a checkpoint was damaged: cut at a random
-    place, emptied, filled with zeros, deleted, one bit turned over at random places. *Training*
-    reads of the latest checkpoint the whole state and the place in the data, and of the best
-    one its loss; *sampling* reads the parameters. An older checkpoint lies beside the damaged
-    one, but where that is the only one (without a best one, there is no loss to beat). *One
-    line*: it is refused; *warning*: the right values, with a warning; *silent*: wrong values,
-    or an older checkpoint without a warning. Values are compared bit by bit with those of an
-    undamaged run.
+    Each case opens a run directory in which one file of a checkpoint was truncated at a random
+    place, emptied, zeroed, deleted, or had one random bit flipped. *Training* reads the whole state
+    and the data position of the latest checkpoint, and the loss of the best one. *Sampling* reads
+    the parameters. An older checkpoint is beside the damaged one, except in the rows "the only
+    one".
+
+    *One line*: the checkpoint is refused. *Warning*: the values are right, with a warning.
+    *Silent*: wrong values, or an older checkpoint without a warning. Values are compared bit by bit
+    with those of an undamaged run.
     """
     del jobs
     outcomes, random = list[Outcome](), np.random.default_rng(seed)

@@ -53,7 +53,7 @@ class Disk:
 
     @contextlib.contextmanager
     def only(self, free: int) -> Iterator[None]:
-        """Takes up all but so many bytes, whatever others write meanwhile."""
+        """Leaves this many bytes free, whatever others write meanwhile."""
         filler = self.path / ".filler"
         with filler.open("wb") as file:
             while (taken := self.free() - free) > 0:
@@ -93,11 +93,11 @@ def mounted(path: Path) -> Iterator[Disk]:
 def run(cases: int, seed: int, jobs: int) -> dict[str, Any]:
     """Disks, folders and clocks.
 
-    As documented: exit code 1 and one line of error where nothing can be written, and no file
-    under its name that is not complete; once there is space, the same command resumes and ends
-    bit by bit as a run that was left alone. Where runs were then, by what lay in the run
-    directory. Programs that write what they find meet a disk that has room for none of it up to
-    90%.
+    As documented: the program ends with exit code 1 and one line of error if nothing can be
+    written, and every file under its final name is complete. Once there is space, the same command
+    resumes and ends bit-identical to an undisturbed run. The columns count the states in which runs
+    were disturbed, by the content of the run directory. The other programs meet a disk with room
+    for 0% to 90% of their output.
     """
     del jobs
     skipped = ""
@@ -106,7 +106,7 @@ def run(cases: int, seed: int, jobs: int) -> dict[str, Any]:
         try:
             disk = stack.enter_context(mounted(whole.workdir.parent / "disk"))
         except (OSError, subprocess.CalledProcessError) as error:
-            skipped = f" Disks are left out, because none can be mounted here: {error}."
+            skipped = f"Disks are left out, because none can be mounted here: {error}."
         else:
             on_disk = with_disk(disk, whole, cases, np.random.default_rng(seed))
             results += runs.run_all(whole, on_disk, disk.path)

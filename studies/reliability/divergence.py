@@ -30,13 +30,13 @@ SLOWER = "optimizer.learning_rate"
 
 
 def run(cases: int, seed: int, jobs: int) -> dict[str, Any]:
-    """Numbers that are not finite.
+    """Non-finite numbers.
 
-    At most 4 updates in a row may be left out here. As documented: fewer are left
-    out and counted in `train/skipped_steps`; more end the run with exit code 2, the bad batch
-    is kept, and the run resumes from where its message says, as it advises. A checkpoint that
-    holds what is not a number is not used, with a warning; where there is no other, training
-    ends with exit code 2, and so does sampling from such parameters.
+    At most 4 updates in a row may be skipped here. As documented: fewer are skipped and counted in
+    `train/skipped_steps`. More end the run with exit code 2; the bad batch is saved, and the run
+    resumes from the checkpoint that its message names. A checkpoint with non-finite values is not
+    used, with a warning. If there is no other, training ends with exit code 2, and so does
+    sampling.
     """
     with runs.undisturbed() as whole:
         drawn = training(cases, np.random.default_rng(seed))

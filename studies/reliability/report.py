@@ -17,17 +17,20 @@ ALWAYS = ("traceback", "hang", "silent")  # columns that are there even if nothi
 LISTED = 10  # of what went wrong
 
 HEAD = """\
-# What becomes of runs that are disturbed
+# Reliability
 
-Runs are killed, stopped, damaged and starved, and what is left of them is compared bit by bit with
-a run that was left alone. The runs are tiny (seconds long, with a save every third step), so that
-most disturbances hit something; what they exercise is the program as it is used.
+After this page you know what happens to a run that is killed, stopped, damaged, out of disk space
+or divergent, and how that was tested.
+
+A disturbed run is resumed and compared bit by bit with an undisturbed one. The runs last seconds
+and save every third step, so most disturbances hit a save or an evaluation. They use the same
+program as any training.
 
 ```bash
 .venv/bin/python -m studies.reliability --part=all
 ```
 
-writes this page again. The parts below were run one by one, each by the command under it."""
+writes this page. Each part below was run by the command under its table."""
 
 
 class Part(NamedTuple):
@@ -37,10 +40,10 @@ class Part(NamedTuple):
     cases: int  # by default
     run: Callable[[int, int, int], dict[str, Any]]  # of (cases, seed, jobs): "rows" and "wrong"
 
-    def said(self) -> tuple[str, str]:
-        """Title, and how the table is read: the docstring of `run`."""
-        title, _, text = (self.run.__doc__ or "").partition(".\n\n")
-        return title, " ".join(text.split())
+    def said(self) -> tuple[str, list[str]]:
+        """Title, and the paragraphs that explain the table: the docstring of `run`."""
+        title, *paragraphs = (self.run.__doc__ or "").split("\n\n")
+        return title.rstrip("."), [" ".join(paragraph.split()) for paragraph in paragraphs]
 
 
 def about(part: str, cases: int, seed: int, seconds: float) -> dict[str, Any]:
@@ -64,7 +67,10 @@ def page(found: Mapping[str, Mapping[str, Any]], parts: Mapping[str, Part]) -> s
     for name in [name for name in parts if name in found]:
         about, figures = found[name]["about"], found[name]["figures"]
         title, said = parts[name].said()
-        lines += ["", f"## {title}", "", *text.wrap(said + figures.get("skipped", "")), ""]
+        lines += ["", f"## {title}"]
+        for paragraph in filter(None, [*said, figures.get("skipped")]):
+            lines += ["", *text.wrap(paragraph)]
+        lines += [""]
         lines += [*table_of(parts[name].what, figures["rows"]), ""]
         if wrong := [f"- `{str(one)[:SHORT]}`" for one in figures["wrong"]]:
             lines += [f"Not as it should be, {len(wrong)} in all:", "", *wrong[:LISTED], ""]

@@ -17,12 +17,13 @@ COLD_KILLS, COLD_STOPS = 0.2, 0.5  # shares of runs that compile everything
 
 
 def run_kills(cases: int, seed: int, jobs: int) -> dict[str, Any]:
-    """Killed and started again.
+    """Killed and restarted.
 
-    As documented: started again until they are done, runs end bit by bit as the run that was left
-    alone: parameters, optimizer, step, place in the data, best checkpoint with its loss, and
-    metrics.jsonl but for what a clock decides; and nothing is left behind of a save that was cut
-    short. How often runs were hit in which state, by what lay in the run directory:
+    As documented: restarted until it is done, a killed run ends bit-identical to an undisturbed
+    one. Parameters, optimizer state, step, data position, the best checkpoint with its loss, and
+    metrics.jsonl are compared, except for values that a clock decides. No partial checkpoint
+    remains. The columns count the states in which kills hit the runs, by the content of the run
+    directory.
     """
     with undisturbed() as whole:
         return runs.counted(runs.run_all(whole, killed(whole, cases, seed), jobs=jobs))
@@ -41,11 +42,11 @@ def killed(whole: Whole, cases: int, seed: int) -> Iterator[Case]:
 
 
 def run_stops(cases: int, seed: int, jobs: int) -> dict[str, Any]:
-    """Told to stop.
+    """Stopped by a signal.
 
-    As documented: exit codes 143 (SIGTERM) and 130 (SIGINT), of all processes; no traceback;
-    started again, the run ends bit by bit as one that was left alone. Of two processes one is sent
-    the signal, and both may end with 143. Times are of a run whose steps take milliseconds.
+    As documented: all processes exit with code 143 (SIGTERM) or 130 (SIGINT) without a traceback,
+    and the resumed run ends bit-identical to an undisturbed one. With two processes one receives
+    the signal, and both may exit with 143. A training step takes milliseconds here.
     """
     results: list[runs.Result] = []
     for processes in (1, 2):
