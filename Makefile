@@ -14,10 +14,10 @@
 #   make results                                    the paper's figures and tables from them
 #   make bench RELEASE=path/to/clone                speed and memory of training, beside the
 #   make bench-generation RELEASE=path/to/clone     authors' code; of making text
-#   make rates                                      what rates with a guarantee cost (docs/rates.md)
-#   make rest                                       may models make more steps? (docs/rest.md)
-#   make quality                                    what helps at equal parameters? (docs/quality.md)
-#   make signal                                     energy against surprise (docs/signal.md)
+#   make rates                                      what rates with a guarantee cost (docs/results/rates.md)
+#   make rest                                       may models make more steps? (docs/results/rest.md)
+#   make quality                                    what helps at equal parameters? (docs/results/quality.md)
+#   make signal                                     energy against surprise (docs/results/signal.md)
 #   make docs                                       the site of docs/, into site/
 #   make wheel                                      the package as one file, into dist/
 #   make test | test-all | lint

@@ -1,4 +1,4 @@
-"""Measures training steps and writes results/benchmarks.json and docs/benchmarks.md.
+"""Measures training steps and writes results/benchmarks.json and docs/results/benchmarks.md.
 
     make bench [RELEASE=path/to/clone] [ARGS="--only=small"]
 
@@ -32,7 +32,7 @@ class WorkerStopped(Exception):
 
 
 class Worker:
-    """A process that makes training steps when told to."""
+    """A process that runs training steps on request."""
 
     def __init__(self, case: int, side: str, release: str | None):
         clone = release if side in PEERS else None
@@ -143,7 +143,8 @@ def run(release: str | None, only: str) -> None:
         wanted = only == case.title if exact else only in case.title
         if case.accelerator == accelerated and wanted:
             found["steps"][index] = measure(index, release)
-            print(*table(HEAD, [_cells(found["steps"][index])])[2:], flush=True)
+            took = _cell(found["steps"][index], "ours", "milliseconds")
+            print(f"{case.title}: {took} ms per step", flush=True)
             write("benchmarks", found, tables)
     if not only and not accelerated:
         found["memory"] = json.loads(_output("-m", "benchmarks.memory"))
@@ -165,49 +166,62 @@ FORMS = {
     "first_step_seconds": ".0f",
     "times_ours": ".2f",
 }
-HEAD = (
-    *("case", "batch", "parts", "ms a step", "tokens/s", "share of peak", "GB", "start s"),
-    *("eager ms", "share", "GB", "times", "compiled ms", "share", "GB", "start s", "times"),
-)
-SHOWN = {  # of FORMS
-    "ours": [*FORMS][:-1],
-    "eager": ["milliseconds", "share_of_peak", "peak_memory_gb", "times_ours"],
-    "compiled": [name for name in FORMS if name != "tokens_per_second"],
-}
+CASE = {"case": "title", "batch": "batch", "parts": "parts"}
+OURS = [  # head of a column, side, number
+    ("ms per step", "ours", "milliseconds"),
+    ("tokens/s", "ours", "tokens_per_second"),
+    ("share of peak", "ours", "share_of_peak"),
+]
+BESIDE = [
+    ("ours, ms", "ours", "milliseconds"),
+    ("eager, ms", "eager", "milliseconds"),
+    ("factor", "eager", "times_ours"),
+    ("compiled, ms", "compiled", "milliseconds"),
+    ("factor", "compiled", "times_ours"),
+]
+MEMORY = [
+    *((f"{side}, GB", side, "peak_memory_gb") for side in ("ours", *PEERS)),
+    *((f"start, {side}, s", side, "first_step_seconds") for side in ("ours", "compiled")),
+]
 
 
-def _cells(row: Record) -> list[Any]:
-    cells = [row["title"], row["batch"], row["parts"]]
-    for side, names in SHOWN.items():
-        if side in row:
-            cells += [spread([row[side][name]], FORMS[name]) for name in names]
-        else:
-            why = "stopped" if side in row.get("stopped", ()) else ""
-            cells += ["not measured" if side == "ours" else why, *[""] * (len(names) - 1)]
-    return cells
+def _cell(row: Record, side: str, name: str) -> str:
+    """One number of one side; empty where it was not measured."""
+    if side in row:
+        return spread([row[side][name]], FORMS[name])
+    return "stopped" if side in row.get("stopped", ()) else ""
 
 
 def tables(found: dict[str, list[Record]]) -> Tables:
     """Steps by the device that they were measured on; memory; operations."""
     steps: list[str] = []
-    for device in dict.fromkeys(row.get("device") for row in found["steps"]):
-        rows = [_cells(row) for row in found["steps"] if row.get("device") == device]
-        steps += ["", f"{device}:" if device else "Not measured yet:", "", *table(HEAD, rows)]
+    measured = [row for row in found["steps"] if "ours" in row]
+    for device in dict.fromkeys(row["device"] for row in measured):
+        steps += ["", f"{device}:"]
+        own = [row for row in measured if row["device"] == device]
+        for columns, first in ((OURS, [*CASE]), (BESIDE, ["case"]), (MEMORY, ["case"])):
+            rows = [
+                [*(row[CASE[name]] for name in first), *(_cell(row, *of) for _, *of in columns)]
+                for row in own
+            ]
+            steps += ["", *table([*first, *(head for head, *_ in columns)], rows)]
+    if missing := [f"- {row['title']}" for row in found["steps"] if "ours" not in row]:
+        steps += ["", "Not measured:", "", *missing]
     result: dict[str, list[str]] = {"steps": steps[1:]}
     rows = []
     for row in found.get("memory", ()):
         changed = dict(row)
         numbers = [changed.pop("temporaries_mb"), changed.pop("compile_seconds")]
         rows.append([", ".join(f"{name}={value}" for name, value in changed.items()), *numbers])
-    result["memory"] = table(["changed", "temporaries MB", "compile s"], rows)
+    result["memory"] = table(["changed", "temporaries, MB", "compilation, s"], rows)
     kinds = ("products", "copies", "entries", "exchange")
     rows = []
     for row in found["steps"]:
         if "operations" in row:
             shares = [*(row["operations"][kind] for kind in kinds), row["products_of_peak"]]
             rows.append([row["title"], *(f"{share:.0%}" for share in shares)])
-    head = ["case", "products", "copies", "entry by entry", "exchange"]
-    result["operations"] = table([*head, "products' share of the peak"], rows)
+    head = ["case", "products", "copies", "elementwise", "exchange"]
+    result["operations"] = table([*head, "products' share of peak"], rows)
     return result
 
 
@@ -219,7 +233,6 @@ def main(argv: list[str]) -> None:
         raise SystemExit("error: --only: no such case; " + ", ".join(c.title for c in CASES))
     if release and not (Path(release) / "model_config.py").exists():
         raise SystemExit(f"error: {release} is not a clone of github.com/bhoov/nrgpt")
-    print(table(HEAD, [])[0], flush=True)
     try:
         run(release, only)
     except WorkerStopped:

@@ -1,4 +1,4 @@
-"""Measures the making of text and writes docs/generation.md.
+"""Measures the speed of generation and writes docs/results/generation.md.
 
     python -m benchmarks.generation [--release=path/to/clone] [--models=GPT] [--out=page.md]
 
@@ -85,8 +85,9 @@ def speed(name: str, batch: int, others: bool, clone: str | None, **fields: Any)
         slow.append(lambda: compiled(*arguments))
         slow += [_their_generate(clone, config, batch)] if clone else []
     ours, *theirs = (batch * NEW / t for t in seconds(cached, slow))
-    cells = [cell for other in theirs for cell in (f"{other:,.0f}", f"{ours / other:.1f}")]
-    cells += [""] * (4 - len(cells))
+    cells = [f"{other:,.0f}" for other in theirs]
+    cells += [f"{ours / theirs[1]:.1f}"] if len(theirs) > 1 else []
+    cells += [""] * (3 - len(cells))
     size = cache_bytes(model, variables, batch, length) / 1e6
     title = " ".join([name, *fields.values()])
     return [title, str(batch), f"{ours:,.0f}", *cells, f"{size:.2f}"]
@@ -128,12 +129,12 @@ def main() -> None:
     rows = [speed(n, b, n == "NRGPT_H_FF2W", clone) for n in _MODELS.value for b in (1, 16)]
     rows += [speed("NRGPT_H_FF2W", b, False, clone, attention="low_rank") for b in (1, 16)]
     starts = [str(1 + PIECE * i) for i in range(NEW // PIECE - 1)]
-    pieces = [[str(batch), *by_position(batch)] for batch in (1, 16)]
+    pieces = [*zip(starts, by_position(1), by_position(16), strict=True)]
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    head = ["model", "batch", "cached", "recomputed", "times", "release", "times", "cache MB"]
+    head = ["model", "batch", "cached", "recomputed", "release", "factor", "cache MB"]
     tables = {
         "speed": [f"Measured on {device} with {versions('jax')}.", "", *table(head, rows)],
-        "position": table(["batch", *starts], pieces),
+        "position": table(["position", "1 text", "16 texts"], pieces),
     }
     write_page("generation", tables, Path(_OUT.value) if _OUT.value else None)
     print(*tables["speed"], "", *tables["position"], sep="\n")

@@ -36,7 +36,7 @@ def seconds_by_kind(events: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def profile(step: Callable[[], Any], count: int) -> dict[str, float]:
-    """`seconds_by_kind` of so many steps."""
+    """`seconds_by_kind` of N steps."""
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             for _ in range(count):

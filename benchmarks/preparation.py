@@ -1,4 +1,4 @@
-"""What preparing a large corpus costs, and whether a killed preparation goes on.
+"""What preparing a large corpus costs, and whether a killed preparation resumes.
 
     python -m benchmarks.preparation --sources=a.txt,b.txt --out=/tmp/preparation [--gigabytes=1]
 

@@ -1,4 +1,4 @@
-"""Measures the time to a validation loss beside nanoGPT, and writes docs/time_to_loss.md.
+"""Measures the time to a validation loss beside nanoGPT, and writes docs/results/time_to_loss.md.
 
     python -m benchmarks.time_to_loss --nanogpt=path/to/clone [--rounds=2]
 

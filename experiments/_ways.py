@@ -1,4 +1,4 @@
-"""Ways to train models that may make more steps: changes to a configuration (docs/rest.md)."""
+"""Ways to train for more steps: changes to a configuration (docs/results/rest.md)."""
 
 INJECTION = {"model.energies": ("injection",)}
 PROJECTED = {**INJECTION, "model.rule": "projected", "model.inference_rate": "psd"}

@@ -7,9 +7,9 @@ and 2), in 7 minutes. The variant demo: 96.5%, two and a half minutes.
 
 Variants (`--config=experiments/listops.py:NAME`):
     (none)         sized for a laptop CPU
-    rest           converges: guaranteed descent, with steps that decay (docs/rest.md)
+    rest           converges: guaranteed descent, with steps that decay (docs/results/rest.md)
     long           four times as many training steps, ten times as many expressions
-                   (docs/results.md)
+                   (docs/results/paper.md)
     demo           modulo 5, smaller still: minutes (`make demo`)
     paper          the paper's accuracy study; one point of its sweep over the width
                    (--config.model.embed_dim=8 ... 256) and over three models

@@ -1,7 +1,7 @@
 """What helps NRGPT at equal parameters: its seams, one by one and together, beside transformers.
 
     make train EXP=quality:small_full WORKDIR=runs/quality/small_full/0
-    make quality      # all of them, then the table (docs/quality.md)
+    make quality      # all of them, then the table (docs/results/quality.md)
 
 Tiny Shakespeare by characters, with the sizes of nanoGPT's recipe for CPUs: 4 heads, 4 steps,
 batches of 12 x 64 characters; D=128 and 2,000 training steps (`small`), or 192 and 1,000 (`large`).

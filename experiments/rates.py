@@ -1,10 +1,10 @@
 """What the guarantee of descent costs: one small model an inference rate.
 
     make train EXP=rates:listops_gamma WORKDIR=runs/rates/listops_gamma/0 ARGS="--config.seed=0"
-    make rates        # all of them with three seeds, then the table (docs/rates.md)
+    make rates        # all of them with three seeds, then the table (docs/results/rates.md)
 
 On one CPU core, with other work beside: 4 to 6 minutes (listops), 7 to 8 (shakespeare), 9 to 22
-(deep). What was seen is in docs/rates.md.
+(deep). What was seen is in docs/results/rates.md.
 
 Variants (`--config=experiments/rates.py:TASK_RATE`):
     TASK  listops      modulo 5, D=32, 2 heads, 5 steps

@@ -1,7 +1,7 @@
 """Models that may go on: trained at many depths, with and without a guarantee.
 
     make train EXP=rest:listops_full WORKDIR=runs/rest/listops_full/0
-    make rest         # all of them, then the tables (docs/rest.md)
+    make rest         # all of them, then the tables (docs/results/rest.md)
 
 ListOps as `make train EXP=listops` has it (modulo 10, D=64, 4 heads, T=5, 5,000 training steps),
 and Shakespeare as `make train EXP=shakespeare` has it, but with the strict mask and 2,000 training

@@ -7,9 +7,10 @@ Seen on two CPU cores: validation loss 1.663 nats a character, in 4 minutes; bel
 
 Variants (`--config=experiments/shakespeare.py:NAME`):
     (none)  sized for a laptop CPU
-    best    the same with the gated feed-forward energy (FFG), which learns more (docs/quality.md)
-    rest    converges: guaranteed descent, with steps that decay (docs/rest.md)
-    quick   the sizes of nanoGPT's recipe for CPUs; about a minute (docs/time_to_loss.md)
+    best    the same with the gated feed-forward energy (FFG), which learns more
+            (docs/results/quality.md)
+    rest    converges: guaranteed descent, with steps that decay (docs/results/rest.md)
+    quick   the sizes of nanoGPT's recipe for CPUs; about a minute (docs/results/time_to_loss.md)
     paper   the paper's scaling study; one point of its sweep over model (NRGPT_H_FF2W,
             NRGPT_H_FF2, GPT, GPT_Rec_parallel), width (32 ... 768), heads (1, 2, 4, 8), steps
             (3, 6, 8), learning rate (1e-3, 1e-4, 5e-5), its final fraction (1/10, 1/20, 1/100),

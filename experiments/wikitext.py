@@ -14,7 +14,7 @@ Variants (`--config=experiments/wikitext.py:NAME`):
     small   a short run of a small model on two CPU cores
 
 Sweep: the models of experiments/shakespeare_scaling.py, as `small` has them, two learning rates
-(docs/results.md).
+(docs/results/paper.md).
 
     make sweep SWEEP=wikitext ARGS="--config.data.path=folder"
 

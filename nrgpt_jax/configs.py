@@ -105,7 +105,7 @@ def _optimizer() -> ConfigDict:
 
 
 def _depth() -> ConfigDict:
-    """Recurrent steps in training; everything else makes `model.num_steps` (docs/rest.md)."""
+    """Recurrent steps in training; elsewhere `model.num_steps` (docs/results/rest.md)."""
     c = ConfigDict()
     c.distribution = "fixed"  # fixed: model.num_steps; uniform, log_uniform: a random number
     c.min_steps = 0  # 0: one

@@ -1,4 +1,4 @@
-"""How accuracy depends on the depth at inference and on the cache: writes docs/depth.md.
+"""Accuracy against the depth at inference and by the cache: writes docs/results/depth.md.
 
 python -m studies.depth --workdir=runs/listops [--prompts=400]
 """
@@ -71,7 +71,7 @@ def lines(trained: Pretrained, name: str, count: int, rows: list[list[str]]) -> 
     m = trained.config.model
     return [
         f"{m.name}, D={m.embed_dim}, H={m.num_heads}, rate `{m.inference_rate}`, trained with "
-        f"{m.num_steps} steps; {count} prompts of `{name}`, one seed. What the rate promises: "
+        f"{m.num_steps} steps; {count} prompts of `{name}`, one seed. Guarantee of the rate: "
         f"{RATES[m.inference_rate].guarantee}.",
         "",
         *table(head, rows),
@@ -80,5 +80,5 @@ def lines(trained: Pretrained, name: str, count: int, rows: list[list[str]]) -> 
 
 if __name__ == "__main__":
     cli.define_workdir_flag()
-    flags.DEFINE_integer("prompts", 400, "Answer so many.", 1)
+    flags.DEFINE_integer("prompts", 400, "Number of prompts.", 1)
     cli.run(lambda: main(flags.FLAGS))

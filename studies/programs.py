@@ -27,7 +27,7 @@ _lock = threading.Lock()  # multiprocessing asks after all processes whenever it
 
 
 class Done(NamedTuple):
-    """What is left of a program."""
+    """How a program ended, and its output."""
 
     returncode: int | None
     stdout: str
@@ -132,7 +132,7 @@ def start_together(
 
 
 def devices(count: int, flags: str = "") -> dict[str, str]:
-    """The environment of a process with so many CPU devices, and other flags of XLA."""
+    """The environment of a process with N CPU devices, and other flags of XLA."""
     others = [flag for flag in flags.split() if "device_count" not in flag]
     wanted = f"--xla_force_host_platform_device_count={count}"
     return {"XLA_FLAGS": " ".join([*others, wanted])}

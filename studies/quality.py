@@ -1,4 +1,4 @@
-"""What helps at equal parameters: trains, each with its own learning rate, writes docs/quality.md.
+"""What helps at equal parameters, at the best learning rates: writes docs/results/quality.md.
 
     python -m studies.quality [--runs=runs/quality] [--jobs=2] [--seeds=3]
 

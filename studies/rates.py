@@ -1,4 +1,4 @@
-"""What a rate that keeps its promise costs and brings: trains, measures, writes docs/rates.md.
+"""What a guarantee of descent costs: trains, measures, writes docs/results/rates.md.
 
     python -m studies.rates [--runs=runs/rates] [--jobs=2] [--seeds=3]
 
@@ -76,9 +76,6 @@ def extremes(scales: Sequence[float | None]) -> str:
 
 QUALITY: Columns = {
     "answered": ("prompts answered", ".1%"),
-    "hits_at_1T": ("next token right at T", ".1%"),
-    "hits_at_2T": ("at 2T", ".1%"),
-    "hits_at_4T": ("at 4T", ".1%"),
     "loss_at_1T": ("loss at T, nats", ".3f"),
     "loss_at_2T": ("at 2T", ".3f"),
     "loss_at_4T": ("at 4T", ".3f"),
@@ -88,13 +85,16 @@ DESCENT: Columns = {
     "largest_eigenvalue": ("largest", ".3g"),
     "uphill": ("steps that begin uphill", ".1%"),
     "rises": ("steps that end higher", ".1%"),
-    "rises_converged": ("rises, context at rest", ".1%"),
+    "rises_converged": ("rises, context converged", ".1%"),
     "largest_step_scale": ("longest descending step", extremes),
 }
 MOTION: Columns = {
-    "at_rest_by_4T": ("tokens at rest", ".0%"),
-    "speed_at_4T": ("median change of g in a step", ".3f"),
-    "agreement_at_4T": ("same best guess as at T", ".0%"),
+    "hits_at_1T": ("next token right at T", ".1%"),
+    "hits_at_2T": ("at 2T", ".1%"),
+    "hits_at_4T": ("at 4T", ".1%"),
+    "at_rest_by_4T": ("slow tokens at 4T", ".0%"),
+    "speed_at_4T": ("median change of g", ".3f"),
+    "agreement_at_4T": ("same prediction as at T", ".0%"),
 }
 TITLES = {
     "listops": "ListOps (modulo 5)",
@@ -107,17 +107,18 @@ def tables(found: Found) -> Tables:
     """Three of each task, under its title."""
     lines: list[str] = []
     for task, title in TITLES.items():
-        own = {
-            (f"`{name.split('_')[1]}`", records[0]["proposition"] or "none"): records
-            for name, records in found.items()
-            if name.startswith(task)
+        cells = {n.split("_")[1]: rows for n, rows in found.items() if n.startswith(task)}
+        own = {(f"`{rate}`",): records for rate, records in cells.items()}
+        with_propositions = {
+            (*rate, records[0]["proposition"] or "none"): records for rate, records in own.items()
         }
         counts = sorted({len(records) for records in own.values()})
         if own:
             seeds = " to ".join(map(str, counts[:1] + counts[1:][-1:]))
             lines += ["", f"## {title}, {seeds} seeds"]
-            for columns in (QUALITY, DESCENT, MOTION):
-                lines += ["", *summary(["rate", "guarantee"], own, columns)]
+            lines += ["", *summary(["rate", "proposition"], with_propositions, QUALITY)]
+            for columns in (DESCENT, MOTION):
+                lines += ["", *summary(["rate"], own, columns)]
     return {"rates": lines[1:]}
 
 

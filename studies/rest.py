@@ -1,4 +1,4 @@
-"""Whether models may make more steps than trained: trains, measures, writes docs/rest.md.
+"""Whether models may run more steps than trained: trains, measures, writes docs/results/rest.md.
 
     python -m studies.rest [--runs=runs/rest] [--jobs=2] [--seeds=1]
 
@@ -125,7 +125,7 @@ def _answers(trained: Pretrained, dataset: Dataset) -> dict[str, float]:
 
 
 def _rest(trained: Pretrained, dataset: Dataset) -> dict[str, float]:
-    """Whether tokens of the validation split are at rest after `REST` T steps, and attract."""
+    """Whether tokens of the validation split have converged after `REST` T steps, and attract."""
     texts = excerpts(dataset.validation, TEXTS, TOKENS)
     steps = REST * trained.model.num_steps
     deep, variables = trained.model.with_num_steps(trained.variables, steps)
@@ -149,39 +149,51 @@ def _rest(trained: Pretrained, dataset: Dataset) -> dict[str, float]:
     }
 
 
-COLUMNS: Columns = {
-    **{f"loss_at_{n}T": (f"loss at {n}T", ".3f") for n in TIMES},
-    **{f"answered_at_{n}T": (f"answered at {n}T", ".1%") for n in ANSWERED_AT},
-    **{f"one_row_at_{n}T": (f"at {n}T, fixed-point cache", ".1%") for n in ONE_ROW_AT},
-    **{f"one_row_loss_at_{n}T": (f"at {n}T, fixed-point cache", ".3f") for n in ONE_ROW_AT},
-    "stopped": ("stopping by itself", ".1%"),
-    "steps": ("in steps / T", ".2f"),
-    "stopped_loss_0.03": ("stopping by itself", ".3f"),
-    "stopped_steps_0.03": ("in steps / T", ".2f"),
-    "stopped_loss_0.1": ("stopping at 10%", ".3f"),
-    "stopped_steps_0.1": ("in steps / T", ".2f"),
-    "exact_speed": ("characters/s, exact cache", ",.0f"),
-    "one_row_speed": ("fixed-point cache", ",.0f"),
-    "stopping_speed": ("stopping", ",.0f"),
-    "exact_megabytes": ("exact cache, MB", ".2f"),
-    "one_row_megabytes": ("fixed-point cache, MB", ".2f"),
-    "at_rest": (f"at rest by {REST}T", ".0%"),
-    "attracts": ("and attracting", ".0%"),
-    "radius": ("spectral radius, median", ".2f"),
-    "largest_radius": ("largest", ".2f"),
+PASSES: Columns = {
+    f"loss_held_{n}": (f"{n} pass{'es' * (n > 1)}" if n else "usual descent", ".3f")
+    for n in DESCENTS
 }
-HELD: Columns = {
-    f"loss_held_{n}": (f"{n} held" if n else "loss, none held", ".3f") for n in DESCENTS
+CONVERGED: Columns = {"at_rest": ("converged", ".0%"), "attracts": ("attracting", ".0%")}
+TABLES: dict[str, dict[str, Columns]] = {  # by task and title
+    "listops": {
+        "ListOps: prompts answered, and validation loss": {
+            **{f"answered_at_{n}T": (f"answered at {n}T", ".1%") for n in (1, 2, 16)},
+            **{f"loss_at_{n}T": (f"loss at {n}T", ".3f") for n in (1, 100)},
+        },
+        "ListOps: fixed-point cache, stopping and convergence": {
+            "one_row_at_1T": ("cache, at T", ".1%"),
+            "stopped": ("stopping at 3%", ".1%"),
+            "steps": ("steps / T", ".2f"),
+            **CONVERGED,
+        },
+        "ListOps: validation loss after refinement passes": PASSES,
+    },
+    "shakespeare": {
+        "Shakespeare: validation loss": {
+            **{f"loss_at_{n}T": (f"at {n}T", ".3f") for n in (1, 2, 16, 100)},
+            "one_row_loss_at_1T": ("cache, at T", ".3f"),
+        },
+        "Shakespeare: stopping and convergence": {
+            "stopped_loss_0.03": ("stopping at 3%", ".3f"),
+            "stopped_steps_0.03": ("steps / T", ".2f"),
+            **CONVERGED,
+        },
+        "Shakespeare: validation loss after refinement passes": PASSES,
+    },
 }
 
 
 def tables(found: Found) -> Tables:
-    """Two of each task."""
+    """Three of each task; without the variants of short training, which only rest.json has."""
     lines: list[str] = []
-    for task in dict.fromkeys(variant.partition("_")[0] for variant in found):
-        own = {(f"`{v}`", len(rows)): rows for v, rows in found.items() if v.startswith(task)}
-        for columns in (COLUMNS, HELD):
-            lines += ["", *summary(["variant", "seeds"], own, columns)]
+    for task, columns_of in TABLES.items():
+        own = {
+            (f"`{variant.removeprefix(f'{task}_')}`", len(records)): records
+            for variant, records in found.items()
+            if variant.startswith(task) and not variant.endswith("_short")
+        }
+        for title, columns in columns_of.items() if own else ():
+            lines += ["", f"{title}.", "", *summary(["variant", "seeds"], own, columns)]
     return {"rest": lines[1:]}
 
 

@@ -1,4 +1,4 @@
-"""The paper's figures and tables from what sweeps have trained: writes docs/results.md.
+"""The paper's figures and tables from what sweeps have trained: writes docs/results/paper.md.
 
     make sweep SWEEP=listops_transition && make sweep SWEEP=overfitting && make results
 

@@ -26,7 +26,7 @@ Found = dict[str, list[Record]]
 def define_flags(runs: str, seeds: int) -> None:
     """Those that `measure_all` reads, with their defaults."""
     flags.DEFINE_string("runs", runs, "Where the runs are, or are to be.")
-    flags.DEFINE_integer("seeds", seeds, "Train so many of each.", 0)
+    flags.DEFINE_integer("seeds", seeds, "Number of seeds that are trained.", 0)
     flags.DEFINE_list("only", [], "Train these variants; all by default.")
     flags.DEFINE_integer("jobs", 2, "Train N at a time.", 1)
     flags.DEFINE_boolean("side_by_side", False, "Train a variant's runs as one program, on a GPU.")
@@ -37,7 +37,7 @@ def define_flags(runs: str, seeds: int) -> None:
 
 def run_study(name: str, measure: Measure, tables: Callable[[Found], Tables], seeds: int) -> None:
     """The program that trains experiments/NAME.py, by default with `seeds` seeds, and measures;
-    it writes results/NAME.json and docs/NAME.md."""
+    it writes results/NAME.json and docs/results/NAME.md."""
 
     def main() -> None:
         found = measure_all(ROOT / f"experiments/{name}.py", measure, flags.FLAGS)

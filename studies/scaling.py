@@ -1,4 +1,4 @@
-"""How training scales: compiles the OpenWebText step for slices of TPU v5e, writes docs/scaling.md.
+"""Compiles the training step of OpenWebText for slices of TPU v5e: writes docs/results/scaling.md.
 
     python -m studies.scaling [--only=TEXT]
 
@@ -139,7 +139,7 @@ def sent_by(found: list[Exchange], tensor: int) -> dict[str, float]:
 
 def theory(model: LanguageModel, mesh: tuple[int, int, int]) -> dict[str, float]:
     """Bytes that a device sends of parameters: what is split over fsdp is gathered once, in the
-    type that products read it in, and its gradient scattered once in float32; what is left of
+    type that products read it in, and its gradient scattered once in float32; the remainder of
     gradients is summed over `data`, and of those that are not split over `fsdp` too."""
     data, fsdp, tensor = mesh
     total: dict[str, float] = collections.defaultdict(float)

@@ -1,4 +1,4 @@
-"""Is energy a signal? Finds corrupted text by energy and by surprise: writes docs/signal.md.
+"""Is energy a signal? Energy and surprisal of corrupted text: writes docs/results/signal.md.
 
     python -m studies.signal [--runs=runs] [--seeds=3]
 
@@ -38,7 +38,8 @@ WAYS = {  # by where their runs are
 MODELS = {study: [f"{t}_{way}" for t in TASKS for way in ways] for study, ways in WAYS.items()}
 SHOWN = ("rates_shakespeare_gamma", "rest_shakespeare_sphere_decay")  # in the figure
 SHARES = (0.02, 0.05, 0.1, 0.2, 0.5)  # of the symbols of a text, replaced
-TOKEN_SHARE = 0.1  # where single tokens are told apart
+SHOWN_SHARES = (0.02, 0.1, 0.2, 0.5)  # in tables; the figure has all
+TOKEN_SHARE = 0.1  # in windows whose single tokens are scored
 WINDOWS = 256
 SCORES = {
     "surprise": (BLACK, "-"),  # -log p(token | those before it), nats: the baseline
@@ -171,8 +172,8 @@ def _band(axis, x, values, colour, style, label) -> None:
 TITLES = {
     "rates_shakespeare": "Shakespeare, inference rates",
     "rates_listops": "ListOps, inference rates",
-    "rest_shakespeare": "Shakespeare, models at rest",
-    "rest_listops": "ListOps, models at rest",
+    "rest_shakespeare": "Shakespeare, fading steps",
+    "rest_listops": "ListOps, fading steps",
 }
 SINGLE: Columns = {
     **{f"tokens.{name}": (name, ".3f") for name in SCORES},
@@ -181,7 +182,7 @@ SINGLE: Columns = {
 }
 RANKS: Columns = {f"spearman.{name}": (name, ".3f") for name in SCORES}
 TEXTS: Columns = {
-    **{f"{share:g}": (f"{share:.0%} replaced", ".3f") for share in SHARES},
+    **{f"{share:g}": (f"{share:.0%} replaced", ".3f") for share in SHOWN_SHARES},
     "shuffled": ("shuffled", ".3f"),
 }
 
@@ -201,11 +202,11 @@ def tables(found: Found) -> Tables:
             if name in rows[0]["tokens"]
         }
         lines += ["", f"## {title}, {len(next(iter(own.values())))} seeds", ""]
-        lines += ["Single tokens, a tenth of them wrong:", ""]
+        lines += ["Single tokens, 10% replaced:", ""]
         lines += summary(["model"], numbers, SINGLE)
-        lines += ["", "Rank correlation with surprise, over the tokens of intact text:", ""]
+        lines += ["", "Rank correlation with surprise over the tokens of intact text:", ""]
         lines += summary(["model"], numbers, RANKS)
-        lines += ["", "Whole texts against intact ones, by the mean over their tokens:", ""]
+        lines += ["", "Corrupted against intact texts, by the mean over tokens:", ""]
         lines += summary(["model", "score"], of_score, TEXTS)
     return {"signal": lines[1:]}
 
@@ -227,6 +228,6 @@ def main(f: flags.FlagValues) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("runs", "runs", "Where the runs of `make rates` and `make rest` are.")
-    flags.DEFINE_integer("seeds", 3, "So many of each.", 1)
+    flags.DEFINE_integer("seeds", 3, "Number of seeds.", 1)
     flags.DEFINE_boolean("again", False, "Measure again what is measured already.")
     cli.run(lambda: main(flags.FLAGS))

@@ -14,6 +14,7 @@ from nrgpt_jax.cli import percent
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS, RESULTS = ROOT / "docs", ROOT / "results"
+PAGES = DOCS / "results"
 BEGIN, END = "<!-- table of {} -->", "<!-- end of the table of {} -->"
 
 Record = dict[str, Any]
@@ -110,13 +111,18 @@ def filled(text: str, tables: Tables) -> str:
 
 
 def write(name: str, found: Any, tables: Callable[[Any], Tables], depth: int = 2) -> None:
-    """Writes results/NAME.json, with a line for what lies `depth` deep, and docs/NAME.md."""
+    """Writes results/NAME.json, with a line for what lies `depth` deep, and the page of NAME."""
     disk.write_whole(RESULTS / f"{name}.json", (dumped(found, depth) + "\n").encode())
     write_page(name, tables(found))
 
 
+def page_of(name: str) -> Path:
+    """docs/results/NAME.md; of `results`, the figures of the paper, docs/results/paper.md."""
+    return PAGES / f"{'paper' if name == 'results' else name}.md"
+
+
 def write_page(name: str, tables: Tables, to: Path | None = None) -> None:
-    """Writes docs/NAME.md with these tables, or this page to another file."""
-    page = DOCS / f"{name}.md"
+    """Writes the page of a study with these tables, or the same to another file."""
+    page = page_of(name)
     (to or page).write_text(filled(page.read_text(), tables))
     print(f"written to {to or page}")

@@ -75,7 +75,7 @@ PAGES = ("benchmarks", "quality", "rates", "rest", "scaling", "signal", "results
 @pytest.mark.parametrize("name", PAGES)
 def test_pages_show_the_raw_results(name):
     module = importlib.import_module("benchmarks.bench" if name == PAGES[0] else f"studies.{name}")
-    kept, page = tables.load(name), (tables.DOCS / f"{name}.md").read_text()
+    kept, page = tables.load(name), tables.page_of(name).read_text()
     if name == "results":
         kept = {section: of for section, of in kept.items() if section not in results.TRANSITIONS}
     assert kept

@@ -25,13 +25,12 @@ MODELS = {  # in experiments/quality.py
 }
 ROUNDS, STEPS, NEW, TEXTS = 5, 10, 63, 16
 COLUMNS: Columns = {
-    "parameters": ("parameters", ",.0f"),
-    "operations": ("forward operations a token", ",.0f"),
+    "operations": ("forward operations per token", ",.0f"),
     "train_speed": ("training, tokens/s", ",.0f"),
     "memory": ("training, MB", ".1f"),
-    "latency": ("one text, ms a token", ".2f"),
+    "latency": ("1 text, ms per token", ".2f"),
     "speed": (f"{TEXTS} texts, tokens/s", ",.0f"),
-    "cache": ("cache, bytes a token", ",.0f"),
+    "cache": ("cache, bytes per token", ",.0f"),
 }
 Numbers = dict[str, float]
 

@@ -1,4 +1,4 @@
-"""What is kept of each run of a sweep: results/results.json."""
+"""The record of each run of a sweep: results/results.json."""
 
 import math
 from collections.abc import Iterable, Mapping

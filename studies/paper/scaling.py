@@ -14,13 +14,14 @@ COLOURS = {"GPT": BLACK, "GPT_Rec_parallel": ORANGE, "NRGPT_H_FF2W": BLUE, "FFG_
 COLUMNS: Columns = {
     "best": ("best validation loss", ".4f"),
     "train_at_best": ("training loss there", ".4f"),
-    "last_validation": ("validation loss at the end", ".4f"),
+    "last_validation": ("final validation loss", ".4f"),
 }
 
 
 def lines(records: list[Record]) -> list[str]:
-    """A row for each model and size."""
-    return summary(HEAD, of_cells(at_best_rates(records)), COLUMNS)
+    """A row for each model and size; without the number of seeds, which the page gives."""
+    cells = of_cells(at_best_rates(records))
+    return summary(HEAD[:-1], {cell[:-1]: runs for cell, runs in cells.items()}, COLUMNS)
 
 
 @mpl.rc_context(STYLE)

@@ -43,14 +43,12 @@ def lines(found: dict[str, Record]) -> list[str]:
     rows = []
     for title, row in found.items():
         energies, T = np.array(row["energies"]), row["T"]
-        fell, below = np.diff(energies, axis=0) < 0, energies < energies[0]
-        shares = [fell[:T], fell[T:], below[T], below[TIMES * T]]
-        means = [energies[0], energies[T], energies[TIMES * T], np.abs(energies[-1] - energies[T])]
+        fell = np.diff(energies, axis=0) < 0
+        shares, means = [fell[:T], fell[T:], energies[T] < energies[0]], [energies[0], energies[T]]
         cells = [*(percent(s.mean(), 0) for s in shares), *(f"{m.mean():.2f}" for m in means)]
         rows.append([f"`{title}`", T, *cells])
-    head = ["model", "T", "steps to T in which it falls", "from T to 2T", "below their first at T"]
-    head += ["at 2T", "mean at 0", "at T", "at 2T", "change from T to 2T"]
-    return table(head, rows)
+    head = ["model", "T", "falling steps to T", "from T to 2T", "tokens lower at T than at 0"]
+    return table([*head, "mean energy at 0", "at T"], rows)
 
 
 @mpl.rc_context(STYLE)
