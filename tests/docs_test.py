@@ -4,6 +4,7 @@ import importlib
 import re
 import runpy
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -117,7 +118,7 @@ def new_parts_hold(names, capsys):
     a_new_energy_is_decoded(names, capsys)
     a_new_rate_and_data_set_hold(names, capsys)
     an_experiment_holds(names, capsys)
-    parts = {"norm": "soft_rms", "rule": "normalized", "combination": "weighted"}
+    parts: dict[str, Any] = {"norm": "soft_rms", "rule": "normalized", "combination": "weighted"}
     terms = ("SHARED", "CUBIC")
     model, variables = small_model(name="NRGPT", energies=terms, mask="strict", **parts)
     tokens = jax.random.randint(jax.random.key(0), (2, 7), 0, 11)
