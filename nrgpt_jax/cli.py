@@ -1,5 +1,4 @@
-"""What the programs share: flags, shares as they are printed, and errors that end in one line and a
-non-zero exit code."""
+"""Functions of all programs: flags, percentages, and errors as one line and an exit code."""
 
 import ast
 import difflib

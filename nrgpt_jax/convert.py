@@ -237,6 +237,7 @@ if __name__ == "__main__":
     _steps = flags.DEFINE_integer("num_steps", None, "Recurrent steps.", lower_bound=1)
 
     def main() -> None:
+        """Converts, and names the run directory."""
         convert(
             _release.value,
             _workdir.value,

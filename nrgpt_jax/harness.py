@@ -88,8 +88,7 @@ class HarnessModel(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """What stands in front of a text without a context: the end token, or else a line break,
-        or else token 0."""
+        """The token before a text without a context: the end token, a line break, or token 0."""
         if self.text.end is not None:
             return self.text.end
         try:

@@ -1,6 +1,6 @@
-"""Trains elsewhere, by SkyPilot: on a TPU slice, GPUs of a cloud, Kubernetes, SLURM.
+r"""Trains elsewhere, by SkyPilot: on a TPU slice, GPUs of a cloud, Kubernetes, SLURM.
 
-    python -m nrgpt_jax.launch --target=tpu --config=experiments/NAME.py \\
+    python -m nrgpt_jax.launch --target=tpu --config=experiments/NAME.py \
         --workdir=gs://BUCKET/runs/NAME [--bucket=gs://BUCKET] [--config.field=value ...]
 
 A target is a task file of SkyPilot: `launch/TARGET.yaml` here or of this package, or any other one

@@ -96,8 +96,10 @@ def compare(where: str, recorded: Parts, present: Parts) -> None:
 
 
 def checksum(source: Any) -> str:
-    """Of the source of a function or class, or of the functions in a tuple, without comments and
-    layout; "" where there is no source."""
+    """The checksum of a source without comments and layout; "" if there is no source.
+
+    It is that of a function or class, or of the functions in a tuple.
+    """
     try:
         if isinstance(source, tuple):
             texts = [inspect.getsource(part) for part in source if callable(part)]

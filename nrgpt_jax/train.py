@@ -31,6 +31,7 @@ if __name__ == "__main__":
     index = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", 0)
 
     def start() -> None:
+        """Joins the other processes, and trains."""
         processes = host.join(address.value, count.value, index.value)
         main(config_flag.value, workdir_flag.value, processes)
 

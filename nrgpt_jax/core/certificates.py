@@ -178,8 +178,10 @@ def check(dynamics: Dynamics, x: BatchStates, key: Key) -> Checks:
 
 
 def _changes_as_its_gradient(dynamics: Dynamics, x: BatchStates, key: Key):
-    """Whether moving one token at a time changes its own energy as its gradient says, with all
-    that energies read computed again, and leaves those of tokens before it alone."""
+    """Whether moving one token changes its energy as its gradient says, and no earlier energy.
+
+    Everything that energies read is computed again after the move.
+    """
     begin = start(dynamics)
 
     def at(x: BatchStates) -> EnergyAndGrad:

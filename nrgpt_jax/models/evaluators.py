@@ -18,8 +18,11 @@ Subject = Literal["batch", "prompts"]
 
 
 class Evaluator(NamedTuple):
-    """`of="batch"`: `(model, params, batch) -> (B,N)`, averaged by the weights of the batch, and
-    traced. `of="prompts"`: `(model, params, prompts) -> float` of a set of `datasets.Prompts`."""
+    """A named measure of an evaluation.
+
+    `of="batch"`: `(model, params, batch) -> (B,N)`, averaged by the weights of the batch, and
+    traced. `of="prompts"`: `(model, params, prompts) -> float` of a set of `datasets.Prompts`.
+    """
 
     function: Callable[[Any, Any, Any], Any]
     of: Subject

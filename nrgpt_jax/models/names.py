@@ -29,8 +29,7 @@ def is_nrgpt(name: str) -> bool:
 
 
 def registered_parts(model: Mapping[str, Any]) -> list[tuple[Registry, str]]:
-    """The registered parts that `config.model` names, by registry and name; of a transformer
-    none."""
+    """The registered parts that `config.model` names; none for a transformer."""
     if not is_nrgpt(model["name"]):
         return []
     energies: list[tuple[Registry, str]] = [(ENERGIES, name) for name in energy_names(model)]

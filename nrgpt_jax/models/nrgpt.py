@@ -113,8 +113,10 @@ class NRGPT(LanguageModel):
 
     @nn.nowrap
     def pair_flops(self) -> float:
-        """Of energies that look at other tokens: a product with each key and one in its gradient,
-        half of the square each."""
+        """FLOPs of energies that read other tokens.
+
+        They are a product with each key and one in its gradient, over half of the square.
+        """
         struct = lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32)
         g, at = struct((1, 1, self.embed_dim)), jax.ShapeDtypeStruct((1, 1), jnp.int32)
         width = 0

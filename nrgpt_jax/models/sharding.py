@@ -109,8 +109,10 @@ def put_batch(batch: Any, mesh: jax.sharding.Mesh) -> Any:
 
 @functools.cache
 def _placed(count: int, mesh: jax.sharding.Mesh) -> tuple[int, dict[int, np.ndarray]]:
-    """Of `count` local rows: those of the whole batch, and which belong to the devices whose part
-    begins at a row of it."""
+    """The rows of the whole batch for `count` local ones, and the local rows of a device's part.
+
+    The part is named by the row of the whole batch at which it begins.
+    """
     parts = mesh.shape[DATA] * mesh.shape[FSDP]
     size = count * parts // len(local_rows(parts, mesh))
     rows, rows_per_part = local_rows(size, mesh), size // parts

@@ -132,7 +132,7 @@ _gelu = jax.custom_vjp(_of_erf)
 
 @jax.custom_vjp
 def _slope_times(z, u):
-    """gelu'(z) u"""
+    """gelu'(z) u."""
     cdf = 0.5 * (1.0 + jax.lax.erf(z * np.sqrt(0.5).astype(z.dtype)))
     return (cdf + z * _pdf(z)) * u
 

@@ -128,9 +128,9 @@ def may_hold_kernels() -> bool:
 
 
 def split_heads(function: Callable, groups: int, heads: int) -> Callable:
-    """`function(query (G,N,E), keys (G,H,K,E), *others (G,H,...)) -> (G,N,E)` of all heads, from
-    the same function of the heads of each device.
+    """A function of all heads, from the same function of the heads of each device.
 
+    It is `function(query (G,N,E), keys (G,H,K,E), *others (G,H,...)) -> (G,N,E)`.
     With one group its heads are split, and what they give is summed up; else the groups are.
 
     Args:

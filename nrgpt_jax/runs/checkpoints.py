@@ -78,10 +78,10 @@ class Checkpoints:
     def save_latest(
         self, step: int, state: Any, place: Mapping[str, Any], *, prune: bool = True
     ) -> None:
-        """Saves everything a run needs to resume after `step` steps: its whole state, and where in
-        its course it is (numbers by name).
+        """Saves everything that a run needs to resume after `step` steps.
 
-        The parameters stand apart, so that they can be read alone. With `prune`, states that are
+        That is its whole state, and its place in the data and the course (numbers by name). The
+        parameters stand apart, so that they can be read alone. With `prune`, states that are
         no longer to be kept are removed.
 
         Raises:

@@ -28,8 +28,10 @@ _LINE = msgspec.json.Decoder(dict[str, float | int | str | None])
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl. One that was cut short by a kill is left out; others that cannot
-    be read are too, with a warning."""
+    """The records of metrics.jsonl, a line each.
+
+    A last line that a kill has cut short is skipped; other unreadable lines are, with a warning.
+    """
     path = workdir / FILE_NAME
     try:
         content = path.read_bytes()

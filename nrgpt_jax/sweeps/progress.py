@@ -51,8 +51,10 @@ def progress(workdir: Path, config: ConfigDict) -> Progress:
 
 
 def is_done(workdir: Path) -> bool:
-    """Whether a run was trained, evaluated and saved to its last step. Raises UserError where its
-    config.json cannot be read."""
+    """Whether a run was trained, evaluated and saved to its last step.
+
+    Raises UserError if its config.json cannot be read.
+    """
     path = workdir / CONFIG_FILE
     try:
         target = disk.read_json(path, dict[str, Any], RESTORE).get("train_steps")

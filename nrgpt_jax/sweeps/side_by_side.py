@@ -1,5 +1,4 @@
-"""Trains runs that differ in seed, part of the data and learning rate alone side by side, as one
-program.
+"""Trains runs side by side, as one program, that differ in seed, data part and learning rate only.
 
 Small models leave an accelerator idle; `jax.vmap` over runs fills it. Batches, initial parameters,
 optimizer, losses and random numbers are those of `nrgpt_jax.train` on one device, so that a run

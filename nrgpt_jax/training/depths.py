@@ -177,8 +177,10 @@ def _after_burn_in(
     after: Callable[[State], State],
     alone: Callable[[], State],
 ) -> State:
-    """`after` the end of k ~ U{0..max_passes} passes, each in the context of the final states of
-    the pass before; with none `alone`."""
+    """`after` of the end of k ~ U{0..max_passes} passes; `alone` if k = 0.
+
+    Each pass has the final states of the pass before as its context.
+    """
     count = jax.random.randint(jax.random.fold_in(key, _OF_OTHERS), (), 0, max_passes + 1)
     ends = lambda: jax.lax.fori_loop(1, count, lambda _, c: burn_in(c), burn_in(None))
     return jax.lax.cond(count > 0, lambda: after(ends()), alone)
@@ -193,8 +195,7 @@ def _penalty(
     key: Key,
     depth: Depth,
 ) -> Float[Array, "B N"] | None:
-    """What is added to the loss of each token; `ends` are those of descents, each held after the
-    one before."""
+    """The penalties added to the loss of each token; `ends` are the final states of the passes."""
     parts = []
     if depth.penalty:
         gain = _gain(params, model, tokens, ends[0], rows, jax.random.fold_in(key, _OF_PENALTY))

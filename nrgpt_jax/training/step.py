@@ -71,8 +71,10 @@ def _shardings(state: TrainState) -> TrainState:
 
 
 def state_shardings(model: LanguageModel, state: TrainState, mesh: jax.sharding.Mesh) -> TrainState:
-    """Where each array of a state lives: parameters, and what the optimizer keeps of each, by
-    the axes in the parameter tables; the rest on every device."""
+    """The sharding of each array of a state.
+
+    Parameters and their moments follow the axes of the parameter tables; the rest is replicated.
+    """
     everywhere = sharding.replicated(mesh)
     params = sharding.parameter_shardings(parameter_specs(model), mesh)
     with_path = jax.tree_util.tree_leaves_with_path

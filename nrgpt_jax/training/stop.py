@@ -115,8 +115,11 @@ class Stop:
         return "stopped and saved; the same command resumes from there", stopped_by(number)
 
     def _watch(self) -> None:
-        """Python calls `_note` only between two of its own instructions; this thread is notified by
-        the operating system."""
+        """Answers signals that the main thread cannot.
+
+        Python calls `_note` only between two of its own instructions; the operating system notifies
+        this thread.
+        """
         with contextlib.suppress(OSError):
             while byte := os.read(self._read, 1):
                 if byte[0] in SIGNALS:

@@ -139,8 +139,7 @@ class Trainer:
         return int(self.state.step) >= self.config.train_steps and not self.evaluation_due
 
     def _course(self, bar: tqdm) -> bool:
-        """The steps from `start` on, to the end or a stop (True), or until the loss leaps and the
-        run goes back to its last checkpoint (False)."""
+        """Runs the steps from `start` on; False if a loss spike has restored a checkpoint."""
         with self.run_directory.writer(self.start, self.mark) as self.writer:
             try:
                 self._loop(bar)
