@@ -65,7 +65,7 @@ def test_certificates_tell_models_apart(descending):
     assert found.certificate.proposition == "2.1"
     assert found.certificate.uphill == 0.0
     assert found.certificate.smallest_eigenvalue < found.certificate.largest_eigenvalue
-    assert "Proposition 2.1 applies" in report(found)
+    assert "guaranteed by Proposition 2.1" in report(found)
     full = examine(pretrained(mask="strict", inference_rate="full"), TOKENS, num_steps=4)
     assert full.certificate.proposition is None
     assert full.certificate.uphill > 0.1

@@ -242,7 +242,7 @@ def test_the_page_has_every_part_with_figures_and_what_went_wrong():
     results = [runs.Result("SIGKILL", ["in a save"], [0.0], ["step differs"])]
     about = report.about("kills", 1, 0, 61.4)
     page = report.page({"kills": {"about": about, "figures": runs.counted(results)}}, study.PARTS)
-    assert "## Killed and started again" in page
+    assert "## Killed and restarted" in page
     assert "| SIGKILL | 0 of 1 | 1 |" in page
     assert "`python -m studies.reliability --part=kills --cases=1 --seed=0`: 61 seconds" in page
     assert "Not as it should be, 1 in all" in page
