@@ -229,10 +229,8 @@ def _say_cache(trained: Pretrained, starts, max_new_tokens: int, settings: Setti
     generation.check_settings(trained.model, settings)
     model, variables = _as_deep(trained, settings)
     slots = generation.slots_for(model, starts, max_new_tokens)
-    size = generation.cache_bytes(model, variables, len(starts), slots, settings.cache)
-    _print_note(
-        f"KV cache: {settings.cache}, {size / 1e6:.2f} MB for {len(starts)} x {slots} tokens"
-    )
+    size = generation.cache_bytes(model, variables, len(starts), slots, settings.cache) / 1e6
+    _print_note(f"KV cache: {settings.cache}, {size:.2f} MB for {len(starts)} x {slots} tokens")
 
 
 def _report(trained: Pretrained, samples: list[Sample], settings: Settings) -> None:

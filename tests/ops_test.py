@@ -163,7 +163,7 @@ def small_model(**fields):
 
 @pytest.mark.parametrize("name", ["NRGPT_H_FF2W", "GPT", "GPT_Rec", slow("NRGPT_H_FF1")])
 def test_remat_changes_nothing_but_memory(name, standard_promotion):
-    """Of 7 steps: so many are no square of groups."""
+    """Of 7 steps, which is no square of groups."""
     del standard_promotion
     tokens = jnp.arange(20)[None] % 11
 
