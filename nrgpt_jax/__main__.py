@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from nrgpt_jax import bundled
-from nrgpt_jax.errors import MISTAKE
+from nrgpt_jax.errors import MISTAKE, UserError
 
 USAGE = """\
 NRGPT: energy-based language models.
@@ -50,6 +50,8 @@ def main() -> None:
         sys.argv = [f"nrgpt {command}", *flags_of(command, words)]
     except OSError as error:
         _fail(f"{error.filename}: {error.strerror}")
+    except UserError as error:
+        _fail(f"{error}")
     module = MODULES.get(command, f"nrgpt_jax.{command}")
     if "" not in sys.path:
         sys.path.insert(0, "")  # of plugins in this folder

@@ -22,7 +22,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from nrgpt_jax import cli
+from nrgpt_jax import cli, paths
 from nrgpt_jax.credentials import check_no_credentials
 from nrgpt_jax.datasets import DATASETS, load_dataset
 from nrgpt_jax.datasets.data_checks import check_data
@@ -61,7 +61,7 @@ def convert(
     Raises:
       UserError: the file cannot be read, or does not say what it holds.
     """
-    workdir = Path(workdir)
+    workdir = paths.as_path(workdir)
     if (workdir / CONFIG_FILE).exists():
         raise UserError(f"{workdir} holds a run already; name another --workdir")
     checkpoint = _load(Path(release))

@@ -137,7 +137,7 @@ def file_checksum(path: Path) -> str:
     """The checksum of a file's bytes. Raises OSError."""
     digest, buffer = xxhash.xxh3_128(), bytearray(_CHUNK)
     view = memoryview(buffer)
-    with path.open("rb") as file:
+    with paths.os_errors(path), path.open("rb") as file:
         while count := file.readinto(buffer):
             digest.update(view[:count])
     return digest.hexdigest()

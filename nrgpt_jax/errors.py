@@ -4,7 +4,7 @@ import signal
 from collections.abc import Iterable
 from typing import Any
 
-# Exit codes, by which SLURM, GKE and XPK know what to start again.
+# Exit codes, by which launchers know what to start again.
 FAILED = 1  # the machine did: a full disk, a folder that cannot be written
 MISTAKE = 2  # a UserError
 

@@ -33,16 +33,19 @@ def load_task(path: Path) -> dict[str, Any]:
         task = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         task = None
-    if not isinstance(task, dict) or "run" not in task or not isinstance(task.get("envs"), dict):
+    kinds = {"run": str, "envs": dict, "resources": dict, "num_nodes": int}
+    usual = {"run": "", "envs": {}, "resources": {}, "num_nodes": 1}
+    task = {**usual, **task} if isinstance(task, dict) and "run" in task else {}
+    if not all(isinstance(task.get(name), kind) for name, kind in kinds.items()):
         raise UserError(f"--target: {path} is no task file; there are {', '.join(bundled.tasks())}")
     return task
 
 
 def num_devices(task: Mapping[str, Any]) -> int | None:
     """How many devices a task trains on; None where it does not say."""
-    name = str((task.get("resources") or {}).get("accelerators"))
+    name = str(task["resources"].get("accelerators"))
     found = re.fullmatch(r"(?:tpu-(?:v5litepod|v6e)-|(?!tpu)[\w-]+:)(\d+)", name)
-    return int(found[1]) * int(task.get("num_nodes", 1)) if found else None  # v5p: of cores
+    return int(found[1]) * task["num_nodes"] if found else None  # v5p: of cores
 
 
 def variables_of(f: flags.FlagValues, words: Sequence[str]) -> dict[str, str]:
@@ -50,8 +53,10 @@ def variables_of(f: flags.FlagValues, words: Sequence[str]) -> dict[str, str]:
     path, colon, variant = config_flags.get_config_filename(f["config"]).partition(":")
     if Path(path).resolve().parent == bundled.EXPERIMENTS.resolve():
         path = Path(path).stem
-    elif Path.cwd() not in Path(path).resolve().parents:
+    elif Path.cwd().resolve() not in Path(path).resolve().parents:
         raise UserError(f"--config={path} is not in this folder, which is what is copied")
+    else:
+        path = str(Path(path).resolve().relative_to(Path.cwd().resolve()))
     workdir, bucket = f.workdir, f.bucket.rstrip("/")
     if not re.match(r"/|\w+://", workdir):
         if not workdir or not bucket:
@@ -60,7 +65,7 @@ def variables_of(f: flags.FlagValues, words: Sequence[str]) -> dict[str, str]:
                 "a folder that all of them mount, or --bucket=gs://BUCKET besides"
             )
         workdir = f"{bucket}/{workdir}"
-    settings = ["--" + w.lstrip("-") for w in words if w.lstrip("-").startswith("config.")]
+    settings = ["--" + w.lstrip("-") for w in words if re.match("-*(no)?config[.]", w)]
     for word in settings:
         if "=" not in word:
             raise UserError(f"{word} has no value; write it as {word}=...")
@@ -100,7 +105,7 @@ def main(f: flags.FlagValues) -> None:
         config.wandb = False  # it is not here that wandb must be installed
         check_config(config, devices)
     name = re.sub(r"[^a-z0-9]+", "-", f"nrgpt-{Path(f.workdir).name}".lower()).strip("-")
-    managed = "job_recovery" in (task.get("resources") or {})
+    managed = "job_recovery" in task["resources"]
     kind = ["jobs", "launch", f"--name={name}"] if managed else ["launch", f"--cluster={name}"]
     given = [f"--env={name}={value}" for name, value in variables.items()]
     command = ["sky", *kind, *f.sky, *given, str(path)]

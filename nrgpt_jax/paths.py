@@ -48,6 +48,14 @@ def on_bucket(path: str | os.PathLike[str]) -> bool:
     return os.fspath(path).startswith(BUCKET)
 
 
+def on_this_machine(name: str | os.PathLike[str]) -> Path:
+    """A path of this machine. Raises UserError for one of a bucket."""
+    path = as_path(name)
+    if on_bucket(path):
+        raise UserError(f"{path} is on a bucket; name a folder of this machine")
+    return path
+
+
 def absolute(path: Path) -> Path:
     """The path from the root of its file system."""
     return path if on_bucket(path) else path.absolute()
@@ -68,19 +76,26 @@ def os_errors(path: Path) -> Iterator[None]:
 def files(folder: Path) -> list[str]:
     """The names of all files below a folder, relative to it, sorted."""
     if on_bucket(folder):
-        fs, root = _filesystem(folder)
-        return sorted(name.removeprefix(root).lstrip("/") for name in fs.find(root))
+        with os_errors(folder):
+            fs, root = _filesystem(folder)
+            return sorted(name.removeprefix(root).lstrip("/") for name in fs.find(root))
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
 
 def remove(folder: Path) -> None:
-    """Removes a folder with all that it holds, as far as it is there and that can be done."""
-    if on_bucket(folder):
-        with contextlib.suppress(Exception):
+    """Removes a folder with all that it holds, if it is there. Raises OSError."""
+    with contextlib.suppress(FileNotFoundError), os_errors(folder):
+        if on_bucket(folder):
             fs, root = _filesystem(folder)
             fs.rm(root, recursive=True)
-    else:
-        shutil.rmtree(folder, ignore_errors=True)
+        else:
+            shutil.rmtree(folder)
+
+
+def discard(folder: Path) -> None:
+    """`remove`, as far as that can be done."""
+    with contextlib.suppress(OSError):
+        remove(folder)
 
 
 def move(folder: Path, target: Path) -> None:

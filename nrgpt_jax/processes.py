@@ -43,7 +43,7 @@ def raise_on_all_hosts(function: Callable[[], Result]) -> Result:
     except Exception as failure:
         error = failure
     reported = "" if error is None else f"{error}" or type(error).__name__
-    of_machine = isinstance(error, OSError)
+    of_machine = not isinstance(error, UserError)
     messages = gather_texts(json.dumps([reported, of_machine]))
     if error is not None:
         raise error

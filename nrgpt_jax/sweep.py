@@ -16,7 +16,7 @@ from typing import Any
 
 from absl import flags
 
-from nrgpt_jax import cli
+from nrgpt_jax import cli, paths
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.sweeps.engine import LAUNCHERS, Launcher, run_all
 from nrgpt_jax.sweeps.loading import load
@@ -37,7 +37,7 @@ def options(pairs: Sequence[str]) -> dict[str, int | str]:
 def main(f: flags.FlagValues, changes: Mapping[str, Any]) -> None:
     """Trains, shows, sums up; `changes` are set in every configuration."""
     path, _, scale = f.sweep.partition(":")
-    runs = Path(f.runs or f"runs/{Path(path).stem}{'-' if scale else ''}{scale}")
+    runs = paths.on_this_machine(f.runs or f"runs/{Path(path).stem}{'-' if scale else ''}{scale}")
     configs = {runs / name: config for name, config in load(Path(path), scale, changes).items()}
     watch = Watch(configs)
     launcher = Launcher(f.launcher, f.jobs, options(f.option))

@@ -1,11 +1,11 @@
 """NRGPT_TEST_STRICT=1: a test that is skipped has failed, unless what it lacks cannot be installed
-beside the rest: a GPU, or Apache Beam or SkyPilot, which ask for older packages."""
+beside the rest: a GPU, or SkyPilot, which asks for older packages."""
 
 import os
 
 import pytest
 
-ELSEWHERE = ("GPU", "cuDNN", "Apache Beam", "SkyPilot")
+ELSEWHERE = ("GPU", "cuDNN", "SkyPilot")
 
 
 @pytest.hookimpl(wrapper=True)

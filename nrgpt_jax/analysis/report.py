@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nrgpt_jax import disk
+from nrgpt_jax import disk, paths
 from nrgpt_jax.analysis.examination import Analysis, as_numbers, examine
 from nrgpt_jax.analysis.figures import FIGURES
 from nrgpt_jax.analysis.webpage import webpage
@@ -45,7 +45,8 @@ def analyze(
       OSError: the folder cannot be written.
     """
     trained, result = look(workdir, prompt, num_steps, tolerance, checkpoint)
-    write(Path(workdir) / "analysis" if out is None else Path(out), result, title(trained))
+    folder = paths.on_this_machine(Path(workdir) / "analysis" if out is None else out)
+    write(folder, result, title(trained))
     return result
 
 

@@ -143,7 +143,7 @@ def _files(data: Mapping[str, Any], place: str) -> list[File]:
     files = list_files(place, known)
     if _may_be_one_text(data):
         plain = [f for f in files if has_ending(f.name, (".txt",))]
-        if plain or not any(has_ending(f.name, known) for f in files):
+        if plain or not any(has_ending(f.name, (*known, ".json")) for f in files):
             return plain or files  # of any ending, where it was named itself
     for file in files:
         if not has_ending(file.name, known):

@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -67,7 +67,9 @@ def _fraction_for_both(
     plain = reader is read_documents and not any(has_ending(f.name, ROWS_OF_TEXT) for f in files)
     if not plain and sum(file.size for file in files) > COUNTED:
         return validation_fraction
-    documents = itertools.chain(*(reader(file, field, None) for file in files))
+    documents: Iterable[Document] = (Document(file.name, 0, iter(())) for file in files)
+    if not plain:
+        documents = itertools.chain(*(reader(file, field, None) for file in files))
     draws = sorted(_hash(document) for document in documents if document.pieces is not None)
     count = len(draws)
     drawn = sum(value < validation_fraction * _DRAWS for value in draws)

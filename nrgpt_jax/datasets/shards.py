@@ -183,8 +183,9 @@ def write_metadata(
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a folder holds a prepared data set."""
-    return (folder / INFO).is_file() and (folder / METADATA).is_file()
+    """Whether a folder holds a prepared data set; a kill may have left an empty file of it."""
+    files = folder / INFO, folder / METADATA
+    return all(file.is_file() and file.stat().st_size for file in files)
 
 
 def read_metadata(folder: Path, cure: str = REMAKE) -> dict[str, Any]:

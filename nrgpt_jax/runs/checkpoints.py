@@ -67,11 +67,11 @@ class Checkpoints:
             for entry in folder.iterdir() if folder.is_dir() else ():
                 name = entry.name.removesuffix(_REPLACED)
                 if not self._renames and not checksums.exist(entry):
-                    paths.remove(entry)
+                    paths.discard(entry)
                 elif name.isdigit() and name != entry.name and not (folder / name).exists():
                     entry.rename(folder / name)  # it was to give way to what never came
                 elif not entry.name.isdigit() and entry.is_dir():
-                    paths.remove(entry)
+                    paths.discard(entry)
 
     # Saving -------------------------------------------------------------------------------------
 
@@ -112,7 +112,7 @@ class Checkpoints:
         failed = failure(save)
         if failed:
             for left in folder.glob(f"{step}.partial*"):  # orbax's own temporary folders too
-                paths.remove(left)
+                paths.discard(left)
             raise OSError(
                 f"the {kind} checkpoint of step {step} cannot be saved in {folder} ({failed}); the "
                 "ones before it are whole"
@@ -132,7 +132,7 @@ class Checkpoints:
         needed |= set(best[-1:])
         for kind, result, wanted in (("latest", latest, retained), ("best", best, needed)):
             for other in set(result) - wanted:
-                paths.remove(self._root / kind / str(other))
+                paths.discard(self._root / kind / str(other))
 
     def drop_best_after(self, step: int) -> None:
         """Removes what was best in a course that the run has left by going back to `step`."""
@@ -224,6 +224,8 @@ class Checkpoints:
                     functools.partial(ocp.load_checkpointables, folder, wanted)
                 )
             except Exception as error:  # orbax, tensorstore and grain each raise their own
+                if not self._renames:  # its files were verified: a bucket was not reached
+                    raise OSError(f"{folder} cannot be read now ({reason(error)})") from None
                 logging.warning(_NOT_USED, kind, step, reason(error))
                 continue
             if all_finite(content):
@@ -276,7 +278,7 @@ def _move(partial: Path, final: Path) -> None:
     """Gives a checkpoint its name; a damaged one that has it gives way."""
     replaced = final.with_name(f"{final.name}{_REPLACED}")
     if final.exists():
-        paths.remove(replaced)
+        paths.discard(replaced)
         final.rename(replaced)
     try:
         partial.rename(final)
@@ -285,7 +287,7 @@ def _move(partial: Path, final: Path) -> None:
             replaced.rename(final)
         raise
     disk.flush_folder(final.parent)
-    paths.remove(replaced)
+    paths.discard(replaced)
 
 
 @jax.jit

@@ -34,14 +34,21 @@ def write(folder: Path, names: Iterable[str] | None = None) -> None:
 
 
 def damage(folder: Path) -> str:
-    """What does not match its checksum in a folder; "" where nothing does, or there are none."""
+    """What does not match its checksum in a folder; "" where nothing does, or there are none.
+
+    Raises OSError, on all processes, where a bucket cannot be reached.
+    """
     message = json.dumps(_expected(folder)) if is_first() else ""
-    wanted, problem = json.loads(gather_texts(message)[0])  # all processes say the same
+    wanted, problem, unreachable = json.loads(gather_texts(message)[0])  # all say the same
+    if unreachable:
+        raise OSError(problem)
     if problem or not wanted:
         return problem
     try:
         sums = _sums(folder, sorted(wanted))
     except (OSError, UserError) as error:
+        if isinstance(error, OSError) and paths.on_bucket(folder):
+            raise
         return f"{error}"
     wrong = [name for name in sorted(wanted) if sums[name] != wanted[name]]
     return f"its file {wrong[0]} does not match its checksum" if wrong else ""
@@ -52,17 +59,17 @@ def exist(folder: Path) -> bool:
     return (folder / FILE_NAME).exists()
 
 
-def _expected(folder: Path) -> tuple[dict[str, str], str]:
-    """The checksums by file, and what is wrong even so."""
+def _expected(folder: Path) -> tuple[dict[str, str], str, bool]:
+    """The checksums by file, what is wrong even so, and whether a bucket was not reached."""
     try:
         record = disk.read_json(folder / FILE_NAME, dict[str, dict[str, str]], _CURE)
         wanted = record[_KIND]
         missing = sorted(set(wanted) - set(_files(folder)))  # a name cannot lead out of the folder
     except FileNotFoundError:
-        return {}, ""
+        return {}, "", False
     except (UserError, KeyError, OSError) as error:
-        return {}, f"{error}"
-    return wanted, f"its file {missing[0]!a:.80} is missing" if missing else ""
+        return {}, f"{error}", isinstance(error, OSError) and paths.on_bucket(folder)
+    return wanted, f"its file {missing[0]!a:.80} is missing" if missing else "", False
 
 
 def _files(folder: Path) -> list[str]:

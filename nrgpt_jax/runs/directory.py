@@ -210,7 +210,8 @@ class Lock(NamedTuple):
         lock = self.workdir / "lock"
         try:
             if isinstance(self.held, bytes):
-                same = lock.read_bytes() == self.held
+                with paths.os_errors(lock):
+                    same = lock.read_bytes() == self.held
             else:
                 same = os.path.samestat(os.stat(lock), os.fstat(self.held))
         except FileNotFoundError:
@@ -239,6 +240,8 @@ def locked(workdir: Path) -> Iterator[Lock]:
         try:
             disk.write_whole(workdir / "lock", token)
         except OSError as error:
+            if not isinstance(error, FileNotFoundError) and "Forbidden" not in str(error):
+                raise  # it may succeed later
             raise UserError(
                 f"{workdir} cannot be written; is there such a bucket, and may these credentials "
                 f"write to it? ({error.strerror or error})"

@@ -159,7 +159,8 @@ class MetricWriter:
         if self._wandb is not None:
             self._wandb.finish()
         if self._tensorboard is not None:
-            self._tensorboard.flush()
+            self._tensorboard.close()
+            self._tensorboard = None
         self._flush()
         self._copy()
         if self._remote:
@@ -195,7 +196,8 @@ class _TensorBoard:
         from tensorboardX.record_writer import RecordWriter
 
         self._event, self._flushed, self._writer = Event, 0.0, None
-        self._path = folder / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
+        name = f"{int(time.time())}.{socket.gethostname()}.{uuid.uuid4().hex[:8]}"
+        self._path = folder / f"events.out.tfevents.{name}"
         with self._unless_it_fails():
             folder.mkdir(exist_ok=True)
             self._writer = RecordWriter(str(self._path))
@@ -219,6 +221,13 @@ class _TensorBoard:
         with self._unless_it_fails():
             if self._writer is not None:
                 self._writer.flush()
+
+    def close(self) -> None:
+        """Ends the file."""
+        with self._unless_it_fails():
+            if self._writer is not None:
+                self._writer.close()
+        self._writer = None
 
     def _add(self, **fields) -> None:
         with self._unless_it_fails():

@@ -88,7 +88,7 @@ def save_pretrained(folder: Path | str, pretrained: Pretrained) -> None:
       UserError: the folder holds checkpoints of a run.
       OSError: it cannot be written.
     """
-    folder = Path(folder)
+    folder = paths.on_this_machine(folder)
     if (folder / "checkpoints").exists():
         raise UserError(f"{folder} is a run directory; name another folder")
     flat = traverse_util.flatten_dict(pretrained.variables["params"], sep="/")

@@ -124,7 +124,7 @@ def _run(
         while waiting or running:
             free = at_once - len(running)
             begun, waiting = waiting[:free], waiting[free:]
-            running += zip(_submit(begun, launcher, folder, sweep), begun, strict=True)
+            _submit(begun, launcher, folder, sweep, running)
             for job, part in [pair for pair in running if pair[0].done()]:
                 running.remove((job, part))
                 _note(part, _error_of(job))
@@ -134,7 +134,8 @@ def _run(
 
 def _error_of(job: Job) -> Exception | None:
     if isinstance(job, submitit.LocalJob) and not job.paths.result_pickle.exists():
-        return MemoryError("its process was killed; is the memory full?")
+        said = " ".join((job.stderr() or "").strip().splitlines()[-1:])
+        return MemoryError(f"its process ended without a result; is the memory full? {said}")
     return job.exception()
 
 
@@ -230,26 +231,31 @@ def _ends_jobs(running: Sequence[tuple[Job, Configs]]) -> Iterator[Path]:
 
 
 def _submit(
-    parts: Sequence[Configs], launcher: Launcher, folder: Path, sweep: Path | None
-) -> list[Job]:
-    """Hands parts to submitit, whose scripts, logs and results are in a folder.
+    parts: Sequence[Configs],
+    launcher: Launcher,
+    folder: Path,
+    sweep: Path | None,
+    running: list[tuple[Job, Configs]],
+) -> None:
+    """Hands parts to submitit, whose scripts, logs and results are in a folder; adds to `running`.
 
     Ctrl-C does not reach the processes of this machine, which submitit would kill while they save.
     """
     if not parts:
-        return []
+        return
     parameters = {"timeout_min": MINUTES if sweep is None else FOREVER}
     parameters |= {"slurm_array_parallelism": launcher.jobs, **launcher.options}
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # they inherit it
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # they inherit it
     try:
         # A job that comes to its time limit is submitted again, as often as it needs.
         executor = submitit.AutoExecutor(folder, launcher.name, slurm_max_num_timeout=RESTARTS)
         executor.update_parameters(**parameters)
         with executor.batch():
-            return [executor.submit(Training(part, sweep, gpus)) for part in parts]
+            jobs = [executor.submit(Training(part, sweep, gpus)) for part in parts]
+        running += zip(jobs, parts, strict=True)
     except Exception as error:  # submitit raises many kinds
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"the cluster does not take the jobs: {reason}") from None
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
