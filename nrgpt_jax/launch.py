@@ -68,7 +68,8 @@ def variables_of(f: flags.FlagValues, words: Sequence[str]) -> dict[str, str]:
     settings = ["--" + w.lstrip("-") for w in words if re.match("-*(no)?config[.]", w)]
     for word in settings:
         if "=" not in word:
-            raise UserError(f"{word} has no value; write it as {word}=...")
+            name = word.lstrip("-").removeprefix("no")
+            raise UserError(f"{word} has no value; write it as --{name}=...")
     given = {"EXP": path + colon + variant, "WORKDIR": workdir, "ARGS": shlex.join(settings)}
     given |= {"BUCKET": bucket} if bucket else {}
     given |= {} if Path("setup.py").is_file() else {"PACKAGE": "nrgpt-jax"}

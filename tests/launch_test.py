@@ -131,6 +131,7 @@ def test_what_a_task_runs(desk, target):
         (["--target=slurm", "--bucket=/a"], "must be a multiple of 32 devices"),
         ([*TPU, "--config.model.embed=3"], "did you mean"),
         ([*TPU, "--config.seed", "3"], "--config.seed has no value"),
+        ([*TPU, "--noconfig.model.learn_beta"], "write it as --config.model.learn_beta="),
         ([*TPU, "--config.data.path=https://a:b@c"], "credentials"),
         ([*TPU, "--env=A"], "--env='A' is not possible"),
         (["--target=moon", "--workdir=/a"], "there are gpu, multi_gpu, slurm, tpu"),

@@ -309,6 +309,15 @@ def test_a_killed_preparation_resumes(tmp_path, monkeypatch):
     assert not list((tmp_path / "cache").rglob("*.partial-*"))
 
 
+def test_a_kill_that_left_an_empty_record_of_the_whole_is_mended(tmp_path, monkeypatch):
+    write_lines(tmp_path / "a.jsonl", TEXTS)
+    monkeypatch.setenv("NRGPT_CACHE_DIR", str(tmp_path / "cache"))
+    before = load_dataset(data_of(tmp_path / "a.jsonl")).fingerprint
+    [info] = (tmp_path / "cache").rglob("dataset_info.json")
+    info.write_text("")
+    assert load_dataset(data_of(tmp_path / "a.jsonl")).fingerprint == before
+
+
 def test_nothing_is_left_of_a_worker_that_outlives_its_killed_parent(tmp_path, monkeypatch):
     """It may begin a shard after what was begun before it has been removed."""
     write_lines(tmp_path / "a.jsonl", TEXTS)

@@ -30,7 +30,9 @@ def test_help_names_every_command():
     assert len(done.stdout.splitlines()) <= 10
 
 
-@pytest.mark.parametrize("words", [("trian",), ("train", "nothing"), ("evaluate", "--nothing=1")])
+@pytest.mark.parametrize(
+    "words", [("trian",), ("train", "nothing"), ("evaluate", "--nothing=1"), ("sample", "s3://a/b")]
+)
 def test_a_mistake_is_one_line(words):
     done = nrgpt(*words)
     assert done.returncode == 2

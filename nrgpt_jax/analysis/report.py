@@ -45,8 +45,8 @@ def analyze(
       OSError: the folder cannot be written.
     """
     trained, result = look(workdir, prompt, num_steps, tolerance, checkpoint)
-    folder = paths.on_this_machine(Path(workdir) / "analysis" if out is None else out)
-    write(folder, result, title(trained))
+    folder = paths.on_this_machine(workdir if out is None else out)
+    write(folder / "analysis" if out is None else folder, result, title(trained))
     return result
 
 
