@@ -226,10 +226,15 @@ def test_rotated_scores_depend_on_distances_only(name):
 
 def test_feedforward_energies_are_their_formulas():
     scale = lambda p: p["scale"]
+    first = own_context("FF1", None, 2).first
+    n0 = (first - jnp.mean(first)) / jnp.std(first)
     for name, formula in {
         "FF1": lambda p, g: -np.sum(GELU(g @ p["W1"] + p["b1"]) ** 2),
         "FF2": lambda p, g: -np.sum(GELU(GELU(g @ p["W1"] + p["b1"]) @ p["W2"] + p["b2"]) ** 2),
         "FF2W": lambda p, g: -g @ (p["W2"] @ GELU(g @ p["W1"] + p["b1"]) + p["b2"]),
+        "FF3": lambda p, g: -np.sum(np.maximum(g @ p["W1"] + p["b1"], 0) ** 3) / 3,
+        "FFG_exact": lambda p, g: -0.5 * GELU(g @ p["W1"] + p["b1"]) @ (g @ p["W2"]) ** 2,
+        "FFG_first": lambda p, g: -0.5 * GELU(n0 @ p["W1"] + p["b1"]) @ (g @ p["W2"]) ** 2,
     }.items():
         params = energy_parameters(KEY, name)
         found = ENERGIES[name].function(params, G[2], own_context(name, params, 2))
@@ -299,8 +304,8 @@ def test_a_causal_mask():
 def test_registering():
     with pytest.raises(ValueError, match="registered already"):
         energies.feedforward("FF1", {})(lambda params, g: None)
-    with pytest.raises(KeyError, match=r"unknown energy 'FF3'; known: FF1, FF2, FF2W, FFG"):
-        _ = ENERGIES["FF3"]
+    with pytest.raises(KeyError, match=r"unknown energy 'FF9'; known: FF1, FF2, FF2W, FF3"):
+        _ = ENERGIES["FF9"]
     with pytest.raises(ValueError, match="energy 'norm': the name is taken"):
         energies.energy("norm", {})
     with pytest.raises(ValueError, match="energy 'eta': the name is taken"):

@@ -95,7 +95,7 @@ def add_parts():
 
 
 GOOD = {
-    "energies": ("full_rank", "low_rank_rope", "FF2W", "FF1", "injection", "leak", "TANH"),
+    "energies": ("full_rank", "low_rank_rope", "FF2W", "FF1", "FF3", "FFG_exact", "FFG_first", "injection", "leak", "TANH"),
     "norm": ("layer_norm", "bare_layer_norm", "rms_norm", "none", "tanh"),
     "rule": ("descent", "projected", "sphere", "halved"),
     "combination": ("sum", "mixture"),

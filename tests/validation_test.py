@@ -13,7 +13,7 @@ from nrgpt_jax.training.config_notes import notes
     [
         ({"train_steps": -3}, "train_steps=-3 "),
         ({"eval_prompts": -1}, "eval_prompts=-1 "),
-        ({"model.name": "NRGPT_X"}, "model.name='NRGPT_X' .* NRGPT_H_FF2W, NRGPT_H_FFG, GPT"),
+        ({"model.name": "NRGPT_X"}, "model.name='NRGPT_X' .* NRGPT_H_FF2W, .* GPT"),
         (
             {"model.name": "NRGPT"},
             r"model.energies=\(\) .* a tuple of names, each once, of full_rank",

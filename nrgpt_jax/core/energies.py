@@ -42,6 +42,7 @@ from nrgpt_jax.ops import (
     linear_transpose,
     log_sum_exp,
     rotate,
+    standardize,
 )
 from nrgpt_jax.registry import Registry
 
@@ -100,22 +101,20 @@ def _free(name: str) -> str:
     return name
 
 
-def feedforward(name: str, specs: Specs, *, gated=False, exact=False, batched=False):
+def feedforward(name: str, specs: Specs, *, contextual=False, exact=False, batched=False):
     """Registers an energy of the token alone, trained as the model `NRGPT_H_<name>`.
 
     Args:
       name: what follows `NRGPT_H_`.
       specs: the table of what the function reads; a scale is added.
-      gated: whether it is a function of `(params, g, gate_g)` rather than of `(params, g)`, with
-        the token's g once more, as it stands: nothing promises then that the energy falls.
+      contextual: whether it is a function of `(params, g, context)` rather than of `(params, g)`.
       exact, batched: as of `energy`.
     """
     scale = {"scale": constant(1.0)}  # the release's scale_ff
 
     def entry(function: Callable[..., Energies]) -> Energy:
         def scaled(params: Params, g: States, context: Context) -> Energies:
-            gate_g = (context.g.astype(g.dtype),) if gated else ()
-            return params["scale"] * function(params, g, *gate_g)
+            return params["scale"] * function(params, g, *((context,) if contextual else ()))
 
         of_all, table = scaled if batched else over_contexts(scaled), {**specs, **scale}
         return Energy(of_all, table, "feedforward", None, None, exact, not batched)
@@ -271,16 +270,45 @@ def ff2w(params: Params, g: States) -> Energies:
 GATED = {"W1": matrix("D M", uses=1), "b1": vector("M"), "W2": matrix("D M")}
 
 
-@feedforward("FFG", GATED, gated=True, batched=True)
-def ffg(params: Params, g: States, gate_g: States) -> Energies:
+@feedforward("FFG", GATED, contextual=True, batched=True)
+def ffg(params: Params, g: States, context: Context) -> Energies:
     """E = -(1/2) gelu(g' W1 + b1) . (g W2)^2, with a gate of g' = g that is not differentiated.
 
     Its gradient moves a token as a gated MLP does, by W2^T (gelu(g W1 + b1) * (g W2)): the matrix
-    that leads down is that which leads up.
+    that leads down is that which leads up. Nothing promises that the energy falls.
     Source: causal energy minimisation (arXiv 2605.07588).
     """
+    return _gated(params, context.g.astype(g.dtype), g)
+
+
+@feedforward("FFG_exact", {**GATED, "W1": matrix("D M")}, exact=True, batched=True)
+def ffg_exact(params: Params, g: States) -> Energies:
+    """E = -(1/2) gelu(g W1 + b1) . (g W2)^2: FFG with the gate in its gradient."""
+    return _gated(params, g, g)
+
+
+@feedforward("FFG_first", GATED, contextual=True, exact=True, batched=True)
+def ffg_first(params: Params, g: States, context: Context) -> Energies:
+    """E = -(1/2) gelu(n(x0) W1 + b1) . (g W2)^2, n without gain and bias: a gate of the input.
+
+    The gate is constant during the descent, which makes the energy a quadratic form.
+    """
+    return _gated(params, standardize(context.first).astype(g.dtype), g)
+
+
+def _gated(params: Params, gate_g: States, g: States) -> Energies:
     gate = gelu(linear(gate_g, params["W1"], params["b1"]))
     return -0.5 * dot(gate, linear(g, params["W2"]) ** 2)
+
+
+@feedforward("FF3", {"W1": matrix("D M"), "b1": vector("M")}, exact=True, batched=True)
+def ff3(params: Params, g: States) -> Energies:
+    """E = -(1/3) sum relu(g W1 + b1)^3: its gradient is an MLP of squared ReLU with tied matrices.
+
+    It has one matrix where FF2W has two: at equal parameters it is twice as wide.
+    """
+    hidden = jnp.maximum(linear(g, params["W1"], params["b1"]), 0.0)
+    return -dot(hidden**2, hidden) / 3
 
 
 @energy("injection", {"W": matrix("D D", uses=1)}, exact=True, batched=True, wide=True)
