@@ -20,7 +20,7 @@
 #   make signal                                     energy against surprise (docs/results/signal.md)
 #   make docs                                       the site of docs/, into site/
 #   make wheel                                      the package as one file, into dist/
-#   make test | test-all | lint
+#   make test | test-ci | test-all | lint
 
 # Values reach the programs below as they are given: make expands no $ in them.
 GIVEN := EXP WORKDIR ARGS PROMPT OUT TASKS RELEASE SWEEP LAUNCHER DRY_RUN TARGET BUCKET
@@ -43,7 +43,7 @@ PROGRAMS := data train evaluate harness sample analyze export launch sweep
 $(PROGRAMS): export CONFIG := $(CONFIG)
 $(PROGRAMS): export WORKDIR := $(WORKDIR)
 
-.PHONY: setup wheel demo data train evaluate harness sample analyze export launch bench bench-generation sweep results rates rest quality signal docs test test-all lint clean
+.PHONY: setup wheel demo data train evaluate harness sample analyze export launch bench bench-generation sweep results rates rest quality signal docs test test-ci test-all lint clean
 
 setup: .venv/installed
 .venv/installed: setup.cfg pyproject.toml constraints.txt
@@ -155,6 +155,9 @@ wheel: setup
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+test-ci: .venv/installed-dev
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow" $(ARGS)
 
 test-all: .venv/installed-dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "" $(ARGS)

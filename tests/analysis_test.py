@@ -60,6 +60,7 @@ def test_path_and_motion(descending):
     assert all(0 <= s <= 7 for s in found.settled)
 
 
+@pytest.mark.ci
 def test_certificates_tell_models_apart(descending):
     _, found = descending
     assert found.certificate.proposition == "2.1"
@@ -94,6 +95,7 @@ def test_attraction_is_not_asked_of_more_than_states():
         assert "attracting" not in report(found)
 
 
+@pytest.mark.ci
 def test_divergence_is_said_and_cut_off():
     """Without a norm the energies of this model have no lower bound."""
     found = examine(
@@ -147,6 +149,7 @@ def test_numbers_are_json(descending):
     np.testing.assert_array_equal(rows, np.flatnonzero(found.settled == 7))
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", FIGURES)
 def test_figures_name_their_axes(name, descending, tmp_path):
     _, found = descending

@@ -15,7 +15,7 @@ from nrgpt_jax.training import loop
 
 emulator = pytest.importorskip("gcp_storage_emulator.server", reason="no stand-in for a bucket")
 pytest.importorskip("gcsfs", reason="gcsfs is not installed (extra: gcs)")
-pytestmark = pytest.mark.usefixtures("standard_promotion")
+pytestmark = [pytest.mark.usefixtures("standard_promotion"), pytest.mark.ci]
 
 
 @pytest.fixture(scope="module")

@@ -101,6 +101,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("case", slow_but(BROKEN_QUICKLY, BROKEN))
 @with_float64
 def test_energy_rises_when_a_condition_is_broken(case):
@@ -112,6 +113,7 @@ def test_energy_rises_when_a_condition_is_broken(case):
 
 # On the sphere it makes a step as long as the sphere is wide; what the norm's epsilon lets the
 # energy see of the length of x then counts.
+@pytest.mark.ci
 @pytest.mark.parametrize("case", [c for c in CONDITIONS if "2.2" in c and "sphere" not in c])
 @with_float64
 def test_a_large_skew_part_is_no_harm_without_a_norm_or_behind_its_projection(case):
@@ -122,6 +124,7 @@ def test_a_large_skew_part_is_no_harm_without_a_norm_or_behind_its_projection(ca
         assert not found.uphill.any()
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("strict", [True, False])
 @with_float64
 def test_the_mask_is_a_condition(strict):
@@ -157,6 +160,7 @@ def two_tokens(key, c, width):
     return model, minimum
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("width", slow_but([3], [3, 2, 6]))
 @with_float64
 def test_two_tokens_roll_to_the_known_minimum(width):

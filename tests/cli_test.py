@@ -121,6 +121,7 @@ def test_sample(run):
     assert "prompt is empty" in empty.stderr
 
 
+@pytest.mark.ci
 @pytest.mark.long
 def test_export_and_sample_from_it(run, tmp_path):
     exported = tmp_path / "exported"
@@ -145,6 +146,7 @@ def test_export_and_sample_from_it(run, tmp_path):
     assert "the exact cache: logits differ by at most" in listed.stderr
 
 
+@pytest.mark.ci
 @pytest.mark.long
 def test_analyze(run):
     analyzed = program("analyze", f"--workdir={run}", "--num_steps=3")

@@ -108,6 +108,7 @@ def test_contract(fields):
         chex.assert_trees_all_close(at_end, logits[np.arange(2), position], atol=1e-4)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", slow_but(["NRGPT_H_FF2W"], model_names()))
 def test_jit_equals_no_jit(name):
     model, variables = small_model(name=name, num_steps=1)
@@ -117,6 +118,7 @@ def test_jit_equals_no_jit(name):
     chex.assert_trees_all_close(jax.jit(model.apply)(variables, tokens), plain, atol=2e-5)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "fields",
     [

@@ -34,6 +34,7 @@ def prepared(case, size=1.0):
     return dynamics, start(dynamics)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("case", slow_but(["sphere"], ["paper", "own key", "rotary", "sphere"]))
 @with_float64
 def test_blocks_are_the_diagonal_of_the_whole_jacobian(case):
@@ -134,6 +135,7 @@ def test_what_energies_do_not_see_is_not_asked():
     assert (found.radius < 0.999).all()
 
 
+@pytest.mark.ci
 @with_float64
 def test_many_tokens_are_looked_at_some_at_a_time(monkeypatch):
     dynamics = slow_on_the_sphere()

@@ -47,6 +47,7 @@ def test_the_cache_holds_one_array_a_token_and_step(attention, dtype):
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(cache)) == exact, "what is allocated"
 
 
+@pytest.mark.ci
 def test_depth_is_free_where_the_block_is_shared():
     model, variables = small_model(per_step_scale=True)
     scales = {"steps": {"log_scale": jnp.arange(3.0) / 9}}
@@ -200,6 +201,7 @@ def test_no_tolerance_makes_all_steps():
     assert all(steps.tolist() == [3, 3, 3] for _, _, steps in found)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("mask", "attention"),
     [

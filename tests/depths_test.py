@@ -24,6 +24,8 @@ from nrgpt_jax.training import depths, losses
 from nrgpt_jax.training import step as training
 from nrgpt_jax.training.config_checks import check_config
 
+pytestmark = pytest.mark.ci
+
 TOKENS = np.random.default_rng(0).integers(0, 11, (3, 8)).astype(np.int32)
 BATCH = Batch(TOKENS[:, :-1], TOKENS[:, 1:], np.ones((3, 7), np.float32))
 SAME = Batch(TOKENS, TOKENS, np.ones(TOKENS.shape, np.float32))

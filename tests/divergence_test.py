@@ -13,7 +13,7 @@ from nrgpt_jax.runs.metrics import read_metrics
 from nrgpt_jax.training import divergence, loop, trainer
 from nrgpt_jax.training.divergence import Spike, SpikeWatch
 
-pytestmark = pytest.mark.usefixtures("standard_promotion")
+pytestmark = [pytest.mark.usefixtures("standard_promotion"), pytest.mark.ci]
 
 
 @pytest.fixture

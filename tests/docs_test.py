@@ -55,6 +55,7 @@ def test_every_block_is_seen(page):
 # Commands ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
 def test_commands_are_understood(page):
     wrong = {command: mistake(command) for command in commands(page)}
@@ -191,6 +192,7 @@ CHECKS = {
 }
 
 
+@pytest.mark.ci
 @pytest.mark.long
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
 def test_examples_run(page, tmp_path, capsys, standard_promotion):

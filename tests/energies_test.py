@@ -128,6 +128,7 @@ def test_what_is_written_for_one_token_is_computed_in_float32():
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("name", "strict"),
     [(name, False) for name in ENERGIES if name not in SLOWER]

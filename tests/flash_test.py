@@ -18,6 +18,8 @@ from nrgpt_jax.models import create_model, sharding
 from nrgpt_jax.ops import attention, flash
 from nrgpt_jax.training import evaluation, step
 
+pytestmark = pytest.mark.ci
+
 LENGTH = 256
 KERNELS = {
     "dot_product": partial(flash.dot_product, implementation="xla"),  # the call that cuDNN gets

@@ -44,6 +44,7 @@ CASES = [{"name": name} for name in model_names()] + [
 ]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "fields", slow_but(CASES[::2], CASES), ids=lambda fields: "-".join(map(str, fields.values()))
 )

@@ -23,6 +23,8 @@ pytest.importorskip("lm_eval", reason="the extra `harness` is not installed")
 from nrgpt_jax import harness
 from nrgpt_jax.harness import NAME, HarnessModel
 
+pytestmark = pytest.mark.ci
+
 LENGTH = 48
 QUESTIONS: list[dict[str, Any]] = [
     {"question": "Which rolls?", "choices": ["a cube", "a ball", "a cone", "none"], "answer": 1},

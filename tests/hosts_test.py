@@ -16,6 +16,8 @@ from nrgpt_jax import processes
 from nrgpt_jax.errors import STOPPED, UserError
 from studies.programs import arguments_of, devices, start_together
 
+pytestmark = pytest.mark.ci
+
 FIELDS = {
     "train_steps": 12,
     "log_every": 1,

@@ -20,6 +20,8 @@ from pages_helpers import mistake
 from nrgpt_jax.bundled import TASKS, tasks
 from nrgpt_jax.launch import filled
 
+pytestmark = pytest.mark.ci
+
 ROOT = TASKS.parent
 HOSTILE = 'it\'s "a" $HOME $(id) `id` \\; # x: y'  # a value that a shell or YAML would take apart
 VALUE = f"--config.experiment={HOSTILE}"

@@ -105,6 +105,7 @@ def test_the_fields_of_a_model_are_keywords():
         nrgpt.create_model(vocab_size=7, widht=3)
 
 
+@pytest.mark.ci
 def test_training_with_data_an_optimizer_and_hooks_of_ones_own(tmp_path, standard_promotion):
     """Which are used, and the run opens without them."""
     config = config_in(tmp_path)

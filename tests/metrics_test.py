@@ -30,6 +30,7 @@ def aux_of(model, variables, names):
     return jax.jit(lambda params: loss(params, *options)[1])(variables["params"])
 
 
+@pytest.mark.ci
 def test_energy_is_that_of_the_trajectory_and_its_change_that_of_the_step_alone():
     model, variables = small_model(name="NRGPT_H_FF2W", num_steps=3, mask="strict")
     found = aux_of(model, variables, ("energy", "energy_change"))
@@ -65,6 +66,7 @@ def test_attention_entropy_is_that_of_the_weights(attention):
     np.testing.assert_allclose(found["attention_entropy/0"], jnp.mean(entropy), rtol=1e-4)
 
 
+@pytest.mark.ci
 def test_one_of_ones_own_is_logged_by_a_training_step(standard_promotion):
     del standard_promotion
 

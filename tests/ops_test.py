@@ -120,6 +120,7 @@ def test_by_autodiff_the_default_model_has_a_hessian(standard_promotion):
     np.testing.assert_allclose(hessian @ along.ravel(), found.ravel(), atol=2e-2 * scale)
 
 
+@pytest.mark.ci
 def test_dropout_is_of_the_gradient_alone(standard_promotion):
     """Where the loss depends on values of energies, as in a mixture, these are not dropped."""
     del standard_promotion
@@ -161,6 +162,7 @@ def small_model(**fields):
     return create_model(config)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", ["NRGPT_H_FF2W", "GPT", "GPT_Rec", slow("NRGPT_H_FF1")])
 def test_remat_changes_nothing_but_memory(name, standard_promotion):
     """Of 7 steps, which is no square of groups."""

@@ -53,6 +53,7 @@ def own_config(**changes):
     return c
 
 
+@pytest.mark.ci
 def test_a_run_of_parts_of_ones_own(tmp_path, monkeypatch, standard_promotion):
     """Trained, with what they measure; opened where nothing was imported before."""
     options = {"model.options.K": 6, "model.options.power": 3.0, "data.options.length": 2}
@@ -98,6 +99,7 @@ def new_process():
     del sys.modules[PLUGIN]
 
 
+@pytest.mark.ci
 def test_options_change_what_an_energy_is(standard_promotion):
     plugins.load([PLUGIN])
     fields = {"name": "NRGPT_H_HOPFIELD", "vocab_size": 5, "embed_dim": 4, "num_steps": 1}

@@ -285,6 +285,7 @@ corpora.prepare_corpus(data, workers=2)
 """
 
 
+@pytest.mark.ci
 def test_a_killed_preparation_resumes(tmp_path, monkeypatch):
     """Killed as hard as can be, while two workers write; neither runs the script once more."""
     corpus = tmp_path / "corpus"

@@ -65,6 +65,7 @@ def test_damaged_and_foreign_folders_are_refused(tmp_path):
         load_pretrained(tmp_path / "nowhere")
 
 
+@pytest.mark.ci
 def test_exported_functions_run_without_this_package(tmp_path):
     """By the program in the folder; what no symbol stands for is never the next token."""
     before = trained(name="NRGPT_H_FF2W", mask="strict", attention="low_rank")
@@ -83,6 +84,7 @@ def test_exported_functions_run_without_this_package(tmp_path):
     assert done.stdout.strip() == ",".join(map(str, expected.tokens))
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", slow_but(["GPT_Rec"], ["NRGPT_H_FF1", "GPT_Rec"]))
 def test_exported_functions_take_any_batch_and_depth(name):
     one = trained(name=name, per_step_scale=True)

@@ -29,6 +29,8 @@ from nrgpt_jax.core.rules import RULES, BoundRule, descent, rule
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.registry import Registry
 
+pytestmark = pytest.mark.ci
+
 SIZES = Sizes(D=4, H=2, Y=2, M=6)
 TOKENS = np.array([0, 3, 1, 4, 1, 5, 9, 2])
 W = {"W": matrix("D D")}
@@ -95,7 +97,18 @@ def add_parts():
 
 
 GOOD = {
-    "energies": ("full_rank", "low_rank_rope", "FF2W", "FF1", "FF3", "FFG_exact", "FFG_first", "injection", "leak", "TANH"),
+    "energies": (
+        "full_rank",
+        "low_rank_rope",
+        "FF2W",
+        "FF1",
+        "FF3",
+        "FFG_exact",
+        "FFG_first",
+        "injection",
+        "leak",
+        "TANH",
+    ),
     "norm": ("layer_norm", "bare_layer_norm", "rms_norm", "none", "tanh"),
     "rule": ("descent", "projected", "sphere", "halved"),
     "combination": ("sum", "mixture"),

@@ -30,6 +30,7 @@ def at_once(monkeypatch, tokens, symbols=SYMBOLS):
     monkeypatch.setattr(readout, "LOGITS_AT_ONCE", tokens * symbols)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("tied_head", slow_but([False], [False, True]))
 def test_loss_and_gradients_are_those_of_all_tokens_at_once(tied_head, monkeypatch):
     model, variables = small_model(vocab_size=SYMBOLS, context_length=LENGTH, tied_head=tied_head)

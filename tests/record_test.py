@@ -148,6 +148,7 @@ def config(tmp_path):
     return config_of(corpus)
 
 
+@pytest.mark.ci
 def test_an_older_run_is_read_and_gone_on_with(config, tmp_path, caplog):
     """Of version 0.2 before checkpoints had checksums."""
     with zipfile.ZipFile(OLD_RUN) as archive:

@@ -222,6 +222,7 @@ def test_sizes_of_a_disk_begin_page_by_page(tmp_path):
     assert found[-1] > 10**6
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("file", contents.FILES)
 def test_contents_of_files(file):
     found = contents.run(cases=60, seed=0, files=(file,))

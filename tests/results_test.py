@@ -13,6 +13,8 @@ from studies.paper.records import at_best_rates, lowest, of_sweep, share_answere
 from studies.tables import ROOT
 from studies.tables import load as load_results
 
+pytestmark = pytest.mark.ci
+
 
 def run(model="GPT", size=1, rate=0.1, seed=0, **fields):
     """A record."""

@@ -74,6 +74,7 @@ def compiled(axis):
     return model, step.lower(state, batch).compile().as_text()  # type: ignore[attr-defined]
 
 
+@pytest.mark.ci
 @pytest.mark.long
 def test_losses_are_the_same_on_every_mesh(standard_promotion):
     del standard_promotion

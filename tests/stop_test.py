@@ -36,6 +36,7 @@ def _stopped(code: str, number: int) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(command, program.returncode, out, err)
 
 
+@pytest.mark.ci
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("number", "begun"),

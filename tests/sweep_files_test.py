@@ -35,6 +35,7 @@ def test_a_sweep_that_is_none_is_said_in_a_line(tmp_path, text, message):
         load(tmp_path / "f.py")
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", [
     "listops_transition", "listops_transition:gpu", "listops_transition:paper", "overfitting",
     "rates", "rest", "shakespeare_scaling", "shakespeare_scaling:paper", "wikitext",

@@ -99,6 +99,7 @@ def test_terminated_is_saved_and_told_by_the_exit_code(config, tmp_path, monkeyp
         assert checkpoints.has("latest")
 
 
+@pytest.mark.ci
 def test_killed_between_checkpoints_repeats_the_lost_steps(config, whole, parts):
     # As if killed after step 11: the last state is that of step 8, a line is cut short.
     shutil.rmtree(parts / "checkpoints/latest/12")

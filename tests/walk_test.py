@@ -19,6 +19,8 @@ from nrgpt_jax.core import energies, norms
 from nrgpt_jax.generation.generate import generate
 from nrgpt_jax.training.losses import cross_entropy
 
+pytestmark = pytest.mark.ci
+
 TOKENS = np.random.default_rng(0).integers(0, 11, (2, 12)).astype(np.int32)
 
 

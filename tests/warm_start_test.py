@@ -10,7 +10,7 @@ from nrgpt_jax.errors import UserError
 from nrgpt_jax.runs.pretrained import load_pretrained
 from nrgpt_jax.training import loop
 
-pytestmark = pytest.mark.usefixtures("standard_promotion")
+pytestmark = [pytest.mark.usefixtures("standard_promotion"), pytest.mark.ci]
 
 
 @pytest.fixture

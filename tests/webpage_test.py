@@ -12,6 +12,8 @@ from nrgpt_jax.analysis.examination import examine
 from nrgpt_jax.analysis.report import report
 from nrgpt_jax.analysis.webpage import webpage
 
+pytestmark = pytest.mark.ci
+
 FIND = """
 const find = (root, selector) => {
   const here = root.querySelector(selector);
