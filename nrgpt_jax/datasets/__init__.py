@@ -8,6 +8,7 @@ import numpy as np
 from nrgpt_jax.datasets import catalogue as _catalogue
 from nrgpt_jax.datasets import corpora as _corpora
 from nrgpt_jax.datasets import listops as _listops
+from nrgpt_jax.datasets import reasoning as _reasoning
 from nrgpt_jax.datasets import shards as _shards
 from nrgpt_jax.datasets.streams import Dataset, Prompts, Stream
 from nrgpt_jax.datasets.tokenizers import EOS
@@ -110,5 +111,7 @@ def _load_given(data: Mapping[str, Any]) -> Dataset:
 
 DATASETS.add(GIVEN, _load_given)
 DATASETS.add("listops", _load_listops)
+for _name in _reasoning.TASKS:
+    dataset(_name)(_reasoning.load)
 for _name in OF_TEXT:
     DATASETS.add(_name, _corpora.load)

@@ -1,0 +1,121 @@
+"""Tasks whose difficulty is a number: addition, parity, and p-hop induction, generated here.
+
+    3,5,+,8,4,=,1,0,1,<eos>         53 + 48 = 101, the least significant digit first
+    1,0,1,1,=,1,<eos>               the parity of the bits
+    2,c,a,b,c,a,c,=,b,<eos>         two hops: c stood before a, and a before b
+
+Training draws difficulties up to a limit; prompts have one difficulty each, also above the limit.
+The loss is of answers only. A hop goes from a symbol to the one that followed its previous
+occurrence (Sanford et al. 2024, arXiv 2402.09268).
+"""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from nrgpt_jax.datasets.places import digest
+from nrgpt_jax.datasets.streams import Dataset, Prompts, Stream
+from nrgpt_jax.datasets.tokenizers import EOS, SymbolTokenizer
+from nrgpt_jax.errors import UserError
+
+ANSWER = "="
+Sample = Callable[[random.Random, int], tuple[list[str], list[str]]]
+"""A question and its answer, of a difficulty."""
+
+DIGITS, BITS, LETTERS = "0123456789", "01", "abcd"
+
+
+def add(rng: random.Random, digits: int) -> tuple[list[str], list[str]]:
+    """The sum of two numbers, the longer one of `digits` digits."""
+    lengths = [digits, rng.randint(1, digits)]
+    rng.shuffle(lengths)
+    first, second = (rng.randrange(10 ** (n - 1) if n > 1 else 0, 10**n) for n in lengths)
+    write = lambda number: [*reversed(str(number))]
+    return [*write(first), "+", *write(second)], write(first + second)
+
+
+def parity(rng: random.Random, bits: int) -> tuple[list[str], list[str]]:
+    """Whether the number of ones among `bits` bits is odd."""
+    drawn = rng.choices(BITS, k=bits)
+    return drawn, [str(drawn.count("1") % 2)]
+
+
+def hop(rng: random.Random, hops: int, length: int = 24) -> tuple[list[str], list[str]]:
+    """The symbol `hops` hops before the last one of `length`; drawn until there is one."""
+    while True:
+        letters = rng.choices(LETTERS, k=length)
+        at = length - 1
+        for _ in range(hops):
+            before = [i for i in range(at) if letters[i] == letters[at]]
+            if not before:
+                break
+            at = before[-1] + 1
+        else:
+            return [str(hops), *letters], [letters[at]]
+
+
+TASKS: Mapping[str, tuple[Sample, Sequence[str]]] = {
+    "addition": (add, [*DIGITS, "+"]),
+    "parity": (parity, BITS),
+    "hops": (hop, [*DIGITS[1:], *LETTERS]),
+}
+
+
+def load(
+    data: Mapping[str, Any],
+    *,
+    trained: int = 10,
+    tested: tuple[int, ...] = (10, 15, 20),
+    num_train: int = 50_000,
+    num_test: int = 500,
+    seed: int = 0,
+) -> Dataset:
+    """Generate the task `data["name"]`.
+
+    Args:
+      data: `config.data`.
+      trained: the largest difficulty in training: digits, bits or hops.
+      tested: difficulties of prompts, named `<task>_<difficulty>`.
+      num_train: samples, of which the last `data.validation_fraction` are validation.
+      num_test: prompts of each tested difficulty.
+      seed: of the generator.
+
+    Raises:
+      UserError: a difficulty is below one, or has no digit (hops above nine).
+    """
+    name = data["name"]
+    sample, symbols = TASKS[name]
+    most = 9 if name == "hops" else 10_000
+    if not all(1 <= n <= most for n in (trained, *tested)):
+        raise UserError(f"data.options.trained={trained}, tested={tested}: from 1 to {most}")
+    rng, tokenizer = random.Random(seed), SymbolTokenizer([EOS, ANSWER, *symbols])
+    encode = lambda words: tokenizer.encode(",".join(words))
+    [end] = encode([EOS])
+    prompts = {}
+    for difficulty in tested:
+        drawn = [sample(rng, difficulty) for _ in range(num_test)]
+        questions = [encode([*question, ANSWER]) for question, _ in drawn]
+        answers = [encode(answer) for _, answer in drawn]
+        prompts[f"{name}_{difficulty}"] = Prompts(
+            questions, answers, int(end), tokenizer.size, score=exactly
+        )
+    tokens, weights = [], []
+    for _ in range(num_train):
+        question, answer = sample(rng, rng.randint(1, trained))
+        tokens.append(encode([*question, ANSWER, *answer, EOS]))
+        weights.append(np.arange(len(tokens[-1])) > len(question))
+    count = round(num_train * (1.0 - data["validation_fraction"]))
+    split = lambda part: Stream.of(
+        np.concatenate(tokens[part]), np.concatenate(weights[part]).astype(np.float32)
+    )
+    content = [name, trained, tested, num_train, num_test, seed, data["validation_fraction"]]
+    fingerprint = digest({"content": content})
+    train, validation = split(slice(count)), split(slice(count, None))
+    return Dataset(train, validation, tokenizer, prompts, fingerprint)
+
+
+def exactly(new: np.ndarray, answer: np.ndarray) -> float:
+    """1 where the new tokens are the answer, else 0."""
+    return float(np.array_equal(new, answer))
