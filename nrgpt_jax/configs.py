@@ -44,6 +44,9 @@ def _model() -> ConfigDict:
     c.norm = "bare_layer_norm"  # or layer_norm, rms_norm, none
     c.inference_rate = "full"  # inference rate: full, gamma, psd, diagonal, scalar, identity
     c.rule = "descent"  # how a gradient becomes a move: descent, momentum, projected, sphere
+    c.line_search = (
+        0  # a step that raises a token's energy is halved so often, then left out; 0: off
+    )
     c.inference_rate_init = 1.0  # initial size of the rates gamma, psd, diagonal and scalar
     c.inference_rate_decay = 1.0  # the rate is multiplied by it in every step after the full_steps
     c.full_steps = 0

@@ -66,6 +66,7 @@ LIMITS: Mapping[str, Range] = {
     "model.inference_rate_init": _FACTOR,
     "model.inference_rate_decay": Range(0, 1, "("),
     "model.full_steps": _DEPTH_OR_NONE,
+    "model.line_search": Range(0, 64),
     "data.validation_fraction": _SHARE_OPEN,
     "data.train_fraction": Range(0, 1, "("),
     "data.batch_size": Range(1, 2**24),

@@ -8,7 +8,9 @@ from core_helpers import SIZES, make_dynamics
 from descent_helpers import follow, well, with_float64
 
 from nrgpt_jax.core import evidence
+from nrgpt_jax.core.block import block, start
 from nrgpt_jax.core.certificates import Parts, guarantee
+from nrgpt_jax.core.descent import energy_in_context
 from nrgpt_jax.core.evidence import SCALES
 
 
@@ -51,6 +53,30 @@ def test_slopes_are_those_of_the_whole_energy_where_gradients_leave_a_gate_out()
     short = 2.0**-12  # of the steps: what they change is what slopes say
     found = follow(gated, scales=[short] * 4)[1]
     np.testing.assert_allclose(found.changes, found.slopes, rtol=2e-2, atol=1e-7)
+
+
+def searching(key, number, halvings):
+    del number
+    x = jax.random.normal(key, (1, 5, SIZES.D), jnp.float64)
+    parts = ("full_rank", "FFG_exact"), "bare_layer_norm", "full"
+    made = make_dynamics(key, x, *parts, strict=True, change=lambda eta: 9.0 * eta)
+    return (made._replace(line_search=halvings),)
+
+
+@with_float64
+def test_a_line_search_makes_the_largest_share_of_a_move_that_does_not_raise_the_energy():
+    rises = [follow(searching, n, scales=[1.0] * 6)[1].rises.any() for n in (0, 2)]
+    assert rises == [True, False]
+    dynamics = searching(jax.random.key(0), 1.0, 2)[0]
+    state = start(dynamics)
+    whole = block(dynamics._replace(line_search=0), state)[1]
+    found = block(dynamics, state)[1]
+    shares = jnp.linalg.norm(found.move, axis=-1) / jnp.linalg.norm(whole.move, axis=-1)
+    energy_at = energy_in_context(dynamics, state)
+    for token, share in enumerate(np.round(shares[0], 6)):
+        assert share in (0.0, 0.25, 0.5, 1.0)
+        for longer in (s for s in (0.25, 0.5, 1.0) if s > share):
+            assert (energy_at(state.x + longer * whole.move) > whole.total)[0, token]
 
 
 def test_rest_and_settling():
@@ -96,6 +122,7 @@ MATRIX = np.array([[1.0, 3.0, 0.0], [-3.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
 NEGATIVE = MATRIX - 0.1 * np.eye(3)
 PROJECTED, MOMENTUM, BLOCKS = {"rule": "projected"}, {"rule": "momentum"}, {"blocks": 2}
 INCLUSIVE = {"strict": False}
+SEARCH = {"line_search": 2}
 
 
 @pytest.mark.parametrize(
@@ -122,6 +149,9 @@ INCLUSIVE = {"strict": False}
         ("layer_norm", UNEVEN, 0.3 * UNEVEN, BLOCKS, None, "2 blocks"),
         ("none", ONES, MATRIX, BLOCKS, None, "2 blocks"),
         ("none", ONES, MATRIX, {"energies": {"feedforward": "FFG"}}, None, "gradient of FFG"),
+        ("bare_layer_norm", ONES, NEGATIVE, SEARCH, "line search", "shortened"),
+        ("bare_layer_norm", ONES, NEGATIVE, SEARCH | INCLUSIVE, None, "mask is inclusive"),
+        ("bare_layer_norm", ONES, MATRIX, SEARCH | BLOCKS, None, "2 blocks"),
     ],
 )
 def test_guarantee_names_the_proposition_and_the_reason(norm, gain, eta, options, name, word):

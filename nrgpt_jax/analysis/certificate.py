@@ -87,6 +87,7 @@ def _promise(trained: Pretrained, eta: np.ndarray, states: np.ndarray) -> tuple[
     names = zip(model.terms(), model.energy_names, strict=True)
     choices: dict[str, Any] = {"combination": model.combination, "rule": model.rule}
     choices |= {"strict": model.strict, "blocks": model.num_distinct_layers}
+    choices |= {"line_search": model.line_search}
     parts = Parts(model.norm, np.asarray(model.gain()), eta, dict(names), **choices)
     wide = lambda array: jnp.asarray(np.asarray(array), jnp.float64)
     model = trained.model.with_implementation("autodiff").clone(dtype="float64")

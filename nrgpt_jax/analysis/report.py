@@ -11,6 +11,7 @@ from nrgpt_jax.analysis.figures import FIGURES
 from nrgpt_jax.analysis.webpage import webpage
 from nrgpt_jax.cli import percent
 from nrgpt_jax.configs import default_config
+from nrgpt_jax.core.certificates import LINE_SEARCH
 from nrgpt_jax.core.convergence import MARGIN
 from nrgpt_jax.core.evidence import SCALES
 from nrgpt_jax.datasets import load_recorded
@@ -106,9 +107,10 @@ def report(result: Analysis) -> str:
     c, steps = result.certificate, result.num_steps
     lines = [contradiction(result)] if c.contradicted else []
     if c.proposition:
+        which = "every step" if c.proposition == LINE_SEARCH else "every small enough step"
         lines.append(
-            f"Descent: guaranteed by Proposition {c.proposition} ({c.reason}): a token's energy "
-            "decreases in every small enough step while its context is at its fixed point."
+            f"Descent: guaranteed by {_name(c.proposition)} ({c.reason}): a token's energy does "
+            f"not rise in {which} while its context is at its fixed point."
         )
     else:
         lines.append(f"Descent: NOT guaranteed ({c.reason}).")
@@ -147,10 +149,15 @@ def contradiction(result: Analysis) -> str:
     """The message for measurements that contradict the guarantee."""
     c = result.certificate
     return (
-        f"Proposition {c.proposition} is contradicted: {c.contradicted} of {result.speeds.size} "
-        "token steps are directed uphill; a part of the model does not have the properties that it "
-        "declares"
+        f"The guarantee by {_name(c.proposition)} is contradicted: {c.contradicted} of "
+        f"{result.speeds.size} token steps lead uphill; a part of the model does not have the "
+        "properties that it declares"
     )
+
+
+def _name(proposition: str | None) -> str:
+    """The source of a guarantee, in a sentence."""
+    return "its line search" if proposition == LINE_SEARCH else f"Proposition {proposition}"
 
 
 def _longest(scale: float) -> str:

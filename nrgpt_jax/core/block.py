@@ -85,6 +85,7 @@ class Dynamics(NamedTuple):
     combination: Combination = COMBINATIONS["sum"]
     combination_params: Params = {}
     implementation: str = "fused"  # of the energies, one of `ops.IMPLEMENTATIONS`
+    line_search: int = 0  # halvings of a move that raises a token's energy; 0: no line search
 
 
 class State(NamedTuple):
@@ -156,8 +157,29 @@ def block(
     with jax.named_scope("rule"):
         move, rule_state = dynamics.rule.update(out.grad_g, state.rule, state.x)
         move = scale * move.astype(state.x.dtype)
+    if dynamics.line_search:
+        with jax.named_scope("line_search"):
+            move *= line_search(dynamics, state.x, out, move)[..., None]
     new = State(state.x + move, rule_state, cache, state.step + 1)
     return new, out._replace(move=move)
+
+
+def line_search(
+    dynamics: Dynamics, x: BatchStates, out: EnergyAndGrad, move: BatchStates
+) -> BatchEnergies:
+    """The share of its move (B,N) that each token makes: 1, 1/2, 1/4, ..., or 0.
+
+    It is the largest share after which the token's energy, with its context held, is no higher than
+    before: a backtracking line search without a condition on the slope. The shares are constants
+    for the outer gradient.
+    """
+    x, move, keys, before = jax.lax.stop_gradient((x, move, out.keys, out.total))
+    found = jnp.zeros_like(before)
+    for halvings in reversed(range(dynamics.line_search + 1)):
+        end = x + 0.5**halvings * move
+        after = energy_and_grad(dynamics, end, dynamics.norm.function(end), keys).total
+        found = jnp.where(after <= before, 0.5**halvings, found)
+    return jax.lax.stop_gradient(found).astype(x.dtype)
 
 
 def context_of(

@@ -12,6 +12,7 @@ All need a token that is not in its own context, the strict mask: otherwise its 
 changes as a key of its own, which the gradient does not see. They also need one energy for all
 steps (not several blocks), a move that follows the gradient of its step (not momentum), and
 gradients that are all of an energy's change (not those of FFG, which leave its gate out).
+A line search (`core.block.line_search`) needs neither the rate nor the rule: it compares energies.
 
 A promise rests on what the parts of a model declare (`Norm.convex`, `Rule.follows`,
 `Energy.exact`, `Combination.exact`), on the values of its rate, and on a numerical check of the
@@ -46,6 +47,7 @@ from nrgpt_jax.core.rules import RULES
 
 RELATIVE_ERROR = 1e-5  # of float32 parameters, when proportionality or positivity is asked
 CHECKED = 1e-5  # relative error that a numerical check allows, in float64
+LINE_SEARCH = "line search"  # what promises descent where no proposition need do so
 DIRECTIONS = 4  # in which the states of a check are moved
 
 
@@ -67,6 +69,7 @@ class Parts(NamedTuple):
     rule: str = "descent"
     strict: bool = True  # whether tokens are outside their own context
     blocks: int = 1  # distinct blocks
+    line_search: int = 0  # halvings
 
 
 def guarantee(parts: Parts) -> Guarantee:
@@ -81,6 +84,9 @@ def guarantee(parts: Parts) -> Guarantee:
     if not COMBINATIONS[parts.combination].exact:
         why = "is not known to be differentiated whole"
         return Guarantee(None, f"combination {parts.combination} {why}")
+    if parts.line_search:
+        why = "a step after which a token's energy would be higher is shortened or left out"
+        return Guarantee(LINE_SEARCH, why)
     follows = RULES[parts.rule].follows
     if not follows:
         why = "a move is not known to follow the gradient of its step"
@@ -145,9 +151,13 @@ def certify(parts: Parts, checked: Callable[[str | None], Checks]) -> Guarantee:
       checked: `check` of its dynamics; or, given the name of a term, of `alone` with that term.
     """
     promise = guarantee(parts)
-    if promise.proposition is None or all(checks := checked(None)):
+    if promise.proposition is None:
         return promise
-    if not checks.falls:
+    checks = checked(None)
+    falls = checks.falls or promise.proposition == LINE_SEARCH
+    if checks.exact and checks.causal and falls:
+        return promise
+    if not falls:
         where = f"norm {parts.norm}, rule {parts.rule} and this rate"
         why = "are not known to lower energies: at drawn states their moves do not"
         return Guarantee(None, f"{where} {why}")

@@ -133,6 +133,8 @@ def uphill_moves(
 ) -> Bool[Array, "T B N"]:
     """Whether a step begins uphill, its context held fixed; from values of energies, in float64.
 
+    With a line search: whether it ends higher.
+
     A promise is contradicted where it does. Steps from states that the rule leaves without a
     gradient do not count: the first one of `sphere` goes to the sphere. The rule keeps no state
     between steps (nothing is promised of those that do).
@@ -151,6 +153,9 @@ def uphill_moves(
         keys, _ = update_cache(dynamics, state, dynamics.norm.function(x))
 
         at = lambda x: energy_and_grad(dynamics, x, dynamics.norm.function(x), keys)
+        if dynamics.line_search:  # a move may begin uphill, but ends no higher
+            before, after = at(x), at(x + out.move)
+            return after.total - before.total > rounding(after)
         rest = resting(dynamics, x)
         move, changes, noise = half_changes(at, x, out.move - rest)
         length = lambda x: jnp.linalg.norm(x, axis=-1)
@@ -179,6 +184,10 @@ def half_changes(
     far = length(along)
     move = SHORT * length(x) * along / jnp.where(far > 0.0, far, 1.0)
     after, before = at(x + move), at(x - move)
-    sizes = jnp.stack([jnp.abs(energy) for energy in after.energies.values()])
-    noise = ROUNDING * jnp.finfo(x.dtype).eps * jnp.sum(sizes, axis=0)
-    return move, (after.total - before.total) / 2, noise
+    return move, (after.total - before.total) / 2, rounding(after)
+
+
+def rounding(out: EnergyAndGrad) -> BatchEnergies:
+    """The change of energies that may be rounding."""
+    sizes = jnp.stack([jnp.abs(energy) for energy in out.energies.values()])
+    return ROUNDING * jnp.finfo(out.x.dtype).eps * jnp.sum(sizes, axis=0)

@@ -50,6 +50,7 @@ class NRGPT(LanguageModel):
     inference_rate_decay: float = 1.0
     full_steps: int = 0
     rule: str = "descent"
+    line_search: int = 0
     per_step_scale: bool = False
     options: Mapping[str, Any] = FrozenDict()
 
@@ -195,6 +196,7 @@ class NRGPT(LanguageModel):
                 self._chosen(COMBINATIONS, self.combination),
                 params["combination"],
                 self.implementation,
+                self.line_search,
             )
 
         return inputs, dynamics_at

@@ -15,6 +15,7 @@ OF_ENERGIES = (  # fields that baselines do not read; the mask is that of models
         "inference_rate_init",
         "inference_rate_decay",
         "full_steps",
+        "line_search",
         "per_step_scale",
     ),
 )
