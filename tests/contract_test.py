@@ -30,9 +30,16 @@ def name_of(fields):
 
 
 FEEDFORWARD = energies_labelled("feedforward")
-ENERGIES = list(itertools.product(FEEDFORWARD, ("full_rank", "low_rank"), MASKS))
+PAPER = ("FF1", "FF2", "FF2W")
+ENERGIES = [
+    *itertools.product(PAPER, ("full_rank", "low_rank"), MASKS),
+    *((name, "low_rank_rope", "strict") for name in FEEDFORWARD if name not in PAPER),
+]
 UPDATES = [pair for pair in itertools.product(NORMS, RATES) if pair != ("none", "gamma")]
-QUICK = {row: (2 * i + 9) % len(UPDATES) for i, row in enumerate((0, 3, 5, 6, 9, 10, 12, 15))}
+QUICK = {
+    row: (2 * i + 9) % len(UPDATES)
+    for i, row in enumerate((0, 3, 5, 6, 9, 10, *range(12, len(ENERGIES))))
+}
 
 
 def combinations():
