@@ -109,6 +109,14 @@ def test_lines_that_a_full_disk_did_not_take_are_written_later(tmp_path, monkeyp
     assert "x" not in (tmp_path / "metrics.jsonl").read_text()
 
 
+def test_what_a_killed_training_was_writing_is_removed_and_an_evaluations_file_stays(tmp_path):
+    for name in ("config.json", "config.json.partial-12345678", "evaluation.json.partial-12345678"):
+        (tmp_path / name).touch()
+    with runs.locked(tmp_path):
+        names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"config.json", "evaluation.json.partial-12345678", "lock"}
+
+
 @pytest.mark.parametrize("content", [b"", b"x", b"123456"])
 def test_a_file_is_written_whole_and_only_when_it_differs(tmp_path, monkeypatch, content):
     path = tmp_path / "file"

@@ -259,6 +259,8 @@ def locked(workdir: Path) -> Iterator[Lock]:
                     said = f"another process is training in {workdir}; wait or stop it"
                     raise InUse(said) from None
                 time.sleep(0.05)
+        for partial in {*workdir.glob("*.partial-*")} - {*workdir.glob("evaluation*")}:
+            partial.unlink(missing_ok=True)  # left by a training that was killed
         yield Lock(workdir, file.fileno())
 
 
