@@ -1,1 +1,1 @@
-"""A trained model on a text: numbers, figures, a page. What draws is imported here only."""
+"""Analysis of a model on a text: numbers, figures, a page. Only this package imports plotting."""

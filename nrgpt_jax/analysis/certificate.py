@@ -1,4 +1,4 @@
-"""What is promised of a model's energies, and what one text shows of it."""
+"""The guarantee of descent of a model, and the measurements on one text."""
 
 import math
 from functools import partial
@@ -14,36 +14,36 @@ from nrgpt_jax.core.evidence import Evidence
 from nrgpt_jax.models import LanguageModel
 from nrgpt_jax.runs.pretrained import Pretrained
 
-DRAWN = (0.3, 1.0, 3.0) * 2  # sizes of the states of six tokens that a promise is checked at
+DRAWN = (0.3, 1.0, 3.0) * 2  # sizes of the random states of six tokens in a check
 
 
 class Certificate(NamedTuple):
-    """What is promised of a model's energy, and what one text shows."""
+    """The guarantee of descent of a model, and the measurements on one text."""
 
-    proposition: str | None  # of `certificates.guarantee`
+    proposition: str | None  # see `certificates.guarantee`
     reason: str
     norm: str
     rate: str
     mask: str
-    dtype: str  # that the model computes in; what follows is computed in float32 or wider
+    dtype: str  # of the model; the values below are computed in float32 or wider
     smallest_eigenvalue: float  # of the symmetric part of eta
     largest_eigenvalue: float
-    contradicted: int  # token steps that begin uphill although that is promised not to happen
+    contradicted: int  # number of token steps that begin uphill despite a guarantee
     uphill: float  # share of token steps that begin uphill, context held fixed
     rises: float  # share of token steps whose energy rises, context held fixed
-    steps_converged: int  # token steps whose context was converged, but for empty contexts
-    rises_converged: float  # share of these in which the energy rose; nan where there are none
-    rises_converged_by_token: tuple[float, ...]  # the same of each token, also of an empty context
-    largest_step_scale: float  # times the model's own steps, for descent at all steps seen
+    steps_converged: int  # number of token steps with a converged, non-empty context
+    rises_converged: float  # share of these in which the energy rose; nan if there are none
+    rises_converged_by_token: tuple[float, ...]  # the same by token, also with an empty context
+    largest_step_scale: float  # largest multiple of the model's steps with descent at all
 
 
 def certificate(trained: Pretrained, states: np.ndarray, measured: Evidence) -> Certificate:
-    """The promise and the evidence.
+    """Return the guarantee and the measurements.
 
     Args:
       trained: a model with energies.
-      states: (T,N,D) before every step of one text.
-      measured: of these steps.
+      states: (T,N,D) states before every step of one text.
+      measured: evidence of these steps.
     """
     model: Any = trained.model.bind(trained.variables)
     eta, strict = np.asarray(model.eta(), np.float32), model.strict
@@ -74,7 +74,7 @@ def certificate(trained: Pretrained, states: np.ndarray, measured: Evidence) -> 
 
 
 def _cpu() -> jax.Device | None:
-    """Where float64 is what it should be, as it is not on TPUs; None: wherever JAX computes."""
+    """Return a CPU device, since TPUs lack exact float64; None: the default device."""
     try:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError:
@@ -82,7 +82,7 @@ def _cpu() -> jax.Device | None:
 
 
 def _promise(trained: Pretrained, eta: np.ndarray, states: np.ndarray) -> tuple[Guarantee, int]:
-    """What is promised, and how many token steps contradict it, both by values in float64."""
+    """Return the guarantee, and how many token steps contradict it, both computed in float64."""
     model: Any = trained.model.bind(trained.variables)
     names = zip(model.terms(), model.energy_names, strict=True)
     choices: dict[str, Any] = {"combination": model.combination, "rule": model.rule}

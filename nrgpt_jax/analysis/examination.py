@@ -1,4 +1,4 @@
-"""A trained model on a text: energies, motion, predictions and certificates, step by step.
+"""Measurements of a trained model on a text: energies, motion, predictions and certificates.
 
 found = examine(load_pretrained("runs/listops"), tokens, num_steps=20)
 """
@@ -24,53 +24,53 @@ from nrgpt_jax.generation.sampling import of_symbols
 from nrgpt_jax.models import LanguageModel
 from nrgpt_jax.runs.pretrained import Pretrained
 
-LARGEST = 1e6  # energies beyond this times the first have diverged
-TOP = 5  # this many of the most probable next tokens are kept
-MOST_STEPS = 2**12  # all states are kept
-GRID_VALUES = 90_000  # of all landscapes together, at most about
+LARGEST = 1e6  # multiple of the first energies beyond which energies have diverged
+TOP = 5  # number of most probable next tokens in the results
+MOST_STEPS = 2**12  # all states are stored
+GRID_VALUES = 90_000  # approximate maximum for all landscapes together
 
 
 class Predictions(NamedTuple):
-    """Of the next token, by the head applied to the state of every step."""
+    """Next-token predictions, by the head applied to the state of every step."""
 
-    tokens: np.ndarray  # (T+1,N,k) the most probable ones
-    probabilities: np.ndarray  # (T+1,N,k) of these
+    tokens: np.ndarray  # (T+1,N,k) most probable tokens
+    probabilities: np.ndarray  # (T+1,N,k) of these tokens
     entropy: np.ndarray  # (T+1,N) nats
-    surprise: np.ndarray  # (T+1,N-1) nats, of the token that does follow
-    agreement: np.ndarray  # (T+1,N) the most probable token is that of step `Analysis.depth`
+    surprise: np.ndarray  # (T+1,N-1) nats, of the actual next token
+    agreement: np.ndarray  # (T+1,N) whether the most probable token is that of `Analysis.depth`
 
 
 class Analysis(NamedTuple):
-    """Arrays (numpy) over T steps and N tokens."""
+    """Results as numpy arrays over T steps and N tokens."""
 
     symbols: list[str]  # (N,) the text, token by token
     tokens: np.ndarray  # (N,)
     vocabulary: list[str]
     trained_steps: int
     tolerance: float
-    diverged_at: int | None  # the step at which energies ceased to be finite; T ends before it
+    diverged_at: int | None  # step at which energies diverged; T ends before it
     path: Trajectory
     step_norms: np.ndarray  # (T,N) ||x(t+1) - x(t)||
     speeds: np.ndarray  # (T,N) ||g(t+1) - g(t)|| / ||g(t)||
-    settled: np.ndarray  # (N,) step from which on the speed stays below tolerance; T: never
+    settled: np.ndarray  # (N,) step from which the speed stays within tolerance; T: never
     predictions: Predictions
     certificate: Certificate
-    attraction: Attraction | None  # (N,) of every token after the last step; None: not of x alone
+    attraction: Attraction | None  # (N,) after the last step; None if the step is not of x alone
     landscape: Landscape
 
     @property
     def num_steps(self) -> int:
-        """T, the steps that were made."""
+        """T, the number of steps taken."""
         return len(self.speeds)
 
     @property
     def depth(self) -> int:
-        """The trained number of steps, or T where fewer were made."""
+        """The trained number of steps, or T if it is smaller."""
         return min(self.trained_steps, self.num_steps)
 
     @property
     def depth_name(self) -> str:
-        """What step `depth` is, for labels."""
+        """The label of step `depth`."""
         complete = self.depth == self.trained_steps
         return (
             "trained depth"
@@ -86,13 +86,13 @@ def examine(
     num_steps: int | None = None,
     tolerance: float = 1e-2,
 ) -> Analysis:
-    """Runs a text through a model and looks at every step.
+    """Run a model on a text and measure every step.
 
     Args:
       trained: a model with energies.
       tokens: (N,), at most the context length.
-      num_steps: T; None: four times as many as in training.
-      tolerance: a token is converged in a step that changes its g by no more, relative.
+      num_steps: T; None: four times the number in training.
+      tolerance: a token has converged if a step changes its g by no more, relative.
 
     Raises:
       UserError: the model has no energy, the text is empty or too long, or a number is out of
@@ -132,14 +132,14 @@ def examine(
 
 
 def _prepared(trained: Pretrained, tokens: np.ndarray, num_steps: int | None, tolerance: float):
-    """The model as it is looked at, and its text; mistakes are raised."""
+    """Return the model, variables and tokens of an examination. Raises UserError."""
     if not trained.model.has_energy:
         raise UserError(f"{trained.config.model.name} has no energy to look at; use an NRGPT run")
     require(0 < tolerance < math.inf, "tolerance", tolerance, "positive, and finite")
     steps = 4 * trained.model.num_steps if num_steps is None else num_steps
     require(steps <= MOST_STEPS, "num_steps", steps, f"at most {MOST_STEPS:,}")
     model, variables = trained.model.with_num_steps(trained.variables, steps)
-    model = model.clone(dtype="float32")  # small changes of energies drown in bfloat16
+    model = model.clone(dtype="float32")  # bfloat16 does not resolve small energy changes
     tokens = as_tokens(tokens, trained.tokenizer.size)
     fits = 2 <= len(tokens) <= model.context_length
     require(fits, "tokens", len(tokens), f"2 to the context length {model.context_length}")
@@ -147,14 +147,14 @@ def _prepared(trained: Pretrained, tokens: np.ndarray, num_steps: int | None, to
 
 
 def symbols_of(tokenizer: Tokenizer) -> list[str]:
-    """The text of every token of a vocabulary; the name of one that is no text of its own."""
+    """Return the text of every token of a vocabulary, or its name if the text is not printable."""
     texts = [(tokenizer.decode([t]), name) for t, name in enumerate(tokenizer.vocabulary)]
     return [text if text.isprintable() and "\ufffd" not in text else name for text, name in texts]
 
 
 @partial(jax.jit, static_argnums=(0, 3, 4))
 def _run(model: LanguageModel, variables, tokens, known: int, tolerance: float):
-    """The path, its relative speeds, the evidence of descent, and what is predicted."""
+    """Compute the trajectory, its relative speeds, the evidence of descent, and the predictions."""
     bound: Any = model.bind(variables)
     inputs, dynamics_at = bound.dynamics(bound.embed(tokens[None]))
     path = trajectory(dynamics_at, inputs)
@@ -183,9 +183,9 @@ def _view(model: LanguageModel, variables, states, held_at: int) -> Landscape:
 
 @partial(jax.jit, static_argnums=(0, 3))
 def _attraction(model: LanguageModel, variables, states, steps: int) -> Attraction | None:
-    """Of the last states (N,D), as if the text continued from there with steps like the last.
+    """Compute the attraction of the last states (N,D), if all further steps are like the last.
 
-    None where the next step is that of another block, or a rule keeps more than the states.
+    None if the next step uses another block, or if the rule has a state.
     """
     bound: Any = model.with_implementation("autodiff").bind(variables)
     inputs, dynamics_at = bound.dynamics(states[:1])
@@ -198,7 +198,7 @@ def _attraction(model: LanguageModel, variables, states, steps: int) -> Attracti
 
 
 def _finite_steps(energy: np.ndarray) -> int:
-    """Steps before any energy (T+1,N) has diverged."""
+    """Return the number of steps before any energy (T+1,N) diverges."""
     bound = LARGEST * (1.0 + np.abs(energy[0]).max())
     with np.errstate(invalid="ignore"):
         sound = (np.abs(energy) <= bound).all(axis=1)
@@ -206,7 +206,7 @@ def _finite_steps(energy: np.ndarray) -> int:
 
 
 def as_numbers(result: Analysis) -> dict[str, Any]:
-    """Everything but the states and gradients themselves, for JSON; nan and infinity are null."""
+    """Return all results except states and gradients, for JSON; nan and infinity are null."""
     p = result.predictions
     named = {
         "text": result.symbols,
@@ -236,7 +236,7 @@ def as_numbers(result: Analysis) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """The same in lists, dictionaries and numbers of six digits; nan and infinity are None."""
+    """Convert to lists, dictionaries and numbers of six digits; nan and infinity are None."""
     if isinstance(value, dict):
         return {k: plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

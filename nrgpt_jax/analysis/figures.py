@@ -28,7 +28,7 @@ SIGNS = {ord(" "): "\u2423", ord("\n"): "\u21b5", ord("\t"): "\u21e5"}
 
 @mpl.rc_context(STYLE)
 def energies(result: Analysis) -> Figure:
-    """Energy of every token against the step: that of each term, and the total (Figure 2)."""
+    """Plot the energy of every token against the step, for each term and in total (Figure 2)."""
     names = [*(n for n in result.path.energies if n != "total"), "total"]
     figure, axes = _figure(1, len(names), width=4 * len(names), height=4.2)
     for axis, name in zip(axes, names, strict=True):
@@ -42,7 +42,7 @@ def energies(result: Analysis) -> Figure:
 
 @mpl.rc_context(STYLE)
 def convergence(result: Analysis) -> Figure:
-    """How far a step goes, in x and in g, the gradient, and when each token converged."""
+    """Plot how far x and g move in a step, the gradient, and when each token converged."""
     figure, axes = _figure(2, 2, width=12, height=8)
     gradients = np.linalg.norm(result.path.grad_x, axis=-1)
     panels = [
@@ -88,7 +88,7 @@ def _cascade(axis: Axes, result: Analysis) -> None:
 
 @mpl.rc_context(STYLE)
 def predictions(result: Analysis) -> Figure:
-    """What the head predicts after every step: probability, entropy, agreement, surprise."""
+    """Plot the predictions after every step: probability, entropy, agreement, surprise."""
     figure, axes = _figure(2, 1, width=12, height=7)
     best = result.predictions.probabilities[..., 0]
     image = axes[0].imshow(best, aspect="auto", origin="lower", cmap="cividis", vmin=0, vmax=1)
@@ -129,7 +129,7 @@ def predictions(result: Analysis) -> Figure:
 
 
 def _write_guesses(axis: Axes, result: Analysis, best: np.ndarray) -> None:
-    """The guess, where it is another than one step before."""
+    """Write the guess if it differs from that of the previous step."""
     tokens = result.predictions.tokens[..., 0]
     changed = np.ones_like(tokens, dtype=bool)
     changed[1:] = tokens[1:] != tokens[:-1]
@@ -143,7 +143,7 @@ def _write_guesses(axis: Axes, result: Analysis, best: np.ndarray) -> None:
 
 @mpl.rc_context(STYLE)
 def landscapes(result: Analysis) -> Figure:
-    """Paths of tokens over their energies, each in the plane in which it moves most (Figure 1)."""
+    """Plot paths of tokens over their energies, each in its plane of largest motion (Figure 1)."""
     chosen = _sure_tokens(result)
     figure, axes = _figure(1, len(chosen), width=4.1 * len(chosen), height=4.6)
     view, depth = result.landscape, result.depth
@@ -181,7 +181,7 @@ FIGURES: Mapping[str, Callable[[Analysis], Figure]] = {
 
 
 def _sure_tokens(result: Analysis) -> list[int]:
-    """Up to three tokens over the text, at places where the model is sure of what follows."""
+    """Return up to three tokens, spread over the text, with the most confident predictions."""
     n, depth = len(result.tokens), result.depth
     sure = result.predictions.probabilities[depth, :, 0]
     parts = np.array_split(np.arange(1, n), min(3, n - 1))
@@ -189,7 +189,7 @@ def _sure_tokens(result: Analysis) -> list[int]:
 
 
 def show(symbol: str) -> str:
-    """A symbol, visibly: spaces and line ends as signs of their own, codes by their number."""
+    """Return a symbol in visible form: spaces and line ends as signs, codes by their number."""
     shown = symbol.translate(SIGNS) or "\u2205"
     return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in shown)
 

@@ -1,4 +1,4 @@
-"""Energy landscapes: the plane in which a token moves most, and its energy on that plane."""
+"""Energy landscapes: the plane of largest motion of a token, and its energy on that plane."""
 
 import math
 from typing import NamedTuple
@@ -14,7 +14,7 @@ MARGIN = 0.2  # of the extent of a path, on each side
 
 
 class Landscape(NamedTuple):
-    """For each of N tokens, its path in a plane of its own and its energy there.
+    """The path of each of N tokens in its own plane, and its energy there.
 
     A point of the plane is `centre + u * directions[0] + v * directions[1]`.
     """
@@ -33,16 +33,16 @@ def landscape(
     context: Float[Array, "N D"],
     points: int = 31,
 ) -> Landscape:
-    """The total energy of every token around its path, with the context held fixed.
+    """Compute the total energy of every token around its path, with the context held fixed.
 
-    Behind a norm that ignores the length of x, states are drawn at one length, sqrt(D): a token
-    goes further and further out, and that motion is seen by no energy.
+    With a norm that ignores the length of x, states are drawn at one length, sqrt(D): a token moves
+    further and further outward, and no energy depends on that motion.
 
     Args:
-      dynamics: of one sequence, whose energies and norm are meant.
-      states: the paths.
-      context: (N,D) states x of all tokens, where each token's context is held.
-      points: G, grid points in each direction.
+      dynamics: dynamics of one sequence, with its energies and norm.
+      states: (P,N,D) the paths.
+      context: (N,D) states x of all tokens at which each token's context is held.
+      points: G, the number of grid points in each direction.
     """
     lengths = jnp.linalg.norm(states, axis=-1, keepdims=True) / math.sqrt(states.shape[-1])
     norm = dynamics.norm.function
@@ -58,7 +58,7 @@ def landscape(
     axes = middle[:, :, None] + half[:, None, None] * steps[None, None]
     energy_at = energy_in_context(dynamics, start(dynamics)._replace(x=context[None]))
 
-    def at_place(place):  # every token at the same place of its own grid, all at once
+    def at_place(place):  # all tokens at once, each at the same place of its own grid
         uv = jnp.stack([axes[:, 0, place[1]], axes[:, 1, place[0]]], axis=1)
         return energy_at((centre + jnp.einsum("nk,nkd->nd", uv, directions))[None])[0]
 

@@ -1,4 +1,4 @@
-"""The analysis of a run, written: figures, numbers, a page, and a report in plain words."""
+"""Output of an analysis: figures, numbers, a page, and a text report."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ from nrgpt_jax.datasets import load_recorded
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.runs.pretrained import Pretrained, load_pretrained
 
-TOKENS = 64  # of the validation split, where no text is given
+TOKENS = 64  # of the validation split, if no text is given
 USUAL = default_config().model
 
 
@@ -31,18 +31,18 @@ def analyze(
     checkpoint: str = "best",
     out: Path | str | None = None,
 ) -> Analysis:
-    """Analyses a text and writes figures, numbers and a page.
+    """Analyze a text and write figures, numbers and a page.
 
     Args:
       workdir: a run directory or an exported folder.
       prompt: the text; None: the first 64 tokens of the run's validation split.
-      num_steps: of the descent; None: four times as many as in training.
-      tolerance: a token is converged in a step that changes its g by no more, relative.
-      checkpoint: of a run directory, `best` or `latest`.
-      out: the folder to write to; None: `analysis` in the run directory.
+      num_steps: number of descent steps; None: four times the number in training.
+      tolerance: a token has converged if a step changes its g by no more, relative.
+      checkpoint: checkpoint of a run directory, `best` or `latest`.
+      out: output folder; None: `analysis` in the run directory.
 
     Raises:
-      UserError: there is no such run, it has no energy, or the text does not fit.
+      UserError: the run does not exist, has no energy, or the text does not fit.
       OSError: the folder cannot be written.
     """
     trained, result = look(workdir, prompt, num_steps, tolerance, checkpoint)
@@ -58,14 +58,14 @@ def look(
     tolerance: float,
     checkpoint: str,
 ) -> tuple[Pretrained, Analysis]:
-    """The model and its analysis; nothing is written. Arguments and errors as of `analyze`."""
+    """Return the model and its analysis, not written; arguments and errors as in `analyze`."""
     trained = load_pretrained(workdir, checkpoint)
     tokens = trained.tokenizer.encode(prompt) if prompt is not None else _validation_text(trained)
     return trained, examine(trained, tokens, num_steps=num_steps, tolerance=tolerance)
 
 
 def write(folder: Path, result: Analysis, heading: str) -> None:
-    """Writes figures, numbers and a page, each whole or not at all. Raises OSError."""
+    """Write figures, numbers and a page, each file atomically. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, draw in FIGURES.items():
         with disk.replacing(folder / f"{name}.png") as partial:
@@ -85,7 +85,7 @@ def _validation_text(trained: Pretrained) -> np.ndarray:
 
 
 def title(trained: Pretrained) -> str:
-    """One line that names a model."""
+    """Return a one-line description of a model."""
     m, data = trained.config.model, trained.config.data.name
     extra = [f"and {', '.join(m.energies)}"] if m.energies else []
     extra += [
@@ -103,7 +103,7 @@ def title(trained: Pretrained) -> str:
 
 
 def report(result: Analysis) -> str:
-    """The guarantee of descent and the evidence for it, in words."""
+    """Return the guarantee of descent and the evidence for it as text."""
     c, steps = result.certificate, result.num_steps
     lines = [contradiction(result)] if c.contradicted else []
     if c.proposition:
@@ -146,7 +146,7 @@ def report(result: Analysis) -> str:
 
 
 def contradiction(result: Analysis) -> str:
-    """The message for measurements that contradict the guarantee."""
+    """Return the message for measurements that contradict the guarantee."""
     c = result.certificate
     return (
         f"The guarantee by {_name(c.proposition)} is contradicted: {c.contradicted} of "

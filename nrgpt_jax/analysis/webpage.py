@@ -1,7 +1,7 @@
-"""An analysis as one self-contained interactive page: step through it, choose a token, hover.
+"""A self-contained interactive page of an analysis, with a choice of step and token.
 
-The page holds Bokeh's own JavaScript and needs no network. `webpage.js` beside this file redraws
-it when the step or the token changes.
+The page includes Bokeh's JavaScript and needs no network. `webpage.js` in this folder redraws it
+when the step or the token changes.
 """
 
 import itertools
@@ -33,7 +33,7 @@ from bokeh.resources import INLINE
 from nrgpt_jax.analysis.examination import Analysis
 from nrgpt_jax.analysis.figures import BLACK, BLUE, GREEN, ORANGE, show
 
-# Of the lines of energies: the total, then each term.
+# Line styles of energies: the total, then each term.
 STYLES = (
     (BLACK, "solid"),
     (BLUE, "dashed"),
@@ -47,7 +47,7 @@ Sources = dict[str, ColumnDataSource]
 
 
 def webpage(result: Analysis, title: str, report: str) -> str:
-    """The HTML of an analysis, under a title and a report in plain words."""
+    """Return the HTML of an analysis, with a title and a text report."""
     names = [show(symbol) for symbol in result.symbols]
     sources = _sources(result, names)
     slider = Slider(
@@ -83,11 +83,11 @@ def webpage(result: Analysis, title: str, report: str) -> str:
 
 
 def _sources(result: Analysis, names: list[str]) -> Sources:
-    """`all`, `guesses` and `images` hold everything; the page fills the others."""
+    """Return the sources: `all`, `guesses`, `images` hold the data; the page fills the others."""
     flat = lambda a: np.ascontiguousarray(a, dtype=np.float32).ravel()
     view, p = result.landscape, result.predictions
     k = p.tokens.shape[-1]
-    pixel = view.axes[:, 0, 1] - view.axes[:, 0, 0]  # its middle is a grid point
+    pixel = view.axes[:, 0, 1] - view.axes[:, 0, 0]  # centred on a grid point
     (x, y), size = view.axes[:, :, 0].T - pixel / 2, pixel * view.axes.shape[-1]
     u, v = np.moveaxis(np.asarray(view.path), -1, 0)
     columns: dict[str, dict] = {
@@ -120,7 +120,7 @@ def _sources(result: Analysis, names: list[str]) -> Sources:
 
 
 def _strip(sources: Sources):
-    """The text, token by token, coloured by energy."""
+    """Plot the text, token by token, coloured by energy."""
     plot = figure(
         height=180,
         width=1240,
@@ -150,7 +150,7 @@ def _strip(sources: Sources):
 
 
 def _symbols(plot, tokens: ColumnDataSource) -> None:
-    """The texts of tokens above their cells, upright where they are long."""
+    """Draw the texts of tokens above their cells, upright if they are long."""
     long = max(map(len, tokens.data["symbol"])) > 2
     plot.text(
         "n",
@@ -166,7 +166,7 @@ def _symbols(plot, tokens: ColumnDataSource) -> None:
 
 
 def _energies(sources: Sources, result: Analysis):
-    """The energies of the chosen token against the step, over those of all others."""
+    """Plot the energies of the chosen token against the step, over those of all others."""
     plot = figure(
         height=380,
         width=440,
@@ -194,7 +194,7 @@ def _energies(sources: Sources, result: Analysis):
 
 
 def _landscape(sources: Sources, depth: int):
-    """The chosen token's path over its energy."""
+    """Plot the chosen token's path over its energy."""
     plot = figure(
         height=380,
         width=420,
@@ -228,7 +228,7 @@ def _landscape(sources: Sources, depth: int):
 
 
 def _guesses(sources: Sources):
-    """The most probable next tokens."""
+    """Plot the most probable next tokens."""
     plot = figure(
         height=380,
         width=360,

@@ -1,12 +1,12 @@
-"""The one block: tokens roll down their energies.
+"""The NRGPT block: every token takes one descent step on its own energy.
 
     g = norm(x)
-    keys = what each token shows the others          into the cache, when there is one
-    grad_g = dE_A/dg_A                               E_A: the energy of token A, its context held
-    x <- x + c_t rule(grad_g)                        - eta grad_g, or another rule
+    keys = the keys of every token                   written to the KV cache, if there is one
+    grad_g = dE_A/dg_A                               E_A: energy of token A, its context held fixed
+    x <- x + c_t rule(grad_g)                        -eta grad_g, or another rule
 
-Training, prefill, decoding and trajectories all make it; `rollout` scans it. With a cache in its
-state it sees past tokens there, without one the tokens are their own context.
+Training, prefill, decoding and trajectories use this block; `rollout` scans it. In decoding, tokens
+read the keys of past tokens from the KV cache. Without a cache, the tokens are their own context.
 Source: NRGPT (arXiv 2512.16762), section 2.
 """
 
@@ -32,9 +32,9 @@ REMAT = ("none", "step", "full")
 
 
 class Combination(NamedTuple):
-    """How the energies (E,) of a token's terms become its energy `(params, energies) -> ()`.
+    """A function `(params, energies (E,)) -> ()` that combines the energies of a token's terms.
 
-    `exact` declares that its `jax.grad` is all of its change, as of an `Energy`.
+    `exact` declares that `jax.grad` gives the whole change of the result, as in `Energy`.
     """
 
     function: Callable[[Params, Float[Array, "E"]], jax.Array]
@@ -46,7 +46,7 @@ COMBINATIONS: Registry[Combination] = Registry("combination of energies")
 
 
 def combination(name: str, specs: Specs, *, exact: bool = False):
-    """Registers a way to combine energies, a choice of `config.model.combination`."""
+    """Register a way to combine energies, selectable as `config.model.combination`."""
     return COMBINATIONS.register(name, lambda function: Combination(function, specs, exact))
 
 
@@ -59,29 +59,29 @@ def total(params: Params, energies: Float[Array, "E"]) -> jax.Array:
 
 @combination("mixture", {"tau": positive(1.0)}, exact=True)
 def mixture(params: Params, energies: Float[Array, "E"]) -> jax.Array:
-    """E = -tau log sum_k exp(-E_k / tau): the lowest term moves the token most."""
+    """E = -tau log sum_k exp(-E_k / tau): the lowest term has the largest gradient weight."""
     return -params["tau"] * jax.nn.logsumexp(-energies / params["tau"])
 
 
 class Term(NamedTuple):
-    """One energy of a model with its parameters."""
+    """An energy of a model with its parameters."""
 
     energy: Energy
     params: Params
-    dtype: str  # that it is computed in
-    key: Callable[[BatchStates, Int[Array, "B N"]], Any] | None  # of (g, position)
+    dtype: str  # of the computation
+    key: Callable[[BatchStates, Int[Array, "B N"]], Any] | None  # (g, position) -> keys
     key_dtype: str
 
 
 class Dynamics(NamedTuple):
-    """What the tokens of B sequences do in one step, with all parameters bound."""
+    """The dynamics of the tokens of B sequences in one step, with all parameters bound."""
 
-    terms: Mapping[str, Term]  # of `bind`
+    terms: Mapping[str, Term]  # by name, as returned by `bind`
     norm: BoundNorm
     rule: BoundRule
-    first: BatchStates  # their states before the first step
-    strict: bool = False  # whether a token is outside its own context
-    position: PerSequence | None = None  # of one token a sequence; None: they are the first N
+    first: BatchStates  # states before the first step
+    strict: bool = False  # whether a token is excluded from its own context
+    position: PerSequence | None = None  # of the one token per sequence; None: 0 to N-1
     combination: Combination = COMBINATIONS["sum"]
     combination_params: Params = {}
     implementation: str = "fused"  # of the energies, one of `ops.IMPLEMENTATIONS`
@@ -89,12 +89,12 @@ class Dynamics(NamedTuple):
 
 
 class State(NamedTuple):
-    """States of tokens, the state of the rule, and the KV cache."""
+    """The carry of a rollout: token states, the state of the rule, the KV cache and the step."""
 
     x: BatchStates
-    rule: Any  # what the rule of descent keeps
-    cache: Any  # KV cache: keys of past tokens by term, (T,B,S,...); None: of these alone
-    step: Int[Array, ""]  # steps made
+    rule: Any  # state of the descent rule, such as a velocity
+    cache: Any  # KV cache: keys of past tokens by term, (T,B,S,...); None: no cache
+    step: Int[Array, ""]  # number of steps taken
 
 
 class EnergyAndGrad(NamedTuple):
@@ -102,26 +102,26 @@ class EnergyAndGrad(NamedTuple):
 
     energies: Mapping[str, BatchEnergies]
     total: BatchEnergies
-    grad_g: BatchStates  # dE_A/dg_A, what a rule follows
-    x: BatchStates  # the states they are of
-    keys: Mapping[str, Any]  # of the tokens that are seen
-    move: Any = None  # (B,N,D) what a step adds to x
+    grad_g: BatchStates  # dE_A/dg_A, the input of a rule
+    x: BatchStates  # states at which they are evaluated
+    keys: Mapping[str, Any]  # of the visible tokens, by term
+    move: Any = None  # (B,N,D) update that a step adds to x
 
 
 class Dropout(NamedTuple):
-    """Dropout of attention energies' gradients in one step: 0 or 1 / (1 - rate)."""
+    """Dropout masks for the gradients of attention energies in one step: 0 or 1 / (1 - rate)."""
 
-    weights: Float[Array, "B H N K"]  # of the softmax
-    output: BatchStates  # of the gradient in g
+    weights: Float[Array, "B H N K"]  # mask of the softmax weights
+    output: BatchStates  # mask of the gradient in g
 
 
 def bind(energy: Energy, params: Params, dtype: str = "float32") -> Term:
-    """A registered energy with its parameters.
+    """Bind a registered energy to its parameters.
 
     Args:
-      energy: of `ENERGIES`.
-      params: all that its table names.
-      dtype: that it is computed in, but for `wide` energies, and in which keys are kept.
+      energy: an entry of `ENERGIES`.
+      params: all parameters in its table.
+      dtype: dtype of the computation, except for `wide` energies, and of the keys.
     """
     narrow = {n: value.astype(dtype) if value.ndim else value for n, value in params.items()}
     key = energy.key and partial(energy.key, narrow)
@@ -132,7 +132,7 @@ def bind(energy: Energy, params: Params, dtype: str = "float32") -> Term:
 
 
 def start(dynamics: Dynamics, cache: Any = None) -> State:
-    """The state before the first step."""
+    """Return the state before the first step."""
     x = dynamics.first
     return State(x, dynamics.rule.init(x), cache, jnp.zeros((), jnp.int32))
 
@@ -144,10 +144,10 @@ def block(
     dropout: Dropout | None = None,
     keys: Mapping[str, Any] | None = None,
 ) -> tuple[State, EnergyAndGrad]:
-    """One step of every token down its energy, and the energy and gradient that it followed.
+    """Take one descent step for every token; return the new state, the energies and gradients.
 
-    The keys of these tokens are written into the cache first, so that each finds itself there;
-    without a cache the tokens are their own context, or `keys` are.
+    The keys of these tokens are written to the cache first, so that each token finds its own key
+    there. Without a cache the context is `keys` if given, else the tokens themselves.
     """
     with jax.named_scope("norm"):
         g = dynamics.norm.function(state.x)
@@ -185,7 +185,7 @@ def line_search(
 def context_of(
     dynamics: Dynamics, x: BatchStates, g: BatchStates, dropout: jax.Array | None = None
 ) -> Context:
-    """What energies read of tokens besides their parameters and the keys."""
+    """Return the context of the energies, without keys."""
     fields = positions(dynamics.position, g), x, dynamics.first, dynamics.norm.lagrangian(x), g
     return Context(None, dynamics.strict, *fields, dynamics.position is None, dropout)
 
@@ -197,16 +197,16 @@ def energy_and_grad(
     keys: Mapping[str, Any],
     dropout: Dropout | None = None,
 ) -> EnergyAndGrad:
-    """E_A and dE_A/dg_A of every token, by `jax.grad` of the energies as they are defined.
+    """Compute E_A and dE_A/dg_A of every token, by `jax.grad` of the energies as defined.
 
-    The context, keys among it, is no argument of the gradient: it is held in a step, and
-    differentiated in training.
+    The context, including its keys, is not an argument of the gradient: it is held fixed in a step,
+    and differentiated in training.
 
     Args:
-      dynamics: of the step.
+      dynamics: dynamics of the step.
       x, g: states, and norm(x).
-      keys: by term, (B,K,...), of the tokens that can be seen.
-      dropout: of attention energies' gradients.
+      keys: keys of the visible tokens by term, (B,K,...).
+      dropout: dropout of the gradients of attention energies.
     """
     context = context_of(dynamics, x, g, None if dropout is None else dropout.weights)
 
@@ -232,21 +232,21 @@ def energy_and_grad(
 
 # The KV cache -------------------------------------------------------------------------------------
 
-# A cache array is (T,B,S,...): for every step, sequence and slot the keys of a token before that
-# step. The token at position i has slot i. A fixed-point cache has T = 1, the keys of a last state
-# alone: where a token has converged, they no longer depend on the step.
+# A cache array is (T,B,S,...): for every step, sequence and slot, the key of a token before that
+# step. The token at position i has slot i. A fixed-point cache has T = 1 and holds the keys of the
+# final states only: once a token has converged, its keys no longer depend on the step.
 CACHES = ("exact", "fixed_point")
 
 
 def positions(position: PerSequence | None, x: BatchStates) -> Int[Array, "B N"]:
-    """Of tokens x (B,N,D): the first N, or the position (B,) of each where N = 1."""
+    """Return the positions (B,N) of tokens x (B,N,D): 0 to N-1, or the given (B,) if N = 1."""
     if position is None:
         return jnp.broadcast_to(jnp.arange(x.shape[1])[None], x.shape[:2])
     return jnp.asarray(position)[:, None]
 
 
 def update_cache(dynamics: Dynamics, state: State, g: BatchStates) -> tuple[dict[str, Any], Any]:
-    """The keys of the tokens that can be seen, (B,K,...) by name, and the cache with them."""
+    """Return the keys of the visible tokens, (B,K,...) by name, and the updated cache."""
     at = positions(dynamics.position, g)
     new = {n: t.key(g.astype(t.key_dtype), at) for n, t in dynamics.terms.items() if t.key}
     if state.cache is None:
@@ -254,7 +254,7 @@ def update_cache(dynamics: Dynamics, state: State, g: BatchStates) -> tuple[dict
     row = lambda rows: 0 if len(rows) == 1 else state.step
     write_row = lambda rows, new: write(rows, new, dynamics.position, step=row(rows))
     cache = jax.tree.map(write_row, state.cache, new)
-    if dynamics.position is None:  # these are the first tokens: nothing else is in the cache
+    if dynamics.position is None:  # these are the first tokens: the cache holds no others
         return new, cache
     return jax.tree.map(lambda rows: rows[row(rows)], cache), cache
 
@@ -266,14 +266,14 @@ def write(
     *,
     step: Int[Array, ""] | int | None = None,
 ) -> jax.Array:
-    """Rows (T,B,S,...) with values written at one step, or those of one step (B,S,...).
+    """Write values into a cache array (T,B,S,...) at one step, or into one step (B,S,...).
 
     Args:
-      rows: the cache.
-      values: of P tokens a sequence.
-      position: None writes positions 0 to P-1 of every sequence; (B,) writes one token (P = 1)
-        at a position of its own in each.
-      step: which of T, where `rows` have that axis.
+      rows: the cache array.
+      values: values of P tokens per sequence.
+      position: None writes positions 0 to P-1 of every sequence; (B,) writes one token (P = 1) per
+        sequence, each at its own position.
+      step: index of the step, if `rows` has a step axis.
     """
     if position is None:
         where: tuple = (slice(None), slice(values.shape[1]))
@@ -285,7 +285,7 @@ def write(
 
 # T steps ------------------------------------------------------------------------------------------
 
-Step = Callable[[State, Any], tuple[State, Any]]  # (state, inputs) -> (state, what is recorded)
+Step = Callable[[State, Any], tuple[State, Any]]  # (state, inputs) -> (state, record)
 
 
 def rollout(
@@ -296,16 +296,16 @@ def rollout(
     unroll: int = 1,
     remat: str = "none",
 ) -> tuple[State, Any]:
-    """The state after T steps, and what each recorded: one `lax.scan`, one compiled step.
+    """Run T steps by one `lax.scan`; return the final state and the records of the steps.
 
     Args:
-      make_step: as `Step`; what it records may be None.
-      state: before the first step.
-      inputs: a tree of arrays with T in front: scales, parameters of distinct blocks, keys.
-      unroll: this many steps are compiled as one: the same values, without copies of what is
-        kept for the gradient, at the price of compilation time.
-      remat: what training keeps. `none`: everything it needs. `step`: the state before each
-        step, the rest is computed again. `full`: the states at about sqrt(T) steps.
+      make_step: a `Step`; its record may be None.
+      state: state before the first step.
+      inputs: tree of arrays with leading axis T: scales, blocks, dropout keys.
+      unroll: number of steps compiled as one: the same values, without copies of the arrays saved
+        for the gradient, but with a longer compilation.
+      remat: what training saves for the gradient. `none`: everything it needs. `step`: the state
+        before each step; the rest is recomputed. `full`: the states at about sqrt(T) steps.
     """
     body = make_step if remat == "none" else jax.checkpoint(make_step)
     if remat != "full":

@@ -1,23 +1,23 @@
-"""Of which models is it promised that a token's energy falls?
+"""The guarantee of descent: models for which a token's energy provably decreases.
 
 With the context of token A held fixed, a small step changes its energy at the rate
 
     dE_A/dt = -(dE_A/dx_A) . eta (dE_A/dg_A)
 
-Proposition 2.1 makes that non-positive for eta = c diag(gamma), c > 0, behind a norm with gain
-gamma: the Jacobian of the norm is diag(gamma) times the Hessian of a convex Lagrangian.
-Proposition 2.2 does so without a norm, where the symmetric part of eta is positive semi-definite.
-Behind a norm the rules `projected` and `sphere` do so for the same rates (`core.rules`).
-All need a token that is not in its own context, the strict mask: otherwise its energy also
-changes as a key of its own, which the gradient does not see. They also need one energy for all
-steps (not several blocks), a move that follows the gradient of its step (not momentum), and
-gradients that are all of an energy's change (not those of FFG, which leave its gate out).
+Proposition 2.1 makes this rate non-positive for eta = c diag(gamma), c > 0, with a norm of gain
+gamma: the Jacobian of the norm is diag(gamma) times the Hessian of a convex Lagrangian. Proposition
+2.2 does so without a norm, if the symmetric part of eta is positive semi-definite. With a norm, the
+rules `projected` and `sphere` do so for the same rates (`core.rules`). All need the strict mask,
+which excludes a token from its own context: otherwise its energy also changes through its own key,
+which the gradient omits. They also need one energy for all steps (not several blocks) and a move
+along the gradient of its step (not momentum). The gradient has to be the whole change of the energy
+(that of FFG omits its gate).
 A line search (`core.block.line_search`) needs neither the rate nor the rule: it compares energies.
 
-A promise rests on what the parts of a model declare (`Norm.convex`, `Rule.follows`,
+A guarantee rests on the declarations of a model's parts (`Norm.convex`, `Rule.follows`,
 `Energy.exact`, `Combination.exact`), on the values of its rate, and on a numerical check of the
-declarations at drawn states (`check`); parts that declare nothing are promised nothing. The check
-cannot see every state: `core.evidence` measures what a trajectory does.
+declarations at random states (`check`). Parts that declare nothing have no guarantee. The check
+cannot cover every state: `core.evidence` measures descent along a trajectory.
 Source: NRGPT (arXiv 2512.16762), section 2.
 """
 
@@ -45,35 +45,35 @@ from nrgpt_jax.core.evidence import half_changes, resting
 from nrgpt_jax.core.norms import NORMS, identity
 from nrgpt_jax.core.rules import RULES
 
-RELATIVE_ERROR = 1e-5  # of float32 parameters, when proportionality or positivity is asked
-CHECKED = 1e-5  # relative error that a numerical check allows, in float64
-LINE_SEARCH = "line search"  # what promises descent where no proposition need do so
-DIRECTIONS = 4  # in which the states of a check are moved
+RELATIVE_ERROR = 1e-5  # of float32 parameters, in tests of proportionality and positivity
+CHECKED = 1e-5  # relative tolerance of the numerical check, in float64
+LINE_SEARCH = "line search"  # as a name beside those of the propositions
+DIRECTIONS = 4  # number of random directions in which a check moves states
 
 
 class Guarantee(NamedTuple):
-    """Which proposition promises that energy falls, or None, and why."""
+    """The proposition that guarantees descent, or None, and the reason."""
 
     proposition: str | None
     reason: str
 
 
 class Parts(NamedTuple):
-    """The parts of a model by name, and the values of its rate."""
+    """The names of a model's parts, and the values of its rate."""
 
     norm: str
     gain: np.ndarray  # (D,), ones for a norm without gain
     eta: np.ndarray  # the rate: (), (D,) or (D,D)
-    energies: Mapping[str, str]  # by term
+    energies: Mapping[str, str]  # names by term
     combination: str = "sum"
     rule: str = "descent"
-    strict: bool = True  # whether tokens are outside their own context
-    blocks: int = 1  # distinct blocks
-    line_search: int = 0  # halvings
+    strict: bool = True  # whether tokens are excluded from their own context
+    blocks: int = 1  # number of distinct blocks
+    line_search: int = 0  # number of halvings
 
 
 def guarantee(parts: Parts) -> Guarantee:
-    """What the propositions say of the parts, if these are what they declare to be."""
+    """Return the guarantee of the propositions, assuming that the declarations are true."""
     if not parts.strict:
         return Guarantee(None, "the mask is inclusive: a token moves as a key of its own too")
     if parts.blocks > 1:
@@ -103,7 +103,7 @@ def guarantee(parts: Parts) -> Guarantee:
 
 
 def _of_positive(parts: Parts, *, projected: bool) -> Guarantee:
-    """Without a norm, or where the rule takes the gradient through the norm's Jacobian."""
+    """Apply Proposition 2.2: no norm, or a rule with the gradient in x (`follows` is dE/dx)."""
     where = f"norm {parts.norm} and a projected gradient" if projected else "no norm"
     smallest = float(symmetric_spectrum(parts.eta, len(parts.gain))[0])
     if smallest >= -RELATIVE_ERROR * float(np.abs(parts.eta).max()):
@@ -125,30 +125,30 @@ def _matrix(eta: np.ndarray, width: int) -> np.ndarray:
 
 
 def _proportion(eta: np.ndarray, gain: np.ndarray) -> float | None:
-    """c where eta = c diag(gain), else None."""
+    """Return c if eta = c diag(gain), else None."""
     matrix = _matrix(eta, len(gain))
     c = float(np.diag(matrix) @ gain / (gain @ gain))
     same = np.abs(matrix - c * np.diag(gain)).max() <= RELATIVE_ERROR * np.abs(matrix).max()
     return c if same else None
 
 
-# The check of what is declared ---------------------------------------------------------------
+# The numerical check of declarations ---------------------------------------------------------
 
 
 class Checks(NamedTuple):
-    """What holds at the drawn states."""
+    """The declared properties that hold at the random states."""
 
-    exact: Bool[Array, ""]  # a token's energy changes as its gradient says when the token moves
-    causal: Bool[Array, ""]  # and does not when a later token moves
-    falls: Bool[Array, ""]  # moves lower energies, to first order, whatever the gradient
+    exact: Bool[Array, ""]  # the gradient gives the change of a token's energy when the token moves
+    causal: Bool[Array, ""]  # a token's energy does not change when a later token moves
+    falls: Bool[Array, ""]  # moves lower energies to first order, for any gradient
 
 
 def certify(parts: Parts, checked: Callable[[str | None], Checks]) -> Guarantee:
-    """What is promised of a model: `guarantee`, where the numerical check confirms it.
+    """Return the `guarantee` of a model if the numerical check confirms its declarations.
 
     Args:
-      parts: of the model.
-      checked: `check` of its dynamics; or, given the name of a term, of `alone` with that term.
+      parts: parts of the model.
+      checked: returns `check` of the model's dynamics or, given a term, of `alone` with it.
     """
     promise = guarantee(parts)
     if promise.proposition is None:
@@ -168,18 +168,18 @@ def certify(parts: Parts, checked: Callable[[str | None], Checks]) -> Guarantee:
 
 
 def alone(dynamics: Dynamics, term: str) -> Dynamics:
-    """The dynamics with one of its terms."""
+    """Return the dynamics restricted to one term."""
     one = {term: dynamics.terms[term]}
     return dynamics._replace(terms=one, combination=COMBINATIONS["sum"], combination_params={})
 
 
 def check(dynamics: Dynamics, x: BatchStates, key: Key) -> Checks:
-    """Checks numerically what the parts of a model declare; in float64.
+    """Check the declarations of a model's parts numerically, in float64.
 
     Args:
-      dynamics: of a step, with a strict mask.
-      x: (B,N,D) states to look at.
-      key: of the directions that they are moved in, and of gradients.
+      dynamics: dynamics of a step, with a strict mask.
+      x: (B,N,D) states at which to check.
+      key: PRNG key for the directions of the moves and for the gradients.
     """
     of_directions, of_gradients = jax.random.split(key)
     keys = jax.random.split(of_directions, DIRECTIONS)
@@ -188,9 +188,9 @@ def check(dynamics: Dynamics, x: BatchStates, key: Key) -> Checks:
 
 
 def _changes_as_its_gradient(dynamics: Dynamics, x: BatchStates, key: Key):
-    """Whether moving one token changes its energy as its gradient says, and no earlier energy.
+    """Check that a token's move changes its energy as its gradient says, and no earlier energy.
 
-    Everything that energies read is computed again after the move.
+    All inputs of the energies are recomputed after the move.
     """
     begin = start(dynamics)
 
@@ -216,13 +216,13 @@ def _changes_as_its_gradient(dynamics: Dynamics, x: BatchStates, key: Key):
 
 
 def _falls(dynamics: Dynamics, x: BatchStates, key: Key) -> Bool[Array, ""]:
-    """Whether the moves A e of gradients e = dE/dg lower energies: e^T J A e <= 0, J = dg/dx.
+    """Check that the moves A e of gradients e = dE/dg lower energies: e^T J A e <= 0, J = dg/dx.
 
-    A rule with a state of its own may make other moves later, of which this says nothing.
+    False for a rule with a state between steps, whose later moves may differ.
     """
     if jax.tree.leaves(dynamics.rule.init(x)):
         return jnp.zeros((), bool)
-    x = x + resting(dynamics, x)  # where the rule stays without a gradient
+    x = x + resting(dynamics, x)  # where the rule makes no move at zero gradient
     move_of = lambda e: dynamics.rule.update(e, dynamics.rule.init(x), x)[0].astype(x.dtype)
     stays = jnp.max(jnp.abs(move_of(jnp.zeros_like(x)))) <= CHECKED * jnp.max(jnp.abs(x))
     jacobian = token_jacobians(dynamics.norm.function, x)

@@ -1,4 +1,4 @@
-"""What the energy of a token may read besides its own g and the parameters."""
+"""The context of a token: inputs of its energy besides its own g and the parameters."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,24 +11,24 @@ from nrgpt_jax import ops
 
 
 class Context(NamedTuple):
-    """Of one token, or with (B,N) in front of each array: of the N tokens of B sequences.
+    """The context of one token, or with leading (B,N) of the N tokens of B sequences.
 
-    K tokens are there to be looked at, some of them in the context of each.
+    Of the K tokens that have keys, `mask` selects those in the context.
     """
 
-    keys: Any  # arrays (K,...) or (B,K,...): what the energy keeps of each of them; None if nothing
-    strict: bool  # whether a token is outside its own context
+    keys: Any  # arrays (K,...) or (B,K,...): the energy's keys of the K tokens; None if it has none
+    strict: bool  # whether a token is excluded from its own context
     position: Int[Array, "*B"]  # of the token in its sequence
     x: Float[Array, "*B D"]  # the token's state, before the norm
     first: Float[Array, "*B D"]  # its state before the first step
-    lagrangian: Float[Array, "*B"]  # L(x) of the norm: grad L(x) = g where the norm has no gain
-    g: Float[Array, "*B D"]  # the token's g as it stands: an energy is not differentiated in it
+    lagrangian: Float[Array, "*B"]  # L(x) of the norm: grad L(x) = g if the norm has no gain
+    g: Float[Array, "*B D"]  # the token's g, held fixed: the gradient omits it
     aligned: bool = False  # whether the N tokens are the K tokens, in order
-    dropout: Float[Array, "B H N K"] | None = None  # of the weights of attention
+    dropout: Float[Array, "B H N K"] | None = None  # mask of the attention weights
 
     @property
     def mask(self) -> Bool[Array, "*B K"]:
-        """Which of the K tokens are in the context. Raises ValueError where it keeps no key."""
+        """Whether each of the K tokens is in the context. Raises ValueError without keys."""
         if self.keys is None:
             raise ValueError(
                 "an energy that reads context.mask keeps a key of each token: give key="
@@ -38,10 +38,10 @@ class Context(NamedTuple):
 
 
 def over_tokens(function: Callable) -> Callable:
-    """A function of one token `(params, g, position)` as one of all, (B,N) in front.
+    """Vectorize a function of one token, `(params, g, position)`, over leading axes (B,N).
 
-    No rules of `ops` are used, here and below: for one token at a time they would keep a gradient
-    of each weight for every token.
+    The derivative rules of `ops` are disabled here and in `over_contexts`: for one token at a time
+    they would store a gradient of each weight for every token.
     """
     of_batch = jax.vmap(jax.vmap(function, (None, 0, 0)), (None, 0, 0))
 
@@ -53,9 +53,9 @@ def over_tokens(function: Callable) -> Callable:
 
 
 def over_contexts(function: Callable) -> Callable:
-    """A function of one token `(params, g, context)` as one of all, (B,N) in front.
+    """Vectorize a function of one token, `(params, g, context)`, over leading axes (B,N).
 
-    What it reads is in float32 at least.
+    Keys are converted to float32 at least.
     """
 
     def of_all(params: Any, g: Float[Array, "B N D"], context: Context) -> Float[Array, "B N"]:

@@ -1,21 +1,21 @@
-"""Does a token converge? Its own block of the Jacobian of a step, token by token.
+"""Convergence of single tokens, by the spectral radius of their blocks of a step's Jacobian.
 
-Token A never sees a later one, so the Jacobian of a step of N tokens is block-triangular, and its
-eigenvalues are those of its N blocks on the diagonal, each (D,D):
+Token A never sees a later token, so the Jacobian of a step of N tokens is block-triangular. Its
+eigenvalues are those of its N diagonal blocks, each (D,D):
 
-    J_A = d x_A(t+1) / d x_A(t),    for the rule `descent` behind a strict mask
+    J_A = d x_A(t+1) / d x_A(t),    for the rule `descent` with a strict mask
     J_A = 1 - eta (d2E_A / dg_A^2) (dg_A / dx_A)
 
-Under an inclusive mask a token is a key of its own, and the block holds that too: every token goes
-by itself, as when it is decoded.
+Under an inclusive mask a token is one of its own keys, and the block includes this dependence: each
+token moves alone, as in decoding.
 
-Behind a norm x has directions that energies do not see, its length and its mean, in which nothing
-ever converges nor is disturbed (an eigenvalue of one). So convergence is asked of u = n(x), n the
-norm without gain and bias: the step as a map u(t) -> u(t+1), at the length that x has. Where the
-spectral radius of its block is below one at a fixed point, A returns to it from nearby once the
-tokens before it have, by that factor a step in the long run; so a text is at a fixed point, and
-stays there, when this holds of all its tokens. As long as x grows the factor tends to one.
-Source: none that is published; of block-triangular matrices any book.
+With a norm, energies do not depend on the length and the mean of x: along these directions a
+perturbation neither decays nor grows (an eigenvalue of one). Convergence is therefore that of
+u = n(x), n the norm without gain and bias: the step is a map u(t) -> u(t+1) at the current length
+of x. If the spectral radius of A's block is below one at a fixed point, A returns to it from nearby
+once the tokens before it have, asymptotically by that factor per step. A text is at a stable fixed
+point if this holds for all its tokens. While x grows, the factor tends to one.
+Source: none published; for block-triangular matrices any textbook.
 """
 
 from collections.abc import Callable
@@ -30,33 +30,33 @@ from nrgpt_jax.array_types import BatchStates, Key
 from nrgpt_jax.core.block import Dynamics, State, block, update_cache
 
 OwnStep = Callable[[Float[Array, "B n D"]], Float[Array, "B n D"]]
-"""States of n tokens -> those after a step, each in a context of the others held fixed."""
+"""A map from states of n tokens to those after a step, the other tokens of each held fixed."""
 
-MARGIN = 0.01  # below one, of a radius: power iteration has found it to about as much
-AT_ONCE = 16  # tokens whose blocks are looked at together: each has a context of its own
+MARGIN = 0.01  # of a radius below one, about the error of power iteration
+AT_ONCE = 16  # tokens processed together: each has its own copy of the context
 
 
 class Attraction(NamedTuple):
-    """How the tokens of B sequences return to where they are."""
+    """The local convergence of the tokens of B sequences to their current states."""
 
-    radius: Float[Array, "B N"]  # spectral radius of the block of a token, of u = n(x); nan
-    # where the step depends on more of x than u and its length, as behind a norm that saturates
+    radius: Float[Array, "B N"]  # spectral radius of the block of a token, for u = n(x);
+    # nan if the step depends on more of x than u and its length, as with a norm that saturates
     speed: Float[Array, "B N"]  # ||u(t+1) - u(t)|| / ||u(t)|| of one more step
 
     def attracts(self, tolerance: float) -> Bool[Array | np.ndarray, "*shape"]:
-        """Of each token: converged within the tolerance, and returning there from nearby."""
+        """Whether each token has converged within the tolerance and returns there from nearby."""
         return (self.speed <= tolerance) & (self.radius < 1.0 - MARGIN)
 
 
 def own_step(
     dynamics: Dynamics, state: State, scale: Any = 1.0, tokens: Int[Array, "n"] | None = None
 ) -> OwnStep:
-    """The step of every token alone, what it sees of the others held where they are in `state`.
+    """Return the step of every token alone, with all other tokens held at `state`.
 
-    Each token is a sequence of one, at its position, before a cache of all: B x n x N rows.
+    Each token is a sequence of length one at its position, with a cache of all: B x n x N rows.
 
     Args:
-      dynamics, state: of B sequences.
+      dynamics, state: dynamics and state of B sequences.
       scale: c_t of the step.
       tokens: positions of the tokens; None: all.
     """
@@ -77,7 +77,7 @@ def own_step(
 
 
 def token_jacobians(function: OwnStep, x: BatchStates) -> Float[Array, "B N D D"]:
-    """The whole block of every token at states x: J_A[i,j] = d x_i(t+1) / d x_j(t)."""
+    """Compute the full block of every token at states x: J_A[i,j] = d x_i(t+1) / d x_j(t)."""
     along = lambda direction: jax.jvp(function, (x,), (jnp.broadcast_to(direction, x.shape),))[1]
     columns = jax.lax.map(along, jnp.eye(x.shape[-1], dtype=x.dtype)[:, None, None])
     return jnp.moveaxis(columns, 0, -1)
@@ -86,11 +86,11 @@ def token_jacobians(function: OwnStep, x: BatchStates) -> Float[Array, "B N D D"
 def spectral_radii(
     function: OwnStep, x: BatchStates, key: Key, iterations: int = 64
 ) -> Float[Array, "B N"]:
-    """The spectral radius of every token's block, by power iteration from a random vector.
+    """Estimate the spectral radius of every token's block by power iteration from a random vector.
 
-    The mean growth over the second half of the iterations: a pair of complex eigenvalues makes
-    the growth swing about it. In exact arithmetic it tends to the radius, slowly for eigenvalues
-    that lie close together.
+    The estimate is the mean growth over the second half of the iterations, since a pair of complex
+    eigenvalues makes the growth oscillate. In exact arithmetic it converges to the radius, slowly
+    if eigenvalues lie close together.
     """
     tiny = jnp.finfo(x.dtype).tiny
     _, push = jax.linearize(function, x)
@@ -109,14 +109,14 @@ def spectral_radii(
 def attraction(
     dynamics: Dynamics, state: State, key: Key, *, scale: Any = 1.0, iterations: int = 64
 ) -> Attraction:
-    """How tokens return to where energies see them in `state`, some of them at a time.
+    """Compute the local convergence of all tokens at `state`, `AT_ONCE` tokens at a time.
 
     Args:
-      dynamics: of a step; all further steps are like it.
-      state: where tokens are, after many steps.
-      key: of the first vectors of the power iteration.
+      dynamics: dynamics of a step, assumed for all further steps.
+      state: state of the tokens after many steps.
+      key: PRNG key for the initial vectors of the power iteration.
       scale: c_t of the step.
-      iterations: of the power iteration.
+      iterations: number of iterations of the power iteration.
     """
     count, unit = state.x.shape[1], dynamics.norm.unit
 

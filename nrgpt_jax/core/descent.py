@@ -1,9 +1,8 @@
-"""Other ways down than T equal steps for all: recorded, skipped, adaptive, in a held context.
+"""Rollouts besides T steps for all tokens: recorded, truncated, adaptive, in a held context.
 
-`trajectory` is a rollout that records what each step computed. `adaptive_rollout` runs as many
-steps as tokens need, `rollout_n` any number of equal ones, `skip_first` leaves out the first. All
-make the steps of `core.block`; the transformer baselines use the same loops with a step of their
-own.
+`trajectory` is a rollout that records the results of each step. `adaptive_rollout` runs as many
+steps as tokens need, `rollout_n` any number of equal steps, and `skip_first` omits the first steps.
+All use the steps of `core.block`; the transformer baselines use these loops with their own step.
 Source: NRGPT (arXiv 2512.16762), section 2.
 """
 
@@ -29,24 +28,25 @@ from nrgpt_jax.core.block import (
 
 
 class RolloutOptions(NamedTuple):
-    """Where a rollout begins, and how many of its steps are made; by default all, from the start.
+    """The initial state and the number of steps of a rollout; by default all steps from the start.
 
-    Steps are left out at the beginning, so that all sequences end together.
+    Steps are omitted at the beginning, so that all sequences end together.
     """
 
     begin: State | None = None
-    # Of all sequences, or of each.
+    # For all sequences, or for each.
     num_skipped_steps: Int[Array, ""] | Int[Array, "B"] | None = None
-    context: State | None = None  # where tokens are seen, in all steps; None: where they are then
+    context: State | None = None  # source of the keys in all steps; None: the current states
 
 
 class Trajectory(NamedTuple):
     """States, energies and their gradients before every step and after the last one.
 
-    `energies` are those of every token by term, and their `total`. `grad_g` and `grad_x` are
-    dE_A/dg_A and dE_A/dx_A of the total: of token A's own energy in its own state, with its context
-    held fixed, and without what a gate (`core.energies.Energy.exact`) adds to it: what a rule
-    follows. `moves` are what the steps from there add to the states, the last of them not made.
+    `energies` hold the energy of every token by term, and their `total`. `grad_g` and `grad_x` are
+    dE_A/dg_A and dE_A/dx_A of the total, which the rule follows. They are gradients in token A's
+    own state, with its context held fixed and without the contribution of a gate
+    (`core.energies.Energy.exact`). `moves` are the updates computed at these states; the last one
+    is not applied.
     """
 
     states: Float[Array, "T+1 B N D"]
@@ -57,16 +57,16 @@ class Trajectory(NamedTuple):
 
 
 def grad_x(dynamics: Dynamics, x: BatchStates, grad_g: BatchStates) -> BatchStates:
-    """dE_A/dx_A from dE_A/dg_A, through the norm."""
+    """Compute dE_A/dx_A from dE_A/dg_A by backpropagation through the norm."""
     return jax.vjp(dynamics.norm.function, x)[1](grad_g.astype(x.dtype))[0]
 
 
 def trajectory(dynamics_at: Callable[[Any], Dynamics], inputs: Any) -> Trajectory:
-    """The whole path of T steps, with the energies and gradients on it.
+    """Run T steps and record states, energies, gradients and moves.
 
     Args:
-      dynamics_at: of a step, from its inputs.
-      inputs: of all steps, a tree of arrays with T in front: `scale`, and what `dynamics_at` reads.
+      dynamics_at: function from the inputs of a step to its dynamics.
+      inputs: tree of arrays with leading axis T: `scale`, and the inputs of `dynamics_at`.
     """
 
     def recorded(state: State, inputs_t: Any) -> tuple[State, Trajectory]:
@@ -79,17 +79,17 @@ def trajectory(dynamics_at: Callable[[Any], Dynamics], inputs: Any) -> Trajector
 
     first, last = (jax.tree.map(lambda leaf, at=at: leaf[at], inputs) for at in (0, -1))
     state, path = rollout(recorded, start(dynamics_at(first)), inputs)
-    end = recorded(state, last)[1]  # on the landscape of the last step
+    end = recorded(state, last)[1]  # with the energies of the last step
     return jax.tree.map(lambda path, end: jnp.concatenate([path, end[None]]), path, end)
 
 
 def write_final_states(
     dynamics_at: Callable[[Any], Dynamics], inputs: Any, state: State, fixed_point: bool
 ) -> State:
-    """The state with the keys of tokens that move no more.
+    """Return the state with the keys of the final token states in its cache.
 
-    Their last states are written for every step from `state.step` on that they did not make, or
-    for the only one of a fixed-point cache.
+    They fill the steps from `state.step` on, which were not run, or the single step of a
+    fixed-point cache.
     """
 
     def at(t: Int[Array, ""], state: State) -> State:
@@ -110,9 +110,9 @@ def write_final_states(
 def block_in_context(
     dynamics: Dynamics, context: State, scale: Float[Array, ""] | float = 1.0
 ) -> Callable[[BatchStates], BatchStates]:
-    """The states (B,N,D) that a step leads to from x (B,N,D), what tokens see held at `context`.
+    """Return a function from states x (B,N,D) to those after a step, with keys held at `context`.
 
-    It holds the token itself where the mask is inclusive.
+    The held keys include the token's own if the mask is inclusive.
     """
     keys, _ = update_cache(dynamics, context, dynamics.norm.function(context.x))
 
@@ -120,7 +120,7 @@ def block_in_context(
 
 
 def energy_in_context(dynamics: Dynamics, context: State) -> Callable[[BatchStates], BatchEnergies]:
-    """The energy (B,N) of tokens at any states x (B,N,D), what they see held at `context`."""
+    """Return a function from states x (B,N,D) to energies (B,N), with keys held at `context`."""
     keys, _ = update_cache(dynamics, context, dynamics.norm.function(context.x))
 
     return lambda x: energy_and_grad(dynamics, x, dynamics.norm.function(x), keys).total
@@ -130,20 +130,20 @@ def energy_in_context(dynamics: Dynamics, context: State) -> Callable[[BatchStat
 
 
 def skip_first(make_step: Step, inputs: Any, num_skipped_steps: jax.Array) -> tuple[Step, Any]:
-    """A step and its inputs for a rollout without its first `num_skipped_steps`, () or (B,).
+    """Return a step and its inputs for a rollout without its first `num_skipped_steps`, () or (B,).
 
-    States stay as they are in these; what steps return besides is None.
+    Skipped steps leave the states unchanged; the record of every step is None.
     """
     count = len(jax.tree.leaves(inputs)[0])
     return _late(make_step, num_skipped_steps), (jnp.arange(count), inputs)
 
 
 def _late(make_step: Step, num_skipped_steps: jax.Array) -> Step:
-    """The same step from number `num_skipped_steps` on; before, states stay as they are."""
+    """Return a step that leaves the states unchanged before step `num_skipped_steps`."""
 
     def step(state: State, numbered: tuple[jax.Array, Any]) -> tuple[State, Any]:
         number, inputs_t = numbered
-        if num_skipped_steps.ndim == 0:  # no time is spent on it
+        if num_skipped_steps.ndim == 0:  # skipped steps cost no time
             stay = lambda state, inputs_t: (state, None)
             return jax.lax.cond(number >= num_skipped_steps, make_step, stay, state, inputs_t)
         moving = jnp.broadcast_to((number >= num_skipped_steps)[:, None], state.x.shape[:2])
@@ -154,9 +154,9 @@ def _late(make_step: Step, num_skipped_steps: jax.Array) -> Step:
 
 
 def rollout_n(make_step: Step, state: State, inputs_t: Any, count: jax.Array) -> State:
-    """The state after `count` steps, () or (B,) of each sequence, that are all alike.
+    """Return the state after `count` equal steps, () or (B,) for each sequence.
 
-    There is no gradient of it.
+    The result has no gradient.
     """
     max_steps = jnp.max(count)
     step = _late(make_step, max_steps - count)
@@ -164,13 +164,13 @@ def rollout_n(make_step: Step, state: State, inputs_t: Any, count: jax.Array) ->
 
 
 class Convergence(NamedTuple):
-    """When a token has converged and stops.
+    """The criterion by which a token has converged and stops.
 
-    `energy`: a step changed its energy by at most the tolerance. `gradient`: the gradient of its
-    energy in its state, dE_A/dx_A, has at most that norm. `state`: the next step would change its
-    state by at most so much of its length, ||x(t+1) - x(t)|| <= tolerance ||x(t)||. All are of
-    the token alone, so how far a token goes never depends on what follows it. What a rule keeps (a
-    velocity) is not asked. An energy can stand still by chance, half-way up or down.
+    `energy`: a step changed its energy by at most the tolerance. `gradient`: the norm of dE_A/dx_A,
+    the gradient of its energy in its state, is at most the tolerance. `state`: the next step would
+    change its state by at most the tolerance, relative: ||x(t+1) - x(t)|| <= tolerance ||x(t)||.
+    All concern the token alone, so its number of steps never depends on later tokens. The state of
+    the rule (a velocity) is not tested. An energy can be stationary by chance, far from a minimum.
     """
 
     tolerance: float = 1e-3
@@ -181,7 +181,7 @@ CRITERIA = ("energy", "gradient", "state")
 
 
 def _of_moving(moving: Bool[Array, "B N"], new: jax.Array, old: jax.Array) -> jax.Array:
-    """New values of the tokens that move; of what is not of tokens (a count) the new value."""
+    """Return new values for moving tokens and old ones for others; a count is always new."""
     if new.shape[:2] != moving.shape:
         return new
     return jnp.where(moving.reshape(*moving.shape, *[1] * (new.ndim - 2)), new, old)
@@ -195,16 +195,16 @@ def adaptive_rollout(
     moving: Array,
     stopping: Convergence,
 ) -> tuple[State, Int[Array, "B N"]]:
-    """At most T steps; every token stops when it has converged.
+    """Run at most T steps; every token stops once it has converged.
 
     Args:
-      make_step, state, inputs: as of `rollout`; a step returns an `EnergyAndGrad` besides.
-      gradient_at: dE_A/dx_A from a state, the inputs of a step and what it returned.
-      moving: (B,N) bool, tokens that are waited for; padding is not.
-      stopping: when a token stops.
+      make_step, state, inputs: as in `rollout`; the record of a step is an `EnergyAndGrad`.
+      gradient_at: function from a state, the inputs of a step and its record to dE_A/dx_A.
+      moving: (B,N) bool, tokens that have to converge; False for padding.
+      stopping: the convergence criterion.
 
     Returns:
-      The state, and the number of steps that each token made.
+      The state, and the number of steps (B,N) of each token.
     """
     max_steps = len(jax.tree.leaves(inputs)[0])
 

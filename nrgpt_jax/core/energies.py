@@ -1,23 +1,22 @@
-"""Energies, as the paper writes them: pure scalar functions of a token.
+"""Energies in the form of the paper: pure scalar functions of a token.
 
 An energy is a pure function
 
     energy(params, g, context) -> E
 
-of a token's g = norm(x), of the parameters in its own table, and of a `Context`: the keys of the
-tokens it may look at, which of these it sees, where it stands, its state x and its first state.
-Its `jax.grad` in g is what moves the token, in training, decoding and analysis alike. The context
-is an argument of its own that the token does not differentiate, so that the future does not leak
-into the past.
+of a token's g = norm(x), the parameters in its own table, and a `Context`: the keys of other
+tokens, which of them are visible, and the token's position, state x and initial state. Its
+`jax.grad` in g moves the token in training, decoding and analysis alike. The context is a separate
+argument, not differentiated by the token, so future tokens do not leak into the past.
 
-The energies here are written over the last axis: g (D,) of a token gives (), g (B,N,D) of all gives
-(B,N), and they are registered with `batched=True`. One that is written for a single token alone is
-taken over all of them by `jax.vmap`: the same numbers, slower. Attention energies are a query and a
-key; how these become an energy is `associative_memory`.
+The energies here act on the last axis: g (D,) of one token gives (), g (B,N,D) gives (B,N). They
+are registered with `batched=True`. An energy of a single token is vectorized by `jax.vmap`: the
+same numbers, slower. An attention energy is defined by a query and a key, from which
+`associative_memory` computes the energy.
 
 To add one, write the function, decorate it with `@energy(name, table)`, and name it in
-`config.model.energies`; a feed-forward energy registered by `@feedforward("NAME", table)` is
-also trained as the model `NRGPT_H_NAME`.
+`config.model.energies`. A feed-forward energy registered by `@feedforward("NAME", table)` is also
+available as the model `NRGPT_H_NAME`.
 
 Source: NRGPT (arXiv 2512.16762), section 2; FF1, FF2 and FF2W are named as in its release.
 """
@@ -56,15 +55,15 @@ Query = Callable[[Params, States, Positions], Queries]
 class Energy(NamedTuple):
     """A registered energy.
 
-    `key(params, g, position)` is a tree of what it keeps of a token for those that look back at it,
-    `query` the same of an attention energy's own side. `exact` declares, for `core.certificates`,
-    that its gradient in g is all of its change when the token moves; not so where it reads
-    `Context.g`, or tokens that are not in the context.
+    `key(params, g, position)` is the tree of arrays that later tokens read of a token, `query` the
+    query of an attention energy. `exact` declares, for `core.certificates`, that the gradient in g
+    is the whole change of the energy when the token moves. It is false for an energy that reads
+    `Context.g`, or tokens outside the context.
     """
 
     function: Callable[[Params, States, Context], Energies]
     specs: Specs
-    label: str  # under which its values and its parameters are found
+    label: str  # name of its values and parameters
     key: Callable[[Params, States, Positions], Any] | None = None
     query: Query | None = None
     exact: bool = False
@@ -72,19 +71,19 @@ class Energy(NamedTuple):
 
 
 ENERGIES: Registry[Energy] = Registry("energy")
-RESERVED = ("total", "combination", "norm", "rate", "rule", "gain", "eta")  # beside the terms
+RESERVED = ("total", "combination", "norm", "rate", "rule", "gain", "eta")  # names beside the terms
 
 
 def energy(name: str, specs: Specs, *, label="", key=None, exact=False, batched=False, wide=False):
-    """Registers an energy `(params, g, context) -> E`.
+    """Register an energy `(params, g, context) -> E`.
 
     Args:
-      name: as in `config.model.energies`.
-      specs: the table of every parameter that it reads.
-      label: under which its values and parameters are found; its name by default.
-      key, exact: as of `Energy`.
-      batched: written over the last axis; else vmapped, and computed in float32 at least.
-      wide: computed so even if it is batched.
+      name: name in `config.model.energies`.
+      specs: table of all parameters that it reads.
+      label: name of its values and parameters; by default `name`.
+      key, exact: as in `Energy`.
+      batched: acts on the last axis; otherwise vmapped, and computed in float32 at least.
+      wide: computed in float32 at least, even if batched.
     """
     label, of_key = _free(label or name), key if batched or key is None else over_tokens(key)
 
@@ -102,13 +101,13 @@ def _free(name: str) -> str:
 
 
 def feedforward(name: str, specs: Specs, *, contextual=False, exact=False, batched=False):
-    """Registers an energy of the token alone, trained as the model `NRGPT_H_<name>`.
+    """Register an energy of the token alone, available as the model `NRGPT_H_<name>`.
 
     Args:
-      name: what follows `NRGPT_H_`.
-      specs: the table of what the function reads; a scale is added.
+      name: suffix of the model's name.
+      specs: table of the function's parameters; a scale is added.
       contextual: whether it is a function of `(params, g, context)` rather than of `(params, g)`.
-      exact, batched: as of `energy`.
+      exact, batched: as in `energy`.
     """
     scale = {"scale": constant(1.0)}  # the release's scale_ff
 
@@ -123,15 +122,15 @@ def feedforward(name: str, specs: Specs, *, contextual=False, exact=False, batch
 
 
 def attention(name: str, specs: Specs, *, key=None, absorb=False, exact=False, batched=False):
-    """Registers an attention energy by its query `(params, g, position) -> (...,H,E)`.
+    """Register an attention energy by its query `(params, g, position) -> (...,H,E)`.
 
     Args:
-      name: as in `config.model.attention` and `config.model.energies`.
-      specs: the table of what query and key read; alpha and beta are added.
+      name: name in `config.model.attention` and `config.model.energies`.
+      specs: table of the parameters of query and key; alpha and beta are added.
       key: `(params, g, position)` to (...,H,E), or (...,E) shared by all heads; by default g.
-      absorb: whether the query, linear in g and the same at all positions, may act on the keys
-        instead where there are as many of them: of its two products a step one is left.
-      exact, batched: as of `energy`.
+      absorb: whether the query, linear in g and equal at all positions, may act on the keys instead
+        if there are as many of them; this saves one of its two products per step.
+      exact, batched: as in `energy`.
     """
     table = {**specs, "alpha": fixed(1.0, "H"), "beta": fixed(1.0)}
     of_key = key or (lambda params, g, position: g)
@@ -146,7 +145,7 @@ def attention(name: str, specs: Specs, *, key=None, absorb=False, exact=False, b
 
 
 def _absorbed(query: Query, specs: Specs, params: Params, keys: States, position: Positions):
-    """A_h^T k for every key k (B,K,E), where query_h(g) = A_h g: (B,K,H,D)."""
+    """Compute A_h^T k, (B,K,H,D), for every key k (B,K,E), where query_h(g) = A_h g."""
     axes = {name: 0 if spec.axes[:1] == ("H",) else None for name, spec in specs.items()}
 
     def of_head(params: Params) -> States:
@@ -164,10 +163,10 @@ def _absorbed(query: Query, specs: Specs, params: Params, keys: States, position
 def associative_memory(
     query: Query, absorbed: Specs | None, params: Params, g: States, context: Context
 ) -> Energies:
-    """E = -(1/beta) sum_h alpha_h log sum_B exp(beta q_h . k_hB), B in the context; 0 where empty.
+    """E = -(1/beta) sum_h alpha_h log sum_B exp(beta q_h . k_hB), B in the context; 0 if empty.
 
-    The paper's attention energy; the release has alpha = beta = 1. Where there are as many queries
-    as keys, a query A_h g whose table is `absorbed` acts on the keys: q_h . k = g . (A_h^T k).
+    The paper's attention energy; the release has alpha = beta = 1. With as many queries as keys, a
+    query A_h g with the table `absorbed` acts on the keys instead: q_h . k = g . (A_h^T k).
     """
     position, strict, aligned = context.position, context.strict, context.aligned
     if absorbed is not None and aligned:
@@ -184,7 +183,7 @@ def associative_memory(
 def full_rank(params: Params, g: States, position: Positions) -> Queries:
     """q_h = J_h g, k = g, with J_h of full rank (the release)."""
     width = g.shape[-1]
-    query = g @ params["J"].reshape(-1, width).T  # as one product J needs no transposed copy
+    query = g @ params["J"].reshape(-1, width).T  # one product avoids a transposed copy of J
     return query.reshape(*g.shape[:-1], -1, width)
 
 
@@ -210,9 +209,10 @@ def low_rank(params: Params, g: States, position: Positions) -> Queries:
     batched=True,
 )
 def full_rank_rope(params: Params, g: States, position: Positions) -> Queries:
-    """q_h = R_A J_h g, k = R_B g: both sides rotated by their positions.
+    """q_h = R_A J_h g, k = R_B g: both rotated by their positions.
 
-    Only distances count, R_B^T R_A = R_(A-B), and `jax.grad` rotates the gradient back.
+    Scores depend on relative positions only, R_B^T R_A = R_(A-B); `jax.grad` rotates the gradient
+    back.
     """
     return rotate(full_rank(params, g, position), position[..., None])
 
@@ -264,7 +264,7 @@ def ff2w(params: Params, g: States) -> Energies:
     return -dot(g, linear_transpose(hidden, params["W2"], params["b2"]))
 
 
-# Besides the paper's ---------------------------------------------------------------------------
+# Energies beyond the paper ---------------------------------------------------------------------
 
 
 GATED = {"W1": matrix("D M", uses=1), "b1": vector("M"), "W2": matrix("D M")}
@@ -274,8 +274,8 @@ GATED = {"W1": matrix("D M", uses=1), "b1": vector("M"), "W2": matrix("D M")}
 def ffg(params: Params, g: States, context: Context) -> Energies:
     """E = -(1/2) gelu(g' W1 + b1) . (g W2)^2, with a gate of g' = g that is not differentiated.
 
-    Its gradient moves a token as a gated MLP does, by W2^T (gelu(g W1 + b1) * (g W2)): the matrix
-    that leads down is that which leads up. Nothing promises that the energy falls.
+    Its gradient moves a token like a gated MLP, by W2^T (gelu(g W1 + b1) * (g W2)), with tied up-
+    and down-projections. There is no guarantee that the energy falls.
     Source: causal energy minimisation (arXiv 2605.07588).
     """
     return _gated(params, context.g.astype(g.dtype), g)
@@ -283,13 +283,13 @@ def ffg(params: Params, g: States, context: Context) -> Energies:
 
 @feedforward("FFG_exact", {**GATED, "W1": matrix("D M")}, exact=True, batched=True)
 def ffg_exact(params: Params, g: States) -> Energies:
-    """E = -(1/2) gelu(g W1 + b1) . (g W2)^2: FFG with the gate in its gradient."""
+    """E = -(1/2) gelu(g W1 + b1) . (g W2)^2: FFG with a differentiated gate."""
     return _gated(params, g, g)
 
 
 @feedforward("FFG_first", GATED, contextual=True, exact=True, batched=True)
 def ffg_first(params: Params, g: States, context: Context) -> Energies:
-    """E = -(1/2) gelu(n(x0) W1 + b1) . (g W2)^2, n without gain and bias: a gate of the input.
+    """E = -(1/2) gelu(n(x0) W1 + b1) . (g W2)^2, n LayerNorm without gain and bias: an input gate.
 
     The gate is constant during the descent, which makes the energy a quadratic form.
     """
@@ -303,9 +303,9 @@ def _gated(params: Params, gate_g: States, g: States) -> Energies:
 
 @feedforward("FF3", {"W1": matrix("D M"), "b1": vector("M")}, exact=True, batched=True)
 def ff3(params: Params, g: States) -> Energies:
-    """E = -(1/3) sum relu(g W1 + b1)^3: its gradient is an MLP of squared ReLU with tied matrices.
+    """E = -(1/3) sum relu(g W1 + b1)^3: the gradient is a squared-ReLU MLP with tied matrices.
 
-    It has one matrix where FF2W has two: at equal parameters it is twice as wide.
+    It has one matrix where FF2W has two: with equal parameter counts it is twice as wide.
     """
     hidden = jnp.maximum(linear(g, params["W1"], params["b1"]), 0.0)
     return -dot(hidden**2, hidden) / 3
@@ -313,15 +313,16 @@ def ff3(params: Params, g: States) -> Energies:
 
 @energy("injection", {"W": matrix("D D", uses=1)}, exact=True, batched=True, wide=True)
 def injection(params: Params, g: States, context: Context) -> Energies:
-    """E = -g . (W x0), with x0 the token's state before the first step: its input is recalled."""
+    """E = -g . (W x0), with x0 the token's state before the first step: input injection."""
     return -dot(g, linear_transpose(context.first.astype(g.dtype), params["W"]))
 
 
 @energy("leak", {"size": positive(0.1)}, exact=True, batched=True, wide=True)
 def leak(params: Params, g: States, context: Context) -> Energies:
-    """E = size (g . x - L(x)), whose gradient in g is size x: x = -(dE/dg) / size at a fixed point.
+    """E = size (g . x - L(x)), with gradient size x in g: a leak proportional to the state.
 
-    L is the norm's Lagrangian, grad L(x) = g, which holds of norms without gain; the bracket is
-    its Legendre transform, a function of g alone, so x is not differentiated.
+    At a fixed point x = -(dE/dg) / size, E the sum of the other terms. L is the Lagrangian of a
+    norm without gain, grad L(x) = g; the bracket is its Legendre transform, a function of g alone,
+    so x is not differentiated.
     """
     return params["size"] * (dot(at_least_float32(g), context.x) - context.lagrangian)

@@ -1,10 +1,10 @@
-"""What a trajectory shows of descent: slopes, rises, and tokens that are slow.
+"""Measurements of descent along a trajectory: slopes, energy increases, and converged contexts.
 
 With the context of token A held fixed, a small step changes its energy at the rate
 
     dE_A/dt = (dE_A/dx_A) . (move of A)
 
-`core.certificates` says of which models that is promised to be non-positive.
+`core.certificates` states for which models this rate is guaranteed to be non-positive.
 Source: NRGPT (arXiv 2512.16762), section 2.
 """
 
@@ -26,22 +26,22 @@ from nrgpt_jax.core.block import (
 )
 from nrgpt_jax.core.descent import Trajectory, energy_in_context, grad_x
 
-ROUNDING = 64.0  # units in the last place: a smaller change of an energy is rounding
-SHORT = 1e-6  # of the length of a state: how far it is moved to measure a slope, in float64
-UPHILL = 1e-6  # a slope is positive beyond so much of the steepest there could be
-SCALES = tuple(2.0 ** (k / 4) for k in range(-48, 25))  # 2^-12 to 64, times a model's own step
+ROUNDING = 64.0  # units in the last place: smaller energy changes are rounding errors
+SHORT = 1e-6  # length of the move that measures a slope in float64, relative to the state
+UPHILL = 1e-6  # a slope is positive above this fraction of the steepest possible one
+SCALES = tuple(2.0 ** (k / 4) for k in range(-48, 25))  # multiples of a model's step, 2^-12 to 64
 
 
 class Evidence(NamedTuple):
-    """What a trajectory of T steps does to the energy of each of N tokens of B sequences."""
+    """The energy changes of the N tokens of B sequences along a trajectory of T steps."""
 
     slopes: Float[Array, "T B N"]  # dE_A/dt at the beginning of a step, context held fixed
-    uphill: Bool[Array, "T B N"]  # whether that is positive, beyond rounding
-    changes: Float[Array, "T B N"]  # of the energy in a step, context held fixed
-    rises: Bool[Array, "T B N"]  # whether that change is positive, beyond rounding
+    uphill: Bool[Array, "T B N"]  # whether the slope is positive beyond rounding
+    changes: Float[Array, "T B N"]  # energy change of a step, context held fixed
+    rises: Bool[Array, "T B N"]  # whether the change is positive beyond rounding
     largest_scales: Float[Array, "T B N"]  # see `evidence`
-    context_converged: Bool[Array, "T B N"]  # whether no token of its context moved in a step
-    rises_converged: Bool[Array, "T B N"]  # whether the energy rose in a step where that was so
+    context_converged: Bool[Array, "T B N"]  # whether the token's context had converged
+    rises_converged: Bool[Array, "T B N"]  # whether the energy rose with a converged context
 
 
 def evidence(
@@ -51,24 +51,24 @@ def evidence(
     *,
     tolerance: float = 1e-2,
 ) -> Evidence:
-    """Measures descent at every step of a trajectory.
+    """Measure descent at every step of a trajectory.
 
-    `largest_scales` are how many times longer than the model's own each step of each token could
-    be for the energy to fall there and for all shorter steps that were tried (`SCALES`); 0 where
-    it does not even fall at the shortest, infinity where it falls at all of them.
+    `largest_scales` is the largest multiple of a token's own step up to which the energy falls at
+    all multiples in `SCALES`. It is 0 if it does not fall at the shortest, infinity if it falls at
+    all of them.
 
     Args:
-      dynamics_at, inputs: of the steps, as for `dynamics.trajectory`.
-      path: their trajectory.
-      tolerance: a context is converged in a step that changes no g in it by more, relative. What
-        little it still moves changes energies as well, so rises are those by a token's own step.
+      dynamics_at, inputs: as in `descent.trajectory`.
+      path: the trajectory of these steps.
+      tolerance: a context has converged if a step changes no g in it by more, relative. Its
+        remaining motion changes energies too, so rises are measured for the token's own step only.
     """
 
     def at_step(step):
         inputs_t, (x, energies, _, _, move) = step
         dynamics = dynamics_at(inputs_t)
         energy_at = energy_in_context(dynamics, start(dynamics)._replace(x=x))
-        gradient = jax.grad(lambda x: jnp.sum(energy_at(x)))(x)  # of gates too, unlike the path's
+        gradient = jax.grad(lambda x: jnp.sum(energy_at(x)))(x)  # includes gates, unlike the path's
         slopes = jnp.sum(gradient * move, axis=-1)
         lengths = jnp.linalg.norm(move, axis=-1) + jnp.linalg.norm(x, axis=-1)  # x is rounded too
         steepest = jnp.linalg.norm(gradient, axis=-1) * lengths
@@ -79,8 +79,8 @@ def evidence(
         multiples = jnp.asarray(SCALES, x.dtype)
         after = jax.lax.map(lambda multiple: energy_at(x + multiple * move), multiples)
         changes = after - energies["total"][None]
-        rises = ~(changes <= resolution[None])  # what is not a number has not fallen
-        descending = jnp.sum(jnp.cumsum(rises, axis=0) == 0, axis=0)  # from the least scale on
+        rises = ~(changes <= resolution[None])  # nan counts as a rise
+        descending = jnp.sum(jnp.cumsum(rises, axis=0) == 0, axis=0)  # from the smallest scale on
         bounds = jnp.concatenate([jnp.zeros(1), multiples[:-1], jnp.full(1, jnp.inf)])
         unscaled = SCALES.index(1.0)
         g = dynamics.norm.function(x), dynamics.norm.function(x + move)
@@ -96,10 +96,10 @@ def evidence(
 
 
 def relative_speeds(g: Float[Array, "P B N D"]) -> Float[Array, "T B N"]:
-    """How far a step moves each token, relative: ||g(t+1) - g(t)|| / ||g(t)||.
+    """Compute the relative change of g in every step, ||g(t+1) - g(t)|| / ||g(t)||.
 
-    Behind a norm that ignores the length of x a token converges in g = norm(x), which is all
-    that energies see, while x may continue in its own direction for ever.
+    With a norm that ignores the length of x, a token converges in g = norm(x), the only input of
+    the energies, while x may grow along its own direction without bound.
     """
     moved = jnp.linalg.norm(g[1:] - g[:-1], axis=-1)
     return moved / jnp.maximum(jnp.linalg.norm(g[:-1], axis=-1), jnp.finfo(g.dtype).tiny)
@@ -108,10 +108,10 @@ def relative_speeds(g: Float[Array, "P B N D"]) -> Float[Array, "T B N"]:
 def context_converged(
     speeds: Float[Array, "T B N"], tolerance: float, *, strict: bool
 ) -> Bool[Array, "T B N"]:
-    """Whether no token of a token's context was faster than `tolerance` in a step.
+    """Return whether the speed of every token in a token's context is at most `tolerance`, by step.
 
-    An empty context is converged. Slow is not yet converged: as x grows, steps of the same length
-    turn it less and less.
+    An empty context counts as converged. A low speed does not prove convergence: as x grows, steps
+    of equal length rotate it less and less.
     """
     converged = jax.lax.cumprod((speeds <= tolerance).astype(jnp.int32), axis=2) == 1
     if strict:
@@ -120,7 +120,7 @@ def context_converged(
 
 
 def settling_steps(speeds: Float[Array, "T B N"], tolerance: float) -> Int[Array, "B N"]:
-    """The first step after which a token is no faster; T where it has not converged."""
+    """Return the step from which a token's speed stays within `tolerance`; T if it never does."""
     still = (speeds <= tolerance).astype(jnp.int32)
     return len(still) - jnp.sum(jnp.cumprod(still[::-1], axis=0), axis=0)
 
@@ -131,17 +131,17 @@ def settling_steps(speeds: Float[Array, "T B N"], tolerance: float) -> Int[Array
 def uphill_moves(
     dynamics_at: Callable[[Any], Dynamics], inputs: Any, states: Float[Array, "T B N D"]
 ) -> Bool[Array, "T B N"]:
-    """Whether a step begins uphill, its context held fixed; from values of energies, in float64.
+    """Return whether a step begins uphill, context held fixed, by energy differences in float64.
 
-    With a line search: whether it ends higher.
+    With a line search: whether it ends at a higher energy.
 
-    A promise is contradicted where it does. Steps from states that the rule leaves without a
-    gradient do not count: the first one of `sphere` goes to the sphere. The rule keeps no state
-    between steps (nothing is promised of those that do).
+    Such a step contradicts a guarantee. Steps from states that the rule moves at zero gradient do
+    not count: the first step of `sphere` projects onto the sphere. The rule must have no state
+    between steps (rules with a state have no guarantee).
 
     Args:
-      dynamics_at, inputs: of the steps, as for `dynamics.trajectory`.
-      states: before each step.
+      dynamics_at, inputs: as in `descent.trajectory`.
+      states: states before each step.
     """
 
     def at_step(step):
@@ -166,19 +166,19 @@ def uphill_moves(
 
 
 def resting(dynamics: Dynamics, x: BatchStates) -> BatchStates:
-    """How the rule moves states that have no gradient: not at all, or to where it keeps them."""
+    """Return the move of the rule at zero gradient: zero, or the projection onto its constraint."""
     return dynamics.rule.update(jnp.zeros_like(x), dynamics.rule.init(x), x)[0].astype(x.dtype)
 
 
 def half_changes(
     at: Callable[[BatchStates], EnergyAndGrad], x: BatchStates, along: BatchStates
 ) -> tuple[BatchStates, BatchEnergies, BatchEnergies]:
-    """A short move along a direction, the change of energies to first order, and its rounding.
+    """Return a short move along a direction, the first-order energy change, and its rounding error.
 
     Args:
-      at: energies at states.
+      at: function from states to energies.
       x: states.
-      along: where to; a token without a direction stays.
+      along: direction of the move; a token with zero direction does not move.
     """
     length = lambda x: jnp.linalg.norm(x, axis=-1, keepdims=True)
     far = length(along)

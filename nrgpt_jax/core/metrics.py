@@ -1,10 +1,10 @@
-"""What a training can log of every recurrent step: functions of what a block computes.
+"""Step metrics, which training logs for every recurrent step: functions of a block's results.
 
     @metric("rate_of_descent")
     def rate_of_descent(dynamics, out):
         return jnp.sum(out.grad_g * out.move, axis=-1)
 
-`config.step_metrics = ("rate_of_descent",)` then logs its mean over tokens, step by step.
+`config.step_metrics = ("rate_of_descent",)` then logs its mean over tokens for every step.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,14 +22,14 @@ METRICS: Registry[Metric] = Registry("step metric")
 
 
 def metric(name: str) -> Callable[[Metric], Metric]:
-    """Registers a function `(dynamics, out) -> (B,N)` of a step, a choice of `step_metrics`."""
+    """Register a step metric `(dynamics, out) -> (B,N)`, selectable in `config.step_metrics`."""
     return METRICS.register(name, lambda function: function)
 
 
 def record(
     names: Sequence[str], dynamics: Dynamics, out: EnergyAndGrad
 ) -> dict[str, BatchEnergies]:
-    """The metrics of these names."""
+    """Compute the named metrics."""
     return {name: METRICS[name](dynamics, out) for name in names}
 
 
@@ -42,14 +42,14 @@ def energy(dynamics: Dynamics, out: EnergyAndGrad) -> BatchEnergies:
 
 @metric("energy_change")
 def energy_change(dynamics: Dynamics, out: EnergyAndGrad) -> BatchEnergies:
-    """How a token's own step changes its energy, with its context held fixed."""
+    """The change of a token's energy by its own step, with its context held fixed."""
     x = out.x + out.move
     return energy_and_grad(dynamics, x, dynamics.norm.function(x), out.keys).total - out.total
 
 
 @metric("attention_entropy")
 def attention_entropy(dynamics: Dynamics, out: EnergyAndGrad) -> BatchEnergies:
-    """The entropy of attention weights in nats, the mean over heads and attention energies.
+    """The entropy of attention weights in nats, averaged over heads and attention energies.
 
     E = -(1/beta) sum_h alpha_h log Z_h(beta) is a free energy, so the entropy of its weights is
     beta^2 dE/dbeta = sum_h alpha_h S_h.

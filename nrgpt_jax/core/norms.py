@@ -1,9 +1,9 @@
-"""Norms g = norm(x), and the Lagrangians they are gradients of, over the last axis of x.
+"""Norms g = norm(x) over the last axis of x, and the Lagrangians of which they are gradients.
 
 A norm without gain is the gradient of a convex Lagrangian L(x). With a gain gamma and a bias b it
-is  norm(x) = gamma * grad L(x) + b,  whose Jacobian is diag(gamma) P / sigma with P a projection:
-what Proposition 2.1 of the paper rests on. For a gain of one, `lagrangian` counts the bias too,
-and its gradient is the norm itself.
+is norm(x) = gamma * grad L(x) + b. Its Jacobian is diag(gamma) P / sigma with P a projection, the
+basis of Proposition 2.1 of the paper. For a gain of one, `lagrangian` includes the bias, and its
+gradient is the norm itself.
 Source: NRGPT (arXiv 2512.16762), section 2.
 """
 
@@ -28,14 +28,13 @@ Energies = Float[Array, "*B"]
 class Norm(NamedTuple):
     """A norm `(params, x) -> g`, its Lagrangian, sigma, and the table of its parameters.
 
-    `convex` declares that g = gain * grad L(x) + bias with L convex, what Proposition 2.1 rests on.
-    `batched`: written over the last axis; what is written for one token is taken over all of them
-    by `jax.vmap`.
+    `convex` declares that g = gain * grad L(x) + bias with L convex, the condition of Proposition
+    2.1. `batched`: acts on the last axis; a norm of one token is vectorized by `jax.vmap`.
     """
 
     function: Callable[[Params, States], States]
     lagrangian: Callable[[Params, States], Energies]
-    sigma: Callable[[States], Energies]  # what x is divided by
+    sigma: Callable[[States], Energies]  # the divisor of x
     specs: Specs
     convex: bool = False
     batched: bool = False
@@ -45,21 +44,21 @@ NORMS: Registry[Norm] = Registry("norm")
 
 
 class BoundNorm(NamedTuple):
-    """A norm with its parameters, for all tokens at once."""
+    """A norm with bound parameters, for all tokens at once."""
 
     function: Callable[[BatchStates], BatchStates]
     lagrangian: Callable[[BatchStates], BatchEnergies]
     sigma: Callable[[BatchStates], BatchEnergies]
-    unit: Callable[[BatchStates], BatchStates]  # without gain and bias: onto the unit sphere
+    unit: Callable[[BatchStates], BatchStates]  # the norm without gain and bias
 
 
 def bind_norm(name: str, params: Params, implementation: str = "fused") -> BoundNorm:
-    """A registered norm with its parameters.
+    """Bind a registered norm to its parameters.
 
     Args:
-      name: in `NORMS`.
-      params: all that its table names.
-      implementation: of what it is made of, one of `ops.IMPLEMENTATIONS`.
+      name: name in `NORMS`.
+      params: all parameters in its table.
+      implementation: implementation of its operations, one of `ops.IMPLEMENTATIONS`.
     """
     norm = NORMS[name]
     bare = {name: jnp.zeros_like(value) for name, value in params.items() if name == "bias"}
@@ -87,7 +86,7 @@ def layer_norm(params: Params, x: States) -> States:
 
 
 def deviation(x: States) -> Energies:
-    """sqrt(variance + eps), the variance about the mean itself: no large numbers cancel."""
+    """sqrt(variance + eps), with the variance of centred values to avoid cancellation."""
     return jnp.sqrt(jnp.var(x, axis=-1) + EPSILON)
 
 

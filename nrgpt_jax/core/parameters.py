@@ -1,10 +1,10 @@
-"""One table a function: what its parameters are called, and everything else that is known of them.
+"""Parameter tables: the name, shape, initializer, storage and use of every parameter.
 
-Energies, norms, rates and rules are functions of a parameter dictionary. Beside each stands a
-table `name -> ParameterSpec`. From it come the parameters' shapes and initial values (here), the
-mesh axes they are split over (`models.sharding`), weight decay (`training.optimizers`) and the
-operations that their use costs (`models.flops`); nothing guesses any of these from a name or a
-shape. Initialisation follows the paper: N(0, 0.02) for matrices, 0 for biases.
+Energies, norms, rates and rules are functions of a parameter dictionary. Each has a table
+`name -> ParameterSpec`. It determines the parameters' shapes and initial values (here), the mesh
+axes over which they are sharded (`models.sharding`), weight decay (`training.optimizers`) and FLOPs
+(`models.flops`). None of these is inferred from a name or a shape. Initialization follows the
+paper: N(0, 0.02) for matrices, 0 for biases.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,11 +17,11 @@ import numpy as np
 from nrgpt_jax.array_types import Key, Params
 
 INIT_STD = 0.02
-BLOCKS = "L"  # the axis of distinct blocks, in front of the others
+BLOCKS = "L"  # the leading axis of distinct blocks
 
 
 class Sizes(NamedTuple):
-    """How long each axis is, by its letter."""
+    """The length of each axis, by its letter."""
 
     D: int  # embedding width
     H: int = 1  # heads
@@ -31,10 +31,10 @@ class Sizes(NamedTuple):
     N: int = 1  # context length
     V: int = 1  # vocabulary
     L: int = 1  # distinct blocks
-    options: Mapping[str, Any] = {}  # of the parts of a model: lengths of further axes by name
+    options: Mapping[str, Any] = {}  # options of a model's parts: lengths of further axes by name
 
     def length(self, axis: str) -> int:
-        """Of an axis, by its letter or the name of an option."""
+        """Return the length of an axis, given its letter or the name of an option."""
         return getattr(self, axis) if axis in _LETTERS else self.options[axis]
 
 
@@ -42,7 +42,7 @@ _LETTERS = frozenset(Sizes._fields) - {"options"}
 
 
 class Bijector(NamedTuple):
-    """How a parameter is stored: the prefix of its name, and the map to the constrained value."""
+    """The storage of a parameter: a prefix of its name, and the map to the constrained value."""
 
     prefix: str
     constrain: Callable[[jax.Array], jax.Array]
@@ -58,38 +58,38 @@ BIJECTORS: Mapping[str, Bijector] = {
 
 
 class ParameterSpec(NamedTuple):
-    """What is known of one parameter."""
+    """The axes, initializer, storage and use of one parameter."""
 
-    axes: tuple[str, ...]  # for each a letter of `Sizes`, or an option whose value is its length
+    axes: tuple[str, ...]  # each a letter of `Sizes`, or an option whose value is its length
     init: Callable[..., jax.Array]  # (key, shape, dtype) -> the stored value
     bijector: str = AS_IS  # one of BIJECTORS, or FIXED
-    uses: int = 0  # products of a token with it in one forward step, for FLOPs
+    uses: int = 0  # number of products with a token in one forward step, for FLOPs
 
     def shape(self, sizes: Sizes) -> tuple[int, ...]:
-        """Its shape in a model of these sizes."""
+        """Return the shape in a model of these sizes."""
         return tuple([sizes.length(axis) for axis in self.axes])
 
     @property
     def is_matrix(self) -> bool:
-        """Whether it has two axes or more, not counting that of distinct blocks."""
+        """Whether it has two axes or more, not counting the axis of distinct blocks."""
         return len([letter for letter in self.axes if letter != BLOCKS]) >= 2
 
     def key(self, name: str) -> str:
-        """The name under which it is stored: `log_beta` for a positive `beta`."""
+        """Return the name under which it is stored: `log_beta` for a positive `beta`."""
         return BIJECTORS[self.bijector].prefix + name
 
 
 Specs: TypeAlias = Mapping[str, ParameterSpec]
 Table: TypeAlias = Mapping[str, Any]
-"""Specs, or tables of them by name."""
+"""Specs by name, possibly nested."""
 
 
 def matrix(axes: str, uses: int = 2) -> ParameterSpec:
-    """A matrix (or a stack of them), drawn from N(0, 0.02): `matrix("H D D")`.
+    """A matrix, or a stack of matrices, drawn from N(0, 0.02): `matrix("H D D")`.
 
     Args:
       axes: for each axis a letter of `Sizes`, or the name of an option that is its length.
-      uses: products of a token with it in a step; 2 in an energy and its gradient.
+      uses: number of products with a token per step; 2 for an energy and its gradient.
     """
     return ParameterSpec(_letters(axes), jax.nn.initializers.normal(INIT_STD), uses=uses)
 
@@ -100,7 +100,7 @@ def vector(axes: str) -> ParameterSpec:
 
 
 def constant(value: float, axes: str = "") -> ParameterSpec:
-    """A gain, or without axes a scalar, initially `value`."""
+    """A gain, or a scalar if there are no axes, initially `value`."""
     return ParameterSpec(_letters(axes), jax.nn.initializers.constant(value))
 
 
@@ -128,18 +128,18 @@ def _letters(axes: str) -> tuple[str, ...]:
 
 
 def is_letter(axis: str) -> bool:
-    """Whether an axis is one of those of `Sizes`."""
+    """Whether an axis is a letter of `Sizes`."""
     return axis in _LETTERS
 
 
 def own_axes(table: Table) -> set[str]:
-    """The axes of a table that are no letters of `Sizes`: names of options."""
+    """Return the axes of a table that are names of options rather than letters of `Sizes`."""
     specs = jax.tree.leaves(table, is_leaf=lambda leaf: isinstance(leaf, ParameterSpec))
     return {axis for spec in specs for axis in spec.axes} - _LETTERS
 
 
 def stacked(table: Table) -> Table:
-    """The table of L distinct blocks: every parameter with that axis in front."""
+    """Return the table of L distinct blocks, with a leading axis L for every parameter."""
 
     def stack(spec: ParameterSpec) -> ParameterSpec:
         if spec.bijector == FIXED:
@@ -155,7 +155,7 @@ def stacked(table: Table) -> Table:
 
 
 def stored_specs(table: Table) -> dict[str, Any]:
-    """The specs of the stored parameters, by the names under which they are stored."""
+    """Return the specs of the stored parameters, by the names under which they are stored."""
     result: dict[str, Any] = {}
     for name, spec in table.items():
         if not isinstance(spec, ParameterSpec):
@@ -166,7 +166,7 @@ def stored_specs(table: Table) -> dict[str, Any]:
 
 
 def init_params(key: Key, specs: Table, sizes: Sizes, dtype=jnp.float32) -> dict[str, Any]:
-    """Initial values of the parameters of `stored_specs`."""
+    """Return the initial values of the parameters of `stored_specs`."""
     keys = jax.random.split(key, max(len(specs), 1))
     return {
         name: spec.init(k, spec.shape(sizes), dtype)
@@ -177,7 +177,7 @@ def init_params(key: Key, specs: Table, sizes: Sizes, dtype=jnp.float32) -> dict
 
 
 def constrain(values: Mapping[str, Any], table: Table, sizes: Sizes) -> dict[str, Any]:
-    """The constrained parameters of a table, by their own names."""
+    """Return the constrained parameters of a table, by their own names."""
     result: dict[str, Any] = {}
     for name, spec in table.items():
         if not isinstance(spec, ParameterSpec):
@@ -192,6 +192,6 @@ def constrain(values: Mapping[str, Any], table: Table, sizes: Sizes) -> dict[str
 
 
 def init_parameters(key: Key, specs: Specs, sizes: Sizes, dtype=jnp.float32) -> Params:
-    """Parameters of one function at their initial values, for use without Flax."""
+    """Return the initial parameters of one function, for use without Flax."""
     values = constrain(init_params(key, stored_specs(specs), sizes, dtype), specs, sizes)
     return {name: value.astype(dtype) for name, value in values.items()}

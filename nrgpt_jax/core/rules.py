@@ -1,18 +1,18 @@
-"""Inference rates eta, and rules of descent: how the gradient of a token's energy becomes a move.
+"""Inference rates eta, and descent rules, which turn the gradient of a token's energy into a move.
 
-A rate is a function `eta(params, gain)` of its parameters and of the gain of the norm: the scalar,
-diagonal (D,) or matrix (D,D) that a gradient is multiplied by. What a rate guarantees, and of which
-rule and norm, `core.certificates` says.
+A rate is a function `eta(params, gain)` of its parameters and the gain of the norm. It returns the
+scalar, diagonal (D,) or matrix (D,D) that multiplies the gradient. `core.certificates` states which
+rates have a guarantee, and with which rules and norms.
 
-A rule has the shape of an optax transformation, for the states x (B,N,D) of all tokens at once:
+A rule has the interface of an Optax transformation, for the states x (B,N,D) of all tokens:
 
     state = rule.init(x0)
     move, state = rule.update(gradient, state, x)        gradient: dE_A/dg_A (B,N,D)
 
-and the step adds `move` (times the scale of that step) to x. To add one, write
+The step adds `move`, times the scale of the step, to x. To add a rule, write
 `make(params, eta, norm)`, which returns such a pair, and register it with its table.
 Source: rates and `descent` are NRGPT (arXiv 2512.16762), section 2, Propositions 2.1 and 2.2; the
-other rules are of this library.
+other rules are from this library.
 """
 
 from collections.abc import Callable
@@ -36,22 +36,22 @@ from nrgpt_jax.registry import Registry
 
 
 class Rate(NamedTuple):
-    """An inference rate: eta, its parameters by its initial size, and what it promises."""
+    """An inference rate: eta, its parameter table by initial size, and its guarantee."""
 
     eta: Callable[[Params, jax.Array], jax.Array]
     specs: Callable[[float], Specs]
-    guarantee: str  # in a sentence
-    constrained: bool = True  # is kept in full precision, because a guarantee rests on its values
+    guarantee: str  # one sentence
+    constrained: bool = True  # kept in full precision, because a guarantee rests on its values
 
 
 RATES: Registry[Rate] = Registry("inference rate")
 
 
 def apply_rate(eta: jax.Array, gradient: BatchStates) -> BatchStates:
-    """eta @ gradient_A for every token A; eta is (), (D,) or (D,D).
+    """Compute eta @ gradient_A for every token A; eta is (), (D,) or (D,D).
 
-    A matrix in a narrow type multiplies in that type and adds up in float32; in float32 it
-    multiplies exactly, also on accelerators whose default is less.
+    A matrix of narrow dtype multiplies in that dtype and accumulates in float32. In float32 it
+    multiplies in full precision, also on accelerators whose default precision is lower.
     """
     if eta.ndim < 2:
         return (eta[None, None] if eta.ndim == 1 else eta) * gradient.astype(eta.dtype)
@@ -130,7 +130,7 @@ RATES.add(
 
 
 class BoundRule(NamedTuple):
-    """A rule with its parameters."""
+    """A rule with bound parameters."""
 
     init: Callable[[BatchStates], Any]
     update: Callable[[BatchStates, Any, BatchStates], tuple[BatchStates, Any]]
@@ -140,12 +140,12 @@ Follows = Literal["", "dE/dg", "dE/dx"]
 
 
 class Rule(NamedTuple):
-    """`make(params, eta, norm)` gives the pair; `specs` is the table of `params`.
+    """A descent rule: `make(params, eta, norm)` binds it, `specs` is the table of `params`.
 
     `follows` declares, for `core.certificates`, that the move is -eta times this gradient of the
-    step, or a positive multiple of it; "" declares nothing. A rule that moves states without a
-    gradient, as to a sphere, declares it of states where it does not; one that keeps a state
-    between steps is promised nothing.
+    step, or a positive multiple of it; "" declares nothing. A rule that also moves states at zero
+    gradient, such as onto a sphere, declares this for states that it does not move in this way. A
+    rule with a state between steps has no guarantee.
     """
 
     make: Callable[[Params, jax.Array, BoundNorm], BoundRule]
@@ -157,7 +157,7 @@ RULES: Registry[Rule] = Registry("rule of descent")
 
 
 def rule(name: str, specs: Specs, *, follows: Follows = ""):
-    """Registers a rule, a choice of `config.model.rule`; fields as of `Rule`."""
+    """Register a descent rule, selectable as `config.model.rule`; arguments as in `Rule`."""
     return RULES.register(name, lambda make: Rule(make, specs, follows))
 
 
@@ -188,11 +188,11 @@ def momentum(params: Params, eta: jax.Array, norm: BoundNorm) -> BoundRule:
 
 @rule("projected", {}, follows="dE/dx")
 def projected(params: Params, eta: jax.Array, norm: BoundNorm) -> BoundRule:
-    """x <- x - eta P diag(gamma) dE/dg, with P the projection that the norm's Jacobian holds.
+    """x <- x - eta P diag(gamma) dE/dg, with P the projection in the norm's Jacobian.
 
     P diag(gamma) = sigma J^T, J = dg/dx = diag(gamma) P / sigma. For a small step dE is then
-    -sigma (J^T dE/dg)^T eta (J^T dE/dg): where eta + eta^T is positive semi-definite, the energy
-    falls behind every norm, for a full matrix too.
+    -sigma (J^T dE/dg)^T eta (J^T dE/dg): if eta + eta^T is positive semi-definite, the energy falls
+    with any norm, also for a full matrix.
     """
     del params
 
@@ -207,10 +207,10 @@ def projected(params: Params, eta: jax.Array, norm: BoundNorm) -> BoundRule:
 def sphere(params: Params, eta: jax.Array, norm: BoundNorm) -> BoundRule:
     """x <- n(n(x) - eta P diag(gamma) dE/dg), n the norm without gain and bias.
 
-    `projected` on the sphere of g, on which states stay: steps of one length turn a token by one
-    angle however many went before, energies are bounded below, and a token can converge.
-    For a small step the energy falls as with `projected`, from the second on (the first goes to the
-    sphere): n moves along P, which eta follows.
+    `projected` on the sphere of g, to which states are confined: a step of given length rotates a
+    token by the same angle at any depth, energies are bounded below, and a token can converge. For
+    a small step the energy falls as with `projected`, from the second step on (the first moves
+    states onto the sphere). To first order, n applies P to the move, in which eta follows P.
     """
     del params
 

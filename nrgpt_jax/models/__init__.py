@@ -33,20 +33,20 @@ __all__ = [
 def create_model(
     config: Mapping[str, Any] | ConfigDict | None = None, /, **fields: Any
 ) -> LanguageModel:
-    """The Flax module that a configuration describes.
+    """Create the Flax module that a configuration describes.
 
         create_model(name="NRGPT_H_FF2W", vocab_size=65, embed_dim=64, num_steps=5)
 
     Args:
-      config: a whole configuration (`nrgpt_jax.configs.default_config()`) or its `model` part, or
-        some of the fields of that; the others have their defaults.
-      fields: of `config.model`; these come first. `vocab_size` is set here or there.
+      config: a full configuration (`nrgpt_jax.configs.default_config()`), its `model` part, or some
+        fields of that part; other fields have their defaults.
+      fields: fields of `config.model`, which take precedence. `vocab_size` is set in either.
 
     Returns:
       A Linen module: `init(key, tokens)`, `apply(variables, tokens (B,N)) -> logits (B,N,V)`.
 
     Raises:
-      UserError: a field is unknown or has a value that cannot be built; the message names it.
+      UserError: a field is unknown or has an invalid value; the message names it.
     """
     base, usual = {} if config is None else config, default_config().model.to_dict()
     overrides = {**base.get("model", base), **fields}
@@ -68,23 +68,23 @@ def create_model(
 
 
 def parameter_specs(model: LanguageModel) -> Any:
-    """The tree of parameters as `ParameterSpec`: what is known of each."""
+    """Return the tree of parameters as `ParameterSpec`."""
     return parameters.stored_specs(model.tables())
 
 
 def abstract_params(model: LanguageModel) -> Any:
-    """The tree of parameters as `jax.ShapeDtypeStruct`; nothing is computed."""
+    """Return the tree of parameters as `jax.ShapeDtypeStruct`; nothing is computed."""
     is_spec = lambda spec: isinstance(spec, ParameterSpec)
     shape = lambda spec: jax.ShapeDtypeStruct(spec.shape(model.sizes), "float32")
     return jax.tree.map(shape, parameter_specs(model), is_leaf=is_spec)
 
 
 def num_parameters(model: LanguageModel) -> int:
-    """How many parameters it has, embeddings and head included."""
+    """Return the number of parameters, including embeddings and head."""
     return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(model)))
 
 
 def parameter_shapes(model: LanguageModel) -> dict[str, tuple[int, ...]]:
-    """The shape of every parameter by its path, `block/feedforward/W1`; nothing is computed."""
+    """Return the shape of every parameter by path, `block/feedforward/W1`; nothing is computed."""
     flat = traverse_util.flatten_dict(abstract_params(model), sep="/")
     return {path: leaf.shape for path, leaf in flat.items()}

@@ -1,4 +1,4 @@
-"""Decoding: the forward pass before a cache, in the ways that a model may be asked for."""
+"""Decoding: the forward pass with a KV cache, by kind of cache and stopping criterion."""
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 class Decoding(NamedTuple):
-    """How tokens descend while text is made: which cache is kept, and when a token stops."""
+    """The kind of KV cache in generation, and when a token stops its descent."""
 
     cache: str = "exact"  # one of block.CACHES
-    stopping: Convergence | None = None  # None: every token makes all steps
+    stopping: Convergence | None = None  # None: every token takes all steps
 
 
 def check_decoding(model: "LanguageModel", decoding: Decoding) -> None:
-    """Raises UserError where the model cannot decode in this way."""
+    """Raise UserError if the model does not support this decoding."""
     if not model.has_energy and decoding != Decoding():
         raise UserError("this model has no energy: it has an exact cache and makes all steps")
     if model.num_distinct_layers > 1 and decoding != Decoding():
@@ -41,15 +41,15 @@ def forward_cached(
     decoding: Decoding,
     active: Bool[Array, "B P"] | None = None,
 ) -> tuple[BatchStates, Any, Int[Array, "B P"]]:
-    """The forward pass of P tokens a sequence, before a cache, in this way.
+    """Run the forward pass of P tokens per sequence with a KV cache.
 
     Args:
-      model: bound.
+      model: bound model.
       tokens: (B,P), or their embeddings.
-      cache: of past tokens, as of `empty_cache`: it is written, and read with a position.
-      position: as of `embed`.
-      decoding: which cache, and when a token stops.
-      active: tokens that are waited for; None: all.
+      cache: cache of past tokens, from `empty_cache`: always written, read if there is a position.
+      position: as in `embed`.
+      decoding: kind of cache and stopping criterion.
+      active: tokens that have to converge; None: all.
 
     Returns:
       The states after the last step, the cache, and the number of steps of every token.
@@ -62,7 +62,7 @@ def forward_cached(
     check_decoding(model, decoding)
     inputs, dynamics_at = model.dynamics(x, position)
     fixed_point, stopping = decoding.cache == "fixed_point", decoding.stopping
-    # A token that does not see itself finds the same keys there in all of its steps.
+    # With a fixed-point cache and a strict mask, a token reads the same keys in all of its steps.
     hold = fixed_point and model.strict and position is not None
     keys = jax.tree.map(lambda rows: rows[0], cache) if hold else None
     options = None if hold else cache, None, None if stopping is None else _out, keys
@@ -92,17 +92,17 @@ def decode_scan(
     decoding: Decoding,
     prompt: Int[Array, ""] | int = 0,
 ) -> tuple[BatchStates, Int[Array, "B N"]]:
-    """The forward pass of one token after the other, each in the context of those before.
+    """Run the forward pass token by token, each in the context of those before it.
 
     Args:
-      model: bound.
+      model: bound model.
       x: (B,N,D) embeddings.
-      cache: of N slots, those of the prompt filled.
-      decoding: which cache, and when a token stops.
-      prompt: the first tokens of every sequence, that stay where they are.
+      cache: cache of N slots, those of the prompt filled.
+      decoding: kind of cache and stopping criterion.
+      prompt: number of leading tokens per sequence that are not moved.
 
     Returns:
-      The states after the last step, and the number of steps that every token made.
+      The states after the last step, and the number of steps of every token.
     """
     stay = lambda cache, x, at: (x, cache, jnp.zeros(x.shape[:2], jnp.int32))
     move = lambda cache, x, at: forward_cached(model, x, cache, at, decoding)
@@ -122,13 +122,13 @@ def decode_scan(
 def decode_behind(
     model: Any, tokens: Tokens, end: State, prompt: Int[Array, ""]
 ) -> Float[Array, "B N D"]:
-    """Where tokens end that are decoded behind a prompt, with a fixed-point cache.
+    """Return the states of tokens decoded after a prompt, with a fixed-point cache.
 
     Args:
-      model: bound, with an energy.
+      model: bound model with an energy.
       tokens: (B,N).
-      end: of their usual descent, where those of the prompt stay.
-      prompt: the number of tokens that are read at once.
+      end: state after the usual rollout, whose states of the prompt are kept.
+      prompt: number of prefilled tokens.
     """
     x, (rows, count) = model.embed(tokens), tokens.shape
     inputs, dynamics_at = model.dynamics(x)

@@ -1,7 +1,7 @@
-"""Floating point operations of a model, from its parameter tables, and the peaks of known chips.
+"""FLOPs of a model, from its parameter tables, and the peak FLOP/s of known devices.
 
-Only operations that the mathematics needs are counted: products with matrices, and half of the
-causal square of attention. Nothing for what is computed again to save memory.
+Only operations that the mathematics needs are counted: matrix products, and half of the causal
+square of attention. Rematerialization is not counted.
 """
 
 import functools
@@ -16,11 +16,11 @@ import jax.numpy as jnp
 from nrgpt_jax.core.parameters import ParameterSpec, Table
 from nrgpt_jax.models.language_model import LanguageModel
 
-# Dense bfloat16 operations a second of one device, by the words that its `device_kind` starts
-# with; makers' data sheets. The first match counts.
+# Dense bfloat16 FLOP/s of one device by the prefix of its `device_kind`, from vendors' data sheets.
+# The first match counts.
 PEAKS: Mapping[str, float] = {
-    "TPU v2": 22.5e12,  # a core; two cores a chip
-    "TPU v3": 61.5e12,  # a core; two cores a chip
+    "TPU v2": 22.5e12,  # per core; two cores per chip
+    "TPU v3": 61.5e12,  # per core; two cores per chip
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
     "TPU v5e": 197e12,
@@ -41,7 +41,7 @@ PEAKS: Mapping[str, float] = {
 
 
 def train_flops_per_token(model: LanguageModel) -> float:
-    """Operations a token of one training step: three times those of the forward pass.
+    """Return the FLOPs per token of one training step: three times those of the forward pass.
 
     Each product of the forward pass has two in the backward pass.
     """
@@ -51,7 +51,7 @@ def train_flops_per_token(model: LanguageModel) -> float:
 
 
 def _products(table: Table, model: LanguageModel) -> float:
-    """A multiplication and an addition for every element of a matrix and every use of it."""
+    """Count a multiplication and an addition for every element and every use of a matrix."""
     total = 0.0
     for spec in table.values():
         if isinstance(spec, ParameterSpec):
@@ -62,9 +62,9 @@ def _products(table: Table, model: LanguageModel) -> float:
 
 
 def peak_flops() -> float | None:
-    """Operations a second that all devices together can reach; None for an unknown chip.
+    """Return the peak FLOP/s of all devices together; None for an unknown device.
 
-    Chips are looked up in `PEAKS`; CPUs are measured, by a float32 product of 2048 x 2048.
+    Devices are looked up in `PEAKS`; CPUs are measured by a float32 product of 2048 x 2048.
     """
     device = jax.local_devices()[0]
     if device.platform == "cpu":
@@ -77,7 +77,7 @@ def peak_flops() -> float | None:
 
 @functools.cache
 def _measured_cpu_peak(size: int = 2048, repeats: int = 5) -> float:
-    """One product uses all cores, however many devices they are split into."""
+    """Measure one product, which uses all cores for any number of JAX devices."""
     product = jax.jit(jnp.matmul)
     a = jax.device_put(jnp.full((size, size), 0.5, jnp.float32), jax.local_devices()[0])
     product(a, a).block_until_ready()

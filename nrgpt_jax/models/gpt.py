@@ -1,7 +1,7 @@
 """The transformer baselines: GPT, GPT_Rec (one block, T times) and GPT_Rec_parallel.
 
-Pre-norm blocks with a ReLU MLP, as in the paper's release: a block is a pure function of its
-parameters, and goes through the loop that the energy models use.
+Pre-norm blocks with a ReLU MLP, as in the paper's release. A block is a pure function of its
+parameters, and runs in the same rollout as the energy models.
 """
 
 from functools import partial
@@ -45,13 +45,13 @@ def attend(
     """Causal multi-head attention, softmax(Q K^T / sqrt(Y)) V, then a biased projection.
 
     Args:
-      params, x: of a block.
-      cache: arrays (T,B,S,H,Y) and the step, which keys and values are written at.
-      position: as of `LanguageModel.embed`.
-      drop: of weights and of the output.
+      params, x: parameters and input of the attention.
+      cache: arrays (T,B,S,H,Y), and the step at which keys and values are written.
+      position: as in `LanguageModel.embed`.
+      drop: dropout of the weights and of the output.
 
     Returns:
-      What it adds, and the cache with these keys and values.
+      The update of the states, and the cache with these keys and values.
     """
     rows = None
     q, k, v = (jnp.einsum("bnd,dhy->bnhy", x, params[n]) for n in ("query", "key", "value"))
@@ -75,7 +75,7 @@ def mlp(params: Params, x: BatchStates, drop: "Dropout") -> BatchStates:
 
 
 class Dropout:
-    """Dropout at one rate, each call with keys of its own; without keys the identity."""
+    """Dropout at one rate, with different PRNG keys in every call; the identity without keys."""
 
     def __init__(self, keys: RowKeys | None, rate: float):
         self.keys, self.rate, self.calls = keys, rate, 0
@@ -93,8 +93,8 @@ class Dropout:
 class GPT(LanguageModel):
     """The three baselines.
 
-    The fields are those of `config.model`; with `parallel` a block adds its attention and its
-    MLP side by side.
+    The fields are those of `config.model`; if `parallel`, the attention and the MLP of a block act
+    in parallel.
     """
 
     parallel: bool = False
@@ -106,7 +106,7 @@ class GPT(LanguageModel):
 
     @nn.nowrap
     def pair_flops(self) -> float:
-        """Scores and averages, half of the square each."""
+        """FLOPs per token and step of scores and averages, over half of the square each."""
         return 2.0 * self.context_length * self.embed_dim
 
     @nn.nowrap
@@ -118,7 +118,7 @@ class GPT(LanguageModel):
         position: PerSequence | None,
         keys: RowKeys | None,
     ) -> tuple[BatchStates, Cache | None]:
-        """One transformer block: the states after it, and the cache with its step written."""
+        """Run one transformer block; return the states, and the cache with this step written."""
         drop = Dropout(keys, self.dropout)
         narrow = lambda tree: jax.tree.map(lambda leaf: leaf.astype(self.dtype), tree)
         norm = lambda name, x: layer_norm(params[name], x).astype(self.dtype)
@@ -137,7 +137,7 @@ class GPT(LanguageModel):
         dropout_keys: StepKeys | None = None,
         record: Record | None = None,
     ) -> tuple[State, Any, Step]:
-        """As of `LanguageModel.steps`."""
+        """See `LanguageModel.steps`."""
         assert record is None, "a transformer has no energy to record"
         inputs, block_of = self.layer_schedule(self.group_params("block"))
         inputs |= {"step": jnp.arange(self.num_steps), "dropout": dropout_keys}
@@ -152,6 +152,6 @@ class GPT(LanguageModel):
         return State(x, (), cache, jnp.zeros((), jnp.int32)), inputs, step
 
     def cache_row(self) -> Any:
-        """The shapes of the key and the value of a token, in one step."""
+        """Return the shapes of the key and the value of a token in one step."""
         shape = self.num_heads, self.embed_dim // self.num_heads
         return dict.fromkeys("kv", jax.ShapeDtypeStruct(shape, self.dtype))

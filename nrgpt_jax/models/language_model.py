@@ -1,4 +1,4 @@
-"""What every model here shares: embeddings in front, final LayerNorm and head behind."""
+"""The base class of all models: embeddings, T steps of a block, final LayerNorm and head."""
 
 from collections.abc import Callable
 from functools import partial
@@ -22,7 +22,7 @@ from nrgpt_jax.models.decoding import Decoding, forward_cached
 Cache = dict[str, Any]
 """The KV cache: arrays (T,B,S,...) by name; see `core.block`."""
 Record = Callable[[Dynamics, EnergyAndGrad], Any]
-"""A function of what a block computes for all tokens."""
+"""A function of the dynamics and the results of a step for all tokens."""
 
 FINAL_NORM = {"gain": constant(1.0, "D"), "bias": vector("D")}
 
@@ -31,8 +31,8 @@ class LanguageModel(nn.Module):
     """Token and position embedding -> T steps of a block -> LayerNorm -> logits.
 
     A module declares parameters from tables and calls pure functions. Subclasses define
-    `block_table`, `pair_flops`, `steps` and `cache_row`. Residual states, the norms and the logits
-    are kept in float32 whatever `dtype` is. The fields are those of `config.model`.
+    `block_table`, `pair_flops`, `steps` and `cache_row`. Residual states, norms and logits are kept
+    in float32 for any `dtype`. The fields are those of `config.model`.
     """
 
     vocab_size: int
@@ -46,20 +46,20 @@ class LanguageModel(nn.Module):
     dtype: str = "float32"
     scan_unroll: int = 1
     remat: str = "none"
-    num_distinct_layers: int = 1  # steps take them in turn
+    num_distinct_layers: int = 1  # used by the steps in turn
     implementation: str = "fused"
 
-    # What a model is ------------------------------------------------------------------------------
+    # Definition -----------------------------------------------------------------------------------
 
     steps: ClassVar[Callable[..., tuple[State, Any, Step]]]
-    """`(x, position, cache, dropout_keys, record)`, all but x optional, to the state before the
-    first step, the inputs of the T steps, and the step: what `block.rollout` takes."""
+    """`(x, position, cache, dropout_keys, record)`, all but x optional, to the arguments of
+    `block.rollout`: the state before the first step, the inputs of the T steps, and the step."""
 
-    has_energy = False  # whether its tokens descend an energy: `energies`, `trajectory`
+    has_energy = False  # whether tokens descend an energy: `energies`, `trajectory`
 
     @property
     def sizes(self) -> Sizes:
-        """The length of every axis of its parameters."""
+        """The length of every parameter axis."""
         width, rank = self.embed_dim, self.embed_dim // self.num_heads
         hidden = max(1, round(self.mlp_ratio * width))
         shape: Any = {"T": self.num_steps, "N": self.context_length, "V": self.vocab_size}
@@ -72,12 +72,12 @@ class LanguageModel(nn.Module):
 
     @nn.nowrap
     def pair_flops(self) -> float:
-        """Operations a token and step of scores and averages over the context."""
+        """FLOPs per token and step of scores and averages over the context."""
         raise TypeError(f"{type(self).__name__} does not define pair_flops")
 
     @nn.nowrap
     def tables(self) -> dict[str, Table]:
-        """All parameters of the model: what they are called, and what is known of them."""
+        """Return the parameter tables of the model, by group."""
         block = self.block_table()
         groups: dict[str, Table] = {
             "token_embedding": {"embedding": matrix("V D", uses=0)},
@@ -93,12 +93,12 @@ class LanguageModel(nn.Module):
     def with_num_steps(
         self, variables: Variables, num_steps: int
     ) -> tuple["LanguageModel", Variables]:
-        """The model and its variables, with `num_steps` steps, which still use its layers in turn.
+        """Return the model and variables with `num_steps` steps, which use its layers in turn.
 
-        Parameters of single steps continue with the last one.
+        Further steps have the per-step parameters of the last one.
 
         Raises:
-          UserError: the model has a block of its own for every step, or there is no step.
+          UserError: every step of the model has its own block, or `num_steps` is not positive.
         """
         require(num_steps > 0, "num_steps", num_steps, "at least 1")
         if num_steps == self.num_steps:
@@ -120,7 +120,7 @@ class LanguageModel(nn.Module):
 
     @nn.nowrap
     def with_implementation(self, name: str) -> "LanguageModel":
-        """The same model by another of `ops.IMPLEMENTATIONS`."""
+        """Return the same model with another of `ops.IMPLEMENTATIONS`."""
         return self.clone(implementation=name)
 
     # Parameters -----------------------------------------------------------------------------------
@@ -133,12 +133,12 @@ class LanguageModel(nn.Module):
 
     @nn.nowrap
     def group_params(self, group: str) -> dict[str, Any]:
-        """The parameters of one group, as functions are given them."""
+        """Return the constrained parameters of one group."""
         return flax.core.unfreeze(self.constrained)[group]
 
     @nn.nowrap
     def layer_schedule(self, block: Any) -> tuple[dict[str, Any], Callable[[Any], Any]]:
-        """(inputs of the T steps, the block of a step from its inputs), for blocks in turn."""
+        """Return the inputs of the T steps, and a function from those of a step to its block."""
         if self.num_distinct_layers == 1:
             return {}, lambda inputs_t: block
         if self.num_distinct_layers == self.num_steps:
@@ -152,7 +152,7 @@ class LanguageModel(nn.Module):
     def __call__(
         self, tokens: Tokens, train: bool = False, rows: PerSequence | None = None
     ) -> Logits:
-        """Next-token logits (B,N,V) of tokens (B,N); arguments are those of `forward`."""
+        """Return the next-token logits (B,N,V) of tokens (B,N); arguments as in `forward`."""
         return self.readout(self.forward(tokens, train, rows)[0].x)
 
     def forward(
@@ -163,16 +163,16 @@ class LanguageModel(nn.Module):
         *,
         record: Record | None = None,
     ) -> tuple[State, Any]:
-        """The state after T steps, of whose x `readout` makes the logits, and what was recorded.
+        """Return the state after T steps, whose x `readout` maps to logits, and the records.
 
         Args:
-          tokens: (B,N) integers below `vocab_size`, N up to the context length; or what `embed`
-            makes of them, (B,N,D).
+          tokens: (B,N) integers below `vocab_size`, N up to the context length; or their embeddings
+            by `embed`, (B,N,D).
           train: apply dropout; needs `rngs={"dropout": key}` when the rate is positive.
-          rows: numbers (B,) of the sequences; what is dropped in one is a function of the key
-            and its number, wherever it is computed. None: 0 to B - 1.
-          record: a function of what a block computes, `(dynamics, out)` to a tree of arrays, for
-            models with an energy; its values have T in front.
+          rows: (B,) numbers of the sequences; the key and the number determine the dropout of a
+            sequence, on any device. None: 0 to B - 1.
+          record: function `(dynamics, out)` to a tree of arrays, for models with an energy; records
+            have axis T in front.
         """
         x: Any = tokens if tokens.ndim == 3 else self.embed(tokens)
         keys = self.dropout_keys(len(x), train, rows)
@@ -181,7 +181,7 @@ class LanguageModel(nn.Module):
 
     @nn.nowrap
     def dropout_keys(self, batch: int, train: bool, rows: PerSequence | None) -> StepKeys | None:
-        """Keys of dropout for every step and sequence; None: there is none."""
+        """Return the dropout keys of every step and sequence; None without dropout."""
         if not train or self.dropout == 0.0:
             return None
         key = self.make_rng("dropout")
@@ -189,11 +189,11 @@ class LanguageModel(nn.Module):
         return jax.vmap(of_row, out_axes=1)(jnp.arange(batch) if rows is None else rows)
 
     def embed(self, tokens: Tokens, position: PerSequence | None = None) -> BatchStates:
-        """The states before the first step. Raises ValueError on too long a sequence.
+        """Return the states before the first step. Raises ValueError if the sequence is too long.
 
         Args:
           tokens: (B,N).
-          position: None: they are the first N. (B,): N = 1, one token at its position.
+          position: None: tokens are at 0 to N-1. (B,): positions of single tokens, N = 1.
         """
         count = tokens.shape[-1]
         if count > self.context_length:
@@ -209,9 +209,9 @@ class LanguageModel(nn.Module):
         return self.group_params(name)["embedding"]
 
     def readout(self, x: BatchStates) -> Logits:
-        """Logits (float32) of states; works on the states of any step.
+        """Return the logits (float32) of states, which may be those of any step.
 
-        The product is of numbers in `dtype`; it is added up and returned in float32.
+        The product has factors in `dtype`; it accumulates and returns float32.
         """
         product = partial(jnp.einsum, preferred_element_type=jnp.float32)
         with jax.named_scope("readout"), ops.implementation(self.implementation):
@@ -225,17 +225,17 @@ class LanguageModel(nn.Module):
 
     @nn.nowrap
     def readout_groups(self) -> tuple[str, ...]:
-        """The groups of parameters that `readout` reads."""
+        """Return the parameter groups that `readout` reads."""
         return "final_norm", "token_embedding" if self.tied_head else "head"
 
     # Decoding -------------------------------------------------------------------------------------
 
     def cache_row(self) -> Any:
-        """The cache of one token in one step: a tree of `jax.ShapeDtypeStruct`, by name."""
+        """Return the cache of one token in one step: a tree of `jax.ShapeDtypeStruct`, by name."""
         raise TypeError(f"{type(self).__name__} does not define cache_row")
 
     def empty_cache(self, batch: Any, slots: int, kind: str = "exact") -> Cache:
-        """A cache for `slots` tokens of `batch` sequences, of a kind of `block.CACHES`."""
+        """Return a cache for `slots` tokens of `batch` sequences, of a kind in `block.CACHES`."""
         steps = 1 if kind == "fixed_point" else self.num_steps
         zeros = lambda row: jnp.zeros((steps, batch, slots, *row.shape), row.dtype)
         return jax.tree.map(zeros, self.cache_row())
@@ -243,10 +243,10 @@ class LanguageModel(nn.Module):
     def prefill(
         self, tokens: Tokens, lengths: PerSequence, cache: Cache, decoding: Decoding
     ) -> tuple[Float[Array, "B V"], Cache, Int[Array, "B P"]]:
-        """Reads prompts (B,P), each `lengths` long, into a cache.
+        """Prefill a cache with prompts (B,P), each `lengths` long.
 
         Returns:
-          The logits after the last token of each, the cache, the steps that tokens made.
+          The logits after each last token, the cache, and the number of steps of every token.
         """
         active = jnp.arange(tokens.shape[1])[None] < lengths[:, None]
         x, cache, steps = forward_cached(self, tokens, cache, None, decoding, active)
@@ -261,7 +261,7 @@ class LanguageModel(nn.Module):
         decoding: Decoding,
         active: Bool[Array, "B"] | None = None,
     ) -> tuple[Float[Array, "B V"], Cache, Int[Array, "B"]]:
-        """One more token in each sequence, at `position`: logits (B,V), the cache, the steps."""
+        """Decode one token per sequence, at `position`: logits (B,V), cache, number of steps."""
         waited_for = None if active is None else active[:, None]
         token = jnp.asarray(tokens)[:, None]
         x, cache, steps = forward_cached(self, token, cache, position, decoding, waited_for)

@@ -1,4 +1,4 @@
-"""Checks of `config.model`: every mistake is one line, raised before anything is compiled."""
+"""Checks of `config.model`: every error is one line, raised before compilation."""
 
 import math
 from collections.abc import Mapping
@@ -43,7 +43,7 @@ _FLOAT32 = 4  # bytes
 
 
 def check_model(model: Mapping[str, Any]) -> None:
-    """Checks `config.model`, with its `vocab_size` set. Raises UserError naming the field."""
+    """Check `config.model`, with its `vocab_size` set. Raises UserError naming the field."""
     require_choice("model.name", model["name"], [*model_names(), NRGPT_NAME])
     require_choice("model.attention", model["attention"], energies_labelled("attention"))
     for field, allowed in _CHOICES.items():
@@ -65,7 +65,7 @@ def check_model(model: Mapping[str, Any]) -> None:
 
 
 def _check_options(model: Mapping[str, Any]) -> None:
-    """Each option is one of a part of the model, and of its kind; an axis has its length."""
+    """Check that each option belongs to a part of the model, its type, and lengths of axes."""
     sound = hasattr(model["options"], "items")
     require(sound, "model.options", model["options"], "a mapping of names to values")
     known: dict[str, Any] = {}
@@ -118,12 +118,12 @@ def _check_heads(model: Mapping[str, Any]) -> None:
 
 
 def check_memory(model: "LanguageModel", copies: int = 1, parts: int = 1) -> None:
-    """Raises UserError where the parameters alone do not fit a device.
+    """Raise UserError if the parameters alone do not fit on a device.
 
     Args:
-      model: as `create_model` makes it; nothing is allocated.
-      copies: arrays of the size of the parameters that are kept, at least.
-      parts: devices that the parameters are split over.
+      model: from `create_model`; nothing is allocated.
+      copies: least number of arrays of the parameters' size that are kept.
+      parts: number of devices over which the parameters are sharded.
     """
     tree = parameters.stored_specs(model.tables())
     specs = jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, ParameterSpec))

@@ -1,4 +1,4 @@
-"""The names that `config.model.name` may have, and the energies that each stands for."""
+"""The values of `config.model.name`, and the energies that each stands for."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,22 +14,22 @@ BASELINES = ("GPT", "GPT_Rec", "GPT_Rec_parallel")
 
 
 def energies_labelled(label: str) -> list[str]:
-    """The registered energies with a label: `attention`, `feedforward`."""
+    """Return the registered energies with a label: `attention`, `feedforward`."""
     return [name for name, entry in ENERGIES.items() if entry.label == label]
 
 
 def model_names() -> list[str]:
-    """`NRGPT_H_<feed-forward energy>` for every registered one, and the baselines."""
+    """Return `NRGPT_H_<name>` for every registered feed-forward energy, and the baselines."""
     return [NRGPT_PREFIX + name for name in energies_labelled("feedforward")] + list(BASELINES)
 
 
 def is_nrgpt(name: str) -> bool:
-    """Whether the name stands for an energy model (else it is a baseline)."""
+    """Whether the name is that of an energy model rather than a baseline."""
     return name == NRGPT_NAME or name.startswith(NRGPT_PREFIX)
 
 
 def registered_parts(model: Mapping[str, Any]) -> list[tuple[Registry, str]]:
-    """The registered parts that `config.model` names; none for a transformer."""
+    """Return the registered parts that `config.model` names; none for a transformer."""
     if not is_nrgpt(model["name"]):
         return []
     energies: list[tuple[Registry, str]] = [(ENERGIES, name) for name in energy_names(model)]
@@ -43,10 +43,10 @@ def registered_parts(model: Mapping[str, Any]) -> list[tuple[Registry, str]]:
 
 
 def energy_names(model: Mapping[str, Any]) -> tuple[str, ...]:
-    """The energies of `config.model`.
+    """Return the names of the energies of `config.model`.
 
-    `NRGPT_H_FF2W` stands for `model.attention` and FF2W, with `model.energies` besides; `NRGPT`
-    for `model.energies` alone.
+    `NRGPT_H_FF2W` stands for `model.attention`, FF2W and `model.energies`; `NRGPT` for
+    `model.energies` alone.
     """
     extra = tuple(model["energies"])
     if model["name"] == NRGPT_NAME:

@@ -34,7 +34,7 @@ from nrgpt_jax.registry import Registry
 class NRGPT(LanguageModel):
     """Tokens descend the sum (or another combination) of energies for `num_steps` steps.
 
-    The fields are those of `config.model`; `energy_names` are of `core.energies.ENERGIES`.
+    The fields are those of `config.model`; `energy_names` are names in `core.energies.ENERGIES`.
     """
 
     energy_names: tuple[str, ...] = ("full_rank", "FF2W")
@@ -58,7 +58,7 @@ class NRGPT(LanguageModel):
 
     @property
     def sizes(self) -> Sizes:
-        """The length of every axis of its parameters."""
+        """The length of every parameter axis."""
         sizes, options = super().sizes, dict[str, Any]()
         fields: list[tuple[Registry, str]] = [(ENERGIES, name) for name in self.energy_names]
         fields += [(NORMS, self.norm), (RATES, self.inference_rate), (RULES, self.rule)]
@@ -68,14 +68,14 @@ class NRGPT(LanguageModel):
 
     @property
     def strict(self) -> bool:
-        """Whether tokens are outside their own context."""
+        """Whether tokens are excluded from their own context."""
         return self.mask == "strict"
 
     # Parameters -----------------------------------------------------------------------------------
 
     @nn.nowrap
     def terms(self) -> dict[str, Energy]:
-        """The energies by the names under which their values and parameters are found."""
+        """Return the energies, by the names of their values and parameters."""
         entries = {name: self._chosen(ENERGIES, name) for name in self.energy_names}
         labels = [entry.label for entry in entries.values()]
         twice = {label for label in labels if labels.count(label) > 1}
@@ -83,7 +83,7 @@ class NRGPT(LanguageModel):
 
     @nn.nowrap
     def _chosen(self, registry: Registry, name: str) -> Any:
-        """A registered part, with its options."""
+        """Return a registered part, configured by the model's options."""
         return registry.configured(name, self.options) if self.options else registry[name]
 
     @nn.nowrap
@@ -108,15 +108,15 @@ class NRGPT(LanguageModel):
 
     @nn.nowrap
     def tables(self) -> dict[str, Table]:
-        """All parameters: those of any model, and the scales of single steps."""
+        """Return the parameter tables: those of any model, and the scale of each step."""
         scales = {"steps": {"scale": positive(1.0, "T")}} if self.per_step_scale else {}
         return {**super().tables(), **scales}
 
     @nn.nowrap
     def pair_flops(self) -> float:
-        """FLOPs of energies that read other tokens.
+        """FLOPs per token and step of energies that read other tokens.
 
-        They are a product with each key and one in its gradient, over half of the square.
+        They are those of a product with each key and one in its gradient, over half of the square.
         """
         struct = lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32)
         g, at = struct((1, 1, self.embed_dim)), jax.ShapeDtypeStruct((1, 1), jnp.int32)
@@ -129,11 +129,11 @@ class NRGPT(LanguageModel):
         return 2.0 * self.context_length * width
 
     def eta(self) -> jax.Array:
-        """The inference rate: (), (D,) or (D,D), before any c_t; one of each of several blocks."""
+        """The inference rate before any c_t: (), (D,) or (D,D); L of them for several blocks."""
         return self._block()["eta"]
 
     def gain(self) -> jax.Array:
-        """The gain (D,) of the norm, or ones; with several blocks one of each."""
+        """The gain (D,) of the norm, or ones; L of them for several blocks."""
         return self._block()["gain"]
 
     def step_scales(self) -> Float[Array, "T"]:
@@ -143,13 +143,13 @@ class NRGPT(LanguageModel):
         )
 
     def rates(self) -> Float[Array, "T"]:
-        """What the inference rate is multiplied by in every step."""
+        """The factor of the inference rate in every step."""
         faded = jnp.maximum(jnp.arange(self.num_steps) + 1 - self.full_steps, 0)
         return self.inference_rate_decay ** faded.astype(jnp.float32)
 
     @nn.nowrap
     def _block(self) -> dict[str, Any]:
-        """The parameters of a block (or of several, stacked), and values derived from them."""
+        """Return the parameters of the block (or of several, stacked), and derived values."""
         block = self.group_params("block")
         shape = (
             (self.num_distinct_layers, self.embed_dim)
@@ -168,10 +168,10 @@ class NRGPT(LanguageModel):
     def dynamics(
         self, x: BatchStates, position: PerSequence | None = None
     ) -> tuple[Any, Callable[[Any], Dynamics]]:
-        """(inputs, dynamics_at): `dynamics_at` gives the dynamics of a step from its inputs.
+        """Return (inputs, dynamics_at): `dynamics_at` maps the inputs of a step to its dynamics.
 
-        `inputs` are a tree of arrays with T in front; x (B,N,D) are the states before the first
-        step, `position` as of `embed`. For pure functions on states:
+        `inputs` is a tree of arrays with leading axis T; x (B,N,D) are the states before the first
+        step, `position` is as in `embed`. For pure functions on states:
         `model.bind(variables).dynamics(x)`.
         """
         inputs, block_of = self.layer_schedule(self._block())
@@ -211,13 +211,13 @@ class NRGPT(LanguageModel):
         record: Record | None = None,
         keys: Any = None,
     ) -> tuple[State, Any, Step]:
-        """As of `LanguageModel.steps`; `keys` are what tokens see in all steps, if it is held."""
+        """See `LanguageModel.steps`; `keys` are the visible keys of all steps, if they are held."""
         inputs, dynamics_at = self.dynamics(x, position)
         begin = start(dynamics_at(jax.tree.map(lambda leaf: leaf[0], inputs)), cache)
         inputs["dropout"] = dropout_keys
 
         def step(state: State, inputs_t: Any) -> tuple[State, Any]:
-            # Parameters are narrowed here: their gradients add up in float32.
+            # Parameters are cast here, so that their gradients accumulate in float32.
             dynamics = dynamics_at(inputs_t)
             keys_t = inputs_t["dropout"]
             dropout = None if keys_t is None else self._dropout(keys_t, x.shape[1])
@@ -238,31 +238,31 @@ class NRGPT(LanguageModel):
 
         return jax.vmap(of_row)(keys)
 
-    # What energies show ---------------------------------------------------------------------------
+    # Energies and trajectories --------------------------------------------------------------------
 
     def trajectory(self, tokens: Tokens) -> descent.Trajectory:
-        """The path of all tokens: states (T+1,B,N,D), and the same of what comes with them."""
+        """Return the trajectory of all tokens: states (T+1,B,N,D), energies, gradients, moves."""
         inputs, dynamics_at = self.dynamics(self.embed(tokens))
         return descent.trajectory(dynamics_at, inputs)
 
     def energies(self, tokens: Tokens) -> dict[str, jax.Array]:
-        """Per-step per-token energies (T+1,B,N), by term (`attention`, ...) and in `total`."""
+        """Return the energies (T+1,B,N) of all tokens, by term (`attention`, ...) and `total`."""
         return dict(self.trajectory(tokens).energies)
 
     def gradients(self, tokens: Tokens) -> Float[Array, "steps B N D"]:
-        """dE_A/dg_A of the total energy of every token, before every step and after the last."""
+        """Return dE_A/dg_A of every token's total energy, before every step and after the last."""
         return self.trajectory(tokens).grad_g
 
     def step(
         self, x: BatchStates, t: int = 0, first: BatchStates | None = None
     ) -> tuple[BatchStates, EnergyAndGrad]:
-        """One step of descent: the states after it, and the energies and gradient it followed.
+        """Take one descent step; return the states after it, its energies and gradient.
 
         Args:
-          x: (B,N,D) states of all tokens, such as `embed` gives.
-          t: the number of the step, from 0.
-          first: (B,N,D) states before step 0, which the energy `injection` reads; by default x.
-            A rule with a state of its own (momentum) starts from zero.
+          x: (B,N,D) states of all tokens, for example from `embed`.
+          t: index of the step, from 0.
+          first: (B,N,D) states before step 0, which `injection` and `FFG_first` read; by default x.
+            A rule with a state (momentum) starts from zero.
         """
         if not 0 <= t < self.num_steps:
             raise ValueError(f"step {t} of {self.num_steps}, which are numbered from 0")
@@ -274,7 +274,7 @@ class NRGPT(LanguageModel):
         return state.x, out
 
     def cache_row(self) -> Any:
-        """The keys of a token in one step, by term, as trees of `jax.ShapeDtypeStruct`."""
+        """Return the keys of a token in one step, by term, as trees of `jax.ShapeDtypeStruct`."""
         x = jax.ShapeDtypeStruct((1, 1, self.embed_dim), jnp.float32)
 
         def keys(x: BatchStates):

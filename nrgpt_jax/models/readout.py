@@ -1,4 +1,4 @@
-"""Functions of logits, some tokens at a time: (B,N,V) is never there as a whole."""
+"""Functions of logits in chunks of tokens: (B,N,V) is never materialized as a whole."""
 
 import math
 from collections.abc import Callable
@@ -12,19 +12,19 @@ from jaxtyping import Array, Float
 from nrgpt_jax.array_types import BatchStates
 from nrgpt_jax.models.language_model import LanguageModel
 
-LOGITS_AT_ONCE = 2**25  # numbers; 128 MiB in float32
+LOGITS_AT_ONCE = 2**25  # values; 128 MiB in float32
 
 
 def map_logits(
     model: LanguageModel, params: Any, x: BatchStates, function: Callable, *of_tokens: jax.Array
 ) -> Any:
-    """A function of the logits of every token: a tree of arrays (B,N).
+    """Apply a function to the logits of every token, and return a tree of arrays (B,N).
 
     Args:
-      model, params: as of `create_model`.
+      model, params: model from `create_model`, and its parameters.
       x: (B,N,D) states after the last step.
-      function: `(logits (b,n,V), then of_tokens (b,n)) -> arrays (b,n)`, each token by itself.
-      of_tokens: (B,N) arrays that it needs besides.
+      function: `(logits (b,n,V), then of_tokens (b,n)) -> arrays (b,n)`, independent by token.
+      of_tokens: (B,N) further arguments of the function.
     """
 
     def of_part(part):
@@ -47,15 +47,15 @@ def weighted_sum(
     function: Callable,
     *of_tokens: jax.Array,
 ) -> Float[Array, ""]:
-    """The sum over tokens of weight times a function of their logits.
+    """Return the weighted sum over tokens of a function of their logits.
 
-    Its gradient in `params` and `x` is made together with it, part by part, so that neither
-    logits nor their gradients are kept, nor made twice. The other arrays have none.
+    Its gradient in `params` and `x` is computed together with it, chunk by chunk, so that neither
+    logits nor their gradients are stored or computed twice. The other arrays have no gradient.
 
     Args:
-      model, params, x, of_tokens: as of `map_logits`.
-      weights: of every token.
-      function: as of `map_logits`, to one array.
+      model, params, x, of_tokens: as in `map_logits`.
+      weights: weight of every token.
+      function: as in `map_logits`, returning one array.
     """
 
     def of_part(params, x, weights, *others):
@@ -72,7 +72,7 @@ def weighted_sum(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _sum_of_parts(of_part: Callable, read, x, params, rest) -> Float[Array, ""]:
-    """The sum over parts; only `read`, of the parameters, and `x` have gradients."""
+    """Sum over chunks; only `read`, a part of the parameters, and `x` have gradients."""
     add = lambda total, part: (total + of_part({**params, **read}, *part), None)
     return jax.lax.scan(add, jnp.zeros((), jnp.float32), (x, *rest))[0]
 
@@ -102,7 +102,7 @@ def _count(model: LanguageModel, x: jax.Array) -> int:
 
 
 def _in_parts(model: LanguageModel, arrays: Any) -> Any:
-    """Arrays (B,N,...) as (parts,1,C,...), filled up with zeros."""
+    """Split arrays (B,N,...) into (parts,1,C,...), padded with zeros."""
     count = _count(model, arrays[0])
 
     def split(array):

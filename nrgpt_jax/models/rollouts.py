@@ -1,4 +1,4 @@
-"""Rollouts other than the T steps of `LanguageModel.forward`, for training and study of depth.
+"""Rollouts besides the T steps of `LanguageModel.forward`, for training and the study of depth.
 
 Functions of a bound model: `model.apply(variables, tokens, ..., method=rollouts.partial_rollout)`.
 """
@@ -22,9 +22,9 @@ def partial_rollout(
     train: bool = False,
     rows: PerSequence | None = None,
 ) -> State:
-    """The state after a rollout of at most T steps; other arguments are those of `forward`.
+    """Return the state after a rollout of at most T steps; other arguments as in `forward`.
 
-    Only models with an energy can hold the context of a rollout.
+    A held context needs a model with an energy.
     """
     x: Any = tokens if tokens.ndim == 3 else model.embed(tokens)
     keys = {}
@@ -41,15 +41,15 @@ def partial_rollout(
 
 
 def equal_steps(model: Any, tokens: Tokens, count: Int[Array, ""] | Int[Array, "B"]) -> State:
-    """The state after any number of equal steps, without a gradient."""
+    """Return the state after any number of equal steps, without a gradient."""
     state, inputs, step = model.steps(model.embed(tokens))
     return rollout_n(step, state, jax.tree.map(lambda leaf: leaf[0], inputs), count)
 
 
 def step_gain(model: Any, tokens: Tokens, state: State, v: BatchStates) -> Float[Array, "B N"]:
-    """||J v|| / ||v|| of one more step, J each token's own with its context held fixed.
+    """Compute ||J v|| / ||v|| of one more step, J each token's own with its context held fixed.
 
-    By forward mode, so the model's implementation is `autodiff`.
+    It uses forward mode, so the model's implementation must be `autodiff`.
     """
     inputs, dynamics_at = model.dynamics(model.embed(tokens))
     last = jax.tree.map(lambda leaf: leaf[-1], inputs)
@@ -59,7 +59,7 @@ def step_gain(model: Any, tokens: Tokens, state: State, v: BatchStates) -> Float
 
 
 def squared_distance(model: Any, x: BatchStates, y: BatchStates) -> Float[Array, "B N"]:
-    """||v - u||^2 / ||u||^2 of u = n(x) and v = n(y), n the norm without gain and bias."""
+    """Compute ||v - u||^2 / ||u||^2 of u = n(x), v = n(y), n the norm without gain and bias."""
     norm = bind_norm(model.norm, model.group_params("block")["norm"], "autodiff")
     u, v = norm.unit(x), norm.unit(y)
     return jnp.sum(jnp.square(v - u), axis=-1) / jnp.sum(jnp.square(u), axis=-1)

@@ -1,8 +1,8 @@
-"""Where arrays live on a mesh of devices with the axes data, fsdp and tensor.
+"""Shardings on a device mesh with the axes data, fsdp and tensor.
 
-Batches are split over `data` and `fsdp`. Parameters, and what an optimizer keeps of them, are split
-by the axes that they carry: widths over `fsdp`, heads, hidden widths and the vocabulary over
-`tensor`; along `data` everything is repeated.
+Batches are sharded over `data` and `fsdp`. Parameters and their optimizer state are sharded by the
+axes of their specs: widths over `fsdp`; heads, hidden widths and the vocabulary over `tensor`. They
+are replicated along `data`.
 """
 
 import functools
@@ -20,22 +20,22 @@ from nrgpt_jax.errors import require
 
 DATA, FSDP, TENSOR = "data", "fsdp", "tensor"
 AXES = (DATA, FSDP, TENSOR)
-BATCH_AXES = (DATA, FSDP)  # rows of a batch are split over both
+BATCH_AXES = (DATA, FSDP)  # rows of a batch are sharded over both
 SPLIT_OVER: Mapping[str, str | None] = {
     **dict.fromkeys("HMV", TENSOR),
     "D": FSDP,
     **dict.fromkeys("YTNL"),
 }
-"""The mesh axis that an axis of a parameter is split over, by its letter; None: none."""
+"""The mesh axis over which a parameter axis is sharded, by its letter; None: replicated."""
 
 _FIELDS = {"D": "embed_dim", "H": "num_heads", "M": "mlp_ratio x embed_dim", "V": "vocab_size"}
 
 
 def mesh_shape(mesh: Mapping[str, int] | ConfigDict, num_devices: int) -> tuple[int, int, int]:
-    """The lengths of data, fsdp and tensor, of `config.mesh`; one may be -1: the rest.
+    """Return the lengths of data, fsdp and tensor in `config.mesh`; one may be -1: the rest.
 
     Raises:
-      UserError: they do not multiply to the number of devices.
+      UserError: a length is invalid, or the product is not the number of devices.
     """
     lengths = {axis: mesh[axis] for axis in AXES}
     for axis, length in lengths.items():
@@ -55,14 +55,14 @@ def make_mesh(
     mesh: Mapping[str, int] | ConfigDict | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> jax.sharding.Mesh:
-    """The mesh of `config.mesh`; without it all devices are `data`.
+    """Create the mesh of `config.mesh`; by default all devices are on `data`.
 
     Args:
       mesh: lengths by axis.
-      devices: all devices of all processes if None.
+      devices: devices of the mesh; None: all devices of all processes.
 
     Raises:
-      UserError: as `mesh_shape`.
+      UserError: as in `mesh_shape`.
     """
     count = jax.device_count() if devices is None else len(devices)
     shape = mesh_shape(mesh or {DATA: -1, FSDP: 1, TENSOR: 1}, count)
@@ -70,7 +70,7 @@ def make_mesh(
 
 
 def check_sizes(sizes: Sizes, mesh: Mapping[str, int]) -> None:
-    """Raises UserError where an axis of the parameters cannot be split over that of the mesh."""
+    """Raise UserError if the length of a parameter axis is not a multiple of its mesh axis."""
     for letter, field in _FIELDS.items():
         axis = SPLIT_OVER[letter]
         assert axis is not None
@@ -81,23 +81,23 @@ def check_sizes(sizes: Sizes, mesh: Mapping[str, int]) -> None:
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """The same array on every device."""
+    """Return the sharding that replicates an array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """The leading axis split over data and fsdp."""
+    """Return the sharding that splits the leading axis over data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def local_rows(batch_size: int, mesh: jax.sharding.Mesh) -> np.ndarray:
-    """The numbers of the rows of a batch that devices of this process hold, in order."""
+    """Return the indices of the rows of a batch on devices of this process, in order."""
     indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
     return np.unique(np.concatenate([np.arange(batch_size)[rows] for rows in indices.values()]))
 
 
 def put_batch(batch: Any, mesh: jax.sharding.Mesh) -> Any:
-    """Global arrays from the `local_rows` of a batch (a tree of numpy arrays)."""
+    """Create global arrays from the `local_rows` of a batch (a tree of numpy arrays)."""
 
     def put(x: np.ndarray) -> jax.Array:
         size, indices = _placed(len(x), mesh)
@@ -109,9 +109,9 @@ def put_batch(batch: Any, mesh: jax.sharding.Mesh) -> Any:
 
 @functools.cache
 def _placed(count: int, mesh: jax.sharding.Mesh) -> tuple[int, dict[int, np.ndarray]]:
-    """The rows of the whole batch for `count` local ones, and the local rows of a device's part.
+    """Return the global batch size for `count` local rows, and the local rows of each shard.
 
-    The part is named by the row of the whole batch at which it begins.
+    A shard is identified by its first row in the global batch.
     """
     parts = mesh.shape[DATA] * mesh.shape[FSDP]
     size = count * parts // len(local_rows(parts, mesh))
@@ -121,10 +121,10 @@ def _placed(count: int, mesh: jax.sharding.Mesh) -> tuple[int, dict[int, np.ndar
 
 
 def parameter_partition(spec: Any) -> PartitionSpec:
-    """How a parameter is split; axes that `SPLIT_OVER` does not know are not.
+    """Return the partition of a parameter; axes that are not in `SPLIT_OVER` are not split.
 
     Raises:
-      TypeError: it carries no axes.
+      TypeError: it is not a `ParameterSpec`.
     """
     if not isinstance(spec, ParameterSpec):
         raise TypeError(f"a parameter is described by {spec!r}, not by a ParameterSpec with axes")
@@ -137,25 +137,25 @@ def parameter_partition(spec: Any) -> PartitionSpec:
 
 
 def parameter_partitions(specs: Any) -> Any:
-    """The partition of every parameter of a tree of specs."""
+    """Return the partition of every parameter in a tree of specs."""
     return jax.tree.map(parameter_partition, specs, is_leaf=_is_spec)
 
 
 def parameter_shardings(specs: Any, mesh: jax.sharding.Mesh) -> Any:
-    """A sharding for every parameter of a tree of specs."""
+    """Return the sharding of every parameter in a tree of specs."""
     place = lambda spec: NamedSharding(mesh, parameter_partition(spec))
     return jax.tree.map(place, specs, is_leaf=_is_spec)
 
 
 def only(partition: PartitionSpec, *axes: str) -> PartitionSpec:
-    """The partition restricted to the given mesh axes."""
+    """Return the partition restricted to the given mesh axes."""
     return PartitionSpec(*(axis if axis in axes else None for axis in partition))
 
 
 def on_one_device(tree: Any) -> Any:
-    """The same arrays, whole, of one device of this process; every device has room for them.
+    """Return the arrays unsharded, on one device of this process; every device must have room.
 
-    All processes call it together.
+    All processes must call it together.
     """
     leaves = jax.tree.leaves(tree)
     if not all(leaf.is_fully_replicated for leaf in leaves):
@@ -169,7 +169,7 @@ def _repeated(mesh: jax.sharding.Mesh):
 
 
 def abstract(tree: Any, shardings: Any) -> Any:
-    """Shapes and types of a tree of arrays that is to live where a tree of shardings says."""
+    """Return the shapes and dtypes of a tree of arrays, with the given shardings."""
     return jax.tree.map(
         lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree, shardings
     )

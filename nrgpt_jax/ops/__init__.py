@@ -1,12 +1,11 @@
-"""Operations that energies and norms are written with, and what accelerators have for them.
+"""Operations for energies and norms, with accelerator kernels where available.
 
-Each is a plain function, with a derivative rule of its own where that pays. `implementation` is
-the one switch:
+Each is a plain function, with a custom derivative rule where that pays. `implementation` selects
+one of three variants:
 
-- `fused`: these rules, and for attention a kernel of the accelerator where it has one;
-- `blocked`: the rules in plain `jax.numpy` everywhere, with the same sums in the same order each
-  time;
-- `autodiff`: no rules: automatic differentiation alone, which has forward mode and any order.
+- `fused`: the custom rules, and an accelerator's attention kernel if there is one;
+- `blocked`: the custom rules in plain `jax.numpy` everywhere, with sums always in the same order;
+- `autodiff`: no custom rules, automatic differentiation only, with forward mode and any order.
 
 All three agree in values, first and second derivatives.
 """

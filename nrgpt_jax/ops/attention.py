@@ -1,20 +1,19 @@
-"""The log-sum-exp of attention with a fast gradient, and a fast gradient of that gradient.
+"""The log-sum-exp of attention with fast first and second derivatives.
 
 An attention energy is a function of
 
     L_A = log sum_B exp(q_A . k_B)          B in the context of A
 
-and what a step of the model needs is its gradient in the query, `attend`: the softmax average
-of the keys. Both derivatives are given in closed form. They work on blocks of query rows with
-the keys up to the last row of the block, so no work is done above the blocks on the diagonal;
-the N x K weights are recomputed from the log-sum-exp for the outer gradient, so training keeps
-no array that grows with the square of the context (but for the masks of attention dropout, and
-where the loss depends on values of energies, as in a mixture: their derivative in the keys is
-taken from the whole matrix of scores).
+A step of the model needs its gradient in the query, `attend`: the softmax average of the keys. Both
+derivatives are in closed form. They work on blocks of query rows, with the keys up to the last row
+of the block, so nothing above the diagonal blocks is computed. The outer gradient recomputes the
+N x K weights from the log-sum-exp, so training stores no array quadratic in the context length. Two
+exceptions are the masks of attention dropout, and losses that depend on values of energies, as in a
+mixture: the derivative of these values in the keys uses the full matrix of scores.
 
-Shapes of the rules are those of one sequence: query (G,N,E) and keys (G,H,K,E), where the H heads
-of a group share their queries. Full-rank attention is one group of H heads of width E = D, low-rank
-attention H groups of one head of width E = Y.
+The rules act on one sequence: query (G,N,E) and keys (G,H,K,E), where the H heads of a group share
+their queries. Full-rank attention is one group of H heads of width E = D, low-rank attention H
+groups of one head of width E = Y.
 """
 
 from collections.abc import Iterator
@@ -37,10 +36,10 @@ DropoutMask = Float[Array, "B H N K"]
 
 
 def causal_mask(position: Int[Array, "*B"], num_keys: int, strict: bool) -> Bool[Array, "*B K"]:
-    """Whether token B, 0 to K - 1, is in the context of a token at a position.
+    """Return whether each token B, 0 to K - 1, is in the context of a token at a position.
 
-    The context is B < A when `strict` (the sum in the paper), else B <= A (the release's text
-    models, where a token's own key counts as context).
+    The context is B < A if `strict` (the sum in the paper), else B <= A (the release's text models,
+    where a token's own key is in its context).
     """
     at, other = position[..., None], jnp.arange(num_keys).reshape((1,) * position.ndim + (-1,))
     return other < at if strict else other <= at
@@ -55,18 +54,18 @@ def log_sum_exp(
     aligned: bool = False,
     dropout: DropoutMask | None = None,
 ) -> Float[Array, "*B H"]:
-    """log sum_B exp(q_hA . k_hB) over the context of each query; 0 where that is empty.
+    """Compute log sum_B exp(q_hA . k_hB) over the context of each query; 0 if it is empty.
 
     Args:
-      query: (B,N,H,E), or (B,N,E) shared by the heads; of one token without (B,N).
-      keys: (B,K,H,E), or (B,K,E) shared by the heads; of one token without B.
-      position: (B,N) of the queries, among the keys.
-      strict: as of `causal_mask`.
+      query: (B,N,H,E), or (B,N,E) shared by the heads; without (B,N) for one token.
+      keys: (B,K,H,E), or (B,K,E) shared by the heads; without B for one token.
+      position: (B,N) positions of the queries among the keys.
+      strict: as in `causal_mask`.
       aligned: whether the queries are those of all K tokens, in order.
-      dropout: of the weights in the gradient; the value is as without it.
+      dropout: mask of the weights in the gradient; the value is computed without dropout.
 
     Returns:
-      In float32 at least.
+      The values in float32 at least.
     """
     if position.ndim == 0:
         of_one = query[None, None], keys[None], position[None, None]
@@ -105,7 +104,7 @@ def _masked_log_sum_exp_jvp(primals, tangents):
 
 
 def _softmax(scores: Array, mask: Array) -> tuple[Array, Array]:
-    """Weights over the last axis, and the log-sum-exp; zeros where a row has no context."""
+    """Return the weights over the last axis, and the log-sum-exp; zeros if a row has no context."""
     masked = jnp.where(mask, scores, -jnp.inf)
     peak = jax.lax.stop_gradient(jnp.max(masked, axis=-1, keepdims=True))
     peak = jnp.where(jnp.isfinite(peak), peak, 0.0)
@@ -131,7 +130,7 @@ def _log_sum_exp(strict: bool, use_device: bool, query: Query, keys: Keys, keep=
 
 
 def _log_sum_exp_fwd(strict, use_device, query, keys, keep):
-    # The value is differentiated as it is: dropout is of the gradient alone.
+    # Dropout applies to the gradient only, not to the value.
     return _log_sum_exp(strict, use_device, query, keys, None), (query, keys, keep)
 
 
@@ -139,7 +138,7 @@ def _log_sum_exp_bwd(strict, use_device, residuals, weight):
     query, keys, keep = residuals
     product = partial(jnp.einsum, preferred_element_type=accumulator_type(query))
 
-    def value(keys):  # rarely asked for: the context of an energy is not differentiated by a step
+    def value(keys):  # rarely needed: a step does not differentiate the context of an energy
         mask = causal_mask(jnp.arange(query.shape[1]), keys.shape[2], strict)[None, :, None]
         return _softmax(product("gne,ghke->gnhk", query, keys), mask)[1]
 
@@ -160,12 +159,14 @@ def attend(
     strict: bool,
     use_device: bool = True,
 ) -> Float[Array, "G N E"]:
-    """sum_h weight_hA sum_B p_hAB k_hB with p the softmax: the gradient of `log_sum_exp`.
+    """Compute sum_h weight_hA sum_B p_hAB k_hB, p the softmax: the gradient of `log_sum_exp`.
 
     Args:
-      query, keys, strict, use_device: as in `log_sum_exp`.
+      query, keys: of one sequence, with heads in groups.
       weight: (G,H,N), the cotangent of the log-sum-exps.
-      keep: dropout of the weights p, 0 where dropped and 1 / (1 - rate) elsewhere.
+      keep: dropout mask of the weights p, 0 where dropped and 1 / (1 - rate) elsewhere.
+      strict: as in `causal_mask`.
+      use_device: whether an accelerator kernel may be used.
     """
 
     def of_heads(query, keys, weight, keep):
@@ -203,7 +204,7 @@ def _attend_bwd(strict, residuals, cotangent):
     of_query, of_weight = [], []
     product = partial(jnp.einsum, preferred_element_type=accumulator_type(query))
     groups, heads, num_keys, width = keys.shape
-    of_keys = jnp.zeros((groups, width, heads, num_keys), logsumexp.dtype)  # spares transposing
+    of_keys = jnp.zeros((groups, width, heads, num_keys), logsumexp.dtype)  # avoids a transpose
     for rows, visible, at in _blocks(query.shape[1]):
         q, k, ct, w = query[:, rows], keys[:, :, :visible], cotangent[:, rows], weight[:, :, rows]
         keep_rows = None if keep is None else jnp.swapaxes(keep[:, :, rows, :visible], 1, 2)
@@ -231,7 +232,7 @@ _attend.defvjp(_attend_fwd, _attend_bwd)
 
 
 def _blocks(count: int) -> Iterator[tuple[slice, int, Array]]:
-    """Ranges of query rows, the number of keys that their last row may see, their positions."""
+    """Yield ranges of query rows, the number of keys visible to the last row, and positions."""
     size = min(max(count // 8, SMALLEST_BLOCK), LARGEST_BLOCK)
     for start in range(0, count, size):
         stop = min(start + size, count)

@@ -1,9 +1,9 @@
-"""Operations over the last axis of any arrays: products with matrices, GELU, LayerNorm.
+"""Operations over the last axis: matrix products, GELU, LayerNorm, rotary positions.
 
 The gradient of an energy uses each weight in both directions, so the outer gradient has two terms
-for it. Automatic differentiation lays one of them out as (wide, narrow) and adds its transpose; the
-rules of `linear` and `linear_transpose` lay out both as (narrow, wide), as weights are stored, from
-transposed narrow states instead of transposed wide activations. The rules keep arguments alone.
+for it. Automatic differentiation lays one of them out as (wide, narrow) and adds its transpose. The
+rules of `linear` and `linear_transpose` lay out both as (narrow, wide), the layout of the weights,
+and transpose narrow states instead of wide activations. The rules save only their arguments.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-EPSILON = 1e-5  # of a variance
+EPSILON = 1e-5  # added to a variance
 ROPE_BASE = 10_000.0
 IMPLEMENTATIONS = ("fused", "blocked", "autodiff")
 _current: ContextVar[str] = ContextVar("implementation", default=IMPLEMENTATIONS[0])
@@ -25,9 +25,9 @@ States = Float[Array, "*B D"]
 
 @contextlib.contextmanager
 def implementation(name: str) -> Iterator[None]:
-    """The implementation, one of `IMPLEMENTATIONS`, of what is traced inside.
+    """Set the implementation, one of `IMPLEMENTATIONS`, of functions traced inside this context.
 
-    A function that is jitted by itself keeps that of its first trace.
+    A separately jitted function keeps the implementation of its first trace.
     """
     token = _current.set(name)
     try:
@@ -37,32 +37,32 @@ def implementation(name: str) -> Iterator[None]:
 
 
 def is_autodiff() -> bool:
-    """Whether derivative rules are left out."""
+    """Whether custom derivative rules are disabled."""
     return _current.get() == "autodiff"
 
 
 def may_use_device() -> bool:
-    """Whether kernels of an accelerator may be used."""
+    """Whether accelerator kernels may be used."""
     return _current.get() == "fused"
 
 
 def accumulator_type(x: jax.Array) -> jnp.dtype:
-    """The type to add up products of x in: float32 if that of x is narrower, else that of x."""
+    """Return the dtype in which to accumulate products of x: float32, or that of x if wider."""
     return jnp.dtype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x.dtype
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:
-    """x in float32 if its type is narrower, else as it is."""
+    """Return x in float32 if its dtype is narrower, else unchanged."""
     return x.astype(accumulator_type(x))
 
 
 def along_last_axis(vector: Float[Array, "D"], x: jax.Array) -> Float[Array, "*ones D"]:
-    """A vector as an array that multiplies, or is added to, every row of x."""
+    """Reshape a vector to broadcast over the rows of x."""
     return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
 
 
 def dot(a: jax.Array, b: jax.Array) -> jax.Array:
-    """sum_i a_i b_i, added up in float32 at least."""
+    """sum_i a_i b_i over the last axis, accumulated in float32 at least."""
     product = a * b
     return jnp.sum(product, axis=-1, dtype=accumulator_type(product))
 
@@ -156,8 +156,8 @@ _slope_times.defvjp(lambda z, u: (_slope_times(z, u), (z, u)), _slope_times_bwd)
 def standardize(x: States) -> States:
     """y = (x - mean) / sigma, sigma = sqrt(variance + eps): LayerNorm without gain and bias.
 
-    The variance is of the centred states (two passes), so that no large numbers cancel. Its rule:
-    dx = (dy - mean(dy) - y mean(dy y)) / sigma.
+    The variance is that of the centred states (two passes), which avoids cancellation. Its
+    derivative rule: dx = (dy - mean(dy) - y mean(dy y)) / sigma.
     """
     return _standardized(x)[0] if is_autodiff() else _standardize(x)
 
@@ -191,9 +191,9 @@ _standardize.defvjp(_standardize_fwd, _standardize_bwd)
 
 
 def rotate(x: Float[Array, "*B Y"], position: jax.Array) -> Float[Array, "*B Y"]:
-    """R_A x: pairs of entries (i, i + Y/2) turn by A / 10000^(2i/Y); an odd last one stays.
+    """R_A x: rotate pairs of entries (i, i + Y/2) by A / 10000^(2i/Y); an odd last one stays.
 
-    Positions A have the axes of x but for the last, or ones.
+    Positions A have the axes of x except the last, or axes of length one.
 
     Source: RoPE (arXiv 2104.09864), section 3.2, with the halves as pairs.
     """

@@ -1,14 +1,15 @@
-"""`attention.attend` by the flash-attention kernels that GPUs (cuDNN) and TPUs (splash) have.
+"""`attention.attend` by flash-attention kernels: cuDNN on GPUs, splash attention on TPUs.
 
-The gradient of the attention energy is attention whose values are its keys, so a kernel made for
-transformers computes it, and its own backward pass gives the outer gradient: the keys get the sum
-of what it finds for keys and for values. The kernels know the inclusive mask only; under the
-strict one the queries move up by one row.
+The gradient of the attention energy is attention whose values are its keys, so kernels for
+transformers compute it. Their backward pass gives the outer gradient: that of the keys is the sum
+of the kernel's gradients in keys and values. The kernels support the inclusive mask only; for the
+strict mask the queries are shifted up by one row.
 
-cuDNN takes bfloat16 and float16 and heads of at most 256 (128 before Hopper), splash attention
-sequences that are multiples of 128; arrays of several devices are taken inside `shard_map` only
-(see `split_heads`). `attend` is None for what they do not take. Both add up in an order of their
-own: two runs on a GPU may differ in the last digits. They have no second derivative.
+cuDNN takes bfloat16 and float16, and heads of width at most 256 (128 before Hopper); splash
+attention takes sequence lengths that are multiples of 128. Arrays on several devices are supported
+inside `shard_map` only (see `split_heads`). `attend` returns None for unsupported arrays. Both
+kernels sum in their own order: two runs on a GPU may differ in the last digits. They have no second
+derivative.
 """
 
 import functools
@@ -23,7 +24,7 @@ from jaxtyping import Array, Float
 
 Heads = Float[Array, "F N E"]
 Kernel = Callable[[Heads, Heads], Heads]
-"""(queries, keys that are also the values) -> causal attention with scale one, head by head."""
+"""A map from queries, and keys that are also the values, to causal attention with scale one."""
 
 SPLASH_LANES, SPLASH_WIDEST = 128, 256
 SPLASH_BLOCKS = (512, 256, 128)
@@ -35,7 +36,7 @@ def attend(
     weight: Float[Array, "G H N"],
     strict: bool,
 ) -> Float[Array, "G N E"] | None:
-    """`attention.attend` without dropout, or None where no kernel takes these arrays."""
+    """Compute `attention.attend` without dropout; None if no kernel supports these arrays."""
     if not may_hold_kernels():
         return None
     heads = keys.shape[0] * keys.shape[1]
@@ -44,14 +45,14 @@ def attend(
 
 
 def _backend() -> str:
-    """Of the devices of the `shard_map` around, which need not be those of this machine."""
+    """Return the backend of the enclosing `shard_map`, which may not be that of this host."""
     device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
     platform = getattr(device, "platform", None) or jax.default_backend()
     return "gpu" if platform == "cuda" else platform
 
 
 def attend_with(kernel: Kernel, query, keys, weight, strict: bool) -> Float[Array, "G N E"]:
-    """`attention.attend` by this kernel. Arguments are those of `attend`."""
+    """Compute `attention.attend` with this kernel; arguments as in `attend`."""
     if strict:  # row A holds query A+1, whose context ends with token A; the last row is dropped
         query = jnp.roll(query, -1, axis=1)
     queries = jnp.broadcast_to(query[:, None], keys.shape)
@@ -64,7 +65,7 @@ def attend_with(kernel: Kernel, query, keys, weight, strict: bool) -> Float[Arra
 
 @functools.cache
 def kernel_for(backend: str, heads: int, length: int, width: int, dtype: str) -> Kernel | None:
-    """The kernel of a backend (`cpu`, `gpu`, `tpu`) for (heads, length, width), if it has one."""
+    """Return the kernel of a backend (`cpu`, `gpu`, `tpu`) for (heads, length, width), or None."""
     if backend == "gpu" and _cudnn_takes(jax.ShapeDtypeStruct((heads, length, width), dtype)):
         return dot_product
     fits = length % SPLASH_LANES == 0 and width <= SPLASH_WIDEST
@@ -72,7 +73,7 @@ def kernel_for(backend: str, heads: int, length: int, width: int, dtype: str) ->
 
 
 def dot_product(queries: Heads, keys: Heads, implementation="cudnn") -> Heads:
-    """`jax.nn.dot_product_attention`."""
+    """Compute causal attention by `jax.nn.dot_product_attention`."""
     order = lambda x: jnp.swapaxes(x, 0, 1)  # (N,F,E)
     k = order(keys)
     options = {"scale": 1.0, "is_causal": True, "implementation": implementation}
@@ -80,22 +81,22 @@ def dot_product(queries: Heads, keys: Heads, implementation="cudnn") -> Heads:
 
 
 def _cudnn_takes(shape: jax.ShapeDtypeStruct) -> bool:
-    """Asks JAX, which knows what the installed cuDNN and the GPU can do."""
+    """Whether cuDNN supports this shape; JAX knows the limits of the installed cuDNN and GPU."""
     loss = lambda q, k: jnp.sum(dot_product(q, k).astype(jnp.float32))
     try:
         jax.eval_shape(jax.grad(loss, (0, 1)), shape, shape)
-    except RuntimeError:  # no cuDNN or an old one; NotImplementedError of the type or width
+    except RuntimeError:  # no cuDNN or an old one; NotImplementedError for the dtype or width
         return False
     return True
 
 
 def splash(queries: Heads, keys: Heads, *, interpret: bool) -> Heads:
-    """The splash attention of JAX's Pallas kernels for TPUs; `interpret` runs it anywhere."""
+    """Compute splash attention by JAX's Pallas TPU kernels; `interpret` runs them anywhere."""
     from jax.experimental.pallas.ops.tpu import splash_attention
 
     heads, length, _ = queries.shape
     size = next(block for block in SPLASH_BLOCKS if length % block == 0)
-    sizes: Any = [size] * 8  # of queries, keys, keys at a time; the last five of the backward pass
+    sizes: Any = [size] * 8  # of queries, keys, keys per compute; the last five: backward pass
     mask = splash_attention.CausalMask((length, length))
     return splash_attention.make_splash_mha(
         splash_attention.MultiHeadMask([mask] * heads),
@@ -109,29 +110,28 @@ def splash(queries: Heads, keys: Heads, *, interpret: bool) -> Heads:
 # Heads split over devices -------------------------------------------------------------------------
 
 # Inside a `shard_map` over the rows of a batch, heads may still be split over other mesh axes. The
-# compiler cannot split a kernel of an accelerator, and moves whole scores between devices where it
-# splits blocks of them; here each device attends with its own heads, and sums of states are all
-# that is exchanged.
+# compiler cannot shard an accelerator kernel, and moves whole scores between devices if it shards
+# blocks of them. Here each device attends with its own heads, exchanging only sums of states.
 
 
 def axes_left() -> tuple[str, ...]:
-    """The mesh axes of the `shard_map` around that are left to the compiler; outside, none."""
+    """Return the mesh axes that the enclosing `shard_map` leaves to the compiler; outside, none."""
     mesh = jax.sharding.get_abstract_mesh()
     free = [axis for axis in mesh.axis_names if axis not in mesh.manual_axes]
     return tuple(free) if mesh.manual_axes else ()
 
 
 def may_hold_kernels() -> bool:
-    """Whether a kernel of an accelerator can stand here: on one device, or nothing is left."""
+    """Whether a kernel can run here: on one device, or in a `shard_map` without axes left."""
     inside = bool(jax.sharding.get_abstract_mesh().manual_axes)
     return not axes_left() if inside else jax.device_count() == 1
 
 
 def split_heads(function: Callable, groups: int, heads: int) -> Callable:
-    """A function of all heads, from the same function of the heads of each device.
+    """Extend a function of the heads of one device to the heads of all devices.
 
-    It is `function(query (G,N,E), keys (G,H,K,E), *others (G,H,...)) -> (G,N,E)`.
-    With one group its heads are split, and what they give is summed up; else the groups are.
+    It is `function(query (G,N,E), keys (G,H,K,E), *others (G,H,...)) -> (G,N,E)`. A single group is
+    sharded by heads, and the results are summed; several groups are sharded by group.
 
     Args:
       function: a sum over the heads of each group.
