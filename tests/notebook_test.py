@@ -27,7 +27,7 @@ def test_it_runs():
     assert "end higher: 0%" in promised
     (broken,) = (text for text in printed if text.startswith("Proposition None -"))
     assert "end higher: 0%" not in broken
-    assert any("Proposition 2.1 applies" in text for text in printed)
+    assert any("guaranteed by Proposition 2.1" in text for text in printed)
     pictures = [
         output
         for cell in notebook.cells

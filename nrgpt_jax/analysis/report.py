@@ -107,7 +107,7 @@ def report(result: Analysis) -> str:
     c, steps = result.certificate, result.num_steps
     lines = [contradiction(result)] if c.contradicted else []
     if c.proposition:
-        which = "every step" if c.proposition == LINE_SEARCH else "every small enough step"
+        which = "any step" if c.proposition == LINE_SEARCH else "any sufficiently small step"
         lines.append(
             f"Descent: guaranteed by {_name(c.proposition)} ({c.reason}): a token's energy does "
             f"not rise in {which} while its context is at its fixed point."
