@@ -1,9 +1,11 @@
 """Checkpoints: what is damaged is never used in silence, and what is needed is never removed."""
 
+import asyncio
 import json
 import math
 import random
 import shutil
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from nrgpt_jax import disk
 from nrgpt_jax.errors import UserError
 from nrgpt_jax.runs import checkpoints as module
 from nrgpt_jax.runs.checkpoints import Checkpoints
+from nrgpt_jax.runs.orbax_errors import failure
 from nrgpt_jax.training.step import TrainState
 
 PLACE = {"next_sample": 8, "evaluation_due": True}
@@ -233,3 +236,14 @@ def test_loss_of_an_older_best_checkpoint(workdir, caplog):
         assert checkpoints.best_loss() == math.inf
         assert checkpoints.restore_params("best", shapes().params)[0] == 7
     assert "its loss is not known" in caplog.text
+
+
+def test_callbacks_that_fail_in_threads_of_a_failed_save_print_nothing(caplog):
+    def call():
+        raise OSError(28, "No space left on device")
+
+    assert failure(call) == "No space left on device"
+    late = Future()
+    late.add_done_callback(lambda _: asyncio.get_running_loop())
+    late.set_result(None)
+    assert not caplog.records

@@ -23,6 +23,7 @@ from nrgpt_jax import ops
 from nrgpt_jax.array_types import BatchEnergies, BatchStates, Params, PerSequence
 from nrgpt_jax.core.context import Context
 from nrgpt_jax.core.energies import Energy
+from nrgpt_jax.core.line_search import line_search
 from nrgpt_jax.core.norms import BoundNorm
 from nrgpt_jax.core.parameters import Specs, positive
 from nrgpt_jax.core.rules import BoundRule
@@ -158,28 +159,10 @@ def block(
         move, rule_state = dynamics.rule.update(out.grad_g, state.rule, state.x)
         move = scale * move.astype(state.x.dtype)
     if dynamics.line_search:
-        with jax.named_scope("line_search"):
-            move *= line_search(dynamics, state.x, out, move)[..., None]
+        at = lambda x: energy_and_grad(dynamics, x, dynamics.norm.function(x), out.keys).total
+        move *= line_search(at, state.x, move, out.total, dynamics.line_search)[..., None]
     new = State(state.x + move, rule_state, cache, state.step + 1)
     return new, out._replace(move=move)
-
-
-def line_search(
-    dynamics: Dynamics, x: BatchStates, out: EnergyAndGrad, move: BatchStates
-) -> BatchEnergies:
-    """The share of its move (B,N) that each token makes: 1, 1/2, 1/4, ..., or 0.
-
-    It is the largest share after which the token's energy, with its context held, is no higher than
-    before: a backtracking line search without a condition on the slope. The shares are constants
-    for the outer gradient.
-    """
-    x, move, keys, before = jax.lax.stop_gradient((x, move, out.keys, out.total))
-    found = jnp.zeros_like(before)
-    for halvings in reversed(range(dynamics.line_search + 1)):
-        end = x + 0.5**halvings * move
-        after = energy_and_grad(dynamics, end, dynamics.norm.function(end), keys).total
-        found = jnp.where(after <= before, 0.5**halvings, found)
-    return jax.lax.stop_gradient(found).astype(x.dtype)
 
 
 def context_of(
@@ -289,12 +272,7 @@ Step = Callable[[State, Any], tuple[State, Any]]  # (state, inputs) -> (state, r
 
 
 def rollout(
-    make_step: Step,
-    state: State,
-    inputs: Any,
-    *,
-    unroll: int = 1,
-    remat: str = "none",
+    make_step: Step, state: State, inputs: Any, *, unroll: int = 1, remat: str = "none"
 ) -> tuple[State, Any]:
     """Run T steps by one `lax.scan`; return the final state and the records of the steps.
 

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from absl import logging as absl_logging
 
 _OF_THE_MACHINE = ("No space left on device", "Read-only file system", "Permission denied")
-_LIBRARIES = ("orbax", "asyncio")
-_LOGGERS = absl_logging.get_absl_logger(), logging.getLogger("asyncio")
+_LIBRARIES = ("orbax", "asyncio", "concurrent")
+_NAMES = ("asyncio", "concurrent.futures")
+_LOGGERS = absl_logging.get_absl_logger(), *map(logging.getLogger, _NAMES)
 
 
 def failure(call: Callable[[], object]) -> str:
