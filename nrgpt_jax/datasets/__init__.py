@@ -17,24 +17,24 @@ from nrgpt_jax.registry import Registry
 
 Loader = Callable[[Mapping[str, Any]], Dataset]
 DATASETS: Registry[Loader] = Registry("data set")
-GIVEN = "given"  # the name, in a record, of a data set that was handed to `train`
-OF_TEXT = ("shakespeare", *_corpora.CORPORA)  # those that `data.tokenizer` reads
+GIVEN = "given"  # recorded name of a data set that was passed to `train`
+OF_TEXT = ("shakespeare", *_corpora.CORPORA)  # text, tokenized by `data.tokenizer`
 
 
 def dataset(name: str) -> Callable[[Loader], Loader]:
-    """Registers a function `(config.data) -> Dataset`, a choice of `config.data.name`.
+    """Register a loader `(config.data) -> Dataset` as a choice of `config.data.name`.
 
-    Its keyword-only parameters are `config.data.options`.
+    The loader's keyword-only parameters are set by `config.data.options`.
     """
     return DATASETS.register(name, lambda load: load)
 
 
 def load_dataset(data: Mapping[str, Any], dataset: Dataset | None = None) -> Dataset:
-    """Prepares the data set that `config.data` describes (once) and reads it.
+    """Open the data set of `config.data`, with its first `train_fraction` for training.
 
     Args:
-      data: `config.data`.
-      dataset: taken instead, with `train_fraction` of its training split.
+      data: `config.data`; its tokens are prepared on first use.
+      dataset: used instead of the one that `data.name` names.
 
     Raises:
       UserError: it cannot be downloaded, read or split; the message says what to do.
@@ -53,10 +53,10 @@ def _load(data: Mapping[str, Any]) -> Dataset:
 
 
 def load_recorded(data: Mapping[str, Any]) -> Dataset:
-    """The data set that a run was trained on, by the fingerprint in its configuration.
+    """Open the data set that a run was trained on, and compare it with the recorded fingerprint.
 
     Raises:
-      UserError: the run has none, it is another one by now, or cannot be read.
+      UserError: the run has no fingerprint, the data set has changed, or it cannot be read.
     """
     if not data["fingerprint"]:
         raise UserError(
@@ -70,7 +70,7 @@ def load_recorded(data: Mapping[str, Any]) -> Dataset:
 
 
 def reads_text(name: str) -> bool:
-    """Whether a data set is text, which `config.data.tokenizer` reads."""
+    """Return whether a data set is text, tokenized by `config.data.tokenizer`."""
     return name in OF_TEXT or name.startswith(_catalogue.PREFIX)
 
 

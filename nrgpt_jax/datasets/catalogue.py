@@ -1,7 +1,7 @@
-"""Data sets of the TFDS catalogue that have text: `config.data.name = "tfds:ag_news_subset"`.
+"""Text data sets of the TFDS catalogue: `config.data.name = "tfds:ag_news_subset"`.
 
-TFDS downloads and reads them. The documents of the train split are written once, as JSON lines, so
-that they are tokenized and drawn for validation as those of any corpus are.
+TFDS downloads and reads them. The documents of the train split are written once as JSON lines, then
+tokenized and split into training and validation like any corpus.
 """
 
 import json
@@ -18,14 +18,14 @@ PREFIX = "tfds:"
 
 
 def documents(name: str, field: str) -> Path:
-    """The file of the documents of a data set; downloaded and written if it is not there.
+    """Return the JSON lines file of a data set's documents; download and write it if missing.
 
     Args:
-      name: after `tfds:`, as the catalogue has it, `NAME` or `NAME/CONFIG`.
-      field: the feature that is the text.
+      name: the catalogue name, without `tfds:`: `NAME` or `NAME/CONFIG`.
+      field: the text feature.
 
     Raises:
-      UserError: there is no such data set or feature, or it cannot be fetched.
+      UserError: the data set or the feature does not exist, or the download fails.
     """
     folder = cache_root() / "tfds"
     file = folder / f"{digest({'name': name, 'field': field})}.jsonl"
@@ -41,7 +41,7 @@ def documents(name: str, field: str) -> Path:
         source: Any = builder.as_data_source(split="train")
     except UserError:
         raise
-    except Exception as error:  # of the catalogue, of downloads, of builders that need TensorFlow
+    except Exception as error:  # of the catalogue, a download, or a builder that needs TensorFlow
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"data.name={PREFIX}{name} is not possible: {reason}") from None
     with disk.replacing(file) as partial, partial.open("w", encoding="utf-8") as lines:

@@ -1,7 +1,7 @@
-"""Corpora of text: where they lie, how they are split, and their prepared tokens.
+"""Text corpora: their locations, their splits and their prepared tokens.
 
-This is what a run's record of its data depends on (names, checksums of corpora, the place where a
-text is split), so no library can decide it.
+The data record of a run depends on these choices (names, checksums of corpora, the byte where a
+text is split), so no library can make them.
 """
 
 import contextlib
@@ -37,11 +37,11 @@ from nrgpt_jax.datasets.tokenizers import (
 )
 from nrgpt_jax.errors import UserError
 
-GENERATOR = 3  # changes with what the code below makes of the same files
+GENERATOR = 3  # increment when the same files give other tokens
 WHOLE = 2**24  # a split of at most this many tokens is read into memory
 COPY = "copy that folder again from where it was prepared"
 ANY = (*JSON_LINES, *PARQUET, *PLAIN)
-ARTICLES = (*PARQUET, *PLAIN)  # of WikiText, line by line
+ARTICLES = (*PARQUET, *PLAIN)  # WikiText: one line of an article per line or row
 
 SHAKESPEARE_URL = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -49,7 +49,7 @@ SHAKESPEARE_URL = (
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
 
-CORPORA: Mapping[str, str] = {  # of documents, and where each is published
+CORPORA: Mapping[str, str] = {  # document corpora and their addresses
     "openwebtext": "hf://datasets/Skylion007/openwebtext",
     "wikitext": "hf://datasets/Salesforce/wikitext/wikitext-2-raw-v1",
     "c4": "hf://datasets/allenai/c4/en",
@@ -58,9 +58,9 @@ CORPORA: Mapping[str, str] = {  # of documents, and where each is published
 
 
 def load(data: Mapping[str, Any]) -> Dataset:
-    """Opens the tokens of the corpus that `config.data` describes, prepared before if need be."""
+    """Open the token streams of the corpus of `config.data`; prepare them on first use."""
     folder = prepare_corpus(data)
-    # What was named itself is a copy, perhaps without its corpus: it cannot be made here again.
+    # `data.path` may name a copy of a prepared folder, without the corpus to prepare it again.
     copied = bool(data["path"]) and folder == Path(data["path"]).expanduser()
     cure = COPY if copied else shards.REMAKE
     metadata = shards.read_metadata(folder, cure)
@@ -81,14 +81,14 @@ def load(data: Mapping[str, Any]) -> Dataset:
 
 
 def prepare_corpus(data: Mapping[str, Any], workers: int = 0) -> Path:
-    """The folder of the prepared tokens of a corpus, which are made if they are not there.
+    """Return the folder of a corpus's prepared tokens; prepare them if they are missing.
 
     Args:
       data: `config.data`.
-      workers: processes on this machine; 0: one a core.
+      workers: the number of local worker processes; 0: one per core.
 
     Raises:
-      UserError: the corpus is not there, or cannot be read; or `data.path` is missing.
+      UserError: the corpus is missing or cannot be read, or `data.path` is empty.
     """
     if data["path"] and not is_remote(data["path"]):
         path = Path(data["path"]).expanduser()
@@ -102,7 +102,7 @@ def prepare_corpus(data: Mapping[str, Any], workers: int = 0) -> Path:
         "tokenizer": data["tokenizer"] + _content(data["tokenizer"]),
         "validation_fraction": data["validation_fraction"],
         "field": data["field"],
-        # what lies at an address is taken to stay as it is
+        # remote files are assumed not to change
         "files": [file[1:] for file in files] or place,
     }
     folder = cache_root() / data["name"] / digest(settings) / shards.VERSION
@@ -111,12 +111,12 @@ def prepare_corpus(data: Mapping[str, Any], workers: int = 0) -> Path:
 
 
 def kind_of(name: str) -> str:
-    """The kind of tokenizer that `config.data.tokenizer` names: of `hf:NAME` that is hf."""
+    """Return the tokenizer kind of a `config.data.tokenizer`: `hf` for `hf:NAME`."""
     return name.partition(":")[0]
 
 
 def _content(name: str) -> str:
-    """The digest of a tokenizer's file, which may change under its name."""
+    """Return the digest of a tokenizer file, whose content may change under the same name."""
     if name.startswith(PREFIX):
         with contextlib.suppress(OSError):
             content = Path(name.removeprefix(PREFIX)).read_bytes()
@@ -134,17 +134,17 @@ def _place(data: Mapping[str, Any]) -> str:
 
 
 def _files(data: Mapping[str, Any], place: str) -> list[File]:
-    """The files of a corpus: those of its text alone, where it is one text.
+    """Return the files of a corpus; of a single text only its `.txt` files, if there are any.
 
     Raises:
-      UserError: there are none, or one that was named has an ending that is not read.
+      UserError: there are no files, or a file named directly has an unsupported ending.
     """
     known = ARTICLES if data["name"] == "wikitext" else ANY
     files = list_files(place, known)
     if _may_be_one_text(data):
         plain = [f for f in files if has_ending(f.name, (".txt",))]
         if plain or not any(has_ending(f.name, (*known, ".json")) for f in files):
-            return plain or files  # of any ending, where it was named itself
+            return plain or files  # a file named directly may have any ending
     for file in files:
         if not has_ending(file.name, known):
             raise UserError(
@@ -172,7 +172,7 @@ def _plan(data: Mapping[str, Any], files: list[File]) -> Plan:
 
 
 def _characters(files: list[File], reader: Reader, field: str) -> Tokenizer:
-    """The tokenizer of all characters of documents, and of the line end behind each."""
+    """Return a tokenizer of all characters of the documents and of the line end after each."""
     characters = {"\n"}
     for file in files:
         for document in reader(file, field, None):
@@ -182,7 +182,7 @@ def _characters(files: list[File], reader: Reader, field: str) -> Tokenizer:
 
 
 def _boundary(text: Text, fraction: float) -> int:
-    """The byte where training ends and validation begins; at most a tenth of its share is lost."""
+    """Return the first byte of validation, which loses at most a tenth of its share to the cut."""
     at = max(1, int(text.size * (1.0 - fraction)))
     place, clean = text.place_to_cut(at, within=min((text.size - at) // 10, LONGEST))
     if not clean:
@@ -192,13 +192,13 @@ def _boundary(text: Text, fraction: float) -> int:
 
 
 def _text_plan(text: Text, tokenizer: str, fraction: float) -> Plan:
-    """One text by characters or bytes: its last characters are for validation."""
+    """Plan one text, tokenized by characters or bytes; its last characters are for validation."""
     checksum, characters, count = hashlib.sha256(), set[str](), 0
     for piece in text.pieces(0, text.size):
         checksum.update(piece.encode("utf-8"))
         characters.update(piece)
         count += len(piece)
-    left, boundary = int(count * (1.0 - fraction)), 0  # characters, and bytes, for training
+    left, boundary = int(count * (1.0 - fraction)), 0  # characters still to count, bytes counted
     for piece in text.pieces(0, text.size):
         boundary += len(piece[:left].encode("utf-8"))
         left -= min(left, len(piece))

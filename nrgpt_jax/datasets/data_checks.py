@@ -1,4 +1,4 @@
-"""Checks of `config.data`: every mistake is one line, raised before anything is read."""
+"""Checks of `config.data`, before any data is read; every error message is one line."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,12 +12,12 @@ from nrgpt_jax.errors import require, require_choice
 from nrgpt_jax.limits import check_limits
 from nrgpt_jax.registry import check_options
 
-_MOST_TUPLES = 10**7  # that are held out, in memory
-_MOST_ARGUMENTS = 10**3  # of an expression and all inside it, on average
+_MOST_TUPLES = 10**7  # held-out tuples, in memory
+_MOST_ARGUMENTS = 10**3  # mean number of arguments of an expression, including nested ones
 
 
 def check_data(data: Mapping[str, Any]) -> None:
-    """Checks `config.data`. Raises UserError naming field, value and what is allowed."""
+    """Check `config.data`. Raises UserError naming the field, its value and the allowed values."""
     if not data["name"].startswith(catalogue.PREFIX):
         require_choice("data.name", data["name"], [*DATASETS, "tfds:NAME"])
     of_documents = data["name"] in CORPORA and data["name"] != "text"
@@ -44,7 +44,7 @@ def _check_listops(listops: Mapping[str, Any]) -> None:
     require(tuples > 0, prefix + "exclusion_rate", rate, "it must hold out one tuple at least")
     allowed = f"it would hold out {tuples:,} tuples; at most {_MOST_TUPLES:,}"
     require(tuples <= _MOST_TUPLES, prefix + "exclusion_rate", rate, allowed)
-    # expressions must not grow without bound, by operations inside operations
+    # nested operations must not make expressions grow without bound
     mean, inside = (least + most) / 2, (least + most) / 2 * listops["function_probability"]
     arguments = sum(mean * inside**depth for depth in range(listops["depth"]))
     allowed = f"expressions would have {arguments:,.0f} arguments; at most {_MOST_ARGUMENTS:,}"

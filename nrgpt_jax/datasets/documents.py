@@ -1,7 +1,7 @@
-"""Documents of files: plain text, JSON lines, Parquet, and the articles of WikiText.
+"""Readers of documents: plain text, JSON lines, Parquet, and WikiText articles.
 
-pyarrow and json parse; `datasets` would read these formats too, but gives no byte or row of a
-document, on which its split depends, and no part of a file to one worker.
+pyarrow and json parse the files. `datasets` reads these formats too, but it reports no byte or row
+of a document, which decides its split, and gives no part of a file to one worker.
 """
 
 import contextlib
@@ -21,35 +21,35 @@ JSON_LINES = (".jsonl", ".jsonl.gz", ".json.gz")
 PARQUET = (".parquet",)
 PLAIN = (".txt", ".raw", ".tokens")
 ROWS_OF_TEXT = (*JSON_LINES, *PARQUET)
-ROWS = 64  # of a Parquet file, read at once
-WRONG_FIELD = 1000  # lines at the beginning of a file without a field: it has another name
+ROWS = 64  # of a Parquet file per read
+WRONG_FIELD = 1000  # leading lines without the field, after which its name must be wrong
 
 
 class Document(NamedTuple):
-    """A document: where it stands, and its text in pieces."""
+    """A document: its location, and its text in pieces."""
 
-    name: str  # of its file, within the corpus
+    name: str  # the name of its file within the corpus
     place: int  # its first byte, row or line in the file
     pieces: Iterator[str] | None  # None: it has no text
-    ends: bool = True  # whether an end follows it
+    ends: bool = True  # whether an end token follows it
 
 
 Range = tuple[int, int] | None  # bytes of JSON lines, row groups of Parquet; None: all
 Reader = Callable[[File, str, Range], Iterator[Document]]
 Texts = Iterator[tuple[int, str | None]]
-"""Places and texts; None where a document has none."""
+"""Pairs (place, text); the text is None for a document without one."""
 
 
 def read_documents(file: File, field: str, within: Range = None) -> Iterator[Document]:
-    """The documents of a file: the whole of a text, a line of JSON lines, a row of Parquet.
+    """Yield the documents of a file: a whole plain text, a JSON line, or a Parquet row.
 
     Args:
-      file: what to read.
-      field: the name of the text in JSON lines and Parquet.
-      within: only those that begin in this range.
+      file: the file to read.
+      field: the name of the text field in JSON lines and Parquet.
+      within: the range in which the documents begin.
 
     Raises:
-      UserError: the file cannot be read, is cut short, or has no such field.
+      UserError: the file cannot be read, is truncated, or has no such field.
     """
     if not has_ending(file.name, ROWS_OF_TEXT):
         text = Text([file])
@@ -61,10 +61,10 @@ def read_documents(file: File, field: str, within: Range = None) -> Iterator[Doc
 
 
 def read_articles(file: File, field: str, within: Range = None) -> Iterator[Document]:
-    """The articles of a WikiText file of plain text, or of Parquet with a line in each row.
+    """Yield the articles of a WikiText file: plain text, or Parquet with a line in each row.
 
-    An article begins with a line ` = Title = ` after an empty one. What stands before the first
-    belongs to it.
+    An article begins with a line ` = Title = ` after an empty line. Blank lines before the first
+    title belong to the first article.
     """
     del within
     lines = _rows(file, field, None) if has_ending(file.name, PARQUET) else _lines(file)
@@ -103,7 +103,7 @@ def _json_lines(file: File, field: str, within: Range) -> Texts:
     observed = lacking = 0
     from_start = begin == 0
     with opened(file.path, "infer") as lines:
-        if begin:  # the line that byte begin - 1 belongs to begins before the range
+        if begin:  # skip the line of byte begin - 1, which begins before the range
             lines.seek(begin - 1)
             begin += len(lines.readline()) - 1
         while (end is None or begin < end) and (line := lines.readline()):
@@ -126,12 +126,12 @@ def _document_of_line(line: bytes, where: str) -> Mapping[str, object]:
 
 
 def no_text(field: str) -> str:
-    """Says of documents that they lack a field, and what to do."""
+    """Return the end of an error message about documents that lack the text field."""
     return f"have no text {field!r}; name their field: --config.data.field=..."
 
 
 def _repaired(text: str) -> str:
-    """The text, with a mark for each half of a surrogate pair: that is no character."""
+    """Replace each lone surrogate, which is not a character, by U+FFFD."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -155,7 +155,7 @@ def _rows(file: File, field: str, within: Range) -> Texts:
 
 @contextlib.contextmanager
 def opened_parquet(file: File) -> Iterator["pyarrow.parquet.ParquetFile"]:
-    """A Parquet file. Raises UserError when it is none, is damaged, or holds bytes for text."""
+    """Open a Parquet file. Raises UserError if it is invalid, damaged, or holds bytes for text."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -169,7 +169,7 @@ def opened_parquet(file: File) -> Iterator["pyarrow.parquet.ParquetFile"]:
 
 
 def row_group_sizes(file: File) -> list[int]:
-    """Bytes of each row group of a Parquet file, packed."""
+    """Return the compressed size in bytes of each row group of a Parquet file."""
     with opened_parquet(file) as parquet:
         groups = map(parquet.metadata.row_group, range(parquet.num_row_groups))
         return [

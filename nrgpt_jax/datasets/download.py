@@ -1,6 +1,6 @@
-"""Fetches a corpus once, checks its checksum, and says what to do by hand when it cannot.
+"""Download of a corpus, verified by its checksum; on failure, instructions to do it by hand.
 
-urllib fetches; nothing that is installed anyway keeps one file by its checksum under a chosen name.
+urllib downloads, since no dependency stores one file by its checksum under a chosen name.
 """
 
 import hashlib
@@ -16,10 +16,10 @@ TIMEOUT_SECONDS = 60
 
 
 def fetch(relative_path: str, url: str, sha256: str) -> Path:
-    """The local path of a corpus, downloaded to the data root if it is in none of them.
+    """Return the local path of a corpus; download it to the first data root if no root has it.
 
     Raises:
-      UserError: a file has another checksum, or it is missing and cannot be downloaded; the
+      UserError: the checksum differs, or the file is missing and cannot be downloaded; the
         message names the URL, the checksum and where to put the file.
     """
     for root in data_roots():

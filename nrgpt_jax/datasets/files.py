@@ -1,7 +1,7 @@
-"""Files of a corpus, wherever fsspec finds them: local, gs://, s3://, hf://, https://.
+"""Files of a corpus, at any location that fsspec supports: local, gs://, s3://, hf://, https://.
 
-fsspec lists and opens; which files belong to a corpus, their order, and an error in one line are
-decided here, because the split of documents depends on names and fsspec's errors differ by place.
+fsspec lists and opens files. This module selects and orders them, because the split of documents
+depends on names, and reports errors in one line, because fsspec's errors differ by file system.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import fsspec
 
 from nrgpt_jax.errors import UserError
 
-BOM = b"\xef\xbb\xbf"  # a mark of UTF-8 at the beginning of a file, which is no text
+BOM = b"\xef\xbb\xbf"  # the UTF-8 byte order mark, which is not text
 
 EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "hf": "hf", "http": "http", "https": "http"}
 
@@ -23,35 +23,35 @@ class File(NamedTuple):
     """A file of a corpus."""
 
     path: str  # as fsspec opens it
-    name: str  # below the place of the corpus, with /
+    name: str  # relative to the corpus, with /
     size: int
-    modified: int = 0  # nanoseconds; 0 where that is not known
+    modified: int = 0  # nanoseconds; 0 if unknown
 
 
 def is_remote(place: str) -> bool:
-    """Whether a place is an address rather than a path."""
+    """Return whether a place is a URL rather than a path."""
     return "://" in place
 
 
 def absolute(place: str) -> str:
-    """The place, findable from any working directory."""
+    """Return the place as a URL or an absolute path."""
     return place if is_remote(place) else str(Path(place).expanduser().resolve())
 
 
 def has_ending(name: str, endings: tuple[str, ...]) -> bool:
-    """Whether a name has one of the endings, in small letters or capitals."""
+    """Return whether a name has one of the endings, ignoring case."""
     return name.lower().endswith(endings)
 
 
 def list_files(place: str, endings: tuple[str, ...]) -> list[File]:
-    """The file of this path or address, or all below it with one of the endings.
+    """Return the file at a path or URL, or all files below it with one of the endings.
 
-    Files and folders below it whose names begin with a dot are left out. The others are in the
-    order of their names, folder by folder: `part/one.txt` before `part.txt`.
+    Files and folders below it whose names begin with a dot are skipped. The files are sorted by
+    name, folder by folder: `part/one.txt` before `part.txt`.
 
     Raises:
-      UserError: the place does not exist, holds none, or cannot be listed; the message says what
-        is missing: a package, a bucket, credentials.
+      UserError: the place does not exist, has no such file, or cannot be listed; the message
+        says what is missing: a package, a bucket, credentials.
     """
     files = []
     with _explained(place):
@@ -61,7 +61,7 @@ def list_files(place: str, endings: tuple[str, ...]) -> list[File]:
             system, root = fsspec.filesystem("file"), os.path.abspath(Path(place).expanduser())
         listed = system.find(root, detail=True) or {root: system.info(root)}
         for path, about in listed.items():
-            about = system.info(path) if about.get("size") is None else about  # of https
+            about = system.info(path) if about.get("size") is None else about  # https
             itself = path == root
             name = path.rpartition("/")[2] if itself else path.removeprefix(root.rstrip("/") + "/")
             hidden = any(part.startswith(".") for part in name.split("/"))
@@ -81,14 +81,14 @@ def list_files(place: str, endings: tuple[str, ...]) -> list[File]:
 
 @contextlib.contextmanager
 def opened(path: str, compression: str | None = None) -> Iterator[IO[bytes]]:
-    """A file, opened to read bytes.
+    """Open a file for reading bytes.
 
     Args:
-      path: of a `File`.
-      compression: as fsspec has it; "infer" unpacks a file that ends in .gz on the way.
+      path: the path of a `File`.
+      compression: as in fsspec; "infer" decompresses a file that ends in .gz.
 
     Raises:
-      UserError: it is not there, or breaks off while it is read.
+      UserError: the file is missing, truncated, or cannot be read.
     """
     with _explained(path), fsspec.open(path, "rb", compression=compression) as file:
         yield file
@@ -96,7 +96,7 @@ def opened(path: str, compression: str | None = None) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def _explained(place: str) -> Iterator[None]:
-    """Turns what goes wrong with a place into one line."""
+    """Turn errors about a place into a UserError of one line."""
     remote = is_remote(place)
     try:
         yield
@@ -114,7 +114,7 @@ def _explained(place: str) -> Iterator[None]:
     except Exception as error:
         if not remote and not isinstance(error, OSError):
             raise
-        # gcsfs, s3fs, aiohttp and huggingface_hub each raise kinds of their own
+        # gcsfs, s3fs, aiohttp and huggingface_hub each raise their own error types
         cure = "the address, your credentials and the network" if remote else "its permissions"
         reason = f"cannot be read ({_line(error)}); check {cure}"
     raise UserError(f"{place if remote else f'data.path={place}'} {reason}")

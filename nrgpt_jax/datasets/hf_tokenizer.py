@@ -1,6 +1,6 @@
 """Tokenizers of Hugging Face's `tokenizers` library: a `tokenizer.json`, or a name on the hub.
 
-The library encodes and decodes; its special tokens, padding and errors are set to those of ours.
+The library encodes and decodes; special tokens, padding and errors follow this package.
 """
 
 from collections.abc import Iterable
@@ -12,23 +12,23 @@ import numpy as np
 from nrgpt_jax.errors import UserError
 
 PREFIX = "hf:"
-ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")  # the first there is
+ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")  # in order of preference
 INSTALL = "pip install 'nrgpt-jax[tokenizers]'"
 
 
 class HfTokenizer:
-    """One of that library, which is recorded whole: what opens a run needs no file and no hub.
+    """A tokenizer of the library. A run records it whole and needs no file or hub to open it.
 
     It neither truncates nor pads, whatever its file says, and text that looks like a special token
-    is ordinary text. Texts of more than a megabyte are encoded in pieces: a tokenizer that puts a
-    space in front (Metaspace) puts one in front of each.
+    is ordinary text. Texts of more than a megabyte are encoded in pieces, so a tokenizer that
+    prepends a space (Metaspace) prepends one to each piece.
 
     Args:
-      content: the text of its `tokenizer.json`.
+      content: the text of a `tokenizer.json`.
 
     Raises:
       UserError: the library is not installed.
-      ValueError: the text describes no tokenizer.
+      ValueError: the text does not describe a tokenizer.
     """
 
     kind = "hf"
@@ -53,22 +53,22 @@ class HfTokenizer:
         return [self._own.id_to_token(token) or f"<{token}>" for token in range(self.size)]
 
     def encode(self, text: str) -> np.ndarray:
-        """Tokens (N,) int32, without any that the library would add."""
+        """Encode text as tokens (N,) int32, without added special tokens."""
         try:
             return np.array(self._own.encode(text, add_special_tokens=False).ids, dtype=np.int32)
         except UnicodeEncodeError as error:
             raise UserError(f"the text is not UTF-8: {error.object[error.start]!r}") from None
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """The text of tokens."""
+        """Decode tokens to text."""
         return self._own.decode([int(token) for token in tokens], skip_special_tokens=False)
 
 
 def open_tokenizer(name: str) -> HfTokenizer:
-    """A tokenizer by `hf:FILE` or `hf:NAME`, a name on the hub.
+    """Open the tokenizer `hf:FILE`, or `hf:NAME` from the hub.
 
     Raises:
-      UserError: there is none, it cannot be read or fetched, or the library is not installed.
+      UserError: it does not exist, cannot be read or downloaded, or the library is missing.
     """
     place = name.removeprefix(PREFIX)
     try:

@@ -1,11 +1,11 @@
-"""ListOps: nested operations on digits, written out with every step of their simplification.
+"""ListOps: nested operations on digits, with every step of their simplification.
 
     add_10,(,0,median_10,(,1,7,1,),2,),=,add_10,(,0,1,2,),=,3,<eos>
 
 An expression, then each simplification (the deepest first-found operation replaced by its
-value), then the answer. A set of argument tuples, the exclusion set, never occurs in training;
-every held-out sample contains one in its expression or in its simplifications.
-No library generates them; they are prepared as the one part of a corpus is.
+value), then the answer. The argument tuples of the exclusion set never occur in training; every
+held-out sample contains one of them in its expression or in its simplifications.
+No library generates such samples; they are prepared like a corpus of a single part.
 Source: the ListOps task of NRGPT (arXiv 2512.16762), and the data of its release.
 """
 
@@ -27,7 +27,7 @@ from nrgpt_jax.datasets.tokenizers import EOS, SymbolTokenizer
 from nrgpt_jax.errors import UserError
 
 STEP = "="
-MOST_MISSES = 100_000  # expressions in turn that are not wanted
+MOST_MISSES = 100_000  # consecutive rejected expressions
 PUNCTUATION = (EOS, "(", ")", STEP)
 
 OPERATIONS: Mapping[str, Callable[[list[int]], int]] = {
@@ -43,14 +43,14 @@ Expression = int | tuple[str, list["Expression"]]
 
 
 def tokenizer(settings: Mapping[str, Any]) -> SymbolTokenizer:
-    """All symbols: punctuation, all operations (also unused ones), the digits."""
+    """Return the tokenizer of all symbols: punctuation, operations (also unused ones), digits."""
     modulus = settings["modulus"]
     names = [_symbol(operation, modulus) for operation in OPERATIONS]
     return SymbolTokenizer([*PUNCTUATION, *names, *map(str, range(modulus))])
 
 
 def prepare(settings: Mapping[str, Any]) -> Path:
-    """The folder of the prepared tokens of `config.data.listops`, made if they are not there.
+    """Return the folder of `config.data.listops`'s prepared tokens; prepare them if missing.
 
     Splits are `train`, `test` and `test_<operation>`.
     """
@@ -74,7 +74,7 @@ def _samples(settings: Mapping[str, Any]) -> Iterator[tuple[str, Document]]:
 
 
 class Generator:
-    """Draws expressions; the same settings give the same ones."""
+    """A random generator of expressions, deterministic given its settings."""
 
     def __init__(self, settings: Mapping[str, Any]):
         self.settings = settings
@@ -90,7 +90,7 @@ class Generator:
         return {tuple(self.random.sample(digits, length)) for _ in range(count)}
 
     def expression(self, operations: tuple[str, ...], depth: int = 1) -> Expression:
-        """A random operation whose arguments are digits or, above the full depth, operations."""
+        """Draw an operation whose arguments are digits or, up to the full depth, operations."""
         s, rng = self.settings, self.random
         operation = rng.choice(operations)
         arguments: list[Expression] = []
@@ -103,7 +103,7 @@ class Generator:
     def samples(
         self, count: int, held_out: bool, operations: tuple[str, ...]
     ) -> Iterator[list[str]]:
-        """`count` worked expressions that do (`held_out`) or do not contain an excluded tuple."""
+        """Yield `count` solutions that do (`held_out`) or do not contain an excluded tuple."""
         misses = 0
         while count > 0:
             symbols = solution(self.expression(operations), self.settings["modulus"])
@@ -118,13 +118,13 @@ class Generator:
                 )
 
     def is_excluded(self, symbols: list[str]) -> bool:
-        """Whether an excluded tuple stands in the symbols."""
+        """Return whether the symbols contain an excluded tuple."""
         runs = [symbols[i:] for i in range(self.settings["max_arguments"])]
         return any(run in self.exclusions for run in zip(*runs, strict=False))
 
 
 def solution(expression: Expression, modulus: int) -> list[str]:
-    """The symbols of an expression, its simplifications, its answer, and the end of sequence."""
+    """Return the symbols of an expression, its simplifications, its answer and the end token."""
     steps = [_write(expression, modulus)]
     while not isinstance(expression, int):
         expression = _simplify(expression, modulus)
@@ -133,7 +133,7 @@ def solution(expression: Expression, modulus: int) -> list[str]:
 
 
 def _simplify(expression: Expression, modulus: int) -> Expression:
-    """Replaces the deepest first-found operation by its value."""
+    """Replace the deepest first-found operation by its value."""
     if isinstance(expression, int):
         return expression
     operation, arguments = expression

@@ -1,7 +1,7 @@
-"""Parts of a corpus: what one worker turns into one shard of each split.
+"""Parts of a corpus: units of work that one worker turns into one shard of each split.
 
-Parts are what a killed preparation keeps and what workers share, so they are cut here by bytes and
-row groups; neither TFDS nor pyarrow has a unit of work that is resumed.
+A resumed preparation keeps finished parts, and workers share them, so a corpus is cut here by bytes
+and row groups; neither TFDS nor pyarrow has a resumable unit of work.
 """
 
 import hashlib
@@ -25,28 +25,28 @@ from nrgpt_jax.datasets.files import File, has_ending
 from nrgpt_jax.datasets.pieces import Text
 from nrgpt_jax.errors import UserError
 
-PART_BYTES = 2**26  # of a corpus, packed as it lies there, in one part
+PART_BYTES = 2**26  # bytes of a corpus, as stored (compressed), per part
 PART_FILES = 10_000
-COUNTED = 2**24  # bytes of a corpus whose documents are counted before they are drawn
+COUNTED = 2**24  # bytes of the largest corpus whose documents are counted before drawing splits
 _DRAWS = 2.0**64
 SPLITS = {"train": "train", "valid": "validation", "validation": "validation", "test": "test"}
 BOTH = ("train", "validation")
 
 
 class Part(NamedTuple):
-    """Documents of some files, or of a range of one."""
+    """The documents of some files, or of a range of one file."""
 
     size: int  # bytes
-    splits: tuple[str, ...]  # that it feeds
+    splits: tuple[str, ...]  # of its documents
     documents: Callable[[], Iterator[tuple[str, Document]]]  # in order, each with its split
-    identity: list[Any]  # what its tokens depend on, but for the tokenizer
+    identity: list[Any]  # everything its tokens depend on, except the tokenizer
 
 
 def drawn_split(document: Document, validation_fraction: float) -> str:
-    """Validation for a share of all documents, decided by where a document stands and nothing else.
+    """Draw the split of a document as a function of its location in the corpus alone.
 
-    The file's name within the corpus and the document's place in the file are hashed, so that it
-    does not matter how the corpus is cut into parts, or where it lies.
+    The file's name within the corpus and the document's place in the file are hashed, so the split
+    depends neither on how the corpus is cut into parts nor on where it is stored.
     """
     return "validation" if _hash(document) < validation_fraction * _DRAWS else "train"
 
@@ -59,10 +59,10 @@ def _hash(document: Document) -> int:
 def _fraction_for_both(
     files: Sequence[File], reader: Reader, field: str, validation_fraction: float
 ) -> float:
-    """The fraction; where documents are few, one that leaves none of both splits empty.
+    """Return the validation fraction, adjusted if a split of few documents would be empty.
 
-    Documents are counted where that takes no long reading: in small corpora, and in files of
-    plain text, which are a document each.
+    Documents are counted only where this is fast: in small corpora, and in files of plain text,
+    which are one document each.
     """
     plain = reader is read_documents and not any(has_ending(f.name, ROWS_OF_TEXT) for f in files)
     if not plain and sum(file.size for file in files) > COUNTED:
@@ -89,12 +89,12 @@ def _fraction_for_both(
 
 
 def text_parts(text: Text, boundary: int, ends: bool) -> list[Part]:
-    """One text, up to a byte for training and from there on for validation.
+    """Cut one text into parts, for training up to a byte and for validation from there on.
 
     Args:
-      text: the whole.
-      boundary: the first byte for validation.
-      ends: whether an end follows the text.
+      text: the whole text.
+      boundary: the first byte of validation.
+      ends: whether an end token follows the text.
     """
     names = [file[1:] for file in text.files]
     parts: list[Part] = []
@@ -117,7 +117,7 @@ def _documents_of_text(
 def document_parts(
     files: Sequence[File], reader: Reader, field: str, validation_fraction: float
 ) -> list[Part]:
-    """Files of documents, in order.
+    """Divide files of documents into parts, in order.
 
     Raises:
       UserError: no file is for training.
@@ -151,10 +151,10 @@ def _documents_of_files(
 
 
 def _splits_of(files: Sequence[File]) -> list[str | None]:
-    """The split of each file; None: its documents are drawn for training or validation.
+    """Return the split of each file; None: its documents are drawn for training or validation.
 
-    Files that are named by their split keep it; where not all are, or none is for validation, they
-    are drawn, and the reason is reported. A file that is named for testing never is.
+    The splits in file names are used if every file has one and one is validation; otherwise
+    documents are drawn, and the reason is printed. Files named for testing are never drawn.
     """
     named = [own_split(file.name) for file in files]
     local = None not in named and "validation" in named
@@ -173,9 +173,9 @@ def _splits_of(files: Sequence[File]) -> list[str | None]:
 
 
 def own_split(name: str) -> str | None:
-    """The split that a file's name names, or else the nearest folder that names one.
+    """Return the split in a file's name, or else in the name of the nearest folder with one.
 
-    Such as train.txt, wiki.valid.raw, c4-train.00000.json.gz, test/00000.jsonl.
+    Examples: train.txt, wiki.valid.raw, c4-train.00000.json.gz, test/00000.jsonl.
     """
     levels = reversed(name.lower().split("/"))
     words = itertools.chain(*(re.split(r"[^a-z]+", level) for level in levels))
@@ -183,7 +183,7 @@ def own_split(name: str) -> str | None:
 
 
 def _runs(files: Sequence[File]) -> Iterator[tuple[Sequence[File], Range, int]]:
-    """Small files together, large ones in ranges: files, range and size of each part."""
+    """Group small files and cut large ones: yield the files, range and size of each part."""
     for is_large, run in itertools.groupby(files, lambda file: file.size > PART_BYTES):
         group = list(run)
         if is_large:
@@ -205,7 +205,7 @@ def _ranges(file: File) -> list[tuple[Range, int]]:
 
 
 def _grouped(sizes: Sequence[int]) -> Iterator[tuple[tuple[int, int], int]]:
-    """Neighbours (files, row groups) of about PART_BYTES together: first and end, and size."""
+    """Group neighbours (files, row groups) to about PART_BYTES: yield ((first, end), size)."""
     first = total = 0
     for end, size in enumerate(sizes, 1):
         total += size

@@ -1,11 +1,10 @@
-"""Texts in pieces that are tokenized one by one, as if they had been tokenized whole.
+"""Texts in pieces that are tokenized one by one, with the tokens of the whole text.
 
-tiktoken encodes one string in memory and has no function that reads a text of any length, so a
-text is cut here, where GPT-2's pattern has no match across. A match of it is all blank, or has at
-most one blank, at its beginning: a text may be cut between a character that is not blank and a
-blank. Where no blank is near (Chinese, DNA), it is cut between characters of two kinds, letters,
-numbers and others, which no match holds but for `'s` and its like; and where all are of one kind,
-between any two characters.
+tiktoken encodes one string in memory and cannot stream a text of any length, so a text is cut here
+where no match of GPT-2's pattern spans the cut. A match is all blank, or has at most one blank, at
+its beginning: a text may be cut between a non-blank character and a blank. Where no blank is near
+(Chinese, DNA), it is cut between characters of two kinds (letters, numbers, others), which no match
+contains except `'s` and the like. If all are of one kind, it is cut between any two characters.
 """
 
 import codecs
@@ -18,25 +17,25 @@ from typing import NamedTuple
 from nrgpt_jax.datasets.files import BOM, File, opened
 from nrgpt_jax.errors import UserError
 
-BLOCK = 2**20  # bytes read at once
+BLOCK = 2**20  # bytes per read
 LONGEST = 2**22  # a longer run without a blank is cut elsewhere
-NEAR = 2**14  # bytes in which a place between two kinds of characters is looked for
+NEAR = 2**14  # bytes searched for a boundary between two kinds of characters
 
 _CUT = re.compile(r"[^\s\x00-\x1f\x7f](?=[\t-\r ])")
 _LAST_CUT = re.compile(rf"(?s:.*){_CUT.pattern}")
 
 
 class Cut(NamedTuple):
-    """A place in a text, in bytes."""
+    """A position in a text, in bytes."""
 
     place: int
-    clean: bool  # whether both sides have the tokens that they have in the whole
+    clean: bool  # whether a cut here leaves the tokens of both sides unchanged
 
 
 class Text:
-    """One text of one or more UTF-8 files, with a line end between them; places are bytes.
+    """One text of one or more UTF-8 files, joined by line ends; positions are in bytes.
 
-    A byte order mark at the beginning of a file is no part of it.
+    A byte order mark at the beginning of a file is skipped.
 
     Raises:
       UserError: a file cannot be read.
@@ -44,7 +43,7 @@ class Text:
 
     def __init__(self, files: Sequence[File]):
         self.files = list(files)
-        # path, where the text begins and ends in the whole, and how much further on in the file
+        # path, begin and end of the file in the whole text, offset to a position in the file
         self._spans: list[tuple[str, int, int, int]] = []
         begin = 0
         for file in files:
@@ -56,7 +55,7 @@ class Text:
         self.size = max(0, begin - 1)
 
     def blocks(self, start: int, stop: int) -> Iterator[tuple[str, bytes]]:
-        """The bytes from `start` to `stop`, in blocks, each with the path of its file."""
+        """Yield the bytes from `start` to `stop` in blocks, each with the path of its file."""
         for path, begin, end, offset in self._spans:
             place, last = max(start, begin), min(stop, end)
             if place < last:
@@ -72,10 +71,10 @@ class Text:
                 yield path, b"\n"
 
     def pieces(self, start: int, stop: int) -> Iterator[str]:
-        """The same as text, cut where a tokenizer does not mind.
+        """Yield the text from byte `start` to `stop` in pieces that may be tokenized one by one.
 
         Raises:
-          UserError: it is not UTF-8.
+          UserError: the text is not UTF-8.
         """
         return cut(self._decoded(start, stop))
 
@@ -91,14 +90,14 @@ class Text:
             yield text
 
     def place_to_cut(self, at: int, within: int = LONGEST) -> Cut:
-        """The first place from byte `at` on where a tokenizer does not mind, if there is one.
+        """Return the first position from byte `at` on where a cut changes no tokens.
 
         Args:
-          at: a byte.
-          within: how many bytes further the place may be; the end of the text is one.
+          at: the first byte to consider.
+          within: the number of bytes to search; the end of the text is a possible position.
 
         Returns:
-          That place; or the first from `at` on where a character begins.
+          That position; if there is none, the first beginning of a character from `at` on.
         """
         if not 0 < at < self.size:
             return Cut(min(max(at, 0), self.size), True)
@@ -121,7 +120,7 @@ class Text:
 
 
 def cut(blocks: Iterable[str]) -> Iterator[str]:
-    """The same text in pieces of about a block that may be tokenized one by one."""
+    """Yield the same text in pieces of about a block that may be tokenized one by one."""
     pending = ""
     for block in blocks:
         pending += block
@@ -142,12 +141,12 @@ def cut(blocks: Iterable[str]) -> Iterator[str]:
 
 
 def cut_text(text: str) -> Iterator[str]:
-    """A text in pieces of at most about a block."""
+    """Yield a text in pieces of at most about a block."""
     return cut(text[i : i + BLOCK] for i in range(0, len(text), BLOCK))
 
 
 def _between_kinds(text: str) -> int | None:
-    """The first place where no match of GPT-2's pattern holds both neighbouring characters."""
+    """Return the first index where no match of GPT-2's pattern spans both neighbours."""
     for i, (one, other) in enumerate(itertools.pairwise(text), 1):
         kind, after = _kind(one), _kind(other)
         if kind not in ("", "blank", after) and after and one != "'":
@@ -156,7 +155,7 @@ def _between_kinds(text: str) -> int | None:
 
 
 def _kind(character: str) -> str:
-    """As GPT-2's pattern tells characters apart; "" of those that versions of Unicode may not."""
+    """Return a character's class in GPT-2's pattern; "" if versions of Unicode may differ."""
     category = unicodedata.category(character)
     if category == "Cn" or "\x1c" <= character <= "\x1f":
         return ""

@@ -1,9 +1,9 @@
-"""Token streams to batches: shuffled windows for training, a fixed cover for validation.
+"""Batches of token streams: shuffled windows for training, a fixed cover for validation.
 
 The order of training windows is a function of the seed alone. Batch k holds the windows
-k*batch_size .. (k+1)*batch_size - 1 of that order, one a row, and each process reads those rows
-that its devices hold; so neither processes nor devices change what a batch is. Shuffling, epochs
-and reading ahead are grain's; windows that overlap, rows by device and validation in order are not.
+k*batch_size .. (k+1)*batch_size - 1 of that order, one per row. Each process reads the rows of its
+devices, so a batch does not depend on the number of processes or devices. Grain shuffles, repeats
+epochs and prefetches; overlapping windows, rows by device and ordered validation are done here.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,11 +17,11 @@ from nrgpt_jax.datasets.streams import Stream
 from nrgpt_jax.errors import UserError
 
 Rows: TypeAlias = Sequence[int] | np.ndarray
-"""Numbers of rows of a batch."""
+"""Row indices of a batch."""
 
 
 class Windows:
-    """Every window of `length` tokens and their successors, by the place where it starts."""
+    """All windows of `length` tokens and their successors, indexed by start position."""
 
     def __init__(self, stream: Stream, length: int):
         self._stream, self._length = stream, length
@@ -34,7 +34,7 @@ class Windows:
 
 
 def _window(stream: Stream, start: int, length: int) -> Batch:
-    """The inputs from `start` on; what is past the end of the stream has weight 0."""
+    """Return the window from `start` on; positions past the end of the stream have weight 0."""
     count = min(length + 1, len(stream) - start)
     read, weights = stream.read(start, count)
     tokens, weight = np.zeros(length + 1, np.int32), np.zeros(length + 1, np.float32)
@@ -44,7 +44,7 @@ def _window(stream: Stream, start: int, length: int) -> Batch:
 
 
 def check_length(stream: Stream, context_length: int, split: str) -> None:
-    """Raises UserError when a stream is too short to hold one window."""
+    """Raise UserError if a stream is too short to hold one window."""
     if len(stream) <= context_length:
         raise UserError(
             f"the {split} split has {len(stream)} tokens, model.context_length="
@@ -61,17 +61,17 @@ def train_batches(
     rows: Rows | None = None,
     first: int = 0,
 ) -> Iterator[Batch]:
-    """An endless iterator over batches, from number `first` on.
+    """Return an endless iterator over batches, from batch `first` on.
 
-    Windows start anywhere; each epoch visits every start once, in a new random order.
+    Windows start at any token; each epoch visits every start once, in a new random order.
 
     Args:
-      stream: the split.
+      stream: the training split.
       context_length: N.
-      batch_size: B, rows of a batch in all.
-      seed: of the order.
-      rows: the numbers of those that are wanted; None: all.
-      first: the number of the first batch.
+      batch_size: B, over all processes.
+      seed: the seed of the order.
+      rows: the indices of the rows to read; None: all.
+      first: the index of the first batch.
     """
     check_length(stream, context_length, "train")
     windows = grain.MapDataset.source(Windows(stream, context_length)).seed(seed).shuffle()
@@ -96,14 +96,14 @@ def validation_batches(
     max_windows: int | None = None,
     rows: Rows | None = None,
 ) -> Iterator[Batch]:
-    """Consecutive windows that predict every token of the split once (but for its first).
+    """Yield batches of consecutive windows that predict every token but the first once.
 
     Args:
-      stream: the split.
+      stream: the validation split.
       context_length: N.
-      batch_size: B of every batch; the last is padded with windows of weight 0.
-      max_windows: evaluate at most this many windows, evenly spaced; None takes all.
-      rows: the numbers of the rows that are wanted of each batch; None: all.
+      batch_size: B; the last batch is padded with windows of weight 0.
+      max_windows: the maximum number of windows, evenly spaced; None: all.
+      rows: the indices of the rows to read of each batch; None: all.
     """
     if len(stream) < 2:
         raise UserError("the validation split has nothing to predict; give more text")

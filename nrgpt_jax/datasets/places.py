@@ -1,10 +1,10 @@
-"""Where data lives, and the names of prepared data.
+"""Locations of corpora, and locations and names of prepared data.
 
-Corpora are looked for under `NRGPT_DATA_DIR`, then under `data/` of the repository. What is made
-from them (tokens, ListOps expressions) is written once below `NRGPT_CACHE_DIR`, by default
-`data/prepared/`, under a name that changes with every setting it depends on. Where the package is
-installed without its repository, `data/` is `nrgpt_jax` in the cache folder of the user. No library
-decides where a user's corpora lie, nor on which settings ours depend.
+Corpora are searched for in `NRGPT_DATA_DIR`, then in `data/` of the repository. Prepared data
+(tokens, ListOps expressions) are written once below `NRGPT_CACHE_DIR`, by default `data/prepared/`,
+under a name that changes with every setting they depend on. If the package is installed without its
+repository, `data/` is `nrgpt_jax` in the user's cache folder. No library knows a user's locations
+or these settings.
 """
 
 import hashlib
@@ -27,18 +27,18 @@ DATA_HOME = _data_home(Path(__file__).resolve().parents[2])
 
 
 def data_roots() -> list[Path]:
-    """Folders in which a corpus may lie; a download goes to the first."""
+    """Return the folders to search for corpora; downloads go to the first."""
     named = os.environ.get("NRGPT_DATA_DIR")
     return ([Path(named)] if named else []) + [DATA_HOME]
 
 
 def cache_root() -> Path:
-    """The folder of prepared data sets."""
+    """Return the folder of prepared data sets."""
     return Path(os.environ.get("NRGPT_CACHE_DIR") or DATA_HOME / "prepared")
 
 
 def unwritable(error: Exception, place: Path) -> UserError:
-    """What to say when prepared data cannot be written: a full disk, a folder of another user."""
+    """Return the error for prepared data that cannot be written: full disk, no permission."""
     reason = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())[:200]
     named = getattr(error, "filename", None) or place
     return UserError(
@@ -48,6 +48,6 @@ def unwritable(error: Exception, place: Path) -> UserError:
 
 
 def digest(settings: Mapping[str, Any]) -> str:
-    """A short name for a set of settings."""
+    """Return a hash of settings, 12 hexadecimal digits."""
     text = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

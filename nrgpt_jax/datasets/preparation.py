@@ -1,9 +1,9 @@
-"""Turns the parts of a corpus into shards: in parallel, and from where it was interrupted.
+"""Tokenization of the parts of a corpus into shards: parallel and resumable.
 
-Each part is one task of a process pool. No library both shares tokenizing among processes and
-keeps what a killed one has finished. A task reads its documents one by one and keeps no more than
-a document, a piece of text of about a megabyte and its tokens, so the memory of a worker does not
-grow with the corpus.
+Each part is one task of a process pool; no library both tokenizes in several processes and keeps
+the finished work of a killed one. A task reads its documents one by one and holds at most a
+document, a piece of text of about a megabyte and its tokens, so a worker's memory does not grow
+with the corpus.
 """
 
 import contextlib
@@ -35,30 +35,30 @@ from nrgpt_jax.errors import UserError
 
 
 class Plan(NamedTuple):
-    """What is to be prepared."""
+    """The parts to prepare, and their tokenizer."""
 
     parts: list[Part]
     tokenizer: Tokenizer
-    fingerprint: str | None = None  # None: of the tokens
-    field: str = ""  # the name of the text in a document
+    fingerprint: str | None = None  # None: computed from the tokens
+    field: str = ""  # the text field of a document
 
 
 class Task(NamedTuple):
-    """A part, and where its shards go."""
+    """A part, and the paths of its shards."""
 
     part: Part
     shards: tuple[Path, ...]  # one for each of its splits
-    record: Path  # what they hold; it is there when they are
+    record: Path  # describes the shards; written after them
     tokenizer: Mapping[str, Any]  # as in tokenizer.json
 
     @property
     def key(self) -> str:
-        """Changes with all that its shards depend on, such as files at an address by now."""
+        """A hash of everything the shards depend on, including remote files."""
         names = [path.name for path in self.shards]
         return digest({"part": self.part.identity, "shards": names, "tokenizer": self.tokenizer})
 
     def written(self) -> list[Written] | None:
-        """What its shards hold, if all of them are there, whole, and of the part as it is."""
+        """Return the contents of the shards, or None unless all are complete and up to date."""
         try:
             record = json.loads(self.record.read_text())
             result = [Written(*values) for values in record["shards"]]
@@ -70,16 +70,16 @@ class Task(NamedTuple):
 
 
 def prepare(folder: Path, name: str, make_plan: Callable[[], Plan], workers: int = 0) -> None:
-    """Writes a data set, or what is missing of it.
+    """Write a prepared data set, or its missing shards.
 
     Args:
-      folder: where to; `shards` says what lies there.
-      name: of the data set, which begins the names of its shards.
-      make_plan: finds the parts of the corpus, in the same order each time.
-      workers: processes on this machine; 0: one a core.
+      folder: the output folder; its layout is described in `shards`.
+      name: the name of the data set, the prefix of its shard names.
+      make_plan: returns the parts of the corpus, in the same order each time.
+      workers: the number of local worker processes; 0: one per core.
 
     Raises:
-      UserError: the corpus cannot be read. What was written is kept.
+      UserError: the corpus cannot be read. Finished shards are kept.
     """
     if shards.is_complete(folder):
         return
@@ -96,7 +96,7 @@ def prepare(folder: Path, name: str, make_plan: Callable[[], Plan], workers: int
 
 
 def _remove_leftovers(folder: Path, tasks: Sequence[Task]) -> None:
-    """Removes what killed workers leave, and shards of what was at an address before."""
+    """Remove partial files of killed workers, and shards of earlier remote files."""
     own = {path for task in tasks for path in task.shards}
     for path in (*folder.rglob("*.partial-*"), *folder.glob("*.array_record-*")):
         if path not in own:
@@ -105,7 +105,7 @@ def _remove_leftovers(folder: Path, tasks: Sequence[Task]) -> None:
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Waits for another process that prepares the same. What cannot be written is one line."""
+    """Lock a folder, waiting for other processes. Raises UserError if it cannot be written."""
     try:
         (folder / "progress").mkdir(parents=True, exist_ok=True)
         with (folder / "progress" / "lock").open("w") as file:
@@ -154,11 +154,11 @@ def _dtype(tokenizer: Tokenizer) -> np.dtype:
 
 
 def _report(plan: Plan, splits: Mapping[str, list[Written]]) -> None:
-    """Says how a corpus was split and what was left out. Raises UserError if nothing is left."""
+    """Print the split of a corpus and what was skipped. Raises UserError if nothing is left."""
     sums = {name: Written(*np.sum(written, axis=0)) for name, written in splits.items()}
     fields = ("tokens", "documents", "skipped")
     total, count, skipped = (sum(getattr(w, field) for w in sums.values()) for field in fields)
-    if total == 0 or (plan.field and total == count):  # of empty documents there are only ends
+    if total == 0 or (plan.field and total == count):  # empty documents give end tokens only
         if skipped:
             raise UserError(f"all {skipped:,} documents of the corpus {no_text(plan.field)}")
         raise UserError("the corpus is empty: there is nothing to train on")
@@ -172,7 +172,7 @@ def _report(plan: Plan, splits: Mapping[str, list[Written]]) -> None:
 
 
 def write_part(task: Task) -> None:
-    """Writes the shards of a part, each whole or not at all, and then the record of them."""
+    """Write the shards of a part atomically, then their record."""
     tokenizer = from_record(task.tokenizer)
     with contextlib.ExitStack() as stack:
         partial = [stack.enter_context(disk.replacing(path)) for path in task.shards]
@@ -186,7 +186,7 @@ def write_part(task: Task) -> None:
 
 
 def _tokenize(part: Part, tokenizer: Tokenizer, writers: Mapping[str, ShardWriter]) -> None:
-    """Every document, followed by the token of an end (a line end, where there is none)."""
+    """Write the tokens of every document, each followed by an end token or else a line end."""
     for split, document in part.documents():
         writer = writers[split]
         if document.pieces is None:
@@ -200,16 +200,16 @@ def _tokenize(part: Part, tokenizer: Tokenizer, writers: Mapping[str, ShardWrite
         writer.documents += 1
 
 
-# What runs them ----------------------------------------------------------------------------------
+# Workers -----------------------------------------------------------------------------------------
 
 
 def _run(tasks: Sequence[Task], workers: int) -> None:
-    from nrgpt_jax.host import cores  # brings JAX, which no worker needs
+    from nrgpt_jax.host import cores  # imports JAX, which no worker needs
 
     total = sum(task.part.size for task in tasks)
     # Starting processes for a small corpus takes longer than preparing it.
     count = min(workers or cores(), len(tasks)) if total > PART_BYTES else 1
-    disable = None if total else True  # None: unless it is a terminal
+    disable = None if total else True  # None: unless stderr is a terminal
     with tqdm(total=total, unit="B", unit_scale=True, disable=disable, dynamic_ncols=True) as bar:
         if count > 1:
             for task in _in_processes(tasks, count):
@@ -221,7 +221,7 @@ def _run(tasks: Sequence[Task], workers: int) -> None:
 
 
 def _in_processes(tasks: Sequence[Task], count: int) -> Iterator[Task]:
-    # A fork of a process in which JAX has started threads may hang; a new process cannot.
+    # A fork of a process with JAX's threads may hang; a spawned process cannot.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=_end_with_parent)
     try:
@@ -244,7 +244,7 @@ def _in_processes(tasks: Sequence[Task], count: int) -> Iterator[Task]:
 
 @contextlib.contextmanager
 def _hidden_main() -> Iterator[None]:
-    """New processes would run the program that started them once more, as far as it is a script."""
+    """Hide the main script, which spawned processes would otherwise run again."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
     try:
@@ -254,7 +254,7 @@ def _hidden_main() -> Iterator[None]:
 
 
 def _end_with_parent() -> None:
-    """Ends this process as soon as the one that started it is gone, even if that was killed."""
+    """Exit this process as soon as its parent is gone, even if the parent was killed."""
     parent: Any = multiprocessing.parent_process()
     watch = lambda: wait([parent.sentinel]) and os._exit(1)
     threading.Thread(target=watch, daemon=True).start()

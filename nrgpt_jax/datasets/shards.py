@@ -1,11 +1,11 @@
-"""Prepared data: a TFDS data set whose shards are written one by one, each whole or not at all.
+"""Prepared data: a TFDS data set whose shards are written one by one, each atomically.
 
-A builder of TFDS writes a data set in one go, so a killed one begins again; these shards are kept.
-A data set lies in `NAME/KEY/VERSION` below the cache folder. KEY changes with all that the tokens
-depend on, VERSION with the layout. A part of the corpus becomes one shard of each split that it
-feeds. `dataset_info.json` is written last, by TFDS: without it a data set is not complete, and
-preparing it resumes. `metadata.json` keeps what TFDS has no place for: tokens and bytes of each
-shard, the tokenizer and the fingerprint.
+A TFDS builder writes a data set in one go and starts again after a kill; these shards are kept.
+A data set is in `NAME/KEY/VERSION` below the cache folder. KEY changes with everything the tokens
+depend on, VERSION with the layout. A part of the corpus becomes one shard of each of its splits.
+TFDS writes `dataset_info.json` last: without it a data set is incomplete, and preparation resumes.
+`metadata.json` holds the fields that TFDS lacks: tokens and bytes of each shard, the tokenizer and
+the fingerprint.
 """
 
 import contextlib
@@ -31,30 +31,30 @@ REMAKE = (
 
 
 class Written(NamedTuple):
-    """What a shard holds."""
+    """The contents of a shard: counts, size and checksum."""
 
     tokens: int
     records: int
     bytes: int
     checksum: int
     documents: int
-    skipped: int = 0  # documents that have no text
+    skipped: int = 0  # documents without text
 
 
 Name = Annotated[str, msgspec.Meta(pattern=r"^\w[\w.-]*$")]
-"""Of a data set or a split: part of a file's name, which cannot lead out of its folder."""
+"""The name of a data set or a split: part of a file name, which cannot lead out of its folder."""
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class WrittenRecord(TypedDict):
-    """What is read of a `Written`."""
+    """The fields that are read from a recorded `Written`."""
 
     tokens: Count
     bytes: Count
 
 
 class Metadata(TypedDict):
-    """What is read of `metadata.json`."""
+    """The fields that are read from `metadata.json`."""
 
     shards: dict[Name, list[WrittenRecord]]
     dtype: Literal["uint8", "uint16", "uint32", "uint64", "int32", "int64"]
@@ -64,18 +64,18 @@ class Metadata(TypedDict):
 
 
 class Info(TypedDict):
-    """What is read of `dataset_info.json`."""
+    """The fields that are read from `dataset_info.json`."""
 
     name: Name
 
 
 def shard_path(folder: Path, name: str, split: str, index: int, count: int) -> Path:
-    """The path of a shard, one of `count`, as TFDS names it."""
+    """Return the path of shard `index` of `count`, as TFDS names it."""
     return folder / f"{name}-{split}.array_record-{index:05d}-of-{count:05d}"
 
 
 def features_of(dtype: np.dtype | str):
-    """The TFDS features of a record: up to RECORD_TOKENS tokens."""
+    """Return the TFDS features of a record: up to RECORD_TOKENS tokens."""
     import tensorflow_datasets as tfds
 
     encoding = tfds.features.Encoding.BYTES
@@ -85,7 +85,7 @@ def features_of(dtype: np.dtype | str):
 
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Turns what array_record says of a full disk into one line."""
+    """Turn array_record's error on a full disk into a UserError of one line."""
     try:
         yield
     except RuntimeError as error:
@@ -93,10 +93,10 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 class ShardWriter:
-    """Writes one shard.
+    """The writer of one shard.
 
     Raises:
-      UserError: it cannot be written, such as on a full disk.
+      UserError: the shard cannot be written, for instance on a full disk.
     """
 
     def __init__(self, path: Path, dtype: np.dtype):
@@ -112,7 +112,7 @@ class ShardWriter:
         self.tokens = self.records = self.checksum = self.documents = self.skipped = 0
 
     def write(self, tokens: np.ndarray) -> None:
-        """Adds tokens (n,)."""
+        """Append tokens (n,)."""
         self._waiting = np.concatenate([self._waiting, tokens.astype(self._dtype)])
         self._write_records(RECORD_TOKENS)
 
@@ -126,7 +126,7 @@ class ShardWriter:
             self.tokens, self.records = self.tokens + len(record), self.records + 1
 
     def close(self) -> Written:
-        """Ends the shard."""
+        """Complete the shard and return a description of its contents."""
         self._write_records(1)
         with _writing(self._path):
             self._writer.close()
@@ -134,7 +134,7 @@ class ShardWriter:
         return Written(self.tokens, self.records, size, self.checksum, self.documents, self.skipped)
 
     def abandon(self) -> None:
-        """Lets go of the file, which is not whole."""
+        """Close the incomplete file, ignoring errors."""
         with contextlib.suppress(Exception):
             self._writer.close()
 
@@ -146,14 +146,14 @@ def write_metadata(
     dtype: np.dtype,
     about: Mapping[str, Any],
 ) -> None:
-    """Writes what TFDS and `read_metadata` read, and `dataset_info.json` last.
+    """Write the metadata that TFDS and `read_metadata` read, `dataset_info.json` last.
 
     Args:
-      folder: of the data set.
-      name: of the data set.
-      splits: what their shards hold.
-      dtype: of the tokens.
-      about: more to keep in metadata.json, such as the tokenizer.
+      folder: the folder of the data set.
+      name: the name of the data set.
+      splits: the contents of the shards of each split.
+      dtype: the dtype of the tokens.
+      about: further entries of metadata.json, such as the tokenizer.
     """
     import tensorflow_datasets as tfds
 
@@ -183,20 +183,20 @@ def write_metadata(
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a folder holds a prepared data set; a kill may have left an empty file of it."""
+    """Return whether a folder holds a complete data set; a kill may leave empty metadata files."""
     files = folder / INFO, folder / METADATA
     return all(file.is_file() and file.stat().st_size for file in files)
 
 
 def read_metadata(folder: Path, cure: str = REMAKE) -> dict[str, Any]:
-    """What `write_metadata` kept, with the `paths` of the shards of each split.
+    """Return the metadata of `write_metadata`, with the `paths` of the shards of each split.
 
     Args:
-      folder: of the data set.
-      cure: what to do when it is damaged.
+      folder: the folder of the data set.
+      cure: the advice in the message if it is damaged.
 
     Raises:
-      UserError: it is damaged, or a shard is not whole.
+      UserError: the metadata are damaged, or a shard is incomplete.
     """
     try:
         metadata = disk.read_json(folder / METADATA, Metadata, cure)
@@ -222,12 +222,12 @@ def _complete_file(path: Path, size: int, cure: str) -> Path:
 
 
 def shards_of(metadata: Mapping[str, Any], split: str) -> list[Shard]:
-    """The shards of a split."""
+    """Return the shards of a split."""
     paths, written = metadata["paths"].get(split, []), metadata["shards"].get(split, [])
     return [Shard(path, w["tokens"]) for path, w in zip(paths, written, strict=True)]
 
 
 def stream_of(metadata: Mapping[str, Any], split: str, cure: str | None = None) -> RecordStream:
-    """A split, read in place; `cure` says what to do about a damaged shard."""
+    """Return the stream of a split, read in place; `cure` is the advice for a damaged shard."""
     features = features_of(metadata["dtype"])
     return RecordStream(shards_of(metadata, split), metadata["record_tokens"], features, cure)

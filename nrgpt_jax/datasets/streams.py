@@ -1,6 +1,6 @@
-"""Streams of tokens: what a split is, in memory or in shards that are read in place.
+"""Token streams: the tokens of a split, in memory or in shards that are read in place.
 
-A window starts at any token, so it is cut from one or two records of what array_record reads.
+A window starts at any token, so it is cut from one or more array_record records.
 """
 
 import abc
@@ -17,11 +17,11 @@ from nrgpt_jax.errors import UserError
 
 
 class Stream(abc.ABC):
-    """A split: its tokens in order, and whether each is to be predicted."""
+    """The tokens of a split in order, and whether each is to be predicted."""
 
     @staticmethod
     def of(tokens: np.ndarray, weights: np.ndarray | None = None) -> "ArrayStream":
-        """A stream of tokens (tokens,) in memory, with the weights (tokens,) of predicting them.
+        """Create a stream of tokens (tokens,) in memory, with their loss weights (tokens,).
 
         Without weights every token counts.
         """
@@ -29,36 +29,36 @@ class Stream(abc.ABC):
 
     @property
     def tokens(self) -> np.ndarray:
-        """All tokens (tokens,) int32, of a stream that fits in memory."""
+        """All tokens (tokens,) int32; the stream must fit in memory."""
         return self.read(0, len(self))[0].astype(np.int32)
 
     def first(self, count: int) -> "Stream":
-        """Its first N tokens, or all there are."""
+        """Return a stream of the first `count` tokens, or of all if there are fewer."""
         return self if count >= len(self) else _Beginning(self, count)
 
     @abc.abstractmethod
     def __len__(self) -> int:
-        """The number of tokens."""
+        """Return the number of tokens."""
 
     @abc.abstractmethod
     def read(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """A window.
+        """Read a window.
 
         Args:
-          start: the place of its first token, 0 or more.
-          count: tokens, all of them in the stream.
+          start: the position of its first token, 0 or more.
+          count: the number of tokens, all of them in the stream.
 
         Returns:
-          tokens (count,) of an integer type, and the weight (count,) float32 of predicting each,
-          0 or 1; None where all are one.
+          tokens (count,) of an integer dtype, and their loss weights (count,) float32, each
+          0 or 1; None if all are 1.
 
         Raises:
-          UserError: what the stream is read from is damaged.
+          UserError: the underlying data are damaged.
         """
 
 
 class ArrayStream(Stream):
-    """Tokens in memory, in the smallest unsigned type that holds them."""
+    """Tokens in memory, in the smallest unsigned dtype that holds them."""
 
     def __init__(self, tokens: np.ndarray, weights: np.ndarray | None = None):
         largest = int(tokens.max()) if len(tokens) else 0
@@ -86,7 +86,7 @@ class _Beginning(Stream):
 
 
 class Shard(NamedTuple):
-    """A file of records; each but the last holds `record_tokens` tokens."""
+    """A file of records; every record but the last holds `record_tokens` tokens."""
 
     path: Path
     num_tokens: int
@@ -95,9 +95,9 @@ class Shard(NamedTuple):
 class RecordStream(Stream):
     """Tokens in array_record shards, read in place.
 
-    A window costs one read for each record that it touches. What stays in memory is the index of
-    the shards that were read from: about 45 MB for a million records (4 * 10^9 tokens). Threads
-    may read together; a copy in another process opens the files again.
+    A window costs one read per record that it touches. Memory holds the index of the shards that
+    were read from: about 45 MB for a million records (4 * 10^9 tokens). Threads may read
+    concurrently; a copy in another process opens the files again.
     """
 
     def __init__(
@@ -107,13 +107,13 @@ class RecordStream(Stream):
 
         self._shards = [shard for shard in shards if shard.num_tokens]
         self._record_tokens, self._features = record_tokens, features
-        self._cure = cure or (  # what to do about a shard that is damaged
+        self._cure = cure or (  # the advice for a damaged shard
             "remove it and dataset_info.json beside it, and prepare the data again"
         )
         self._ends = list(itertools.accumulate(shard.num_tokens for shard in self._shards))
         counts = [-(-shard.num_tokens // record_tokens) for shard in self._shards]
         self._first_records = [0, *itertools.accumulate(counts)]
-        # With their numbers of records, files are opened when they are read.
+        # Given the number of records, array_record opens a file when it is read.
         paths = [f"{s.path}[0:{n}]" for s, n in zip(self._shards, counts, strict=True)]
         options = {"max_parallelism": "0"}
         self._records: Any = ArrayRecordDataSource(paths, options) if paths else []
@@ -139,34 +139,34 @@ class RecordStream(Stream):
             tokens = self._features.deserialize_example_np(record)["tokens"]
             if len(tokens) != min(self._record_tokens, num_tokens - number * self._record_tokens):
                 raise ValueError(f"record {number} has {len(tokens)} tokens")
-        except Exception as error:  # array_record raises many kinds
+        except Exception as error:  # array_record raises many error types
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{path} is damaged or gone ({reason}); {self._cure}") from None
         return tokens
 
 
 def ends_with(new: np.ndarray, answer: np.ndarray) -> float:
-    """1 where the new tokens end with the answer, else 0."""
+    """Return 1 if the new tokens end with the answer, else 0."""
     answer = np.atleast_1d(answer)
     return float(len(new) >= len(answer) and np.array_equal(new[len(new) - len(answer) :], answer))
 
 
 class Prompts(NamedTuple):
-    """Questions with their answers, of any number of tokens."""
+    """Prompts with their answers, each of any number of tokens."""
 
     prompts: list[np.ndarray]  # each (length,) int32
-    answers: Sequence[Any] | np.ndarray  # of each a token, or tokens (n,)
+    answers: Sequence[Any] | np.ndarray  # each a token, or tokens (n,)
     end: int  # the token that ends an answer
-    num_symbols: int  # of the tokenizer; a model may have more logits
-    # Of the new tokens (n,), without the end, and the answer; 0 to 1.
+    num_symbols: int  # the tokenizer's vocabulary size; a model may have more logits
+    # (new tokens (n,) without the end token, answer) -> score from 0 to 1
     score: Callable[[np.ndarray, Any], float] = ends_with
 
 
 class Dataset(NamedTuple):
-    """One token stream a split, the tokenizer they were made with, and prompts by name."""
+    """The token stream of each split, their tokenizer, and prompt sets by name."""
 
     train: Stream
     validation: Stream
     tokenizer: Tokenizer
     prompts: Mapping[str, Prompts]
-    fingerprint: str  # names the content; a run keeps it
+    fingerprint: str  # identifies the content; recorded by runs

@@ -1,7 +1,7 @@
-"""Tokenizers: characters, bytes, GPT-2's byte pairs, symbols, Hugging Face's, and your own.
+"""Tokenizers: characters, bytes, GPT-2's BPE, symbols, Hugging Face's, and registered ones.
 
-tiktoken and `tokenizers` encode byte pairs. Characters, bytes and symbols are a line of numpy each,
-and each run keeps its tokenizer as `tokenizer.json`, which is checked here when it is opened.
+tiktoken and `tokenizers` implement byte-pair encoding; characters, bytes and symbols are a line of
+numpy each. A run records its tokenizer as `tokenizer.json`, which is validated when it is opened.
 """
 
 import functools
@@ -18,23 +18,23 @@ from nrgpt_jax.errors import UserError, require
 from nrgpt_jax.registry import Registry
 
 EOS = "<eos>"
-MOST_SYMBOLS = 2**20  # of a vocabulary; Unicode has about as many characters
+MOST_SYMBOLS = 2**20  # in a vocabulary; Unicode has about as many characters
 RESTORE = "restore it, or train again"
 
 
 class Tokenizer(Protocol):
-    """Text to integer tokens and back."""
+    """A map from text to integer tokens and back."""
 
     kind: str
 
     @property
     def size(self) -> int:
-        """The number of tokens there are."""
+        """The size of the vocabulary."""
         ...
 
     @property
     def end(self) -> int | None:
-        """The token that ends a document or an answer, if there is one."""
+        """The token that ends a document or an answer; None if there is none."""
         ...
 
     @property
@@ -43,16 +43,16 @@ class Tokenizer(Protocol):
         ...
 
     def encode(self, text: str) -> np.ndarray:
-        """Tokens (N,) int32. Raises UserError naming what is not in the vocabulary."""
+        """Return tokens (N,) int32. Raises UserError naming symbols outside the vocabulary."""
         ...
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """The text of tokens."""
+        """Return the text of tokens."""
         ...
 
 
 class CharTokenizer:
-    """One token a character; the vocabulary is sorted."""
+    """One token per character; the vocabulary is sorted."""
 
     kind = "char"
     end = None
@@ -75,7 +75,7 @@ class CharTokenizer:
 
 
 class ByteTokenizer:
-    """One token a UTF-8 byte; 256 of them."""
+    """One token per UTF-8 byte, from a vocabulary of 256."""
 
     kind = "byte"
     size = 256
@@ -85,7 +85,7 @@ class ByteTokenizer:
     def encode(self, text: str) -> np.ndarray:
         try:
             return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.int32)
-        except UnicodeEncodeError as error:  # half of a pair, such as of bytes of a terminal
+        except UnicodeEncodeError as error:  # a lone surrogate, as from bytes of a terminal
             raise UserError(f"the text is not UTF-8: {error.object[error.start]!r}") from None
 
     def decode(self, tokens: Iterable[int]) -> str:
@@ -93,10 +93,10 @@ class ByteTokenizer:
 
 
 class Gpt2Tokenizer:
-    """GPT-2's byte pairs, by tiktoken, which fetches their table once and keeps it.
+    """GPT-2's byte-pair encoding by tiktoken, which downloads its table once and caches it.
 
-    `TIKTOKEN_CACHE_DIR` names the folder where tiktoken looks for the table. Text that looks like
-    the token of the end, `<|endoftext|>`, is ordinary text.
+    `TIKTOKEN_CACHE_DIR` names the cache folder of tiktoken. Text that looks like the end token,
+    `<|endoftext|>`, is ordinary text.
     """
 
     kind = "gpt2"
@@ -116,7 +116,7 @@ class Gpt2Tokenizer:
 
 @functools.cache
 def _gpt2():
-    """The encoding. Raises UserError when its table is not here and cannot be fetched."""
+    """Return the encoding. Raises UserError if its table is not cached and cannot be downloaded."""
     try:
         import tiktoken
 
@@ -125,7 +125,7 @@ def _gpt2():
         raise UserError(
             "the tokenizer gpt2 needs tiktoken: pip install 'nrgpt-jax[corpora]'"
         ) from None
-    except Exception as error:  # requests, files, checksums: each has errors of its own
+    except Exception as error:  # requests, files and checksums raise their own error types
         reason = " ".join(str(error).split())
         raise UserError(
             f"the GPT-2 vocabulary cannot be fetched ({reason[:200]}); set TIKTOKEN_CACHE_DIR to "
@@ -141,7 +141,7 @@ def _name(piece: bytes) -> str:
 
 
 class SymbolTokenizer:
-    """One token a symbol, symbols separated by commas: the notation of ListOps."""
+    """One token per comma-separated symbol: the notation of ListOps."""
 
     kind = "symbol"
 
@@ -174,9 +174,9 @@ CHOSEN = {c.kind: c for c in (CharTokenizer, SymbolTokenizer)}
 
 
 def tokenizer(kind: str) -> Callable[[Callable[[], Tokenizer]], Any]:
-    """Registers what makes a tokenizer of that `kind`, a choice of `config.data.tokenizer`.
+    """Register a factory of tokenizers of a `kind`, a choice of `config.data.tokenizer`.
 
-    Its vocabulary is the same each time; a run records its module and imports that when opened.
+    The vocabulary must be fixed. A run records the module of the factory and imports it on opening.
     """
     return FIXED.register(kind, lambda make: make)
 
@@ -186,10 +186,10 @@ tokenizer(Gpt2Tokenizer.kind)(Gpt2Tokenizer)
 
 
 def create_tokenizer(name: str) -> Tokenizer:
-    """A tokenizer with a vocabulary of its own, by its name in `config.data.tokenizer`.
+    """Create a tokenizer with a fixed vocabulary by its name in `config.data.tokenizer`.
 
     Raises:
-      UserError: it cannot be read or fetched, or its library is not installed.
+      UserError: it cannot be read or downloaded, or its library is not installed.
     """
     if name.startswith(PREFIX):
         return open_tokenizer(name)
@@ -199,7 +199,7 @@ def create_tokenizer(name: str) -> Tokenizer:
 
 
 def as_record(tokenizer: Tokenizer) -> dict[str, Any]:
-    """What `from_record` makes the tokenizer of again; a fixed vocabulary is only named."""
+    """Return the record that `from_record` reads; a fixed vocabulary is recorded by kind only."""
     kind = tokenizer.kind
     if isinstance(tokenizer, HfTokenizer):
         return {"kind": kind, "content": tokenizer.content}
@@ -210,7 +210,7 @@ def as_record(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def check_recordable(tokenizer: Tokenizer) -> None:
-    """Raises UserError where a run could not be opened again with this tokenizer."""
+    """Raise UserError if a run with this tokenizer could not be opened again."""
     try:
         from_record(as_record(tokenizer))
     except ValueError as error:
@@ -220,18 +220,18 @@ def check_recordable(tokenizer: Tokenizer) -> None:
 
 
 class Record(msgspec.Struct, forbid_unknown_fields=True):
-    """What `tokenizer.json` holds."""
+    """The contents of `tokenizer.json`."""
 
     kind: str
     vocabulary: Annotated[list[str], msgspec.Meta(min_length=1, max_length=MOST_SYMBOLS)] | None = (
         None
     )
-    content: str | None = None  # of a tokenizer of Hugging Face
-    module: str | None = None  # of a tokenizer that a plugin registers
+    content: str | None = None  # the file of a Hugging Face tokenizer
+    module: str | None = None  # the module of a registered tokenizer
 
 
 def from_record(record: Any) -> Tokenizer:
-    """The tokenizer. Raises ValueError, of one line, where the record is none."""
+    """Create the tokenizer of a record. Raises ValueError, in one line, if it is invalid."""
     kind, vocabulary, content, module = msgspec.structs.astuple(
         msgspec.convert(record, Record, strict=True)
     )
@@ -241,7 +241,7 @@ def from_record(record: Any) -> Tokenizer:
         plugins.load([module])
     if kind in FIXED:
         fixed = FIXED[kind]()
-        if vocabulary is not None and len(vocabulary) != fixed.size:  # older ones list it
+        if vocabulary is not None and len(vocabulary) != fixed.size:  # older records list it
             raise ValueError(f"a {kind} tokenizer has {fixed.size:,} symbols")
         return fixed
     if kind not in CHOSEN:
@@ -251,7 +251,7 @@ def from_record(record: Any) -> Tokenizer:
         tokens = np.arange(created.size)
         sound = created.size and created.vocabulary == vocabulary
         sound = sound and np.array_equal(created.encode(created.decode(tokens)), tokens)
-    except (TypeError, UserError):  # of symbols that are none, or two
+    except (TypeError, UserError):  # an entry is not exactly one symbol
         sound = False
     if not sound:
         allowed = "sorted characters" if kind == CharTokenizer.kind else "symbols without commas"
@@ -260,12 +260,12 @@ def from_record(record: Any) -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
-    """Writes `tokenizer.json`, whole or not at all. Raises OSError."""
+    """Write `tokenizer.json` atomically. Raises OSError."""
     disk.write_json(path, as_record(tokenizer))
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Reads `tokenizer.json`. Raises UserError when it is missing or damaged."""
+    """Read `tokenizer.json`. Raises UserError if it is missing or damaged."""
     try:
         record = disk.read_json(path, object, RESTORE)
     except FileNotFoundError:

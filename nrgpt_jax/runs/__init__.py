@@ -1,1 +1,1 @@
-"""What a run directory holds: configuration, checkpoints, metrics, tokenizer."""
+"""The contents of a run directory: configuration, checkpoints, metrics, tokenizer."""

@@ -1,11 +1,11 @@
-"""The only place that knows how a run is saved.
+"""Checkpoints of a run; only this module knows their format.
 
-`checkpoints/latest` keeps the last complete states, with the place in the data, to resume from;
-`checkpoints/best` the parameters with the lowest validation loss. A checkpoint is a folder of
-orbax, named by its step, with a `checksums.json` of all its files: it is made under another name,
-so that a save that was killed leaves nothing that could be taken for one. On a bucket, where
-nothing can be renamed, `checksums.json` is written last, and a folder without it is no checkpoint.
-What is read was verified before; a damaged checkpoint is skipped with a warning.
+`checkpoints/latest` holds the last complete states, with the place in the data, to resume from;
+`checkpoints/best` holds the parameters with the lowest validation loss. A checkpoint is an orbax
+folder, named by its step, with a `checksums.json` of all its files. It is written under another
+name and then renamed, so a killed save leaves no invalid checkpoint. A bucket cannot rename: there
+`checksums.json` is written last, and a folder without it is no checkpoint.
+Files are verified before they are read; a damaged checkpoint is skipped with a warning.
 """
 
 import functools
@@ -28,20 +28,20 @@ from nrgpt_jax.runs import checksums
 from nrgpt_jax.runs.orbax_errors import failure, reason
 
 KINDS = ("latest", "best")
-_REPLACED = ".replaced"  # of a checkpoint that gives way to another one of its step
+_REPLACED = ".replaced"  # suffix of a checkpoint that another one of its step replaces
 _NOT_USED = "checkpoint %s/%d is not used: %s"
 
 
 class Checkpoints:
-    """Saves and restores one run. It may be used as a context manager, and need not be closed.
+    """The checkpoints of one run. It may be used as a context manager, and need not be closed.
 
-    Only the process that trains opens it `writable`: that clears away what a killed save left.
+    Only the training process opens it `writable`, which removes the remains of a killed save.
 
     Args:
       workdir: the run directory.
-      writable: whether it will be written.
-      keep: how many of the last states are kept.
-      keep_every: states of steps that this divides are kept for good; 0: none.
+      writable: whether checkpoints will be saved.
+      keep: the number of last states to keep.
+      keep_every: states of steps that are a multiple of this are kept permanently; 0: none.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Checkpoints:
         self._root = paths.absolute(workdir) / "checkpoints"
         self._renames = not paths.on_bucket(workdir)
         self._keep, self._keep_every = keep, keep_every
-        self._verified: dict[tuple[str, int], str] = {}  # what is wrong with them
+        self._verified: dict[tuple[str, int], str] = {}  # the damage of each, "" for none
         self._believed = False
         if writable:
             host0_first(self._clear)
@@ -59,7 +59,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, *exception) -> None:
-        """Nothing is open: a save is over when it returns."""
+        """Do nothing: a save is complete when it returns."""
 
     def _clear(self) -> None:
         for kind in KINDS:
@@ -69,7 +69,7 @@ class Checkpoints:
                 if not self._renames and not checksums.exist(entry):
                     paths.discard(entry)
                 elif name.isdigit() and name != entry.name and not (folder / name).exists():
-                    entry.rename(folder / name)  # it was to give way to what never came
+                    entry.rename(folder / name)  # its replacement was not completed
                 elif not entry.name.isdigit() and entry.is_dir():
                     paths.discard(entry)
 
@@ -78,21 +78,21 @@ class Checkpoints:
     def save_latest(
         self, step: int, state: Any, place: Mapping[str, Any], *, prune: bool = True
     ) -> None:
-        """Saves everything that a run needs to resume after `step` steps.
+        """Save everything that a run needs to resume after `step` steps.
 
-        That is its whole state, and its place in the data and the course (numbers by name). The
-        parameters stand apart, so that they can be read alone. With `prune`, states that are
-        no longer to be kept are removed.
+        That is its whole state and `place`, its position in the data and the run (values by name).
+        Parameters are stored separately, so that they can be read alone. With `prune`, states that
+        are no longer to be kept are removed.
 
         Raises:
-          OSError: it could not be saved; what was saved before is still there.
+          OSError: the checkpoint could not be saved; earlier ones remain valid.
         """
         self._save("latest", step, parts_of(state), place)
         if prune:
             host0_first(lambda: self._prune(step))
 
     def save_best(self, step: int, params: Any, val_loss: float, *, prune: bool = True) -> None:
-        """Saves parameters better than all before; arguments and errors are of `save_latest`."""
+        """Save the best parameters so far; arguments and errors are as in `save_latest`."""
         self._save("best", step, {"params": params}, {"val_loss": val_loss})
         if prune:
             host0_first(lambda: self._prune(step))
@@ -120,14 +120,14 @@ class Checkpoints:
         self._verified[kind, step] = ""
 
     def _prune(self, step: int) -> None:
-        """Removes states up to a step that are not to be kept, and what was best before them.
+        """Remove states up to a step that are not to be kept, and best parameters before them.
 
-        Later ones are of a course that a damaged state has ended; they are of no use as others.
+        Later states do not count as kept: their course has ended in a damaged state.
         """
         latest, best = ([s for s in self._listed(kind) if s <= step] for kind in KINDS)
         forever = {s for s in latest if self._keep_every and s % self._keep_every == 0}
         retained = {*latest[-self._keep :], *forever}
-        # Whichever state the run may go back to, the best parameters up to it are still there.
+        # For every state that the run may return to, keep the best parameters up to it.
         needed = {max((b for b in best if b <= s), default=None) for s in retained}
         needed |= set(best[-1:])
         for kind, result, wanted in (("latest", latest, retained), ("best", best, needed)):
@@ -135,7 +135,7 @@ class Checkpoints:
                 paths.discard(self._root / kind / str(other))
 
     def drop_best_after(self, step: int) -> None:
-        """Removes what was best in a course that the run has left by going back to `step`."""
+        """Remove best parameters of steps after `step`, to which the run has returned."""
 
         def drop() -> None:
             for later in self._listed("best"):
@@ -145,7 +145,7 @@ class Checkpoints:
         host0_first(drop)
 
     def set_aside(self, first: int, folder: Path) -> list[Path]:
-        """Moves the states of step `first` and later to a folder; returns where they are."""
+        """Move the states of step `first` and later to a folder; return their new paths."""
         moved = [(s, folder / f"checkpoint_{s}") for s in self.steps("latest") if s >= first]
 
         def move() -> None:
@@ -159,11 +159,11 @@ class Checkpoints:
     # Reading ------------------------------------------------------------------------------------
 
     def steps(self, kind: str) -> list[int]:
-        """The steps of the checkpoints that the first process sees, from the first to the last."""
+        """Return the steps of the checkpoints that the first process sees, in ascending order."""
         return json.loads(gather_texts(json.dumps(self._listed(kind)) if is_first() else "")[0])
 
     def whole_steps(self, kind: str) -> list[int]:
-        """Those of checkpoints that are not damaged."""
+        """Return the steps of undamaged checkpoints."""
         return [step for step in self.steps(kind) if not self._damage(kind, step)]
 
     def _listed(self, kind: str) -> list[int]:
@@ -173,11 +173,11 @@ class Checkpoints:
         return sorted(int(name) for name in whole if name.isdigit() and name.isascii())
 
     def has(self, kind: str) -> bool:
-        """Whether there is a `best` or `latest` checkpoint."""
+        """Return whether there is a checkpoint of the kind `best` or `latest`."""
         return bool(self.steps(kind))
 
     def best_loss(self) -> float:
-        """The validation loss of the best checkpoint that is whole, infinity without one."""
+        """Return the validation loss of the last undamaged best checkpoint; infinity if none."""
         for step in reversed(self.steps("best")):
             if not self._damage("best", step):
                 loss = self._loss(step)
@@ -185,7 +185,7 @@ class Checkpoints:
         return math.inf
 
     def restore_latest(self, state: Any) -> tuple[Any, Mapping[str, Any]] | None:
-        """The newest whole state and its place (empty in older checkpoints), or None.
+        """Restore the newest undamaged state and its place (empty in older checkpoints), or None.
 
         `state` is the tree of expected shapes and shardings.
         """
@@ -200,7 +200,7 @@ class Checkpoints:
         return state, self._metadata("latest", step)
 
     def restore_params(self, kind: str, params: Any) -> tuple[int, Any]:
-        """(step, parameters) of the `best` or `latest` checkpoint. Raises UserError without.
+        """Restore (step, parameters) of the newest checkpoint of a kind. Raises UserError if none.
 
         `params` is the tree of expected shapes and shardings.
         """
@@ -223,8 +223,8 @@ class Checkpoints:
                 content = raise_on_all_hosts(
                     functools.partial(ocp.load_checkpointables, folder, wanted)
                 )
-            except Exception as error:  # orbax, tensorstore and grain each raise their own
-                if not self._renames:  # its files were verified: a bucket was not reached
+            except Exception as error:  # orbax, tensorstore and grain raise their own types
+                if not self._renames:  # files are verified, so the bucket is unreachable
                     raise OSError(f"{folder} cannot be read now ({reason(error)})") from None
                 logging.warning(_NOT_USED, kind, step, reason(error))
                 continue
@@ -239,13 +239,13 @@ class Checkpoints:
         return None
 
     def _damage(self, kind: str, step: int) -> str:
-        """What is wrong with a checkpoint's files, said once; "" where nothing is."""
+        """Return the damage of a checkpoint's files, "" for none; warn about it once."""
         if (kind, step) not in self._verified:
             folder = self._root / kind / str(step)
             if not self._believed and not checksums.exist(folder):
                 text = "%s has no checksums, as checkpoints of older versions: it is not verified"
                 logging.warning(text, folder)
-                self._believed = True  # says it once
+                self._believed = True  # warn once
             damage = self._verified[kind, step] = checksums.damage(folder)
             if damage:
                 logging.warning(_NOT_USED, kind, step, damage)
@@ -256,9 +256,9 @@ class Checkpoints:
         return result if isinstance(result, Mapping) else {}
 
     def _loss(self, step: int) -> float:
-        """The validation loss of a best checkpoint; not a number where it is not known."""
+        """Return the validation loss of a best checkpoint; NaN if it is unknown."""
         loss = self._metadata("best", step).get("val_loss")
-        if loss is None:  # of an older version
+        if loss is None:  # a checkpoint of an older version
             file = self._root / "best" / str(step) / "metrics" / "metrics"
             try:
                 loss = msgspec.json.decode(file.read_bytes(), type=dict[str, float])["val/loss"]
@@ -269,13 +269,13 @@ class Checkpoints:
 
 
 def parts_of(state: Any) -> dict[str, Any]:
-    """A state as it is saved."""
+    """Return a state in the form in which it is saved."""
     rest = {"step": state.step, "params": None, "optimizer": state.optimizer}
     return {"params": state.params, "rest": rest}
 
 
 def _move(partial: Path, final: Path) -> None:
-    """Gives a checkpoint its name; a damaged one that has it gives way."""
+    """Rename a complete checkpoint, replacing a damaged one of that name."""
     replaced = final.with_name(f"{final.name}{_REPLACED}")
     if final.exists():
         paths.discard(replaced)
@@ -292,5 +292,5 @@ def _move(partial: Path, final: Path) -> None:
 
 @jax.jit
 def all_finite(tree: Any) -> jax.Array:
-    """Whether every entry of every array is finite, () bool."""
+    """Return whether every entry of every array is finite, () bool."""
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))

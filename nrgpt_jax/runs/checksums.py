@@ -1,6 +1,6 @@
-"""Checksums of the files of a folder, kept beside them in `checksums.json`.
+"""Checksums of the files of a folder, stored in its `checksums.json`.
 
-XXH3 finds damage at the speed of memory; it is no protection against those who want to deceive.
+XXH3 detects damage at the speed of memory; it does not protect against tampering.
 """
 
 import json
@@ -20,26 +20,26 @@ _CURE = "restore it from a copy"
 
 
 def write(folder: Path, names: Iterable[str] | None = None) -> None:
-    """Writes the checksums of files in a folder, as they are now. Raises OSError.
+    """Write the checksums of the current files in a folder. Raises OSError.
 
     The processes of a run share the work.
 
     Args:
-      folder: where the files are.
-      names: theirs; None: of all that are there.
+      folder: the folder of the files.
+      names: the names of the files; None: all files in the folder.
     """
     message = json.dumps(_files(folder) if names is None else sorted(names)) if is_first() else ""
-    sums = _sums(folder, json.loads(gather_texts(message)[0]))  # of what the first process sees
+    sums = _sums(folder, json.loads(gather_texts(message)[0]))  # the first process's listing
     host0_first(lambda: disk.write_json(folder / FILE_NAME, {_KIND: sums}))
 
 
 def damage(folder: Path) -> str:
-    """What does not match its checksum in a folder; "" where nothing does, or there are none.
+    """Return the first mismatch with a folder's checksums; "" if all match or there are none.
 
-    Raises OSError, on all processes, where a bucket cannot be reached.
+    Raises OSError on all processes if a bucket cannot be reached.
     """
     message = json.dumps(_expected(folder)) if is_first() else ""
-    wanted, problem, unreachable = json.loads(gather_texts(message)[0])  # all say the same
+    wanted, problem, unreachable = json.loads(gather_texts(message)[0])  # alike on all processes
     if unreachable:
         raise OSError(problem)
     if problem or not wanted:
@@ -55,12 +55,12 @@ def damage(folder: Path) -> str:
 
 
 def exist(folder: Path) -> bool:
-    """Whether a folder has checksums; those of older versions have none."""
+    """Return whether a folder has checksums; older versions wrote none."""
     return (folder / FILE_NAME).exists()
 
 
 def _expected(folder: Path) -> tuple[dict[str, str], str, bool]:
-    """The checksums by file, what is wrong even so, and whether a bucket was not reached."""
+    """Return the recorded checksums by file, any problem, and whether a bucket is unreachable."""
     try:
         record = disk.read_json(folder / FILE_NAME, dict[str, dict[str, str]], _CURE)
         wanted = record[_KIND]
@@ -77,7 +77,7 @@ def _files(folder: Path) -> list[str]:
 
 
 def _sums(folder: Path, names: list[str]) -> dict[str, str]:
-    """The checksums of files: every process reads its share of them."""
+    """Compute the checksums of files; every process reads its share of them."""
     mine = names[jax.process_index() :: jax.process_count()]
 
     def of_mine() -> list[str]:

@@ -1,7 +1,7 @@
 """Run directories: config.json, tokenizer.json, metrics.jsonl, tensorboard/, checkpoints/.
 
-A run directory says everything about its run: `train` resumes it, `sample` needs nothing
-else, and `evaluate` only the data set that it names.
+A run directory describes its run completely: `train` resumes it, `sample` needs nothing else, and
+`evaluate` only the data set that it names.
 """
 
 import contextlib
@@ -44,24 +44,24 @@ class _Part(TypedDict):
 
 CONFIG_FILE: str = "config.json"
 TOKENIZER_FILE: str = "tokenizer.json"
-FORMAT = 2  # of the layout of a run directory
-CONVERTS_VERSION_1 = "c7d12cf"  # the last commit of a development line that did
+FORMAT = 2  # version of the layout of a run directory
+CONVERTS_VERSION_1 = "c7d12cf"  # the last converting commit, on a development line
 RECORDED_VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint")
-_TRIES = 5  # to lock a directory, in a fifth of a second
-FIXED = ("model", "data", "seed", "init_from")  # what a run cannot change half-way, but for
+_TRIES = 5  # attempts to lock a directory, within 0.2 seconds
+FIXED = ("model", "data", "seed", "init_from")  # cannot change when a run resumes, except FREE
 FREE = (*(f"model.{name}" for name in ("scan_unroll", "remat", "implementation")), "data.path")
 
 
 def open_run(workdir: Path) -> tuple[ConfigDict, Tokenizer]:
-    """Configuration and tokenizer of a run. Raises UserError when one is missing or damaged."""
+    """Load configuration and tokenizer of a run. Raises UserError if one is missing or damaged."""
     return load_config(workdir), load_tokenizer(workdir / TOKENIZER_FILE)
 
 
 def load_config(workdir: Path) -> ConfigDict:
-    """The configuration of a run, as recorded; fields newer than the run have their defaults.
+    """Load the recorded configuration of a run; fields newer than the run have their defaults.
 
     Raises:
-      UserError: there is none, it is damaged, or of another version of this package.
+      UserError: it is missing, damaged, or of another version of this package.
     """
     path = workdir / CONFIG_FILE
     made_by = _record_of(workdir).get("format", 1)  # first: a newer version has other fields
@@ -95,7 +95,7 @@ def load_config(workdir: Path) -> ConfigDict:
 
 
 def _parts_of(record: Mapping[str, Any]) -> plugins.Parts:
-    """The recorded parts; none where the record has not the form of one."""
+    """Return the recorded parts; none if the record is malformed."""
     with contextlib.suppress(msgspec.ValidationError):
         return msgspec.convert(record.get("parts", {}), dict[str, _Part], strict=True)
     return {}
@@ -110,7 +110,7 @@ def _cure(recorded: plugins.Parts) -> str:
 
 
 def described_parts(config: ConfigDict) -> dict[str, dict[str, str]]:
-    """The parts of a configuration that are registered outside of this package."""
+    """Return the parts of a configuration that are registered outside of this package."""
     chosen: list[tuple[Registry, str]] = [*registered_parts(config.model.to_dict())]
     chosen += [(METRICS, name) for name in config.step_metrics]
     chosen += [(EVALUATORS, name) for name in config.evaluators]
@@ -121,13 +121,13 @@ def described_parts(config: ConfigDict) -> dict[str, dict[str, str]]:
 
 
 def check_run(workdir: Path, config: ConfigDict, tokenizer: Tokenizer) -> list[str]:
-    """Checks that a run that is there already can resume with this configuration.
+    """Check that an existing run can resume with this configuration.
 
     Returns:
       The fields that have changed since it was recorded (none of them fixed).
 
     Raises:
-      UserError: the directory holds a run of another model or of other data.
+      UserError: the directory holds a run of another model, data set, vocabulary or optimizer.
     """
     if not (workdir / CONFIG_FILE).exists():
         return []
@@ -159,13 +159,13 @@ def record_run(
     since_step: int = 0,
     changes: Sequence[str] = (),
 ) -> None:
-    """Writes the configuration and the tokenizer of a run, each whole or not at all.
+    """Write the configuration and the tokenizer of a run, each atomically.
 
     Args:
-      workdir: the run directory; made if needed.
-      config, tokenizer: what to write.
-      since_step: the step of the state from which on the run goes by this configuration.
-      changes: the fields that are other than before it.
+      workdir: the run directory; created if needed.
+      config, tokenizer: the configuration and the tokenizer to write.
+      since_step: the step of the state from which on the run uses this configuration.
+      changes: the fields that differ from the previous configuration.
 
     Raises:
       OSError: they cannot be written.
@@ -173,7 +173,7 @@ def record_run(
     workdir.mkdir(parents=True, exist_ok=True)
     save_tokenizer(tokenizer, workdir / TOKENIZER_FILE)
     before = _record_of(workdir)
-    versions = {"nrgpt-jax": __version__}  # which need not be installed: a clone runs as it is
+    versions = {"nrgpt-jax": __version__}  # not from metadata: a clone runs uninstalled
     versions |= {name: metadata.version(name) for name in RECORDED_VERSIONS}
     parts, parts_before = described_parts(config), _parts_of(before)
     changed = [*changes, *differences(before.get("versions", versions), versions)]
@@ -188,7 +188,7 @@ def record_run(
 
 
 def _record_of(workdir: Path) -> dict[str, Any]:
-    """What config.json says of itself; nothing where it cannot be read."""
+    """Return the metadata of config.json; empty if it cannot be read."""
     with contextlib.suppress(FileNotFoundError, UserError):
         record = disk.read_json(workdir / CONFIG_FILE, dict[str, Any], "").get(RECORD)
         return record if isinstance(record, dict) else {}
@@ -200,13 +200,13 @@ class InUse(UserError):
 
 
 class Lock(NamedTuple):
-    """Held by the one process that trains in a run directory."""
+    """The lock of the one process that trains in a run directory."""
 
     workdir: Path
-    held: int | bytes  # the number of the open file; on a bucket, what was written there
+    held: int | bytes  # the file descriptor; on a bucket, the token that was written there
 
     def check(self) -> None:
-        """Raises OSError when the directory is no longer the one that was locked."""
+        """Raise OSError if the directory is no longer the one that was locked."""
         lock = self.workdir / "lock"
         try:
             if isinstance(self.held, bytes):
@@ -230,10 +230,10 @@ class Lock(NamedTuple):
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[Lock]:
-    """Keeps a second training process out of a run. Raises InUse when one is there.
+    """Lock a run directory for training. Raises InUse if another process has locked it.
 
     A bucket has no locks, and a preempted machine could not release one: there the process that
-    began last may train, and `Lock.check` ends the one before it.
+    started last may train, and `Lock.check` ends the earlier one.
     """
     if paths.on_bucket(workdir):
         token = uuid.uuid4().hex.encode()
@@ -250,7 +250,7 @@ def locked(workdir: Path) -> Iterator[Lock]:
         return
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / "lock").open("a") as file:
-        for left in reversed(range(_TRIES)):  # whoever only looks (`in_use`) lets go at once
+        for left in reversed(range(_TRIES)):  # `in_use` holds the lock only briefly
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
@@ -265,7 +265,7 @@ def locked(workdir: Path) -> Iterator[Lock]:
 
 
 def in_use(workdir: Path) -> bool:
-    """Whether a process trains in a directory; on a bucket that is not known."""
+    """Return whether a process trains in a directory; False on a bucket, where it is unknown."""
     if paths.on_bucket(workdir):
         return False
     try:
@@ -279,7 +279,7 @@ def in_use(workdir: Path) -> bool:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The fields in which two configurations differ, as `name=old there, new here`."""
+    """Return the fields in which two configurations differ, as `name=old there, new here`."""
     result = []
     for field in sorted(set(old) | set(new)):
         there, here = old.get(field), new.get(field)

@@ -15,10 +15,10 @@ from nrgpt_jax.runs.pretrained import Pretrained, load_pretrained, save_pretrain
 def push(
     folder: Path | str, repository: str, *, private: bool = True, checkpoint: str = "best"
 ) -> str:
-    """Uploads a run, or an exported folder, as a model repository `USER/NAME`; returns its address.
+    """Upload a run or an exported folder as a model repository `USER/NAME`; return its address.
 
     Raises:
-      UserError: there is no such run, or the hub refuses it.
+      UserError: the run does not exist, or the hub rejects it.
     """
     pretrained = load_pretrained(folder, checkpoint)
     with tempfile.TemporaryDirectory() as temporary:
@@ -28,19 +28,19 @@ def push(
         try:
             hub.create_repo(repository, private=private, exist_ok=True)
             return str(hub.upload_folder(repo_id=repository, folder_path=temporary))
-        except Exception as error:  # the hub, HTTP and its checks raise kinds of their own
+        except Exception as error:  # the hub, HTTP and its checks raise their own types
             raise _refused(repository, error) from None
 
 
 def pull(repository: str, folder: Path | str | None = None) -> Path:
-    """Downloads a model repository; returns its folder, which `load_pretrained` opens.
+    """Download a model repository; return its folder, which `load_pretrained` opens.
 
     Args:
-      repository: USER/NAME, maybe after `hf://`.
-      folder: where to; None: the cache of the hub.
+      repository: USER/NAME, optionally with the prefix `hf://`.
+      folder: the target folder; None: the cache of the hub.
 
     Raises:
-      UserError: there is no such repository, or it cannot be fetched.
+      UserError: the repository cannot be downloaded, or the folder is not empty.
     """
     name = repository.removeprefix(PREFIX)
     if folder is not None and Path(folder).exists() and any(Path(folder).iterdir()):
@@ -54,7 +54,7 @@ def pull(repository: str, folder: Path | str | None = None) -> Path:
 
 
 def card(pretrained: Pretrained, repository: str) -> str:
-    """The model card: what the run recorded, and how the model is used."""
+    """Return the model card: the run's recorded settings, and how to use the model."""
     config, model = pretrained.config, pretrained.model
     count = sum(leaf.size for leaf in jax.tree.leaves(pretrained.variables["params"]))
     rows = {

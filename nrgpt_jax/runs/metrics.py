@@ -1,4 +1,4 @@
-"""What a run writes while it trains: metrics.jsonl, TensorBoard, optionally Weights & Biases."""
+"""Metrics of a run: metrics.jsonl, TensorBoard, optionally Weights & Biases."""
 
 import contextlib
 import errno
@@ -22,15 +22,15 @@ from nrgpt_jax import disk, paths
 
 FILE_NAME = "metrics.jsonl"
 DAMAGED = "metrics.damaged.jsonl"
-FLUSH_SECONDS = 10  # TensorBoard sees what is at most that old
+FLUSH_SECONDS = 10  # between flushes of TensorBoard's file
 
 _LINE = msgspec.json.Decoder(dict[str, float | int | str | None])
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl, a line each.
+    """Return the records of metrics.jsonl, one per line.
 
-    A last line that a kill has cut short is skipped; other unreadable lines are, with a warning.
+    A last line that a kill has truncated is skipped; so are other unreadable lines, with a warning.
     """
     path = workdir / FILE_NAME
     try:
@@ -44,7 +44,7 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
 
 
 def _lines(path: Path, content: bytes) -> list[tuple[bytes, dict[str, Any]]]:
-    """The lines that can be read, as they are and as records."""
+    """Return the readable lines, as bytes and as records."""
     records, bad = [], []
     lines = content.splitlines(keepends=True)
     for number, line in enumerate(lines, start=1):
@@ -63,11 +63,11 @@ def _lines(path: Path, content: bytes) -> list[tuple[bytes, dict[str, Any]]]:
 
 
 class MetricWriter:
-    """Appends scalars by step, once it is opened.
+    """A writer that appends scalars by step, once it is opened.
 
-    Lines past what the checkpoint at `start_step` knew of (of a run that was killed) are dropped
-    then: by its `mark()`, or where the file is not the one it was, by their steps. Nothing can be
-    appended on a bucket: files are written on this machine, and copied there by `mark` and `close`.
+    Opening it drops lines that a killed run wrote after the checkpoint at `start_step`: those past
+    the checkpoint's `mark()` or, if the file is another one, those of later steps. A bucket cannot
+    append: files are written locally, and copied to the bucket by `mark` and `close`.
     """
 
     def __init__(
@@ -85,11 +85,11 @@ class MetricWriter:
         self._with_wandb, self._wandb = wandb, None
         self._tensorboard: _TensorBoard | None = None
         self._mark = mark
-        self._waiting = b""  # lines that a full disk has not taken
+        self._waiting = b""  # lines not yet written, as on a full disk
         self._length, self._digest = -1, xxhash.xxh3_128()
 
     def open(self) -> None:
-        """Drops what is to be dropped, unless that was done. Raises OSError."""
+        """Drop stale lines and open the logs, once. Raises OSError."""
         if self._length >= 0:
             return
         remaining = self._remaining()
@@ -101,7 +101,7 @@ class MetricWriter:
             self._wandb = _start_wandb(self._workdir, self._folder, self._config)
 
     def _remaining(self) -> bytes:
-        """The lines to resume after."""
+        """Return the lines to keep when the run resumes."""
         path = self._workdir / FILE_NAME
         content = path.read_bytes() if path.exists() else b""
         if self._mark:
@@ -116,7 +116,7 @@ class MetricWriter:
         return b"".join(line if line.endswith(b"\n") else line + b"\n" for line in remaining)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Writes named scalars of one step; what is not finite is written as null."""
+        """Write named scalars of one step; values that are not finite are written as null."""
         finite = {name: v if math.isfinite(v) else None for name, v in scalars.items()}
         self._waiting += (json.dumps({"step": step, **finite}) + "\n").encode()
         try:
@@ -131,7 +131,7 @@ class MetricWriter:
     def _flush(self) -> None:
         if self._waiting:
             with self._path.open("r+b", buffering=0) as file:
-                file.truncate(self._length)  # of a line that was written in part
+                file.truncate(self._length)  # drop a partly written line
                 file.seek(self._length)
                 if file.write(self._waiting) != len(self._waiting):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
@@ -140,7 +140,7 @@ class MetricWriter:
             self._waiting = b""
 
     def mark(self) -> dict[str, Any]:
-        """What a checkpoint that is saved now knows of the file. Raises OSError."""
+        """Flush; return the file's length and checksum for a checkpoint. Raises OSError."""
         self._flush()
         if self._tensorboard is not None:
             self._tensorboard.flush()
@@ -148,14 +148,14 @@ class MetricWriter:
         return {"bytes": self._length, "checksum": self._digest.hexdigest()}
 
     def _copy(self) -> None:
-        """Onto the bucket, where the run is on one. Raises OSError."""
+        """Copy the files to the bucket if the run is on one. Raises OSError."""
         if self._remote and self._length >= 0:
             for name in paths.files(self._folder):
                 if not name.startswith("wandb/"):
                     disk.write_whole(self._workdir / name, (self._folder / name).read_bytes())
 
     def close(self) -> None:
-        """Flushes and closes everything. Raises OSError."""
+        """Flush and close everything. Raises OSError."""
         if self._wandb is not None:
             self._wandb.finish()
         if self._tensorboard is not None:
@@ -168,27 +168,26 @@ class MetricWriter:
 
 
 class SilentWriter:
-    """A `MetricWriter` that writes nothing: of every process but the first."""
+    """A `MetricWriter` that writes nothing, for every process but the first."""
 
     def open(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def mark(self) -> dict[str, Any]:
-        """Nothing."""
+        """Return an empty mark."""
         return {}
 
     def close(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class _TensorBoard:
-    """An event file of tensorboardX; where it cannot be written the run continues without.
+    """An event file of tensorboardX; if it cannot be written, the run continues without it.
 
-    Its `SummaryWriter` would write in a thread, which a full disk ends: its queue then blocks the
-    run.
+    `SummaryWriter` would write in a thread, which a full disk ends; its queue then blocks the run.
     """
 
     def __init__(self, folder: Path, purge_step: int):
@@ -202,11 +201,11 @@ class _TensorBoard:
             folder.mkdir(exist_ok=True)
             self._writer = RecordWriter(str(self._path))
         self._add(file_version="brain.Event:2")
-        start = SessionLog(status=SessionLog.START)  # what is at later steps counts no more
+        start = SessionLog(status=SessionLog.START)  # voids events of later steps
         self._add(step=purge_step, session_log=start)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Writes named scalars of one step."""
+        """Write named scalars of one step."""
         from tensorboardX.summary import scalar
 
         for name, value in scalars.items():
@@ -216,14 +215,14 @@ class _TensorBoard:
             self.flush()
 
     def flush(self) -> None:
-        """Puts onto the disk what was written."""
+        """Flush the file to disk."""
         self._flushed = time.monotonic()
         with self._unless_it_fails():
             if self._writer is not None:
                 self._writer.flush()
 
     def close(self) -> None:
-        """Ends the file."""
+        """Close the file."""
         with self._unless_it_fails():
             if self._writer is not None:
                 self._writer.close()
@@ -245,9 +244,9 @@ class _TensorBoard:
 
 
 def _start_wandb(workdir: Path, folder: Path, config: Mapping[str, Any]):
-    import wandb  # optional; `validate` has seen that it is there
+    import wandb  # optional; `check_config` has checked that it is installed
 
-    id_file = workdir / "wandb_id"  # a run that resumes stays one run
+    id_file = workdir / "wandb_id"  # a resumed run continues its W&B run
     if not id_file.exists():
         disk.write_whole(id_file, uuid.uuid4().hex[:12].encode())
     settings = {"dir": str(folder), "config": dict(config), "id": id_file.read_text()}

@@ -1,4 +1,4 @@
-"""What orbax says when it fails: once, and in one line."""
+"""Errors of orbax, reported once and in one line."""
 
 import gc
 import logging
@@ -16,9 +16,9 @@ _LOGGERS = absl_logging.get_absl_logger(), *map(logging.getLogger, _NAMES)
 
 
 def failure(call: Callable[[], object]) -> str:
-    """Calls a function of orbax; returns what went wrong, in one line, and "" where nothing did.
+    """Call a function of orbax; return its error in one line, or "" if it succeeds.
 
-    What fails in its threads and event loops is raised by it too: they do not print it.
+    The function also raises the errors of its threads and event loops, which therefore print none.
     """
     hooks = sys.unraisablehook, threading.excepthook
     sys.unraisablehook = _ignore
@@ -29,11 +29,11 @@ def failure(call: Callable[[], object]) -> str:
     try:
         try:
             call()
-        except Exception as error:  # orbax and tensorstore raise many kinds
+        except Exception as error:  # orbax and tensorstore raise many types
             result = reason(error)
         if result:
-            gc.collect()  # tasks that have failed complain while they are removed
-        else:  # after a failure other threads have still to fail
+            gc.collect()  # failed tasks log an error when they are deleted
+        else:  # after a failure, keep the filters: other threads fail later
             for logger in _LOGGERS:
                 logger.removeFilter(_without_traceback)
     finally:
@@ -42,7 +42,7 @@ def failure(call: Callable[[], object]) -> str:
 
 
 def _ignore(_: object) -> None:
-    """Instead of printing."""
+    """Ignore an error instead of printing it."""
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
@@ -51,7 +51,7 @@ def _without_traceback(record: logging.LogRecord) -> bool:
 
 
 def reason(error: Exception) -> str:
-    """An error in one line, without what only its library understands where that is known."""
+    """Return an error in one line; of a known machine error only the cause."""
     text = " ".join(str(error).split()) or type(error).__name__
     for known in _OF_THE_MACHINE:
         if known.lower() in text.lower():

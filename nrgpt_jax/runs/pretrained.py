@@ -35,7 +35,7 @@ CURE, HUB = "export the run again", "hf://"
 
 
 class Pretrained(NamedTuple):
-    """A model and everything that its use needs."""
+    """A trained model with its variables, tokenizer and configuration."""
 
     model: LanguageModel
     variables: Variables
@@ -44,18 +44,18 @@ class Pretrained(NamedTuple):
 
 
 def load_pretrained(folder: Path | str, checkpoint: str = "best") -> Pretrained:
-    """Opens a run directory, or a folder of `save_pretrained`.
+    """Load a model from a run directory, or from a folder of `save_pretrained`.
 
     Args:
-      folder: where it is; or `hf://USER/NAME`, on the Hugging Face hub; or the name of a model
-        that comes along (`bundled.runs`).
-      checkpoint: of a run directory, `best` or `latest`.
+      folder: its path; or `hf://USER/NAME`, on the Hugging Face hub; or the name of a bundled
+        model (`bundled.runs`).
+      checkpoint: the checkpoint of a run directory, `best` or `latest`.
 
     Raises:
-      UserError: something is missing or damaged; the message names it.
+      UserError: a file is missing or damaged; the message names it.
     """
     if str(folder).startswith(HUB):
-        from nrgpt_jax.runs import hub  # which opens what it uploads by this function
+        from nrgpt_jax.runs import hub  # imports this module
 
         folder = hub.pull(str(folder))
     folder = bundled.run(folder)
@@ -73,7 +73,7 @@ def load_pretrained(folder: Path | str, checkpoint: str = "best") -> Pretrained:
 
 
 def read_params(workdir: Path | str, checkpoint: str, model: LanguageModel) -> tuple[int, Any]:
-    """(step, parameters) of a run's `best` or `latest` checkpoint. Raises UserError without."""
+    """Read (step, parameters) of a `best` or `latest` checkpoint. Raises UserError if none."""
     check_memory(model)
     where = sharding.parameter_shardings(parameter_specs(model), sharding.make_mesh())
     with Checkpoints(paths.as_path(workdir)) as checkpoints:
@@ -82,11 +82,11 @@ def read_params(workdir: Path | str, checkpoint: str, model: LanguageModel) -> t
 
 
 def save_pretrained(folder: Path | str, pretrained: Pretrained) -> None:
-    """Writes a folder for `load_pretrained`; parameters are bit by bit the same there.
+    """Write a folder for `load_pretrained`, with bit-identical parameters.
 
     Raises:
       UserError: the folder holds checkpoints of a run.
-      OSError: it cannot be written.
+      OSError: the folder cannot be written.
     """
     folder = paths.on_this_machine(folder)
     if (folder / "checkpoints").exists():
@@ -100,7 +100,7 @@ def save_pretrained(folder: Path | str, pretrained: Pretrained) -> None:
 
 
 def _verify(folder: Path) -> None:
-    """Raises UserError where a file of an exported folder is not as it was written."""
+    """Raise UserError if a file of an exported folder does not match its checksum."""
     damage = checksums.damage(folder)
     if damage:
         raise UserError(
@@ -114,25 +114,25 @@ def _verify(folder: Path) -> None:
 def _write_weights(path: Path, flat: Mapping[str, np.ndarray]) -> None:
     try:
         safetensors.save_file(dict(flat), path)
-    except SafetensorError as error:  # it has no other for a full disk
+    except SafetensorError as error:  # also raised on a full disk
         number = re.search(r"os error (\d+)", str(error))
         code = int(number[1]) if number else errno.EIO
         raise OSError(code, os.strerror(code), str(path)) from None
 
 
 def read_weights(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file, by name. Raises UserError where it cannot be read."""
+    """Read the arrays of a safetensors file, by name. Raises UserError if it cannot be read."""
     try:
         return safetensors.load_file(path)
     except MemoryError:
         raise
-    except Exception as error:  # of types that numpy lacks, safetensors raises kinds of its own
+    except Exception as error:  # safetensors raises its own types, as for dtypes numpy lacks
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{path} cannot be read ({reason}); {CURE}") from None
 
 
 def _exported_params(path: Path, model: LanguageModel) -> Any:
-    """The parameters of an exported folder, of this model."""
+    """Read the parameters of an exported folder, and check that they fit the model."""
     weights = read_weights(path)
     wanted = traverse_util.flatten_dict(abstract_params(model), sep="/")
     for name in sorted(set(wanted) | set(weights)):

@@ -1,4 +1,4 @@
-"""What was read from the files of a run must be possible, and fit together."""
+"""Checks that the recorded files of a run are valid and consistent."""
 
 from pathlib import Path
 
@@ -13,15 +13,15 @@ from nrgpt_jax.models.model_checks import check_model
 
 
 def check_recorded(path: Path, config: ConfigDict, cure: str) -> None:
-    """Checks the model and the data of a configuration that was read from a file.
+    """Check the model and the data of a configuration that was read from a file.
 
     Args:
       path: the file.
-      config: what was read.
-      cure: what to do about a file that is not as it was written; ends the message.
+      config: the configuration in the file.
+      cure: the advice for a damaged file, at the end of the message.
 
     Raises:
-      UserError: it names the file, the field, its value and what is allowed.
+      UserError: the message names the file, the field, its value and the allowed values.
     """
     try:
         check_model(config.model.to_dict())
@@ -31,7 +31,7 @@ def check_recorded(path: Path, config: ConfigDict, cure: str) -> None:
 
 
 def check_tokenizer(workdir: Path, config: ConfigDict, tokenizer: Tokenizer) -> None:
-    """Raises UserError where the tokenizer of a run is not that of its configuration."""
+    """Raise UserError if the tokenizer of a run does not match its configuration."""
     size, known, data = tokenizer.size, config.model.vocab_size, config.data
     reason = ""
     if size > known:

@@ -19,7 +19,7 @@ StateDict = Mapping[str, np.ndarray]
 
 
 def from_release(state_dict: StateDict, meta: Mapping[str, Any]) -> tuple[LanguageModel, Variables]:
-    """The model and variables of a release checkpoint.
+    """Return the model and variables of a release checkpoint.
 
     Args:
       state_dict: the release's parameters by name, as numpy arrays; torch `Linear` weights are
@@ -31,7 +31,7 @@ def from_release(state_dict: StateDict, meta: Mapping[str, Any]) -> tuple[Langua
       (model, variables) for `model.apply(variables, tokens)`.
 
     Raises:
-      UserError: a parameter is missing, left over, or of another shape than meta says.
+      UserError: a parameter is missing, unused, or of another shape than `meta` implies.
     """
     model = create_model(release_config(meta))
     weights = {name: np.asarray(value) for name, value in state_dict.items()}
@@ -51,7 +51,7 @@ def from_release(state_dict: StateDict, meta: Mapping[str, Any]) -> tuple[Langua
 
 
 def release_config(meta: Mapping[str, Any]) -> ConfigDict:
-    """The configuration that builds the model `meta` describes."""
+    """Return the configuration of the model that `meta` describes."""
     config = default_config()
     config.model.update(
         {
@@ -69,7 +69,7 @@ def release_config(meta: Mapping[str, Any]) -> ConfigDict:
 
 
 class _Reader:
-    """Hands out parameters by name and notices what is missing or left over."""
+    """A reader of parameters by name that detects missing and unused ones."""
 
     def __init__(self, weights: dict[str, np.ndarray]):
         self.weights = weights
@@ -80,7 +80,7 @@ class _Reader:
         return self.weights.pop(name)
 
     def take_heads(self, pattern: str, count: int) -> np.ndarray:
-        """The parameters of all heads, (H, out, in)."""
+        """Return the parameters of all heads, (H, out, in)."""
         return np.stack([self.take(pattern.format(head)) for head in range(count)])
 
     def finish(self) -> None:

@@ -1,1 +1,1 @@
-"""The training step, its loop, and the evaluation of what was learned."""
+"""The training step, the training loop, and evaluation."""

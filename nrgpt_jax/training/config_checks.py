@@ -1,4 +1,4 @@
-"""Checks of a whole configuration: every mistake is one line, raised before anything runs."""
+"""Checks of a whole configuration, before anything runs; every error message is one line."""
 
 import importlib.util
 from collections.abc import Mapping
@@ -17,8 +17,8 @@ from nrgpt_jax.models.names import is_nrgpt
 from nrgpt_jax.training import depths
 from nrgpt_jax.training.optimizers import DECAYS, check_names
 
-_GROUPS = ("model", "data", "optimizer", "depth")  # which are checked one by one
-_KEPT = 2  # arrays of the size of the parameters, at least: they, and a moment of the gradient
+_GROUPS = ("model", "data", "optimizer", "depth")  # checked separately
+_KEPT = 2  # copies of the parameters in memory, at least: they and one gradient moment
 
 
 def _check_optimizer(optimizer: Mapping[str, Any]) -> None:
@@ -52,9 +52,9 @@ def _check_depth(config: Mapping[str, Any]) -> None:
 
 
 def _check_drawn(depth: depths.Depth, model: Mapping[str, Any], prefix: str) -> None:
-    """Of settings that are other than all steps, always."""
+    """Check depth settings other than the loss of the last state after all steps."""
     full = depth.min_steps == depth.max_steps == depth.backprop_steps and depth.loss_steps == 1
-    # Steps that have sizes of their own.
+    # Whether steps differ in size.
     per_step = model["per_step_scale"] or model["inference_rate_decay"] < 1
     alike = model["num_distinct_layers"] in (0, 1) and model["name"] != "GPT"
     alike = alike and not (per_step and (depth.penalty or not full))
@@ -103,7 +103,7 @@ def _check_drawn(depth: depths.Depth, model: Mapping[str, Any], prefix: str) -> 
 
 
 def check_config(config: Mapping[str, Any], num_devices: int) -> None:
-    """Checks a whole configuration. Raises UserError naming field, value and what is allowed."""
+    """Check a configuration. Raises UserError naming field, value and allowed values."""
     check_no_credentials(config)
     plugins.load(config["plugins"])
     check_limits({name: config[name] for name in config if name not in _GROUPS})
@@ -135,7 +135,7 @@ def _check_step_metrics(config: Mapping[str, Any]) -> None:
 
 
 def _check_batch(config: Mapping[str, Any], rows: int, tensor: int) -> None:
-    """A batch must be split over N groups of devices, and into parts; the cure is named."""
+    """Check that a batch divides over `rows` groups of devices and into parts; suggest a fix."""
     size, parts = config["data"]["batch_size"], config["optimizer"]["accumulation_steps"]
     over = f"{rows} devices" if tensor == 1 else f"mesh.data x mesh.fsdp={rows}"
     cure = f"it must be a multiple of {over} x optimizer.accumulation_steps={parts}"
@@ -150,7 +150,7 @@ def _check_batch(config: Mapping[str, Any], rows: int, tensor: int) -> None:
 
 
 def check_mesh(config: Mapping[str, Any], num_devices: int) -> None:
-    """Checks that parameters can be split over the mesh and fit it, with `vocab_size` set.
+    """Check that parameters can be sharded over the mesh and fit in memory; needs `vocab_size`.
 
     Raises:
       UserError: as `check_config`.

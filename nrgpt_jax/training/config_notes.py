@@ -1,4 +1,4 @@
-"""Settings that are allowed and together do not do what they seem to: a line about each."""
+"""Notes on allowed combinations of settings with an unexpected effect: one line each."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from nrgpt_jax.configs import default_config
 from nrgpt_jax.core.energies import ENERGIES
 from nrgpt_jax.models.names import energy_names, is_nrgpt
 
-OF_ENERGIES = (  # fields that baselines do not read; the mask is that of models compared with them
+OF_ENERGIES = (  # fields that baselines ignore; `mask` is for the models compared with them
     *("energies", "combination", "head_dim", "beta", "learn_beta", "learn_alpha", "norm"),
     *(
         "inference_rate",
@@ -19,15 +19,15 @@ OF_ENERGIES = (  # fields that baselines do not read; the mask is that of models
         "per_step_scale",
     ),
 )
-UNSIZED = ("full", "identity")  # rates without an initial size
+UNSIZED = ("full", "identity")  # inference rates without an initial size
 
 
 def notes(config: Mapping[str, Any], windows: int) -> list[str]:
-    """What to say of a configuration before it is trained.
+    """Return notes on a configuration to print before training.
 
     Args:
-      config: one that was checked.
-      windows: places where a training window may begin.
+      config: a checked configuration.
+      windows: the number of training windows.
     """
     return [
         *_of_steps(config),

@@ -1,19 +1,19 @@
 """Training with a varying number of recurrent steps (`config.depth`).
 
-Each training step draws the number of recurrent steps, for the whole batch or for each sequence.
-Gradients may be truncated to the last `backprop_steps`: earlier steps run under stop_gradient, so
-that activation memory does not grow with depth; one step at a fixed point is the Jacobian-free
-gradient. The loss is that of the last state, or the mean over the last `loss_steps` states. With
-`refine_passes` it also covers further passes, in each of which a token attends to the final states
-of the pass before, as it does when it is decoded with a fixed-point cache. `max_burn_in_passes`
-prepends k ~ U{0..n} such passes without a gradient. `train_on_decoded` decodes the suffix of a text
-autoregressively behind a prompt of 1 to N/2 tokens, with the fixed-point cache, and backpropagates
-through it. Dropout acts neither on decoded tokens nor on steps without a gradient.
+Each training step samples the number of recurrent steps, per batch or per sequence. Gradients may
+be truncated to the last `backprop_steps`: earlier steps run under stop_gradient, so activation
+memory does not grow with depth; one step at a fixed point is the Jacobian-free gradient. The loss
+is that of the last state, or the mean over the last `loss_steps` states. With `refine_passes` it
+also covers further passes, in each of which a token attends to the final states of the previous
+pass, as in decoding with a fixed-point cache. `max_burn_in_passes` prepends k ~ U{0..n} such passes
+without a gradient. `train_on_decoded` decodes the suffix of a text autoregressively after a prompt
+of 1 to N/2 tokens, with the fixed-point cache, and backpropagates through it. Dropout acts neither
+on decoded tokens nor on steps without a gradient.
 One penalty pushes a further step towards a contraction, another (`consistency`) pulls consecutive
-passes together: where two of them end in the same states, so do all later ones.
+passes together: if two of them end in the same states, so do all later ones.
 Sources: random depth in Geiping et al. (arXiv 2502.05171); one-step gradients in Fung et al.
-(arXiv 2103.12803); the penalty on the Jacobian in Bai et al. (arXiv 2106.14342), there on the
-whole of it, here on each token's own block.
+(arXiv 2103.12803); the Jacobian penalty in Bai et al. (arXiv 2106.14342), there on the whole
+Jacobian, here on each token's own block.
 """
 
 import itertools
@@ -32,13 +32,13 @@ from nrgpt_jax.models.decoding import decode_behind
 
 DISTRIBUTIONS = ("fixed", "uniform", "log_uniform")
 EACH = ("batch", "sequence")
-# Folded into the key of a training step, which dropout has too.
+# Folded into the key of a training step, which dropout also uses.
 _OF_OTHERS, _OF_DEPTH, _OF_PENALTY, _OF_PROMPT = 0, 1, 2, 3
-_OF_ROLLOUT = 3  # plus the number of the rollout, which begins at 1
+_OF_ROLLOUT = 3  # plus the index of the rollout, from 1
 
 
 class Depth(NamedTuple):
-    """The fields of `config.depth`, with 0 replaced by what it stands for."""
+    """The fields of `config.depth`, with each 0 that means a default resolved."""
 
     distribution: str
     min_steps: int
@@ -56,14 +56,14 @@ class Depth(NamedTuple):
 
 
 class Made(NamedTuple):
-    """What a training step looks at."""
+    """The states and the penalty that a training step computes its loss from."""
 
-    states: list[BatchStates]  # those at which the loss is taken
-    penalty: Float[Array, "B N"] | None  # what is added to the loss of each token
+    states: list[BatchStates]  # at which the loss is evaluated
+    penalty: Float[Array, "B N"] | None  # added to the loss of each token
 
 
 def of_config(config: Mapping[str, Any]) -> Depth | None:
-    """The settings of a configuration; None: all steps, always, and the last state's loss."""
+    """Return the depth settings; None if every rollout takes all steps, with a last-state loss."""
     fields, steps = config["depth"], config["model"]["num_steps"]
     fixed = fields["distribution"] == "fixed"
     min_steps = steps if fixed else fields["min_steps"] or 1
@@ -85,10 +85,10 @@ def of_config(config: Mapping[str, Any]) -> Depth | None:
 def sample_num_steps(
     depth: Depth, key: Key, rows: PerSequence, step: Int[Array, ""]
 ) -> Int[Array, ""] | Int[Array, "B"]:
-    """The number of recurrent steps: (), or (B,) of each row of a batch.
+    """Sample the number of recurrent steps: (), or (B,) for each row of a batch.
 
-    The greatest that is drawn grows with the training step for `curriculum_steps` of them: by equal
-    numbers of steps, or, where the distribution is log-uniform, by equal factors.
+    The maximum grows over the first `curriculum_steps` training steps: linearly or, for the
+    log-uniform distribution, geometrically.
     """
     grown = jnp.minimum(1.0, (step + 1) / max(depth.curriculum_steps, 1))
     by_factors = depth.distribution == "log_uniform"
@@ -120,15 +120,15 @@ def make_states(
     depth: Depth,
     step: Int[Array, ""],
 ) -> Made:
-    """Makes a drawn number of steps.
+    """Run the rollouts of a training step, with a sampled number of recurrent steps.
 
     Args:
-      params, model: as of `create_model`.
+      params, model: the parameters, and the model from `create_model`.
       tokens: (B,N).
-      rows: (B,) numbers of the sequences in the whole batch.
-      key: of a training step.
-      depth: how deep, and how it is learned from.
-      step: training steps that were made.
+      rows: (B,) indices of the sequences in the whole batch.
+      key: the key of the training step.
+      depth: the depth settings.
+      step: the number of completed training steps.
     """
     count = sample_num_steps(depth, key, rows, step)
     method = rollouts.partial_rollout
@@ -145,7 +145,7 @@ def make_states(
         count -= before
     full = model.clone(num_steps=depth.backprop_steps)
     first = model.clone(num_steps=depth.backprop_steps - depth.loss_steps + 1)
-    always = depth.min_steps == depth.max_steps  # then all of them are made
+    always = depth.min_steps == depth.max_steps  # then none is skipped
     num_skipped_steps = None if always else jnp.maximum(depth.backprop_steps - count, 0)
     refined = lambda context: RolloutOptions(None, num_skipped_steps, context)
     alone = lambda: apply(first, RolloutOptions(begin, num_skipped_steps))
@@ -164,7 +164,7 @@ def make_states(
 
 
 def _decoded_suffix(params: Any, model: Any, tokens: Tokens, end: State, key: Key) -> BatchStates:
-    """Where tokens are that are decoded behind a prompt of a drawn length."""
+    """Return the final states of tokens decoded after a prompt of random length."""
     longest = max(1, tokens.shape[1] // 2)
     prompt = jax.random.randint(jax.random.fold_in(key, _OF_PROMPT), (), 1, longest + 1)
     return model.apply({"params": params}, tokens, end, prompt, method=decode_behind)
@@ -177,9 +177,9 @@ def _after_burn_in(
     after: Callable[[State], State],
     alone: Callable[[], State],
 ) -> State:
-    """`after` of the end of k ~ U{0..max_passes} passes; `alone` if k = 0.
+    """Apply `after` to the final state of k ~ U{0..max_passes} passes, or `alone` if k = 0.
 
-    Each pass has the final states of the pass before as its context.
+    The context of each pass is the final states of the previous pass.
     """
     count = jax.random.randint(jax.random.fold_in(key, _OF_OTHERS), (), 0, max_passes + 1)
     ends = lambda: jax.lax.fori_loop(1, count, lambda _, c: burn_in(c), burn_in(None))
@@ -195,7 +195,7 @@ def _penalty(
     key: Key,
     depth: Depth,
 ) -> Float[Array, "B N"] | None:
-    """The penalties added to the loss of each token; `ends` are the final states of the passes."""
+    """Compute the penalty of each token from `ends`, the final states of the passes."""
     parts = []
     if depth.penalty:
         gain = _gain(params, model, tokens, ends[0], rows, jax.random.fold_in(key, _OF_PENALTY))
@@ -210,7 +210,7 @@ def _penalty(
 def _gain(
     params: Any, model: LanguageModel, tokens: Tokens, end: State, rows: PerSequence, key: Key
 ) -> Float[Array, "B N"]:
-    """||J v|| / ||v|| of one more step, J of each token and v random."""
+    """Compute ||J v|| / ||v|| of one more step, with J each token's own block and v random."""
     of_row = lambda row: jax.random.normal(jax.random.fold_in(key, row), end.x.shape[1:])
     v, plain = jax.vmap(of_row)(jnp.asarray(rows)), model.with_implementation("autodiff")
     gain = plain.apply({"params": params}, tokens, end, v, method=rollouts.step_gain)

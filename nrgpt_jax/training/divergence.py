@@ -1,8 +1,8 @@
-"""What a run does when its numbers are no longer numbers, or its loss leaps.
+"""Handling of non-finite updates and of loss spikes.
 
-An update that is not finite is left out (`step`). Too many of them in a row end the run: the batch
-of the first one is saved, and states that led to it are set aside, so that the same command, with
-a smaller learning rate, resumes from one that is good.
+An update that is not finite is skipped (`step`). Too many in a row end the run: the batch of the
+first one is saved, and the states that led to it are set aside, so that the same command with a
+smaller learning rate resumes from a good state.
 """
 
 import io
@@ -20,17 +20,17 @@ from nrgpt_jax.processes import host0_first
 from nrgpt_jax.runs.checkpoints import Checkpoints
 
 FOLDER = "diverged"
-_RETAINED = 0.9  # of the mean of the losses, from one that is looked at to the next
-_BEFORE = 5  # losses that the mean is made of, before one can be a spike
+_RETAINED = 0.9  # decay of the running mean per observed loss
+_BEFORE = 5  # losses in the mean before one can be a spike
 MOST_ROLLBACKS = 10
 
 
 class Diverged(Exception):
-    """Numbers are not finite.
+    """The loss, the gradient or the state is not finite.
 
     Args:
       what: the message.
-      first: the first step where they are not.
+      first: the first step that is not finite.
       bad_from: the states after this step and later ones are bad.
     """
 
@@ -40,7 +40,7 @@ class Diverged(Exception):
 
 
 class Spike(Exception):
-    """The loss has leapt."""
+    """The training loss has spiked."""
 
     def __init__(self, step: int, loss: float):
         super().__init__(f"the training loss leapt to {loss:.4g} at step {step}")
@@ -48,32 +48,32 @@ class Spike(Exception):
 
 
 class SpikeWatch:
-    """Compares losses with their running mean.
+    """A detector of losses that spike above their running mean.
 
     Args:
-      factor: a loss above this times the mean is a spike; 0: none is.
-      record: `record()` of the watch of a run that is resumed.
+      factor: a loss above this multiple of the mean is a spike; 0: no detection.
+      record: the `record()` in the checkpoint of a resumed run.
     """
 
     def __init__(self, factor: float, record: Mapping[str, Any] | None = None):
         self.factor = factor
         self.mean, self.count, self.rollbacks = 0.0, 0, 0
-        self.armed = False  # there is a checkpoint to go back to
+        self.armed = False  # whether there is a checkpoint to roll back to
         if record:
             self.mean, self.count, self.armed = record["mean"], record["count"], True
 
     def record(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it."""
+        """Return the state to save in a checkpoint."""
         return {"mean": self.mean, "count": self.count}
 
     def went_back(self, record: Mapping[str, Any] | None) -> "SpikeWatch":
-        """The watch of a run that has gone back to a checkpoint with this record."""
+        """Return the watch of a run that has rolled back to a checkpoint with this record."""
         watch = SpikeWatch(self.factor, record)
         watch.rollbacks, watch.armed = self.rollbacks + 1, True
         return watch
 
     def see(self, step: int, loss: float) -> None:
-        """Takes a loss. Raises Spike where it is one."""
+        """Observe a loss. Raises Spike if it is one."""
         if not self.factor or not math.isfinite(loss):
             return
         if self.armed and self.count >= _BEFORE and loss > self.factor * self.mean:
@@ -83,7 +83,7 @@ class SpikeWatch:
 
 
 def save_batch(workdir: Path, step: int, batch: Batch) -> Path:
-    """Writes the batch of a step as `diverged/step_N.npz`: inputs, targets, weights (B,N)."""
+    """Write the batch of a step as `diverged/step_N.npz`: inputs, targets, weights (B,N)."""
     path = workdir / FOLDER / f"step_{step}.npz"
     content = io.BytesIO()
     arrays = {name: np.asarray(value) for name, value in batch._asdict().items()}
@@ -98,11 +98,11 @@ def save_batch(workdir: Path, step: int, batch: Batch) -> Path:
 
 
 class RunDiverged(UserError):
-    """A run has diverged, for good."""
+    """A run has diverged and ended."""
 
 
 def ended(error: Diverged, workdir: Path, batch: Batch, checkpoints: Checkpoints) -> RunDiverged:
-    """Keeps what is needed to look into it; returns the error that says how to resume."""
+    """Save the batch and set bad states aside; return the error that says how to resume."""
     saved = save_batch(workdir, error.first, batch)
     aside = checkpoints.set_aside(error.bad_from, workdir / FOLDER)
     left = checkpoints.whole_steps("latest")

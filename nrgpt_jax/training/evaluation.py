@@ -1,4 +1,4 @@
-"""Losses over a split and answers to prompts."""
+"""Evaluation: losses over a split and answers to prompts."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -25,14 +25,14 @@ def make_eval_step(
     num_symbols: int | None = None,
     evaluators: Sequence[str] = (),
 ) -> Callable[[Any, Batch], Any]:
-    """A compiled `(params, batch) -> sums` of loss, hits, weights and evaluators.
+    """Compile `(params, batch) -> sums` of loss, hits, weights and evaluators.
 
     Args:
-      model: as of `create_model`.
-      mesh: where parameters and batches lie.
-      parts: every device works through its rows in N parts; in more where these do not
-        divide its rows.
-      num_symbols: of the tokenizer; tokens from here on are padding, and never the most probable.
+      model: the model from `create_model`.
+      mesh: the mesh of the parameters and batches.
+      parts: the number of parts in which every device processes its rows; the next larger
+        divisor if it does not divide them.
+      num_symbols: the tokenizer's vocabulary size; tokens from here on are padding, never a hit.
       evaluators: names in `models.evaluators.EVALUATORS`.
     """
     partitions = sharding.parameter_partitions(parameter_specs(model))
@@ -57,9 +57,9 @@ def evaluate_loss(
     batches: Iterable[Batch],
     mesh: jax.sharding.Mesh,
 ) -> dict[str, float]:
-    """Mean cross-entropy in nats, next-token accuracy and evaluators over all tokens of batches.
+    """Compute mean cross-entropy in nats, next-token accuracy and evaluators over all tokens.
 
-    A process gives the `sharding.local_rows` of each.
+    Each process passes its `sharding.local_rows` of every batch.
     """
     totals: dict[str, float] = {}
     for batch in batches:
@@ -74,7 +74,7 @@ def evaluate_loss(
 
 
 def prompt_accuracy(model: LanguageModel, params: Any, prompts: Prompts, **options) -> float:
-    """The mean score of prompts: by default the share whose new tokens end with the answer.
+    """Compute the mean score of prompts: by default the share whose new tokens end in the answer.
 
     A continuation that does not end within `context_length` new tokens scores 0. Options are those
     of `continuations`.
@@ -84,7 +84,7 @@ def prompt_accuracy(model: LanguageModel, params: Any, prompts: Prompts, **optio
 
 
 def scores(generated: Sequence[Continuation], prompts: Prompts, limit: int) -> list[float]:
-    """Of continuations that ended within fewer than `limit` tokens the data set's score, else 0."""
+    """Return the score of each continuation; 0 if it is empty or has not ended before `limit`."""
     pairs = zip(generated, prompts.answers, strict=False)
     return [
         prompts.score(new.tokens, answer) if 0 < len(new.tokens) < limit else 0.0
@@ -102,15 +102,15 @@ def continuations(
     seed: int = 0,
     cut: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> list[Continuation]:
-    """What follows the first `limit` prompts (None: all), up to their end tokens.
+    """Generate continuations of prompts, up to their end tokens.
 
     Args:
-      model, params: as of `create_model`.
-      prompts: a set of a data set.
-      limit: at most N of them.
-      settings: how they are continued; greedily by default.
-      seed: of the draws.
-      cut: may end the work between two calls, from what it is given: their first prompts.
+      model, params: the model from `create_model`, and its parameters.
+      prompts: a prompt set of a data set.
+      limit: the number of prompts, the first ones; None: all.
+      settings: the generation settings; greedy by default.
+      seed: the sampling seed.
+      cut: wraps the iterable of the calls' first prompt indices, and may end it early.
     """
     chosen, generated = prompts.prompts[:limit], []
     for start in cut(range(0, len(chosen), PROMPTS_AT_ONCE)):
@@ -133,5 +133,5 @@ def continuations(
 def evaluate_prompts(
     model: LanguageModel, params: Any, prompts: Mapping[str, Prompts], **options
 ) -> dict[str, float]:
-    """`prompt_accuracy` of every prompt set, by name, with its options."""
+    """Return `prompt_accuracy` of every prompt set by name; options are passed on."""
     return {name: prompt_accuracy(model, params, p, **options) for name, p in prompts.items()}

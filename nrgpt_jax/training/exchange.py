@@ -1,9 +1,9 @@
-"""What devices exchange: parameters are gathered once a step, gradients are scattered once.
+"""Collectives of a training step: one gather of parameters and one scatter of gradients.
 
-Every device works through its own rows of a batch, on parameters that are whole along `fsdp`:
-because the recurrent block is one and the same in every step, a weight is gathered once, outside
-of the loops over recurrent steps and over parts of a batch. What is split over `tensor` stays so,
-and the compiler puts in the sums that this needs.
+Every device processes its own rows of a batch, with parameters gathered along `fsdp`. Since the
+recurrent block is the same in every step, a weight is gathered once, outside the loops over
+recurrent steps and over parts of a batch. Parameters stay sharded over `tensor`; the compiler
+inserts the sums that this needs.
 """
 
 from collections.abc import Callable
@@ -16,10 +16,10 @@ from nrgpt_jax.models.sharding import AXES, BATCH_AXES, DATA, FSDP, TENSOR, only
 
 
 def over_rows(function: Callable, mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable[..., Any]:
-    """`function` of the rows of each device, as one of all rows (`jax.shard_map`).
+    """Map a `function` of each device's rows to a function of all rows (`jax.shard_map`).
 
-    Inside, only `tensor` is left to the compiler, and that only where the mesh splits it: kernels
-    of accelerators are not split by it.
+    Inside, the compiler partitions `tensor` alone, and only if the mesh splits it, because it
+    cannot partition accelerator kernels.
     """
     axes = AXES if mesh.shape[TENSOR] == 1 else BATCH_AXES
     return jax.shard_map(
@@ -28,17 +28,17 @@ def over_rows(function: Callable, mesh: Mesh, in_specs: Any, out_specs: Any) -> 
         axis_names=set(axes),
         in_specs=in_specs,
         out_specs=out_specs,
-        check_vma=False,  # what devices find differs until it is summed up
+        check_vma=False,  # values differ between devices until they are summed
     )
 
 
 def of_rows(partitions: Any) -> Any:
-    """The partitions of parameters inside `over_rows`: of `fsdp` alone."""
+    """Return the partitions of parameters inside `over_rows`: those over `fsdp` alone."""
     return _map(lambda partition: only(partition, FSDP), partitions)
 
 
 def gather(params: Any, partitions: Any, mesh: Mesh) -> Any:
-    """Parameters that are whole along `fsdp`, inside `over_rows`."""
+    """Gather parameters along `fsdp`, inside `over_rows`."""
     if mesh.shape[FSDP] == 1:
         return params
 
@@ -53,7 +53,7 @@ def gather(params: Any, partitions: Any, mesh: Mesh) -> Any:
 
 
 def scatter(gradients: Any, partitions: Any, mesh: Mesh) -> Any:
-    """Sums of the devices' gradients, each split as its parameter is, inside `over_rows`."""
+    """Sum gradients over devices, each sharded like its parameter, inside `over_rows`."""
 
     def of_one(partition: PartitionSpec, gradient: jax.Array) -> jax.Array:
         if mesh.shape[FSDP] == 1 or FSDP not in partition:
@@ -67,7 +67,7 @@ def scatter(gradients: Any, partitions: Any, mesh: Mesh) -> Any:
 
 
 def _as_stored(function: Callable, partitions: Any, mesh: Mesh) -> Callable:
-    """Works on each device's part along `tensor`, which the compiler would gather first."""
+    """Apply `function` to each device's `tensor` shard, which the compiler would gather first."""
     if mesh.shape[TENSOR] == 1:
         return function
     parts = _map(lambda partition: only(partition, TENSOR), partitions)

@@ -1,4 +1,4 @@
-"""What must be the same on all hosts of a run."""
+"""Checks that all hosts of a run have the same configuration, data and run directory."""
 
 import json
 import uuid
@@ -14,7 +14,7 @@ from nrgpt_jax.runs.directory import differences
 
 
 def check_same(config: Mapping[str, Any]) -> None:
-    """Raises UserError, on all processes, where one has another configuration or other data."""
+    """Raise UserError on all processes if their configurations or data differ."""
     texts = gather_texts(json.dumps(config))
     for index, text in enumerate(texts):
         if text != texts[0]:
@@ -26,7 +26,7 @@ def check_same(config: Mapping[str, Any]) -> None:
 
 
 def check_shared(workdir: Path) -> None:
-    """Raises UserError, on all processes, where they do not see the same run directory."""
+    """Raise UserError on all processes if they do not share the run directory."""
     if jax.process_count() == 1:
         return
     mark, token = workdir / "mark", gather_texts(uuid.uuid4().hex)[0]

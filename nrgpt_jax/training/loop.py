@@ -1,4 +1,4 @@
-"""Training from a configuration: what is checked, prepared and locked before the first step."""
+"""Training from a configuration: checks, data preparation and the lock before the first step."""
 
 import contextlib
 from collections.abc import Sequence
@@ -32,27 +32,27 @@ def train(
     optimizer: optax.GradientTransformation | None = None,
     hooks: Sequence[Hook] = (),
 ) -> dict[str, float]:
-    """Trains until `config.train_steps`, resuming from the latest checkpoint if there is one.
+    """Train up to `config.train_steps`, resuming from the latest checkpoint if there is one.
 
-    With several processes (`host.join`) all of them call it, with the same arguments.
+    With several processes (`host.join`), all must call it with the same arguments.
 
     Args:
-      config: as of `default_config`.
+      config: a configuration of the form of `default_config`.
       workdir: the run directory: a folder, or gs://BUCKET/FOLDER.
-      dataset: None: the one that `config.data` names. Resume with the same.
-      optimizer: None: the one that `config.optimizer` describes; else of that only
-        `accumulation_steps` and the learning rate that is logged are read. Resume with the same.
-      hooks: called whenever metrics are logged, as `step_log.Hook`.
+      dataset: the data set; None: the one that `config.data` names. Resume with the same.
+      optimizer: the optimizer; None: the one of `config.optimizer`. If given, `config.optimizer`
+        only sets `accumulation_steps` and the logged learning rate. Resume with the same.
+      hooks: functions called whenever metrics are logged, see `step_log.Hook`.
 
     Returns:
       The metrics of the last evaluation (empty if none was reached).
 
     Raises:
-      UserError: the configuration, the data or the run directory do not allow it, on any host;
-        or the run has diverged.
-      OSError: something cannot be written (what was saved before is whole), or the run directory
+      UserError: the configuration, the data or the run directory is invalid on some host, or the
+        run has diverged.
+      OSError: a file cannot be written (earlier checkpoints remain valid), or the run directory
         was removed.
-      SystemExit: a signal has stopped it, after it was saved; the code is 128 + the signal.
+      SystemExit: a signal stopped the run after it was saved; the code is 128 + the signal.
     """
     workdir = paths.as_path(workdir)
     config = config.copy_and_resolve_references()
@@ -61,7 +61,7 @@ def train(
     if optimizer is not None:
         config.optimizer.name = GIVEN
     raise_on_all_hosts(lambda: check_config(config, jax.device_count()))
-    data = one_ahead(lambda: resolve(config, dataset))  # what it prepares, the others find
+    data = one_ahead(lambda: resolve(config, dataset))  # the other processes find the prepared data
     check_same(config.to_dict())
     changes = raise_on_all_hosts(lambda: check_run(workdir, config, data.tokenizer))
     with contextlib.ExitStack() as resources:
@@ -77,7 +77,7 @@ def train(
 
 
 def resolve(config: ConfigDict, dataset: Dataset | None = None) -> Dataset:
-    """The data set, with what depends on it set in the configuration and checked."""
+    """Load the data set; set and check the configuration fields that depend on it."""
     dataset = load_dataset(config.data, dataset)
     check_recordable(dataset.tokenizer)
     plugins.check_importable(described_parts(config))
@@ -86,7 +86,7 @@ def resolve(config: ConfigDict, dataset: Dataset | None = None) -> Dataset:
     set_vocabulary_size(config, dataset)
     check_mesh(config, jax.device_count())
     config.data.fingerprint = dataset.fingerprint
-    if config.data.path:  # the run can be evaluated from anywhere
+    if config.data.path:  # so that the run can be evaluated from any folder
         config.data.path = absolute(config.data.path)
     kind, _, place = config.data.tokenizer.partition(":")
     if place and Path(place).is_file():
@@ -95,7 +95,7 @@ def resolve(config: ConfigDict, dataset: Dataset | None = None) -> Dataset:
 
 
 def set_vocabulary_size(config: ConfigDict, dataset: Dataset) -> None:
-    """Resolves `model.vocab_size`: 0 is the tokenizer's, more is padding, less an error."""
+    """Resolve `model.vocab_size`: 0 is the tokenizer's, more is padding, less an error."""
     size = dataset.tokenizer.size
     if 0 < config.model.vocab_size < size:
         raise UserError(

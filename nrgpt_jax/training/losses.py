@@ -21,14 +21,14 @@ Targets = Int[Array, "B N"]
 
 
 def cross_entropy(logits: Logits, targets: Targets) -> Float[Array, "B N"]:
-    """-log p(target) in nats, a token."""
+    """Compute -log p(target) in nats per token."""
     return optax.softmax_cross_entropy_with_integer_labels(logits, targets)
 
 
 def next_token_accuracy(
     logits: Logits, targets: Targets, num_symbols: int | None = None
 ) -> Float[Array, "B N"]:
-    """1 where the most probable of the tokens below `num_symbols` is the target, else 0."""
+    """Return 1 where the most probable of the tokens below `num_symbols` is the target, else 0."""
     best = jnp.argmax(of_symbols(logits, num_symbols), axis=-1)
     return (best == targets).astype(logits.dtype)
 
@@ -40,13 +40,13 @@ def loss_fn(
     key: Key | None = None,
     step_metrics: Sequence[str] = (),
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """The mean next-token cross-entropy of a batch in nats, and `aux`: metrics.
+    """Compute the mean next-token cross-entropy of a batch in nats, and `aux`: metrics.
 
     Args:
-      model, params: as of `create_model`.
+      model, params: the model from `create_model`, and its parameters.
       batch: tokens (B,N+1), of which each row predicts its last N; or a `Batch`.
-      key: of dropout; None: without.
-      step_metrics: names in `core.metrics.METRICS`, of every recurrent step.
+      key: the dropout key; None: no dropout.
+      step_metrics: names in `core.metrics.METRICS`, evaluated at every recurrent step.
 
     Returns:
       The loss, and `num_tokens` with the metrics by name and step, `energy/0` to `energy/{T-1}`.
@@ -72,20 +72,20 @@ def summed_loss(
     depth: Depth | None = None,
     step_metrics: Sequence[str] = (),
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """`scale` times the weighted sum of the losses of a batch, and `aux`: metrics likewise.
+    """Compute `scale` times the weighted sum of losses of a batch, and `aux`: metrics likewise.
 
     Args:
-      params, model: as of `create_model`.
-      batch: of b sequences.
-      rows: (b,) their numbers in the whole batch, for dropout.
-      key: of dropout; None: without.
+      params, model: the parameters, and the model from `create_model`.
+      batch: b sequences.
+      rows: (b,) indices of the sequences in the whole batch, for dropout and random depth.
+      key: the key of dropout and random depth; None: no dropout.
       scale: ().
-      step: () training steps that were made.
-      depth: how many recurrent steps are made; None: `model.num_steps`.
-      step_metrics: names in `core.metrics.METRICS`, of every recurrent step; without `depth`.
+      step: () number of completed training steps.
+      depth: the depth settings; None: `model.num_steps` recurrent steps.
+      step_metrics: names in `core.metrics.METRICS`, at every recurrent step; ignored with `depth`.
 
     Returns:
-      The loss, and metrics by the name and step, `energy/0` to `energy/{T-1}`.
+      The loss, and metrics by name and step, `energy/0` to `energy/{T-1}`.
     """
     weights, targets = jnp.asarray(batch.weights), jnp.asarray(batch.targets)
     read = partial(weighted_sum, model, params)
@@ -119,9 +119,9 @@ def batch_sums(
     num_symbols: int | None = None,
     evaluators: Sequence[str] = (),
 ) -> dict[str, Float[Array, ""]]:
-    """Weighted sums of `loss`, `hits` and evaluators over a batch, and of the `weights`.
+    """Compute weighted sums of `loss`, `hits` and evaluators over a batch, and of the `weights`.
 
-    Without dropout. Tokens from `num_symbols` on are padding of the vocabulary: never a hit.
+    There is no dropout. Tokens from `num_symbols` on are padding of the vocabulary: never a hit.
     """
     state, _ = model.apply({"params": params}, batch.inputs, method=model.forward)
 

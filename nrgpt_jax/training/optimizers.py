@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules by name: AdamW, Muon, and those of optax."""
+"""Optimizers and learning-rate schedules by name: AdamW, Muon, and all of optax."""
 
 import difflib
 import inspect
@@ -15,25 +15,25 @@ from nrgpt_jax.datasets import GIVEN
 from nrgpt_jax.errors import UserError, require
 from nrgpt_jax.registry import check_options
 
-OPTIMIZERS = ("adamw", "muon")  # with settings of their own; others are those of optax
+OPTIMIZERS = ("adamw", "muon")  # with their own settings; other names are optax's
 SCHEDULES = ("cosine", "exponential", "constant")
 DECAYS = ("matrices", "all")
-MUON_RMS = 0.2  # root mean square of a Muon update, times the learning rate: about AdamW's
+MUON_RMS = 0.2  # RMS of a Muon update, in units of the learning rate: about AdamW's
 
 
 def learning_rate_schedule(c: Mapping[str, Any], train_steps: int) -> optax.Schedule:
-    """Linear warm-up, then `c.schedule` from `learning_rate` to `final_learning_rate`.
+    """Create a schedule: linear warm-up to `learning_rate`, then `c.schedule` to the final one.
 
-    A schedule of optax is called with those of its arguments that are set here: the learning rate
-    as `value`, `init_value` or `peak_value`, the final one as `end_value`, the steps after the
-    warm-up as `decay_steps` or `transition_steps`, and with `c.schedule_options`.
+    A schedule of optax is called with `c.schedule_options` and, where it has these arguments, with
+    the learning rate as `value`, `init_value` or `peak_value`, the final one as `end_value`, the
+    steps after the warm-up as `decay_steps` or `transition_steps`, and `warmup_steps` 0.
 
     Args:
       c: `config.optimizer`.
       train_steps: the step at which the final learning rate is reached.
 
     Raises:
-      UserError: optax has no such schedule, or not such an argument.
+      UserError: optax has no such schedule, or the schedule no such argument.
     """
     peak, final, warmup = c["learning_rate"], c["final_learning_rate"], c["warmup_steps"]
     decay_steps = max(train_steps - warmup, 1)
@@ -56,17 +56,17 @@ def learning_rate_schedule(c: Mapping[str, Any], train_steps: int) -> optax.Sche
 
 
 def decay_mask(specs: Any, weight_decay_mask: str) -> Any:
-    """Whether weight decay acts on each parameter of a tree of `ParameterSpec`."""
+    """Return whether weight decay acts on each parameter of a tree of `ParameterSpec`."""
     decays = lambda spec: weight_decay_mask == "all" or spec.is_matrix
     return jax.tree.map(decays, specs, is_leaf=_is_spec)
 
 
 def hidden_matrices(specs: Any) -> Any:
-    """What Muon orthogonalizes: `optax.contrib.MuonDimensionNumbers` of each parameter, or None.
+    """Return the `optax.contrib.MuonDimensionNumbers` of each parameter; None: not for Muon.
 
-    Matrices between states; neither the rows of tokens and positions nor the head. The axis D (or,
-    where there is none, the last) is one side of a matrix and the others together are the other
-    side; where there are two, as in J (H,D,D), each head has a matrix of its own.
+    Muon orthogonalizes matrices between states, not the embeddings of tokens and positions or the
+    head. The axis D (or else the last axis) is one side of a matrix, and the other axes together
+    are the other side. With two axes D, as in J (H,D,D), each head has its own matrix.
     """
 
     def numbers(spec: ParameterSpec) -> MuonDimensionNumbers | None:
@@ -84,14 +84,14 @@ def hidden_matrices(specs: Any) -> Any:
 def create_optimizer(
     c: Mapping[str, Any], train_steps: int, specs: Any
 ) -> optax.GradientTransformation:
-    """Global-norm clipping (if `clip_norm` > 0), then the optimizer `c.name` on its schedule.
+    """Create global-norm clipping (if `clip_norm` > 0) and the optimizer `c.name` on its schedule.
 
-    Muon (momentum 0.95) acts on `hidden_matrices`, its updates of AdamW's usual size, so that
-    learning rates carry over; AdamW with Nesterov momentum acts on all others, embeddings and head
-    among them, and decays these only if `weight_decay_mask` is `all`.
+    Muon (momentum 0.95) acts on `hidden_matrices`. Its updates have AdamW's usual size, so that
+    learning rates carry over. AdamW with Nesterov momentum acts on all other parameters, including
+    embeddings and head, and decays these only if `weight_decay_mask` is `all`.
 
-    An optimizer of optax or `optax.contrib` is called with the schedule, with `weight_decay` and
-    its `mask`, `b1` and `b2` where it has these arguments, and with `c.options`.
+    An optimizer of optax or `optax.contrib` is called with the schedule, with `weight_decay`,
+    `mask`, `b1` and `b2` where it has these arguments, and with `c.options`.
 
     Args:
       c: `config.optimizer`.
@@ -99,7 +99,7 @@ def create_optimizer(
       specs: `models.parameter_specs` of the model.
 
     Raises:
-      UserError: optax has no such optimizer, or not such an argument.
+      UserError: optax has no such optimizer, or the optimizer no such argument.
 
     Source: Muon, github.com/KellerJordan/Muon; the size of its updates, arXiv 2502.16982.
     """
@@ -133,10 +133,10 @@ def create_optimizer(
 
 
 def _of_optax(field: str, c: Mapping[str, Any], settings: Mapping[str, Any]) -> Any:
-    """What optax has under `c[field]`, called with those settings that it takes, and with options.
+    """Call optax's function `c[field]` with the settings that it accepts and with its options.
 
     Raises:
-      UserError: it has no such thing, or not such an option.
+      UserError: optax has no such function, or the function no such option.
     """
     kind, group = ("optimizer", "options") if field == "name" else ("schedule", "schedule_options")
     name, options = c[field], dict(c[group])
@@ -156,12 +156,12 @@ def _of_optax(field: str, c: Mapping[str, Any], settings: Mapping[str, Any]) -> 
     chosen = {n: value for n, value in settings.items() if n in known} | options
     try:
         return function(**chosen)
-    except Exception as error:  # an argument that is missing, or of another kind
+    except Exception as error:  # an argument is missing or has the wrong type
         raise UserError(f"optimizer.{field}={name}: optax says {error}") from None
 
 
 def check_names(c: Mapping[str, Any]) -> None:
-    """Raises UserError where there is no such optimizer or schedule, or it cannot train."""
+    """Raise UserError if the optimizer or schedule does not exist or cannot train."""
     for field, own, group in (
         ("name", OPTIMIZERS, "options"),
         ("schedule", SCHEDULES, "schedule_options"),

@@ -1,4 +1,4 @@
-"""The run directory as training writes it: nothing before the first step, everything whole."""
+"""Output of training to the run directory: nothing before the first step, each file atomically."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,13 +17,13 @@ from nrgpt_jax.training.step import TrainState
 
 
 class RunDirectory:
-    """Where a run is written.
+    """The output of a run.
 
     Args:
-      path: the directory, locked.
-      config, tokenizer: what is recorded when the first step is made.
-      changes: the fields of the configuration that are other than recorded.
-      lock: of the first process; None on the others.
+      path: the locked directory.
+      config, tokenizer: the configuration and tokenizer to record after the first step.
+      changes: the fields of the configuration that differ from the recorded ones.
+      lock: the lock of the first process; None on the others.
     """
 
     def __init__(
@@ -44,11 +44,11 @@ class RunDirectory:
         )
 
     def check(self) -> None:
-        """Raises OSError, on all processes, when the directory is no longer there."""
+        """Raise OSError on all processes if the directory was removed or replaced."""
         host0_first(lambda: self._lock and self._lock.check())
 
     def restored(self, shapes: TrainState) -> tuple[Any, Mapping[str, Any]] | None:
-        """The latest state and the place in the course of the run, if there is one."""
+        """Restore the latest state and its place in the run; None if there is no checkpoint."""
         result = self.checkpoints.restore_latest(shapes)
         if result is None and self.checkpoints.has("best") and not read_metrics(self.path):
             raise UserError(
@@ -58,7 +58,7 @@ class RunDirectory:
         return result
 
     def begin(self, start: int) -> None:
-        """Records what the run goes by, now that a step was made after step `start`."""
+        """Record the configuration and tokenizer, after the first step that follows `start`."""
         self.check()
         host0_first(
             lambda: record_run(self.path, self._config, self._tokenizer, start, self._changes)
@@ -72,7 +72,7 @@ class RunDirectory:
     def writer(
         self, start: int, mark: Mapping[str, Any] | None
     ) -> Iterator[MetricWriter | SilentWriter]:
-        """What takes the metrics of steps after `start`; `mark` as of the checkpoint there."""
+        """Open the metric writer for steps after `start`; `mark` is from the checkpoint there."""
         config = self._config
         writer: MetricWriter | SilentWriter = SilentWriter()
         if is_first():
@@ -80,7 +80,7 @@ class RunDirectory:
         try:
             yield writer
         except BaseException:
-            with contextlib.suppress(OSError):  # what ends the run is said, not what follows
+            with contextlib.suppress(OSError):  # report the first error, not its consequences
                 writer.close()
             raise
         raise_on_all_hosts(writer.close)

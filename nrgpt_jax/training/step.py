@@ -18,18 +18,18 @@ from nrgpt_jax.training.depths import Depth
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that changes from step to step."""
+    """The training state: everything that changes from step to step."""
 
-    step: jax.Array  # () int32, steps done, skipped ones too
+    step: jax.Array  # () int32, completed steps, including skipped ones
     params: Any
     optimizer: Any  # the optax state
-    skipped: Any  # () int32, steps whose update was not finite and left out
-    skipped_in_a_row: Any  # () int32, the last ones of them
+    skipped: Any  # () int32, steps skipped because the update was not finite
+    skipped_in_a_row: Any  # () int32, consecutive skipped steps up to now
 
 
 Metrics = dict[str, jax.Array]
 LossAndGrads = Callable[..., tuple[tuple[jax.Array, Metrics], Any]]
-IN_A_ROW = "skipped_in_a_row"  # a metric that is looked at and not written
+IN_A_ROW = "skipped_in_a_row"  # a metric that is checked, not logged
 
 
 def create_state(
@@ -38,7 +38,7 @@ def create_state(
     seed: int,
     mesh: jax.sharding.Mesh,
 ) -> TrainState:
-    """The initial state, created on the devices where it stays."""
+    """Create the initial state, sharded over the devices of the mesh."""
 
     def init():
         return initial_state(model, optimizer, seed)
@@ -49,7 +49,7 @@ def create_state(
 def initial_state(
     model: LanguageModel, optimizer: optax.GradientTransformation, seed: int | jax.Array
 ) -> TrainState:
-    """The state before the first step; may be traced."""
+    """Return the state before the first step; may be traced."""
     tokens = jnp.zeros((1, model.context_length), jnp.int32)
     params = model.init(jax.random.key(seed), tokens)["params"]
     zero = jnp.zeros((), jnp.int32)
@@ -59,7 +59,7 @@ def initial_state(
 def abstract_state(
     model: LanguageModel, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
 ) -> TrainState:
-    """The state as `jax.ShapeDtypeStruct`, each with its sharding; nothing is computed."""
+    """Return the state as `jax.ShapeDtypeStruct` with shardings; nothing is computed."""
     params = abstract_params(model)
     count: Any = jax.ShapeDtypeStruct((), jnp.int32)
     state = TrainState(count, params, jax.eval_shape(optimizer.init, params), count, count)
@@ -71,7 +71,7 @@ def _shardings(state: TrainState) -> TrainState:
 
 
 def state_shardings(model: LanguageModel, state: TrainState, mesh: jax.sharding.Mesh) -> TrainState:
-    """The sharding of each array of a state.
+    """Return the sharding of each array of a state.
 
     Parameters and their moments follow the axes of the parameter tables; the rest is replicated.
     """
@@ -82,7 +82,7 @@ def state_shardings(model: LanguageModel, state: TrainState, mesh: jax.sharding.
     shardings = {(path, shapes[path]): where for path, where in with_path(params)}
 
     def of_optimizer(path: tuple, leaf: jax.ShapeDtypeStruct):
-        """The sharding of a moment: that of the parameter whose path ends its own."""
+        """Return the sharding of a moment: that of the parameter whose path ends its path."""
         candidates = (shardings.get((path[start:], leaf.shape)) for start in range(len(path)))
         return next(filter(None, candidates), everywhere)
 
@@ -97,11 +97,11 @@ def make_loss_and_grads(
     depth: Depth | None = None,
     step_metrics: Sequence[str] = (),
 ) -> LossAndGrads:
-    """`(params, batch, key, scale, step) -> ((loss, aux), gradients)`, sums over the batch.
+    """Return `(params, batch, key, scale, step) -> ((loss, aux), gradients)`, summed over a batch.
 
-    They are those of `losses.summed_loss`. Every device works through its share of the batch by
-    itself, part by part (there the kernels of accelerators can be used); `exchange` says what they
-    exchange, once.
+    Loss and metrics are those of `losses.summed_loss`. Every device processes its share of the
+    batch by itself, part by part, so that accelerator kernels can be used; `exchange` describes
+    the collectives.
     """
     partitions = sharding.parameter_partitions(parameter_specs(model))
     of_device = exchange.of_rows(partitions)
@@ -138,7 +138,7 @@ def make_train_step(
     depth: Depth | None = None,
     step_metrics: Sequence[str] = (),
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """A compiled `(state, batch) -> (state, metrics)` of `train_step`; consumes its state."""
+    """Compile `train_step` to `(state, batch) -> (state, metrics)`, which donates its state."""
     loss_and_grads = make_loss_and_grads(model, accumulation_steps, mesh, depth, step_metrics)
     step = functools.partial(
         train_step, seed=seed, optimizer=optimizer, loss_and_grads=loss_and_grads
@@ -159,19 +159,19 @@ def train_step(
     optimizer: optax.GradientTransformation,
     loss_and_grads: LossAndGrads,
 ) -> tuple[TrainState, Metrics]:
-    """The state after one training step, and what is written of it; may be traced.
+    """Return the state after one training step, and its metrics; may be traced.
 
-    Where the loss or the gradient is not finite, parameters and optimizer stay as they are, and
-    the step is counted as skipped.
+    If the loss or the gradient is not finite, parameters and optimizer state are unchanged and the
+    step is counted as skipped.
 
     Random numbers are a function of seed, step and row of the batch, so that a resumed run
-    repeats them on any devices.
+    reproduces them on any devices.
 
     Args:
-      state, batch: before the step, and what it learns from.
-      seed: of the run.
-      optimizer: of `create_optimizer`.
-      loss_and_grads: of `make_loss_and_grads`, or one like it.
+      state, batch: the state before the step, and the batch to train on.
+      seed: the seed of the run.
+      optimizer: the optimizer, as from `create_optimizer`.
+      loss_and_grads: a function like that of `make_loss_and_grads`.
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     scale = 1.0 / jnp.maximum(jnp.sum(batch.weights), 1.0)

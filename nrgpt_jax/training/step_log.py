@@ -1,4 +1,4 @@
-"""What is written while a run trains: metrics, and a bar of progress."""
+"""Logging during training: metrics and a progress bar."""
 
 import contextlib
 import time
@@ -17,17 +17,17 @@ from nrgpt_jax.training.divergence import Diverged, SpikeWatch
 from nrgpt_jax.training.step import IN_A_ROW, TrainState
 
 Hook: TypeAlias = Callable[[int, Mapping[str, float], TrainState | None], object]
-"""`hook(step, metrics, state)`: the state after that step, at an evaluation; None otherwise, since
-its arrays were handed to the next step."""
+"""`hook(step, metrics, state)`: the state after that step at an evaluation; None otherwise, since
+its arrays were donated to the next step."""
 
 
 class StepLog:
-    """Writes the metrics of a step after the next one was dispatched, so that devices are busy.
+    """A logger that writes a step's metrics after the next is dispatched, to keep devices busy.
 
     `tokens_per_second`, `mfu` (the share of the devices' peak, see `flops`) and `input_wait` (the
-    share of the time spent waiting for batches) are of the steps since the line before, without
-    evaluation and saving. They are left out of the first line, whose steps were compiled first,
-    and of the last where it comes early.
+    share of the time spent waiting for batches) cover the steps since the previous line, without
+    evaluation and saving. They are omitted from the first line, whose time includes compilation,
+    and from the last line if it comes early.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class StepLog:
         self.pending: tuple[int, Mapping[str, jax.Array]] | None = None
         self.tokens_per_step = config.data.batch_size * config.model.context_length
         self.flops_per_token = flops.train_flops_per_token(model)
-        uniform = depths.of_config(config) is None  # else steps differ in their operations
+        uniform = depths.of_config(config) is None  # otherwise FLOPs differ between steps
         self.peak = flops.peak_flops() if uniform else None
         self.compiled = False
         self._begin_interval()
@@ -55,21 +55,21 @@ class StepLog:
 
     @contextlib.contextmanager
     def waiting_for_input(self) -> Iterator[None]:
-        """Measures what happens inside."""
+        """Count the time inside as waiting for input."""
         begin = time.perf_counter()
         yield
         self.waited += time.perf_counter() - begin
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """Writes what is pending; what happens inside does not count."""
+        """Write pending metrics; exclude the time inside from throughput."""
         self.flush()
         begin = time.perf_counter()
         yield
         self.begin += time.perf_counter() - begin
 
     def after(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-        """Takes the metrics of a dispatched step."""
+        """Queue the metrics of a dispatched step."""
         self.flush()
         self.steps += 1
         self.bar.update()
@@ -80,7 +80,7 @@ class StepLog:
         return step % self.config.log_every == 0 or step in (1, self.config.train_steps)
 
     def flush(self) -> None:
-        """Writes what is pending. Raises Diverged or Spike."""
+        """Write pending metrics. Raises Diverged or Spike."""
         if self.pending is None:
             return
         step, metrics = self.pending

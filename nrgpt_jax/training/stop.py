@@ -1,4 +1,4 @@
-"""Stopping a run by Ctrl-C or SIGTERM: at once, and with all that was done saved."""
+"""Stopping of a run by Ctrl-C or SIGTERM: at once, with all completed steps saved."""
 
 import contextlib
 import os
@@ -17,19 +17,19 @@ from nrgpt_jax.processes import log_host0
 Item = TypeVar("Item")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-PATIENCE = 2.0  # seconds in which the main thread may answer by itself
+PATIENCE = 2.0  # seconds for the main thread to respond by itself
 
 
 class Stop:
-    """Whether to stop: after the first Ctrl-C or SIGTERM, to any process. A context manager.
+    """A context manager that requests a stop after Ctrl-C or SIGTERM to any process.
 
-    The loop asks between two steps, and between the batches of an evaluation. Where the main
-    thread cannot ask, because a program is being compiled, a thread that watches answers for it:
-    before the first step there is nothing to save, and it leaves at once; in an evaluation it
-    saves the state first (`rescuing`). A second signal kills the process at once.
+    The loop polls between two steps and between the batches of an evaluation. If the main thread
+    cannot poll because a program is being compiled, a watcher thread responds: before the first
+    step there is nothing to save, and it exits at once; in an evaluation it saves the state first
+    (`rescuing`). A second signal kills the process at once.
 
-    Processes that were joined agree on the moment through JAX's service for preemptions; they
-    answer when all of them have asked.
+    Joined processes agree on the step through JAX's preemption service; they respond when all of
+    them have polled.
     """
 
     def __init__(self):
@@ -39,15 +39,15 @@ class Stop:
         self._previous: dict[int, Any] = {}
         self._asked = 0
         self._begun = False
-        self._free = threading.Event()  # the main thread is not in what could take long
+        self._free = threading.Event()  # cleared while the main thread may be blocked for long
         self._free.set()
         self._rescue: Callable[[], None] | None = None
-        self.saving = threading.RLock()  # held by whoever saves
+        self.saving = threading.RLock()  # held while saving
 
     def __enter__(self) -> "Stop":
         if threading.current_thread() is not threading.main_thread():
-            return self  # only the main thread may look after signals
-        if self._joined:  # JAX looks after SIGTERM
+            return self  # only the main thread may handle signals
+        if self._joined:  # JAX handles SIGTERM
             terminate = lambda *_: os.kill(os.getpid(), signal.SIGTERM)
             self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, terminate)
             return self
@@ -64,14 +64,14 @@ class Stop:
             signal.signal(number, handler)
         if self._previous and not self._joined:
             signal.set_wakeup_fd(self._wakeup)
-            os.close(self._write)  # ends the thread that watches
+            os.close(self._write)  # ends the watcher thread
 
     def begin(self) -> None:
-        """Says that a step was made: from now on there is something to save."""
+        """Mark that a step is complete: from now on there is something to save."""
         self._begun = True
 
     def asked(self) -> bool:
-        """Whether to stop now. All processes ask at the same places in their course."""
+        """Return whether to stop now. All processes call it at the same points of the run."""
         self._asked += 1
         if self._joined and multihost_utils.reached_preemption_sync_point(self._asked):
             self.happened, self.exit_code = True, STOPPED
@@ -80,7 +80,7 @@ class Stop:
         return self.happened
 
     def cuts_short(self, items: Iterable[Item]) -> Iterator[Item]:
-        """The items, but only one after it has happened."""
+        """Yield the items, but at most one after a stop was requested."""
         for item in items:
             yield item
             if self.asked():
@@ -88,7 +88,7 @@ class Stop:
 
     @contextlib.contextmanager
     def rescuing(self, save: Callable[[], None]) -> Iterator[None]:
-        """`save` is called by another thread if a signal finds the main one unable to answer."""
+        """Let the watcher thread call `save` if a signal arrives while the main one is blocked."""
         self._rescue = save
         self._free.clear()
         try:
@@ -107,18 +107,18 @@ class Stop:
             log_host0("\nstopping after this step and saving; once more to stop at once")
 
     def _rescued(self, save: Callable[[], None], number: int) -> tuple[str, int]:
-        """What to say, and the exit code."""
+        """Save; return the message and the exit code."""
         try:
             save()
-        except Exception as error:  # a full disk, a state that is not finite: nobody else knows
+        except Exception as error:  # a full disk or a non-finite state, reported only here
             return f"error: stopped, and the last steps are not saved: {error}", FAILED
         return "stopped and saved; the same command resumes from there", stopped_by(number)
 
     def _watch(self) -> None:
-        """Answers signals that the main thread cannot.
+        """Respond to signals that the main thread cannot handle.
 
-        Python calls `_note` only between two of its own instructions; the operating system notifies
-        this thread.
+        Python calls `_note` only between bytecode instructions; the operating system notifies this
+        thread directly.
         """
         with contextlib.suppress(OSError):
             while byte := os.read(self._read, 1):
@@ -128,12 +128,12 @@ class Stop:
 
     def _answer(self, number: int) -> None:
         if self._begun and self._free.wait(PATIENCE):
-            return  # the main thread does it
+            return  # the main thread responds
         with self.saving:
             text, code = "stopped before the first step: nothing is lost", stopped_by(number)
             if self._begun:
                 if self._rescue is None:
-                    return  # it has just come back
+                    return  # the main thread is no longer blocked
                 text, code = self._rescued(self._rescue, number)
             sys.stderr.write(f"\n{text}\n")
             sys.stderr.flush()

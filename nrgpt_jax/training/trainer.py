@@ -1,4 +1,4 @@
-"""One training: its state, its data, and the loop over steps."""
+"""The trainer of one run: its state, its data, and the loop over steps."""
 
 import math
 import sys
@@ -30,7 +30,7 @@ from nrgpt_jax.training.warm_start import folder_of, initial_params
 
 
 class Trainer:
-    """One run: its state, its data, and the loop over steps."""
+    """The trainer of one run: its state, its data, and the loop over steps."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class Trainer:
         return state.replace(params=jax.device_put(params, where))
 
     def _go_on_from(self, state: Any, place: Mapping[str, Any]) -> None:
-        """Takes a state, and the place in the course of the run that was saved with it."""
+        """Continue from a state and the place in the run that was saved with it."""
         where = jax.tree.map(lambda leaf: leaf.sharding, self.shapes.skipped)
         counts = (place.get(name, 0) for name in ("skipped_steps", steps.IN_A_ROW))
         total, in_a_row = (jax.device_put(np.int32(count), where) for count in counts)
@@ -88,7 +88,7 @@ class Trainer:
         self.evaluation_due = place.get("evaluation_due", False)
         size = self.config.data.batch_size
         next_batch = place.get("next_sample", self.start * size) // size
-        self.ahead = next_batch - self.start  # batches that were passed over
+        self.ahead = next_batch - self.start  # batches skipped by rollbacks
         self.mark = place.get("metrics")
         self.batches = self._batches(next_batch, self.rows)
 
@@ -104,7 +104,7 @@ class Trainer:
         )
 
     def run(self) -> dict[str, float]:
-        """Runs the remaining steps."""
+        """Run the remaining steps; return the metrics of the last evaluation."""
         config, start = self.config, self.start
         if self.done():
             workdir = self.run_directory.path
@@ -135,16 +135,16 @@ class Trainer:
         return self.last_evaluation
 
     def done(self) -> bool:
-        """Whether all steps were made, and the evaluation after them."""
+        """Return whether all steps and the evaluation after them are complete."""
         return int(self.state.step) >= self.config.train_steps and not self.evaluation_due
 
     def _course(self, bar: tqdm) -> bool:
-        """Runs the steps from `start` on; False if a loss spike has restored a checkpoint."""
+        """Run the steps after `start`; return False if a loss spike has restored a checkpoint."""
         with self.run_directory.writer(self.start, self.mark) as self.writer:
             try:
                 self._loop(bar)
             except Diverged as error:
-                error.first = max(error.first, self.start + 1)  # that this course has seen
+                error.first = max(error.first, self.start + 1)  # within these steps
                 batches = self._batches(error.first - 1 + self.ahead, None)
                 where, store = self.run_directory.path, self.run_directory.checkpoints
                 raise ended(error, where, next(batches), store) from None
@@ -154,7 +154,7 @@ class Trainer:
         return True
 
     def _roll_back(self, spike: Spike) -> None:
-        """To the last checkpoint; the data continue from where they are."""
+        """Return to the last checkpoint; the data continue from the current batch."""
         if self.spikes.rollbacks >= MOST_ROLLBACKS:
             raise UserError(
                 f"{spike}, after {self.spikes.rollbacks} returns to a checkpoint; lower "
@@ -171,11 +171,11 @@ class Trainer:
     def _loop(self, bar: tqdm) -> None:
         config, stop = self.config, self.stop
         log = StepLog(config, self.model, self.schedule, self.writer, bar, self.spikes, self.hooks)
-        if self.evaluation_due:  # it was cut short by a stop
+        if self.evaluation_due:  # a stop interrupted it
             stop.begin()
             raise_on_all_hosts(self.writer.open)
             self._evaluate(self.start, bar)
-            if self.evaluation_due:  # and again
+            if self.evaluation_due:  # interrupted again
                 return
             self._save(self.start)
         for step in range(self.start + 1, config.train_steps + 1):
@@ -195,15 +195,15 @@ class Trainer:
             if step % config.checkpoint_every == 0 or last or stops:
                 with log.pause():
                     self._save(step)
-            if stops:  # a signal since then is for the next step
+            if stops:  # a later signal is handled after the next step
                 return
 
     def _evaluate(self, step: int, bar: tqdm) -> None:
-        """Evaluates and writes what is found; where a stop cuts it short, it is due again."""
+        """Evaluate and log the metrics; an evaluation that a stop interrupts remains due."""
         self.evaluation_due = True
         with self.stop.rescuing(lambda: self._save(step)):
             result = {} if self.stop.happened else self._evaluated(step)
-        if self.stop.happened:  # what was seen may not be the whole
+        if self.stop.happened:  # the metrics may be incomplete
             return
         self.writer.write(step, result)
         for hook in self.hooks:
@@ -224,7 +224,7 @@ class Trainer:
         self.evaluation_due = False
 
     def _evaluated(self, step: int) -> dict[str, float]:
-        """Losses, and answers to prompts."""
+        """Compute the losses and the accuracy on prompts."""
         config, params = self.config, self.state.params
         n, size = config.model.context_length, config.data.batch_size
         windows = validation_batches(
@@ -233,7 +233,7 @@ class Trainer:
         windows = self.stop.cuts_short(windows)
         result = evaluation.evaluate_loss(self.eval_step, params, windows, self.mesh)
         if self.dataset.prompts and config.eval_prompts and not self.stop.happened:
-            prompts = next(iter(self.dataset.prompts.values()))  # the set of all operations
+            prompts = next(iter(self.dataset.prompts.values()))  # ListOps: all operations
             params = sharding.on_one_device(params)
             result["val/accuracy"] = evaluation.prompt_accuracy(
                 self.model,
@@ -247,11 +247,11 @@ class Trainer:
         return result
 
     def _save(self, step: int) -> None:
-        """Saves the state; after a skipped step beside all that was kept, since it may be bad."""
+        """Save the state; after a skipped step nothing is pruned, since the state may be bad."""
         with self.stop.saving:
             self.run_directory.check()
             in_a_row = int(self.state.skipped_in_a_row)
-            if not all_finite(parts_of(self.state)):  # compiled when it was restored
+            if not all_finite(parts_of(self.state)):  # already compiled if the run was restored
                 raise Diverged(f"state after step {step} is not finite", step, step)
             place = {
                 "next_sample": (step + self.ahead) * self.config.data.batch_size,

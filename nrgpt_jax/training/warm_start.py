@@ -1,4 +1,4 @@
-"""Parameters to begin with: those of a trained model instead of drawn ones."""
+"""Initial parameters from a trained model, instead of random ones."""
 
 from pathlib import Path
 from typing import Any
@@ -17,22 +17,22 @@ from nrgpt_jax.runs.pretrained import WEIGHTS_FILE, load_pretrained
 
 
 def folder_of(init_from: str, seed: int | str, workdir: Path) -> Path:
-    """The folder of the trained model; {seed} and {workdir} in its name are those of the run."""
+    """Return the folder of the trained model; {seed} and {workdir} in it are those of the run."""
     return paths.as_path(init_from.replace("{seed}", str(seed)).replace("{workdir}", str(workdir)))
 
 
 def initial_params(folder: Path, model: LanguageModel, tokenizer: Tokenizer) -> Any:
-    """The parameters of a trained model, as numpy arrays; with several processes all call it.
+    """Load the parameters of a trained model as numpy arrays; all processes must call it.
 
     Args:
-      folder: a run directory, whose best checkpoint is taken, or an exported folder.
-      model: that is to be trained; its parameters have the same names and shapes.
-      tokenizer: of the data; the same symbols.
+      folder: a run directory, whose best checkpoint is used, or an exported folder.
+      model: the model to train, with the same names and shapes of parameters.
+      tokenizer: the tokenizer of the data, with the same symbols.
 
     Raises:
-      UserError: there is no such model, on any host, or it does not fit.
+      UserError: the trained model is missing on some host, or does not match.
     """
-    raise_on_all_hosts(lambda: _check_there(folder))  # before all of them read it together
+    raise_on_all_hosts(lambda: _check_there(folder))  # before all processes read it together
     source = load_pretrained(folder)
     if as_record(source.tokenizer) != as_record(tokenizer):
         raise UserError(
