@@ -1,4 +1,4 @@
-"""NRGPT in JAX: language models whose tokens roll down an energy landscape.
+"""NRGPT in JAX: language models whose tokens descend an energy landscape.
 
 import nrgpt_jax as nrgpt
 
@@ -13,7 +13,7 @@ from nrgpt_jax import interrupts
 
 __version__ = "0.2.0"
 
-if interrupts.is_program():  # Ctrl-C while its imports take their seconds
+if interrupts.is_program():  # for Ctrl-C during the imports, which take seconds
     interrupts.end_at_once()
 
 _HOMES = {
@@ -32,7 +32,7 @@ _HOMES = {
     "load_pretrained": "runs.pretrained",
     "log_likelihood": "generation.scoring",
     "save_pretrained": "runs.pretrained",
-    # what can be added, and the tables of its parameters
+    # registration of parts, and the specs of their parameters
     "attention": "core.energies",
     "combination": "core.block",
     "constant": "core.parameters",

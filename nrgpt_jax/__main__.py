@@ -1,4 +1,4 @@
-"""The program: `nrgpt COMMAND ...`, or `python -m nrgpt_jax COMMAND ...`."""
+"""Command-line entry point: `nrgpt COMMAND ...`, or `python -m nrgpt_jax COMMAND ...`."""
 
 import difflib
 import importlib.util
@@ -31,7 +31,7 @@ MODULES = {"bench": "benchmarks.bench"}
 
 
 def main() -> None:
-    """Runs the command that the arguments name."""
+    """Run the command named by the first argument."""
     command, *words = sys.argv[1:] or ["--help"]
     if command in ("-h", "--help", "help"):
         print(USAGE)
@@ -39,7 +39,7 @@ def main() -> None:
     if command == "completion":
         print(_COMPLETION)
         return
-    if command == "complete":  # called by what `completion` prints
+    if command == "complete":  # called by the shell function that `completion` prints
         print("\n".join(completions(words)))
         return
     if command not in COMMANDS:
@@ -54,14 +54,14 @@ def main() -> None:
         _fail(f"{error}")
     module = MODULES.get(command, f"nrgpt_jax.{command}")
     if "" not in sys.path:
-        sys.path.insert(0, "")  # of plugins in this folder
+        sys.path.insert(0, "")  # for plugins in the current folder
     if not importlib.util.find_spec(module.partition(".")[0]):
         _fail(f"nrgpt {command} needs a checkout of the repository: run it in that folder")
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def flags_of(command: str, words: list[str]) -> list[str]:
-    """The flags of a command, of which the first word may be an experiment or a run."""
+    """Return the arguments of a command, with a leading experiment or run turned into flags."""
     if not words or words[0].startswith("-"):
         return words
     name, *rest = words
@@ -93,7 +93,7 @@ complete -o default -F _nrgpt nrgpt
 
 
 def completions(words: list[str]) -> list[str]:
-    """What the last of the words may become."""
+    """Return the shell completions of the last word."""
     *before, last = words or [""]
     if not before:
         known = [f"{name} " for name in COMMANDS]

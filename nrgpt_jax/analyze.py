@@ -1,10 +1,10 @@
-"""Looks at a trained model's energies on a text.
+"""Analyze the energies of a trained model on a text.
 
     python -m nrgpt_jax.analyze --workdir=DIR [--prompt=TEXT] [--num_steps=40] [--out=FOLDER]
 
 Writes figures (PNG), all numbers (analysis.json) and an interactive page (analysis.html) into
-DIR/analysis, and prints what is guaranteed of the energies and what was seen. Exits with an error
-where steps contradict the guarantee.
+DIR/analysis. Prints the guarantees on the energies and the observed values. Exits with an error if
+the observed steps contradict a guarantee.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ from nrgpt_jax.runs.checkpoints import KINDS
 
 
 def main(f: flags.FlagValues) -> None:
-    """Analyses, prints, and names what was written."""
+    """Analyze the model, print the report, and write the files."""
     cli.require_installed("analysis", "matplotlib", "bokeh")
     if f.out is None and paths.on_bucket(f.workdir):
         raise UserError("give --out=FOLDER: figures are written to a folder of this machine")
@@ -25,7 +25,7 @@ def main(f: flags.FlagValues) -> None:
 
     host.cache_compilations(f.workdir)
     trained, result = look(f.workdir, f.prompt, f.num_steps, f.tolerance, f.checkpoint)
-    print(report(result), flush=True)  # before the disk can be full
+    print(report(result), flush=True)  # before writing, which fails on a full disk
     folder = Path(f.out or Path(f.workdir) / "analysis")
     write(folder, result, title(trained))
     print(f"written to {folder}: {', '.join(sorted(p.name for p in folder.iterdir()))}", flush=True)
@@ -34,7 +34,7 @@ def main(f: flags.FlagValues) -> None:
 
 
 def define_flags() -> None:
-    """All flags of the program."""
+    """Define all flags of the program."""
     cli.define_workdir_flag()
     flags.DEFINE_string("prompt", None, "Text; by default the beginning of the validation split.")
     flags.DEFINE_integer("num_steps", None, "Steps of the descent; by default 4 x training's.", 1)

@@ -1,11 +1,11 @@
-"""Array type aliases, and the letters of every shape in this code base.
+"""Array type aliases, and the letters of all shapes in this code base.
 
-Shape letters (as suffixes, `g_BxNxD`, and in annotations):
+Shape letters (in suffixes such as `g_BxNxD`, and in annotations):
 
     B batch              N tokens (context length)   D embedding width
     H heads              Y head rank (head width)    M feed-forward hidden width
     T recurrent steps    V vocabulary                K context tokens (keys)
-    L distinct blocks    S slots of a cache          P tokens that are read at once
+    L distinct blocks    S slots of a cache          P tokens read at once
     G, E of ops: groups of heads that share queries, width of a score
 """
 
@@ -21,16 +21,16 @@ Params: TypeAlias = Mapping[str, jax.Array]
 """The parameters of one energy, norm or rate, by name."""
 
 Variables: TypeAlias = Mapping[str, Any]
-"""What `model.init` returns and `model.apply` takes: `{"params": ...}`."""
+"""The variables of a Flax model, `{"params": ...}`: from `model.init`, for `model.apply`."""
 
 Key: TypeAlias = jax.Array
 """A `jax.random.key`."""
 
 RowKeys: TypeAlias = jaxtyping.Key[Array, "B"]
-"""A `jax.random.key` for every sequence, of dropout."""
+"""Dropout keys, one `jax.random.key` per sequence."""
 
 StepKeys: TypeAlias = jaxtyping.Key[Array, "T B"]
-"""The same, for every step."""
+"""Dropout keys, one per recurrent step and sequence."""
 
 BatchStates: TypeAlias = Float[Array, "B N D"]
 BatchEnergies: TypeAlias = Float[Array, "B N"]
@@ -40,7 +40,7 @@ Logits: TypeAlias = Float[Array, "B N V"]
 
 
 class Batch(NamedTuple):
-    """Inputs and the tokens that follow them; weight 0 marks what is not to be predicted."""
+    """Input tokens, target tokens, and the weights of the targets in the loss; 0 ignores one."""
 
     inputs: Any  # (B,N) int32, numpy or JAX arrays
     targets: Any  # (B,N) int32

@@ -1,6 +1,6 @@
-"""What comes along with the package: experiments, task files, and small trained models.
+"""Files bundled with the package: experiments, task files, and small trained models.
 
-An installed package has them in its folder `bundled`; in a checkout they are at its root.
+An installed package has experiments and task files in its folder `bundled`, a checkout at its root.
 """
 
 import shutil
@@ -17,13 +17,13 @@ RUNS = _PACKAGE / "pretrained"
 
 
 def experiments() -> list[str]:
-    """The names of the experiments, those of this folder among them."""
+    """Return the names of all experiments, including those in the current folder."""
     folders = Path("experiments"), EXPERIMENTS
     return sorted({path.stem for folder in folders for path in folder.glob("[!_]*.py")})
 
 
 def experiment(name: str) -> Path:
-    """The file of an experiment: of that name, or in `experiments/` here or of the package."""
+    """Return the file of an experiment: a path, or a name in `experiments/` here or bundled."""
     path = Path(name)
     if path.suffix == ".py" or len(path.parts) > 1:
         return path
@@ -32,13 +32,13 @@ def experiment(name: str) -> Path:
 
 
 def tasks() -> list[str]:
-    """The names of the task files of `nrgpt launch`."""
+    """Return the names of the bundled task files of `nrgpt launch`."""
     files = TASKS.glob("*.yaml")
     return sorted(path.stem for path in files if "\nrun:" in path.read_text())
 
 
 def task(name: str) -> Path:
-    """The task file of a name, in `launch/` here or of the package, or of that path."""
+    """Return a task file: a path, or a name in `launch/` here or bundled."""
     if name.endswith(".yaml"):
         return Path(name)
     here = Path("launch") / f"{name}.yaml"
@@ -46,12 +46,12 @@ def task(name: str) -> Path:
 
 
 def runs() -> list[str]:
-    """The names of the trained models."""
+    """Return the names of the bundled trained models."""
     return sorted(path.name for path in RUNS.glob("*") if path.is_dir())
 
 
 def run(name: str | Path) -> Path:
-    """The folder of a run: of that name, or in `runs/`, or else of a trained model."""
+    """Return the folder of a run: a path, a name in `runs/`, or a bundled model."""
     folder = paths.as_path(name)
     if len(folder.parts) == 1 and not folder.exists():
         return next((f for f in (Path("runs") / name, RUNS / name) if f.is_dir()), folder)
@@ -59,7 +59,7 @@ def run(name: str | Path) -> Path:
 
 
 def copied_run(name: str) -> Path:
-    """The same, a trained model as a copy in `runs/pretrained`: programs write beside a model."""
+    """Return `run(name)`, a bundled model as a copy in `runs/pretrained`, for results beside it."""
     folder = run(name)
     if folder.parent != RUNS:
         return folder

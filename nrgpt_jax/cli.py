@@ -1,4 +1,4 @@
-"""Functions of all programs: flags, percentages, and errors as one line and an exit code."""
+"""Command-line functions: flags, percentages, and errors as one line with an exit code."""
 
 import ast
 import difflib
@@ -27,11 +27,11 @@ from nrgpt_jax.configs import (
 from nrgpt_jax.credentials import masked
 from nrgpt_jax.errors import FAILED, MISTAKE, UserError, stopped_by
 
-_UNREAD = stopped_by(signal.SIGPIPE)  # whoever reads what is printed has gone, as `head` does
+_UNREAD = stopped_by(signal.SIGPIPE)  # the reader of the output has exited, as `head` does
 
 
 def require_installed(extra: str, *modules: str) -> None:
-    """Raises UserError naming the extra of this package that brings a missing module."""
+    """Raise UserError if a module is missing; it names the extra that installs the module."""
     for module in modules:
         if not importlib.util.find_spec(module):
             cure = f"pip install 'nrgpt-jax[{extra}]', or make setup in a checkout"
@@ -39,20 +39,20 @@ def require_installed(extra: str, *modules: str) -> None:
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """A share as a percentage; one that is not zero is never written as zero: `<0.1%`."""
+    """Format a share as a percentage; a nonzero share never rounds to zero: `<0.1%`."""
     smallest = 10.0**-digits
     if 0.0 < 100.0 * share < 0.5 * smallest:
         return f"<{smallest:.{digits}f}%"
     return f"{share:.{digits}%}"
 
 
-arguments: list[str] = []  # of the program, as they were given
-_options: dict[str, Any] = {}  # `model.options.NAME` and so on, of the command line
+arguments: list[str] = []  # arguments of the program, unchanged
+_options: dict[str, Any] = {}  # option fields on the command line, such as `model.options.NAME`
 _TUPLES = tuple(n for n, v in flattened(default_config()).items() if isinstance(v, tuple))
 
 
 def _read_arguments() -> None:
-    """Takes out of `sys.argv` what config_flags cannot read."""
+    """Move the arguments that config_flags cannot parse from `sys.argv` to `_options`."""
     arguments[:] = arguments or sys.argv
     words, options = readable(sys.argv)
     _options.update(options)
@@ -60,9 +60,9 @@ def _read_arguments() -> None:
 
 
 def readable(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """Words as config_flags reads them, and the options among them by their dotted names.
+    """Return the arguments in the syntax of config_flags, and the options by dotted name.
 
-    Options are fields that no configuration has before. Tuples need no brackets:
+    Options are fields that no configuration declares. Tuples need no brackets:
     `--config.model.energies=injection,leak`.
     """
     result, options, rest = list[str](), dict[str, Any](), list(words)
@@ -94,7 +94,7 @@ def _literal(value: str) -> bool | int | float | str:
 
 
 def run(main: Callable[[], object]) -> None:
-    """Parses the flags and calls `main`."""
+    """Parse the flags and call `main`."""
 
     def guarded(argv: Sequence[str]) -> None:
         if len(argv) > 1:
@@ -109,16 +109,16 @@ def run(main: Callable[[], object]) -> None:
 
 
 def call(main: Callable[[], object]) -> None:
-    """Calls `main`; what the user or the machine is to blame for ends in one line.
+    """Call `main`; errors of the user or the machine end the program with one line.
 
     Raises:
-      SystemExit: MISTAKE after a UserError, FAILED where a disk or memory is short or not to be
-        used, 130 after Ctrl-C. Anything else is a mistake of the program, and keeps its traceback.
+      SystemExit: MISTAKE after a UserError, FAILED after an OSError or out of memory, 130 after
+        Ctrl-C. Any other exception is a bug, and keeps its traceback.
     """
     try:
         interrupts.raise_exception()
         main()
-        sys.stdout.flush()  # a full disk shows here at the latest
+        sys.stdout.flush()  # raises on a full disk
     except UserError as error:
         _fail(str(error))
     except KeyboardInterrupt:
@@ -140,13 +140,13 @@ def call(main: Callable[[], object]) -> None:
 
 
 def _where(error: OSError) -> str:
-    """The path that an error is about, and what is wrong with it."""
+    """Return the path and the reason of an error."""
     reason = error.strerror or str(error) or type(error).__name__
     return reason if error.filename is None else f"{os.fsdecode(error.filename)}: {reason}"
 
 
 def _memory_is_short(error: Exception) -> str | None:
-    """What to say of memory that could not be had; None: it is another error."""
+    """Return the message of an out-of-memory error; None for any other error."""
     if isinstance(error, MemoryError) or (
         type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
         and str(error).startswith("RESOURCE_EXHAUSTED")
@@ -157,7 +157,7 @@ def _memory_is_short(error: Exception) -> str | None:
 
 
 def _end_output() -> None:
-    """Prints what waits to be printed, or discards it where that fails: Python would try again."""
+    """Flush stdout, or redirect it to the null device: Python would flush again at exit."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -167,7 +167,7 @@ def _end_output() -> None:
 
 
 def parse(argv: Sequence[str]) -> list[str]:
-    """Parses the flags; returns the other arguments. A mistake ends in one line."""
+    """Parse the flags and return the other arguments; an error ends the program with one line."""
     _check_text(argv)
     experiments = _experiments(argv)
     for path in experiments:
@@ -182,17 +182,17 @@ def parse(argv: Sequence[str]) -> list[str]:
             check_complete(config)
             set_fields(config, _options)
         return rest
-    except BrokenPipeError:  # of --help
+    except BrokenPipeError:  # from --help
         _end_output()
         sys.exit(_UNREAD)
-    except Exception as error:  # of a flag, of its value, or anything in an experiment's file
+    except Exception as error:  # an invalid flag or value, or any error in an experiment file
         _fail(reason(error, experiments))
 
 
 def reason(error: BaseException, experiments: Sequence[Path]) -> str:
-    """What went wrong while flags were parsed; in an experiment's own lines, where."""
+    """Return the message of an error in parsing, with its line if it is in an experiment file."""
     cause: BaseException | None = error
-    while cause is not None:  # what wraps it holds its traceback as a text
+    while cause is not None:  # a wrapping exception has the original traceback only as text
         frames = traceback.extract_tb(cause.__traceback__)
         inside = [frame for frame in frames if Path(frame.filename) in experiments]
         if inside and isinstance(cause, UserError):
@@ -211,7 +211,7 @@ def _said(error: BaseException) -> str:
 
 
 def _check_text(argv: Sequence[str]) -> None:
-    """Arguments are UTF-8: names of files that are not are none for the libraries that save."""
+    """Fail on arguments that are not UTF-8: the libraries that save files reject such names."""
     for argument in argv:
         try:
             argument.encode("utf-8")
@@ -220,7 +220,7 @@ def _check_text(argv: Sequence[str]) -> None:
 
 
 def _experiments(argv: Sequence[str]) -> list[Path]:
-    """The files that --config=FILE:variant names."""
+    """Return the files in arguments --config=FILE:variant."""
     words = zip(argv, [*argv[1:], ""], strict=True)
     pairs = [(*word.partition("=")[::2], "=" in word, after) for word, after in words]
     values = [
@@ -232,7 +232,7 @@ def _experiments(argv: Sequence[str]) -> list[Path]:
 
 
 def _check_experiment(path: Path) -> None:
-    """A wrong experiment name lists the experiments."""
+    """Fail on an unknown experiment; the message lists all experiments."""
     if not os.path.isfile(path):
         beside = [p.stem for p in path.parent.glob("[!_]*.py")] if len(path.parts) > 1 else []
         known = ", ".join(sorted(beside) or bundled.experiments())
@@ -240,7 +240,7 @@ def _check_experiment(path: Path) -> None:
 
 
 def _check_fields(argv: Sequence[str]) -> None:
-    """A field that no configuration has names the nearest ones."""
+    """Fail on an unknown or renamed field; the message suggests similar fields."""
     fields = field_names(default_config())
     for argument in argv:
         name = argument.partition("=")[0].lstrip("-")
@@ -265,24 +265,24 @@ def _fail(message: str, code: int = MISTAKE) -> NoReturn:
 
 
 def define_config_flag() -> flags.FlagHolder:
-    """--config=experiments/NAME.py[:variant], with --config.field=value."""
+    """Define --config=experiments/NAME.py[:variant] and --config.field=value."""
     return config_flags.DEFINE_config_file("config", lock_config=True)
 
 
 def define_changes_flag() -> flags.FlagHolder:
-    """--config.field=value of every configuration; `changes` gives those that are named."""
+    """Define --config.field=value for all configurations; `changes` returns the values set."""
     _read_arguments()
-    _check_fields(sys.argv)  # the definition looks at them, before they are parsed
+    _check_fields(sys.argv)  # config_flags reads the arguments at definition, before parsing
     return config_flags.DEFINE_config_dict("config", default_config(), "Changed in every run.")
 
 
 def changes(holder: flags.FlagHolder) -> dict[str, Any]:
-    """The values of a flag of `define_changes_flag`, by the dotted names of their fields."""
+    """Return the values set by a flag of `define_changes_flag`, by dotted field name."""
     return {**config_flags.get_override_values(flags.FLAGS[holder.name]), **_options}
 
 
 def define_workdir_flag() -> flags.FlagHolder:
-    """--workdir=DIR, the run directory."""
+    """Define --workdir=DIR, the run directory."""
     holder = flags.DEFINE_string("workdir", None, "Run directory.", required=True)
     flags.register_validator("workdir", _is_folder, "a run directory is a folder with a name")
     return holder

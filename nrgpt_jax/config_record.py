@@ -1,4 +1,4 @@
-"""A configuration as a record in a file, and as an experiment returns it: fields and types."""
+"""Configurations read from files and returned by experiments: checks of fields and types."""
 
 import functools
 from collections.abc import Mapping
@@ -12,8 +12,8 @@ from nrgpt_jax import disk
 from nrgpt_jax.configs import default_config, field_names
 from nrgpt_jax.errors import UserError
 
-RECORD = "record"  # beside the fields: what else a run keeps in the file
-RENAMED = {  # fields of earlier versions, whose records are read with them
+RECORD = "record"  # entry of the file for all data of a run that are not fields
+RENAMED = {  # fields of earlier versions, whose records can still be read
     "model.rate": "model.inference_rate",
     "model.rate_init": "model.inference_rate_init",
     "model.rate_decay": "model.inference_rate_decay",
@@ -33,22 +33,22 @@ RENAMED_VALUES = {"model.implementation": {"plain": "autodiff"}}
 
 
 class Recorded(NamedTuple):
-    """A configuration that was read from a file."""
+    """A configuration read from a file."""
 
-    config: ConfigDict  # all fields, locked; those that the file lacks have their defaults
-    fields_set: Mapping[str, Any]  # the fields that are in the file
+    config: ConfigDict  # all fields, locked; fields missing in the file have their defaults
+    fields_set: Mapping[str, Any]  # the fields in the file
 
 
 def read_record(path: Path, cure: str) -> Recorded:
-    """Reads the record of a configuration; values are of the right types, and not yet checked.
+    """Read a recorded configuration; types of values are checked, ranges are not.
 
     Args:
       path: the JSON file.
-      cure: what to do about a file that cannot be read; ends the message.
+      cure: advice for an unreadable file, appended to the error message.
 
     Raises:
-      FileNotFoundError: there is none.
-      UserError: it is damaged, or a field is unknown or of another type; the message names it.
+      FileNotFoundError: the file does not exist.
+      UserError: the file is damaged, or a field, which the message names, is unknown or mistyped.
     """
     fields_set = _set_fields(disk.read_json(path, schema(), cure, renamed))
     fields_set.pop(RECORD, None)
@@ -58,7 +58,7 @@ def read_record(path: Path, cure: str) -> Recorded:
 
 
 def renamed(content: Any) -> Any:
-    """The content of a record with the fields of earlier versions under their present names."""
+    """Rename the fields of earlier versions in the content of a record to their current names."""
     for old, new in RENAMED.items():
         group, _, name = old.partition(".")
         fields = content.get(group) if isinstance(content, dict) else None
@@ -70,7 +70,7 @@ def renamed(content: Any) -> Any:
 
 @functools.cache
 def schema() -> type[msgspec.Struct]:
-    """The type of a record: that of each field is that of its default; older ones lack some."""
+    """Return the msgspec type of a record: all fields optional, typed as their defaults."""
     return _struct("config", default_config(), [(RECORD, dict[str, Any])])
 
 
@@ -104,7 +104,7 @@ def _set_fields(content: msgspec.Struct) -> dict[str, Any]:
 
 
 def check_complete(config: Any) -> None:
-    """Raises UserError where an experiment's configuration has not the fields that there are."""
+    """Raise UserError if an experiment's configuration has missing, unknown or mistyped fields."""
     if not isinstance(config, ConfigDict):
         raise UserError("an experiment's get_config() returns what default_config() returned")
     try:

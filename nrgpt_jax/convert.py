@@ -1,12 +1,11 @@
-"""Turns a checkpoint of the paper's PyTorch release into a run directory.
+"""Convert a checkpoint of the paper's PyTorch release to a run directory.
 
     python -m nrgpt_jax.convert --release=CKPT.pt --workdir=DIR
         [--data=shakespeare] [--path=CORPUS] [--model=NRGPT_H_FF2W] [--num_steps=5]
 
-`sample` and `evaluate` accept the result. Text checkpoints of the release describe themselves; its
-ListOps checkpoints hold nothing but parameters, and need --data, --model and --num_steps. A
-checkpoint of OpenWebText is converted without the corpus, which `evaluate` needs, unless --path
-names it.
+`sample` and `evaluate` accept the result. Text checkpoints of the release contain their settings;
+its ListOps checkpoints contain only parameters, and need --data, --model and --num_steps. Without
+--path, an OpenWebText checkpoint is converted without its corpus, which `evaluate` needs.
 Needs PyTorch: pip install 'nrgpt-jax[torch]'.
 """
 
@@ -35,8 +34,8 @@ from nrgpt_jax.runs.checkpoints import Checkpoints
 from nrgpt_jax.runs.directory import CONFIG_FILE, record_run
 
 _DATA_OF_RELEASE = {"shakespeare_char": "shakespeare", "openwebtext": "openwebtext"}
-_PREFIXES = re.compile(r"^((_orig_mod|module)\.)+")  # of torch.compile and of data parallelism
-_PADDING = 128  # symbols that a vocabulary of byte pairs is padded by, less than this
+_PREFIXES = re.compile(r"^((_orig_mod|module)\.)+")  # from torch.compile and data parallelism
+_PADDING = 128  # a byte-pair vocabulary is padded by fewer symbols than this
 
 
 def convert(
@@ -48,18 +47,18 @@ def convert(
     model: str | None = None,
     num_steps: int | None = None,
 ) -> None:
-    """Writes the run directory.
+    """Convert a checkpoint of the release and write the run directory.
 
     Args:
       release: a `.pt` file of the release.
       workdir: the run directory to create.
-      data: the data set it was trained on, whose vocabulary the run keeps.
-      path: where that corpus is; OpenWebText can do without.
-      model: the name of the model, where the file does not say.
-      num_steps: the number of recurrent steps, where the file does not say.
+      data: the training data set, whose vocabulary the run records.
+      path: path of the corpus; optional for OpenWebText.
+      model: name of the model, if the file does not contain it.
+      num_steps: number of recurrent steps, if the file does not contain it.
 
     Raises:
-      UserError: the file cannot be read, or does not say what it holds.
+      UserError: the file is unreadable or invalid, or a required setting is missing.
     """
     workdir = paths.as_path(workdir)
     if (workdir / CONFIG_FILE).exists():
@@ -86,7 +85,7 @@ def convert(
 
 
 def _set_data(config: ConfigDict, corpus: str, path: str | None) -> Tokenizer:
-    """Names the data set and its content in the configuration; returns its tokenizer."""
+    """Set the data set and its fingerprint in the configuration; return its tokenizer."""
     config.data.name, config.data.path = corpus, absolute(path) if path else ""
     if corpus == "openwebtext":
         config.data.update({"tokenizer": "gpt2", "validation_fraction": 0.0005})
@@ -116,13 +115,13 @@ def _table(checkpoint: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _text(table: Mapping[str, Any], name: str) -> str:
-    """An entry that is a text; "" where it is missing, or None."""
+    """Return a string entry; "" if it is missing or not a string."""
     value = table.get(name)
     return value if isinstance(value, str) else ""
 
 
 def _count(table: Mapping[str, Any], name: str) -> int:
-    """An entry that is a count, of steps; 0 where it is missing, or None."""
+    """Return a number of steps; 0 if it is missing or None."""
     value = table.get(name)
     if value is None:
         return 0
@@ -132,7 +131,7 @@ def _count(table: Mapping[str, Any], name: str) -> int:
 
 
 def _loss(checkpoint: Mapping[str, Any]) -> float:
-    """The validation loss; NaN where the checkpoint has none."""
+    """Return the validation loss of a checkpoint; NaN if it has none."""
     value = checkpoint.get("best_val_loss")
     try:
         loss = math.nan if value is None else float(value)
@@ -148,7 +147,7 @@ def _shown(value: Any) -> str:
 
 
 def _parameters(tensors: Mapping[str, Any], release: Path | str) -> dict[str, np.ndarray]:
-    """The parameters by the names that they have in the model."""
+    """Return the parameters as numpy arrays, without the prefixes of their names."""
     import torch
 
     result = {}
@@ -166,7 +165,7 @@ def _parameters(tensors: Mapping[str, Any], release: Path | str) -> dict[str, np
 
 
 def describe(state_dict: interop.StateDict, name: str, num_steps: int) -> dict[str, Any]:
-    """The `meta` of `interop.from_release`, read off the parameters."""
+    """Infer the `meta` of `interop.from_release` from the shapes of the parameters."""
 
     def shape(parameter: str, rank: int) -> tuple[int, ...]:
         if parameter not in state_dict:
@@ -198,7 +197,7 @@ def describe(state_dict: interop.StateDict, name: str, num_steps: int) -> dict[s
 
 
 def _is_archive(path: Path) -> bool:
-    """Whether torch saved it in its usual form. Raises UserError when its end is missing."""
+    """Return whether a file is a torch zip archive. Raises UserError if it is truncated."""
     is_archive = zipfile.is_zipfile(path)
     with path.open("rb") as file:
         if file.read(4) == b"PK\x03\x04" and not is_archive:
@@ -212,13 +211,13 @@ def _load(path: Path) -> Mapping[str, Any]:
     except ImportError:
         raise UserError("PyTorch is missing: pip install 'nrgpt-jax[torch]'") from None
     try:
-        archive = _is_archive(path)  # then the optimizer's state is never read
+        archive = _is_archive(path)  # memory-mapped: the optimizer state is never read
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
     except UserError:
         raise
     except FileNotFoundError:
         raise UserError(f"there is no file {path}") from None
-    except Exception as error:  # torch raises many kinds on a damaged or foreign file
+    except Exception as error:  # torch raises many types for damaged or foreign files
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path} is no PyTorch checkpoint: {reason}") from None
     if not isinstance(checkpoint, Mapping):
@@ -237,7 +236,7 @@ if __name__ == "__main__":
     _steps = flags.DEFINE_integer("num_steps", None, "Recurrent steps.", lower_bound=1)
 
     def main() -> None:
-        """Converts, and names the run directory."""
+        """Convert, and print the run directory."""
         convert(
             _release.value,
             _workdir.value,

@@ -1,4 +1,4 @@
-"""Credentials in addresses: kept out of messages, records and logs."""
+"""Masking and rejection of credentials in URLs, for messages, records and logs."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -15,22 +15,22 @@ _SECRET = (
     r"awsaccesskeyid|googleaccessid|x-amz-[a-z-]+|x-goog-[a-z-]+"
 )
 _PATTERNS = (
-    # user:password@, where the password may hold a slash but is no port
+    # user:password@; the password may contain a slash; a port is no password
     re.compile(r"(?P<before>://[^/\s@:]*:(?!\d+(?:[/\s]|$)))[^@\s]+(?P<after>@)"),
-    re.compile(r"(?P<before>https?://)[^/\s@:]+(?P<after>@)"),  # a token for a user
+    re.compile(r"(?P<before>https?://)[^/\s@:]+(?P<after>@)"),  # a token in place of a user
     re.compile(rf"(?P<before>[?&;#](?:{_SECRET})=)[^&;#,\s'\"]+(?P<after>)", re.IGNORECASE),
 )
 
 
 def masked(text: str) -> str:
-    """The text without the credentials of addresses in it."""
+    """Return the text with the credentials in its URLs replaced by `***`."""
     for pattern in _PATTERNS:
         text = pattern.sub(rf"\g<before>{_HIDDEN}\g<after>", text)
     return text
 
 
 def check_no_credentials(config: Mapping[str, Any]) -> None:
-    """Raises UserError where a field holds credentials: a run records all of them."""
+    """Raise UserError if a field contains credentials: a run records all fields."""
     for field, text in _texts(config):
         if masked(text) != text:
             raise UserError(

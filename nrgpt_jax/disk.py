@@ -1,8 +1,7 @@
-"""Small files that are written whole or not at all, and are not believed when they are read.
+"""Atomic writes of small files, and JSON files verified by checksum and schema.
 
-A JSON file carries its own checksum (XXH3, 128 bits, of its content in canonical form: what an
-editor does to white space and the order of fields does not matter). The schema of its content is
-a type that msgspec checks.
+A JSON file contains its own checksum (XXH3, 128 bits). It is of the canonical form: white space and
+the order of fields do not matter. The schema of the content is a type checked by msgspec.
 """
 
 import contextlib
@@ -20,17 +19,17 @@ from nrgpt_jax import paths
 from nrgpt_jax.errors import UserError
 
 CHECKSUM = "checksum"
-MOST_BYTES = 64 * 2**20  # of a JSON file; a vocabulary of a million symbols is a third of it
+MOST_BYTES = 64 * 2**20  # largest JSON file; a vocabulary of a million symbols takes a third
 _CHUNK = 2**20
 
 Schema = TypeVar("Schema")
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all; one that holds this content already is left alone.
+    """Write a file atomically; a file that already has this content is not rewritten.
 
     Raises:
-      OSError: it cannot be written; what was there before is still there.
+      OSError: the file cannot be written; its previous content is unchanged.
     """
     if paths.on_bucket(path):
         with paths.os_errors(path):
@@ -47,10 +46,10 @@ def write_whole(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Where to write a file that then takes its place at once; what fails leaves nothing.
+    """Yield a temporary path that atomically replaces `path` at the end; removed on failure.
 
     Raises:
-      OSError: of the block, or in the end; it names the file.
+      OSError: from the block or the replacement; it names `path`.
     """
     partial = path.with_name(f"{path.name}.partial-{uuid.uuid4().hex[:8]}")
     try:
@@ -59,17 +58,15 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-        if (
-            isinstance(error, OSError) and error.errno is not None
-        ):  # it may name no file, or partial
+        if isinstance(error, OSError) and error.errno is not None:  # may name no file, or partial
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise
     flush_folder(path.parent)
 
 
 def flush_folder(folder: Path) -> None:
-    """Makes the names of a folder's files survive a loss of power."""
-    with contextlib.suppress(OSError):  # some file systems have no such thing
+    """Sync a folder to disk, so that the names of its files survive a power failure."""
+    with contextlib.suppress(OSError):  # some file systems do not support it
         number = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(number)
@@ -78,7 +75,7 @@ def flush_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Writes a JSON file with its checksum. Raises what `write_whole` does."""
+    """Write a JSON file with its checksum. Raises the same errors as `write_whole`."""
     complete = {**record, CHECKSUM: checksum_of(record)}
     write_whole(path, (json.dumps(complete, indent=1) + "\n").encode())
 
@@ -89,17 +86,17 @@ def read_json(
     cure: str,
     change: Callable[[Any], Any] = lambda content: content,
 ) -> Schema:
-    """Reads a JSON file, through its schema. Files of older versions have no checksum.
+    """Read a JSON file and check its schema and checksum; files of older versions have no checksum.
 
     Args:
-      path: the file.
-      schema: the type of its content, as of `msgspec`, without the checksum.
-      cure: what to do about a file that cannot be read; ends the message.
-      change: of the content, before the schema sees it.
+      path: path of the file.
+      schema: `msgspec` type of the content, without the checksum.
+      cure: advice for an unreadable file, appended to the error message.
+      change: function applied to the content before the schema check.
 
     Raises:
-      FileNotFoundError: there is none.
-      UserError: it cannot be read, is not what the schema says, or does not match its checksum.
+      FileNotFoundError: the file does not exist.
+      UserError: the file is unreadable, or does not match the schema or its checksum.
     """
     content = _decode_text(path, cure)
     expected = content.pop(CHECKSUM, None) if isinstance(content, dict) else None
@@ -128,13 +125,13 @@ def _decode_text(path: Path, cure: str) -> Any:
 
 
 def checksum_of(record: Any) -> str:
-    """The checksum of what JSON can hold."""
+    """Return the checksum of a JSON value."""
     canonical = json.dumps(record, sort_keys=True, separators=(",", ":"))
     return xxhash.xxh3_128_hexdigest(canonical.encode())
 
 
 def file_checksum(path: Path) -> str:
-    """The checksum of a file's bytes. Raises OSError."""
+    """Return the checksum of the bytes of a file. Raises OSError."""
     digest, buffer = xxhash.xxh3_128(), bytearray(_CHUNK)
     view = memoryview(buffer)
     with paths.os_errors(path), path.open("rb") as file:

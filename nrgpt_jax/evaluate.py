@@ -1,4 +1,4 @@
-"""Evaluates a run over the whole validation split, and on all its held-out prompts.
+"""Evaluate a run on the whole validation split and on all its held-out prompts.
 
     python -m nrgpt_jax.evaluate --workdir=DIR [--checkpoint=best] [--num_steps=10]
 
@@ -31,7 +31,7 @@ from nrgpt_jax.runs.record_checks import check_tokenizer
 from nrgpt_jax.training import evaluation
 
 FILE_NAME = "evaluation.json"
-TOKENS_AT_ONCE = 2**14  # of a device
+TOKENS_AT_ONCE = 2**14  # per device
 
 
 def evaluate(
@@ -41,21 +41,21 @@ def evaluate(
     num_steps: int | None = None,
     cache: str = "exact",
 ) -> dict[str, float]:
-    """Losses and accuracies of a run.
+    """Compute the losses and accuracies of a run.
 
     Args:
-      workdir: its directory, or an exported folder.
+      workdir: run directory, or an exported folder.
       checkpoint: `best` (lowest validation loss) or `latest`.
-      prompts: answer N of each prompt set; 0 answers all.
-      num_steps: steps of the descent, of losses and answers; None: as many as in training.
-      cache: of the answers, `exact` or `fixed_point`.
+      prompts: number of prompts per prompt set; 0: all.
+      num_steps: number of descent steps for losses and answers; None: as in training.
+      cache: KV cache for the answers, `exact` or `fixed_point`.
 
     Returns:
-      `val/loss` (nats a token), `val/token_accuracy`; for data sets with prompts
+      `val/loss` (nats per token), `val/token_accuracy`; for data sets with prompts
       `accuracy/<set>` (greedy) and `accuracy_sampled/<set>` (sampled at temperature 1).
 
     Raises:
-      UserError: the model cannot make N steps or has no such cache, or nothing is asked.
+      UserError: the model does not support N steps or the cache, or there are no prompts for it.
     """
     workdir = paths.as_path(workdir)
     config = load_config(workdir)
@@ -87,7 +87,7 @@ def evaluate(
 
 
 def _batch(config: ConfigDict) -> tuple[int, int]:
-    """Windows at once, a multiple of the devices of any machine, and in how many parts."""
+    """Return the batch size, a multiple of the number of devices, and its number of parts."""
     devices, length = jax.device_count(), config.model.context_length
     size = -(-config.data.batch_size // devices) * devices
     parts = -(-size // devices * length // TOKENS_AT_ONCE)
@@ -95,7 +95,7 @@ def _batch(config: ConfigDict) -> tuple[int, int]:
 
 
 def _trained(workdir: Path, checkpoint: str, model: LanguageModel) -> tuple[int | None, Any]:
-    """The step of a run's checkpoint (None: of an exported folder), and the variables."""
+    """Return the step of a run's checkpoint (None for an exported folder) and the variables."""
     if (workdir / WEIGHTS_FILE).exists():
         return None, load_pretrained(workdir).variables
     step, params = read_params(workdir, checkpoint, model)
@@ -103,7 +103,7 @@ def _trained(workdir: Path, checkpoint: str, model: LanguageModel) -> tuple[int 
 
 
 def report(metrics: Mapping[str, float]) -> str:
-    """The losses line by line, and what was answered as a table of prompt sets."""
+    """Format the losses as lines, and the accuracies as a table of prompt sets."""
     sets = [n.removeprefix("accuracy/") for n in metrics if n.startswith("accuracy/")]
     width = max(map(len, [*sets, "val/token_accuracy"]))
     lines = [f"{'step':<{width}}  {metrics['step']}"] if "step" in metrics else []
@@ -123,10 +123,10 @@ def report(metrics: Mapping[str, float]) -> str:
 def main(
     workdir: str, checkpoint: str, prompts: int, num_steps: int | None = None, cache: str = "exact"
 ) -> None:
-    """Prints what `evaluate` finds, and writes it."""
+    """Print and write the metrics of `evaluate`."""
     host.cache_compilations(workdir)
     metrics = evaluate(workdir, checkpoint, prompts, num_steps, cache)
-    print(report(metrics), flush=True)  # before the disk can be full
+    print(report(metrics), flush=True)  # before writing, which fails on a full disk
     record = json.dumps({**metrics, "num_steps": num_steps, "cache": cache}, indent=1) + "\n"
     path = paths.as_path(workdir) / FILE_NAME
     disk.write_whole(path, record.encode())

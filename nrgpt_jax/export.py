@@ -1,17 +1,17 @@
-"""Writes a trained model as one folder that others can use, with or without this package.
+"""Export a trained model as one folder, for use with or without this package.
 
     python -m nrgpt_jax.export --workdir=DIR --out=FOLDER [--cache=fixed_point] [--num_steps=N]
 
 FOLDER gets `model.safetensors`, `config.json` and `tokenizer.json`, which `load_pretrained` and
-`nrgpt_jax.sample --workdir=FOLDER` open, `checksums.json` by which they verify all files, and two
-compiled functions, serialized by `jax.export` for CPUs, NVIDIA GPUs and TPUs, which need jax and
-flatbuffers, not this package:
+`nrgpt_jax.sample --workdir=FOLDER` read, and `checksums.json`, by which they verify all files. It
+also gets two compiled functions, serialized by `jax.export` for CPUs, NVIDIA GPUs and TPUs. They
+need jax and flatbuffers, not this package:
 
     prefill(params, tokens (b,N), lengths (b,)) -> logits (b,V), cache
     decode(params, tokens (b,), positions (b,), cache) -> logits (b,V), cache
 
-for any batch size b, with N the context length and V the symbols of the tokenizer. `usage.py`
-beside them is a complete program.
+for any batch size b, context length N and vocabulary size V of the tokenizer. `usage.py` in FOLDER
+is a complete program that uses them.
 """
 
 from pathlib import Path
@@ -44,17 +44,17 @@ def export(
     num_steps: int | None = None,
     functions: bool = True,
 ) -> None:
-    """Writes the folder.
+    """Write the exported folder.
 
     Args:
-      pretrained: what to export.
-      folder: where to; made if needed.
-      cache: of the compiled functions, `exact` or `fixed_point`.
-      num_steps: of the compiled functions; None: as in training.
-      functions: whether to write them; else the folder is one for this package.
+      pretrained: model to export.
+      folder: output folder; created if needed.
+      cache: KV cache of the compiled functions, `exact` or `fixed_point`.
+      num_steps: number of recurrent steps of the compiled functions; None: as in training.
+      functions: whether to write the compiled functions, besides the files for this package.
 
     Raises:
-      UserError: an option is not for this model, or the folder holds a run.
+      UserError: the model does not support an option, or the folder contains a run.
       OSError: the folder cannot be written.
     """
     check_settings(pretrained.model, Settings(cache=cache, num_steps=num_steps))
@@ -73,7 +73,7 @@ def export(
 def compiled_functions(
     pretrained: Pretrained, cache: str = "exact", num_steps: int | None = None
 ) -> dict[str, jax.export.Exported]:
-    """`prefill` and `decode` for any batch size; parameters are a flat dictionary by path."""
+    """Export `prefill` and `decode` for any batch size; parameters are a flat dict by path."""
     deep = num_steps or pretrained.model.num_steps
     trained = pretrained.model.with_implementation("blocked")  # runs on every platform
     model, _ = trained.with_num_steps(pretrained.variables, deep)
@@ -110,7 +110,7 @@ def compiled_functions(
 
 
 def main(f: flags.FlagValues) -> None:
-    """Exports, and says what is there."""
+    """Export, and print the files with their sizes."""
     if Path(f.out).resolve() == Path(f.workdir).resolve():
         raise UserError("--out is the --workdir; name another folder")
     export(load_pretrained(f.workdir, f.checkpoint), f.out, f.cache, f.num_steps, f.functions)

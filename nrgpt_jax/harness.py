@@ -1,11 +1,11 @@
-"""Evaluates a trained model by lm-evaluation-harness: its command, with one more model.
+"""Evaluate a trained model with lm-evaluation-harness: its command, with one additional model.
 
     python -m nrgpt_jax.harness --model nrgpt_jax --model_args workdir=runs/openwebtext
         --tasks mmlu --batch_size auto
 
-Arguments are those of `lm_eval`; of `--model_args` here: `workdir` (a run directory or an exported
+Arguments are those of `lm_eval`. `--model_args` takes `workdir` (a run directory or an exported
 folder), `checkpoint` (best or latest) and `num_steps` (of the descent; as in training by default).
-Likelihoods are those of `nrgpt_jax.log_likelihood`. It needs the extra `harness`.
+Likelihoods are computed by `nrgpt_jax.log_likelihood`. Needs the extra `harness`.
 Source: github.com/EleutherAI/lm-evaluation-harness
 """
 
@@ -35,10 +35,10 @@ except ImportError:
     raise ImportError(cure) from None
 
 NAME = "nrgpt_jax"
-AT_ONCE = 32  # texts, where it is left to us
-MOST_TOKENS = 256  # of a text that a task has made and does not limit
-PIECE = 16  # tokens between two looks for the end of a text
-UNUSED = ("device", "max_batch_size")  # that the harness gives every model
+AT_ONCE = 32  # texts, with an automatic batch size
+MOST_TOKENS = 256  # new tokens in a generation without a limit from its task
+PIECE = 16  # tokens between two checks for stop strings
+UNUSED = ("device", "max_batch_size")  # passed by the harness to every model
 LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 NUMBERS = (*LIMITS, *Sampling._fields)
 OPTIONS = ("until", "do_sample", "num_beams", *NUMBERS)
@@ -50,12 +50,12 @@ class HarnessModel(TemplateLM):
 
     Args:
       workdir: a run directory or an exported folder.
-      checkpoint: of a run directory, `best` or `latest`.
-      num_steps: of the descent; None: as in training.
-      batch_size: texts at a time; `auto`: 32.
+      checkpoint: checkpoint of a run directory, `best` or `latest`.
+      num_steps: number of descent steps; None: as in training.
+      batch_size: number of texts per batch; `auto`: 32.
 
     Raises:
-      UserError: there is no such run, or an argument is out of range or unknown.
+      UserError: the run does not exist, or an argument is out of range or unknown.
     """
 
     def __init__(
@@ -83,12 +83,12 @@ class HarnessModel(TemplateLM):
 
     @property
     def tokenizer_name(self) -> str:
-        """Names it in caches."""
+        """Name of the tokenizer in the caches of the harness."""
         return f"{NAME}_{self.text.kind}_{self.text.size}"
 
     @property
     def eot_token_id(self) -> int:
-        """The token before a text without a context: the end token, a line break, or token 0."""
+        """Token before a text without a context: the end token, a line break, or token 0."""
         if self.text.end is not None:
             return self.text.end
         try:
@@ -99,8 +99,8 @@ class HarnessModel(TemplateLM):
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_: Any
     ) -> list[int]:
-        """Tokens of a text. Raises UserError naming what is not in the vocabulary."""
-        del add_special_tokens  # there are none
+        """Encode a text. Raises UserError naming symbols outside the vocabulary."""
+        del add_special_tokens  # the tokenizers have none
         return self.text.encode(string).tolist()
 
     # Likelihoods ----------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ class HarnessModel(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **others: Any
     ) -> list[tuple[float, bool]]:
-        """(log-likelihood in nats, whether it is greedy) of each (texts, context, continuation)."""
+        """Return (log-likelihood in nats, is greedy) of each (texts, context, continuation)."""
         del others
         result = self._scored([(context, ending) for _, context, ending in requests])
         for (texts, _, _), scores in zip(requests, result, strict=True):
@@ -125,7 +125,7 @@ class HarnessModel(TemplateLM):
         return [(score.log_likelihood, score.is_greedy) for score in result]
 
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
-        """The log-likelihood in nats of whole texts, each token once, in windows."""
+        """Return log-likelihoods of whole texts in nats; windows score each token once."""
         del disable_tqdm
         windows = [list(self._windows(request.args[0])) for request in requests]
         scored = iter(self._scored(list(itertools.chain(*windows))))
@@ -145,13 +145,13 @@ class HarnessModel(TemplateLM):
     # Texts ----------------------------------------------------------------------------------------
 
     def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
-        """What follows each text, up to the first of its `until` strings.
+        """Generate a continuation of each text, up to the first of its `until` strings.
 
-        A text is read whole; as in `generate`, the oldest tokens leave where it and what follows
-        it are longer than the context.
+        The text is not truncated to leave space for new tokens; as in `generate`, the oldest tokens
+        are dropped when text and continuation exceed the context length.
 
         Raises:
-          UserError: an option of a request is unknown or out of range; before the model is asked.
+          UserError: an option of a request is unknown or out of range; raised before generation.
         """
         del disable_tqdm
         options_of = lambda i: json.dumps(requests[i].args[1], sort_keys=True, default=str)
@@ -197,7 +197,7 @@ class HarnessModel(TemplateLM):
         return [_cut(text, stops) for text in texts]
 
     def _report_lengths(self, texts: Sequence[Sized], length: int) -> None:
-        """Says of texts that are longer than what the model reads that they are cut."""
+        """Print a warning with the number of texts longer than the context length."""
         count = sum(len(text) > length for text in texts)
         if count:
             what = f"{count} of {len(texts)} texts are longer than the context length"
@@ -205,15 +205,15 @@ class HarnessModel(TemplateLM):
 
 
 class Options(NamedTuple):
-    """What a task asks of generation."""
+    """Generation options of a task."""
 
     sampling: Sampling
-    stops: list[str]  # a text ends before the first of these
+    stops: list[str]  # a continuation ends before the first of these
     max_new_tokens: int
 
 
 def options_of_task(arguments: dict[str, Any]) -> Options:
-    """The options of a request. Raises UserError naming one that is unknown or not possible."""
+    """Parse the options of a request. Raises UserError naming an unknown or invalid option."""
     arguments = {name: value for name, value in arguments.items() if value is not None}
     for name in sorted(set(arguments) - set(OPTIONS)):
         raise UserError(f"--gen_kwargs {name} is not known; there are {', '.join(OPTIONS)}")
@@ -248,12 +248,12 @@ def _number(name: str, value: Any) -> Any:
 
 
 def _cut(text: str, stops: list[str]) -> str:
-    """What is before the first of some strings."""
+    """Return the text before its first stop string."""
     return text[: min((text.find(stop) for stop in stops if stop in text), default=len(text))]
 
 
 def main() -> None:
-    """`lm_eval` itself."""
+    """Run the command line of `lm_eval`."""
     from lm_eval.__main__ import cli_evaluate
 
     cli_evaluate()

@@ -1,4 +1,4 @@
-"""Settings of the process that make training fast, made before JAX starts its backends."""
+"""Process settings for fast training, applied before JAX starts its backends."""
 
 import contextlib
 import ctypes
@@ -12,26 +12,26 @@ from nrgpt_jax import paths
 from nrgpt_jax.errors import UserError
 
 MOST_CPU_DEVICES = 8
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of malloc.h
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # from malloc.h
 COUNTS_OF_PROCESSES = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 _WAIT = "--xla_cpu_collective_call_{}_timeout_seconds={}"
 
 
 def join(address: str | None, num_processes: int | None, process_id: int | None) -> int:
-    """Joins the other processes of a run, before JAX starts its backends.
+    """Join the other processes of a run, before JAX starts its backends.
 
-    On TPUs, under SLURM's `srun` and under Open MPI, JAX knows by itself who they are. Without
-    flags and elsewhere this is the only process.
+    On TPUs, under SLURM's `srun` and under Open MPI, JAX detects the processes. Elsewhere, without
+    flags, this is the only process.
 
     Args:
-      address: `host:port` of process 0, where it is not known.
-      num_processes, process_id: how many there are, and which one this is.
+      address: `host:port` of process 0, if JAX cannot detect it.
+      num_processes, process_id: number of processes, and index of this one.
 
     Returns:
-      How many there are (on TPUs, where it does not matter for what is set here, 1).
+      The number of processes; on TPUs, where the settings of this module do not depend on it, 1.
 
     Raises:
-      UserError: some of the flags are missing, or the others are not there.
+      UserError: some of the flags are missing, or the other processes cannot be reached.
     """
     settings = [address, num_processes, process_id]
     if settings.count(None) not in (0, len(settings)):
@@ -59,32 +59,32 @@ def _has_tpu() -> bool:
 
 
 def use_all_cores(windows_at_once: int) -> None:
-    """Prepares for training on CPUs; what runs on an accelerator is not affected.
+    """Prepare for training on CPUs; accelerators are not affected.
 
     On CPUs, XLA runs a batched product and most elementwise passes on one thread, so the batch
-    is split over one device a core (eight at most). And it allocates its temporaries again each
-    step; the C library is set to keep them, because page faults cost as much as the arithmetic.
-    Once JAX has started its backends, the devices stay as they are.
+    is split over one device per core (eight at most). XLA also allocates its temporaries in every
+    step; the C library is set to keep freed memory, because page faults cost as much as the
+    arithmetic. Once JAX has started its backends, the devices no longer change.
 
     Args:
-      windows_at_once: windows that are worked on together; the devices must divide them.
+      windows_at_once: windows in one batch part; the number of devices must divide it.
     """
     _keep_freed_memory()
     flags = os.environ.get("XLA_FLAGS", "")
     if "host_platform_device_count" in flags or "JAX_NUM_CPU_DEVICES" in os.environ:
         return
-    # A run that is suspended (Ctrl-Z, a closed laptop) must not look stuck when it continues.
+    # A suspended run (Ctrl-Z, a closed laptop) must not look stuck when it continues.
     waits = _WAIT.format("warn_stuck", 3600), _WAIT.format("terminate", 10**6)
     os.environ["XLA_FLAGS"] = " ".join([*flags.split(), *waits])
-    with contextlib.suppress(RuntimeError):  # JAX has started
+    with contextlib.suppress(RuntimeError):  # JAX has started its backends
         jax.config.update("jax_num_cpu_devices", _cpu_devices(windows_at_once, cores()))
 
 
 def cache_compilations(workdir: Path | str) -> None:
-    """Keeps compiled programs for the next start, in `cache/` of a run directory.
+    """Set the persistent compilation cache to `cache/` of a run directory.
 
-    JAX_COMPILATION_CACHE_DIR names another folder, which many runs may share; on a bucket only
-    that is used.
+    JAX_COMPILATION_CACHE_DIR overrides it, for a cache shared by many runs. For a run directory on
+    a bucket, there is no other cache.
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ or paths.on_bucket(workdir):
         return
@@ -93,7 +93,7 @@ def cache_compilations(workdir: Path | str) -> None:
 
 
 def free_memory() -> int | None:
-    """Bytes that new arrays can have on the first device of this process, if that can be known."""
+    """Return the free memory of the first device of this process, in bytes; None if unknown."""
     statistics = jax.local_devices()[0].memory_stats()
     if statistics and "bytes_limit" in statistics:
         return statistics["bytes_limit"] - statistics["bytes_in_use"]
@@ -110,7 +110,7 @@ def _cpu_devices(windows_at_once: int, cores: int) -> int:
 
 
 def cores() -> int:
-    """The cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Ctrl-C ends a program in one line, whatever it is doing, with exit code 130."""
+"""Handling of Ctrl-C: a program ends with one line and exit code 130, at any time."""
 
 import os
 import signal
@@ -12,20 +12,20 @@ _PACKAGE = __name__.partition(".")[0]
 
 
 def is_program() -> bool:
-    """Whether Python is importing this package to run a program of it: python -m PACKAGE.NAME."""
-    if sys.argv[:1] != ["-m"]:  # what it is until the program itself begins
+    """Return whether Python imports this package to run a program of it: python -m PACKAGE.NAME."""
+    if sys.argv[:1] != ["-m"]:  # its value until the program itself starts
         return False
     words = [word.removeprefix("-m") for word in sys.orig_argv]
     return any(word == _PACKAGE or word.startswith(f"{_PACKAGE}.") for word in words)
 
 
 def end_at_once() -> None:
-    """From here on Ctrl-C ends the process at once: there is nothing to clear away."""
+    """Make Ctrl-C end the process immediately, when there is nothing to clean up."""
     signal.signal(signal.SIGINT, _end)
 
 
 def raise_exception() -> None:
-    """From here on Ctrl-C raises KeyboardInterrupt, as Python has it."""
+    """Make Ctrl-C raise KeyboardInterrupt, Python's default."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

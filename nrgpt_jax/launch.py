@@ -1,11 +1,11 @@
-r"""Trains elsewhere, by SkyPilot: on a TPU slice, GPUs of a cloud, Kubernetes, SLURM.
+r"""Launch a training by SkyPilot: on a TPU slice, cloud GPUs, Kubernetes or SLURM.
 
     python -m nrgpt_jax.launch --target=tpu --config=experiments/NAME.py \
         --workdir=gs://BUCKET/runs/NAME [--bucket=gs://BUCKET] [--config.field=value ...]
 
-A target is a task file of SkyPilot: `launch/TARGET.yaml` here or of this package, or any other one
-by its path. The configuration is checked here; then `sky jobs launch` is called, or `sky launch`
-where the task asks for no recovery. `--dry_run` prints the task and starts nothing.
+A target is a SkyPilot task file: `launch/TARGET.yaml` in the current folder or this package, or the
+path of another file. The configuration is checked locally; then `sky jobs launch` is called, or
+`sky launch` for a task without job recovery. `--dry_run` prints the task and starts nothing.
 """
 
 import os
@@ -28,7 +28,7 @@ from nrgpt_jax.errors import UserError
 
 
 def load_task(path: Path) -> dict[str, Any]:
-    """A task file. Raises UserError when there is none of this name, or it is not one."""
+    """Load a task file. Raises UserError if the file does not exist or is no task file."""
     try:
         task = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
@@ -42,14 +42,14 @@ def load_task(path: Path) -> dict[str, Any]:
 
 
 def num_devices(task: Mapping[str, Any]) -> int | None:
-    """How many devices a task trains on; None where it does not say."""
+    """Return the number of devices of a task; None if its accelerators do not determine it."""
     name = str(task["resources"].get("accelerators"))
     found = re.fullmatch(r"(?:tpu-(?:v5litepod|v6e)-|(?!tpu)[\w-]+:)(\d+)", name)
-    return int(found[1]) * task["num_nodes"] if found else None  # v5p: of cores
+    return int(found[1]) * task["num_nodes"] if found else None  # v5p counts cores, not devices
 
 
 def variables_of(f: flags.FlagValues, words: Sequence[str]) -> dict[str, str]:
-    """The variables of the task. Raises UserError for what would not be found or be lost there."""
+    """Return the variables of the task. Raises UserError for files missing or lost remotely."""
     path, colon, variant = config_flags.get_config_filename(f["config"]).partition(":")
     if Path(path).resolve().parent == bundled.EXPERIMENTS.resolve():
         path = Path(path).stem
@@ -81,7 +81,7 @@ def variables_of(f: flags.FlagValues, words: Sequence[str]) -> dict[str, str]:
 
 
 def filled(text: str, variables: Mapping[str, str]) -> str:
-    """The text of a task file with these values of its variables."""
+    """Return the text of a task file with its variables set to these values."""
     for name, value in variables.items():
         quoted = yaml.safe_dump(value, default_style='"', width=sys.maxsize).strip()
         line = f"  {name}: {quoted}".replace("\\", r"\\")
@@ -92,7 +92,7 @@ def filled(text: str, variables: Mapping[str, str]) -> str:
 
 
 def main(f: flags.FlagValues) -> None:
-    """Checks the configuration, and shows the task or starts it."""
+    """Check the configuration, then print or start the task."""
     check_no_credentials(f.config)
     path = bundled.task(f.target)
     task, variables = load_task(path), variables_of(f, cli.arguments[1:])
@@ -100,10 +100,10 @@ def main(f: flags.FlagValues) -> None:
         if value is None:
             raise UserError(f"{path} needs {name}; give --{name.lower()}=... (docs/launch.md)")
     if devices := num_devices(task):
-        from nrgpt_jax.training.config_checks import check_config  # brings JAX: takes a second
+        from nrgpt_jax.training.config_checks import check_config  # imports JAX: takes a second
 
         config = f.config.copy_and_resolve_references()
-        config.wandb = False  # it is not here that wandb must be installed
+        config.wandb = False  # wandb is needed on the remote machine only
         check_config(config, devices)
     name = re.sub(r"[^a-z0-9]+", "-", f"nrgpt-{Path(f.workdir).name}".lower()).strip("-")
     managed = "job_recovery" in task["resources"]

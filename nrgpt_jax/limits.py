@@ -1,6 +1,6 @@
-"""Between which numbers each field may be: the one table of ranges, checked before anything runs.
+"""The table of ranges of all numeric configuration fields, checked before anything runs.
 
-What depends on several fields, or on a part's name, is checked where that part is:
+Conditions on several fields, or on names, are checked in the module of the part:
 `models.model_checks`, `datasets.data_checks`, `training.config_checks`.
 """
 
@@ -13,11 +13,11 @@ from nrgpt_jax.errors import require
 
 
 class Range(NamedTuple):
-    """Numbers from `least` to `most`; of an open end, without it."""
+    """The interval from `least` to `most`, closed by default."""
 
     least: float
     most: float
-    open: str = ""  # "(": without least; ")": without most
+    open: str = ""  # "(": excludes least; ")": excludes most
 
     def __contains__(self, value: object) -> bool:
         assert isinstance(value, (int, float))
@@ -31,12 +31,12 @@ class Range(NamedTuple):
         return f"{low} {least}" + (f", {high} {most}" if self.most < math.inf else "")
 
 
-LARGEST_SEED = 2**32 - 1  # JAX takes larger ones for others: 2**32 is 0
-LARGEST_DEPTH = 2**16  # of recurrent steps
+LARGEST_SEED = 2**32 - 1  # JAX truncates larger seeds: 2**32 is 0
+LARGEST_DEPTH = 2**16  # recurrent steps
 _COUNT, _COUNT_OR_NONE = Range(1, 2**31 - 1), Range(0, 2**31 - 1)  # steps are counted in 32 bits
 _DEPTH, _DEPTH_OR_NONE = Range(1, LARGEST_DEPTH), Range(0, LARGEST_DEPTH)
 _SEED = Range(0, LARGEST_SEED)
-_FACTOR = Range(1e-12, 1e12)  # what 32 bits can still divide by and square
+_FACTOR = Range(1e-12, 1e12)  # float32 can still divide by and square these
 _NOT_NEGATIVE = Range(0, math.inf)
 _SHARE, _SHARE_OPEN = Range(0, 1), Range(0, 1, "()")
 
@@ -48,7 +48,7 @@ LIMITS: Mapping[str, Range] = {
     "eval_windows": _COUNT,
     "eval_prompts": _COUNT_OR_NONE,
     "checkpoint_every": _COUNT,
-    "checkpoint_keep": Range(2, 2**31 - 1),  # the last one may be damaged, or bad
+    "checkpoint_keep": Range(2, 2**31 - 1),  # the latest checkpoint may be damaged, or bad
     "checkpoint_keep_every": _COUNT_OR_NONE,
     "max_skipped_steps": _COUNT,
     "spike_factor": _NOT_NEGATIVE,
@@ -101,10 +101,10 @@ LIMITS: Mapping[str, Range] = {
 
 
 def check_limits(config: Mapping[str, Any], group: str = "") -> None:
-    """Checks every number of a configuration, or of a group of its fields such as `model`.
+    """Check every number of a configuration, or of a group of its fields such as `model`.
 
     Raises:
-      UserError: one is not finite, or out of its range; it names field, value and range.
+      UserError: a number is not finite or out of range; the message names field, value and range.
     """
     for name, value in flattened(config, f"{group}." if group else "").items():
         if isinstance(value, float):

@@ -1,7 +1,7 @@
-"""Run directories on a bucket: paths of this machine and of gs:// with the methods of pathlib.
+"""Local and bucket (gs://) paths of run directories, with the methods of pathlib.
 
-`etils.epath` and orbax reach Google Cloud Storage by fsspec and tensorstore. A bucket has no
-folders, no renaming and no appending: an object appears whole when it has been written.
+`etils.epath` and orbax access Google Cloud Storage by fsspec and tensorstore. A bucket has no
+folders, no renaming and no appending: an object appears as a whole once it is written.
 """
 
 import contextlib
@@ -19,10 +19,10 @@ BUCKET = "gs://"
 
 
 def as_path(name: str | os.PathLike[str]) -> Path:
-    """A path of this machine, or of a bucket (`gs://BUCKET/FOLDER`).
+    """Return a local path, or a path on a bucket (`gs://BUCKET/FOLDER`).
 
     Raises:
-      UserError: an address of another kind, or gcsfs is not installed.
+      UserError: the name is another kind of URL, or gcsfs is not installed.
     """
     text = os.fspath(name)
     if "://" not in text:
@@ -37,19 +37,19 @@ def as_path(name: str | os.PathLike[str]) -> Path:
     import fsspec
     from etils import epath
 
-    # Tensorstore writes beside fsspec, and so do other hosts: a listing that was kept is stale.
+    # Tensorstore and other hosts write without fsspec: a cached listing would be stale.
     fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
     path: Any = epath.Path(text)
     return path
 
 
 def on_bucket(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is of a bucket."""
+    """Return whether a path is on a bucket."""
     return os.fspath(path).startswith(BUCKET)
 
 
 def on_this_machine(name: str | os.PathLike[str]) -> Path:
-    """A path of this machine. Raises UserError for one of a bucket."""
+    """Return a local path. Raises UserError for a path on a bucket."""
     path = as_path(name)
     if on_bucket(path):
         raise UserError(f"{path} is on a bucket; name a folder of this machine")
@@ -57,13 +57,13 @@ def on_this_machine(name: str | os.PathLike[str]) -> Path:
 
 
 def absolute(path: Path) -> Path:
-    """The path from the root of its file system."""
+    """Return the absolute path."""
     return path if on_bucket(path) else path.absolute()
 
 
 @contextlib.contextmanager
 def os_errors(path: Path) -> Iterator[None]:
-    """Turns what a bucket's library raises, of many kinds, into an OSError of one line."""
+    """Turn exceptions of the bucket's libraries, of many types, into a one-line OSError."""
     try:
         yield
     except OSError:
@@ -74,7 +74,7 @@ def os_errors(path: Path) -> Iterator[None]:
 
 
 def files(folder: Path) -> list[str]:
-    """The names of all files below a folder, relative to it, sorted."""
+    """Return the sorted paths of all files below a folder, relative to it."""
     if on_bucket(folder):
         with os_errors(folder):
             fs, root = _filesystem(folder)
@@ -83,7 +83,7 @@ def files(folder: Path) -> list[str]:
 
 
 def remove(folder: Path) -> None:
-    """Removes a folder with all that it holds, if it is there. Raises OSError."""
+    """Remove a folder with its contents, if it exists. Raises OSError."""
     with contextlib.suppress(FileNotFoundError), os_errors(folder):
         if on_bucket(folder):
             fs, root = _filesystem(folder)
@@ -93,13 +93,13 @@ def remove(folder: Path) -> None:
 
 
 def discard(folder: Path) -> None:
-    """`remove`, as far as that can be done."""
+    """Remove a folder, ignoring any OSError."""
     with contextlib.suppress(OSError):
         remove(folder)
 
 
 def move(folder: Path, target: Path) -> None:
-    """Moves a folder to a place where nothing is. Raises OSError."""
+    """Move a folder to a path that does not exist yet. Raises OSError."""
     if on_bucket(folder):
         with os_errors(folder):
             fs, root = _filesystem(folder)

@@ -1,9 +1,9 @@
-"""Modules of one's own that register energies, rules, data sets and other parts.
+"""Plugins: user modules that register energies, rules, data sets and other parts.
 
-`config.plugins = ("my_package.energies",)` names them. They are imported by whatever reads the
-configuration: programs at their start, the workers of a sweep, and whoever opens the run. A run
-records of each such part its module and a checksum of its source, so that another definition under
-the same name is noticed.
+`config.plugins = ("my_package.energies",)` names them. They are imported wherever the configuration
+is read: at the start of programs, in the workers of a sweep, and when a run is opened. A run
+records the module and a checksum of the source of each such part, to detect another definition
+under the same name.
 """
 
 import hashlib
@@ -24,13 +24,13 @@ from nrgpt_jax.registry import Registry
 
 _PACKAGE = __name__.partition(".")[0]
 _LAYOUT = {tokenize.COMMENT: "", tokenize.NL: "", tokenize.NEWLINE: "\n"}
-_LAYOUT |= {tokenize.INDENT: "{", tokenize.DEDENT: "}"}  # however wide
+_LAYOUT |= {tokenize.INDENT: "{", tokenize.DEDENT: "}"}  # of any width
 Parts = Mapping[str, Mapping[str, str]]
 """`{"energy CUBIC": {"module": "my_energies", "checksum": "..."}}`"""
 
 
 def load(names: Iterable[str]) -> None:
-    """Imports plugins, also from the current folder. Raises UserError naming one that fails."""
+    """Import plugins, also from the current folder. Raises UserError naming one that fails."""
     for name in names:
         if sys.modules.get(name) is not None:
             continue
@@ -38,7 +38,7 @@ def load(names: Iterable[str]) -> None:
             sys.path.append("")
         try:
             importlib.import_module(name)
-        except Exception as error:  # whatever a module may raise
+        except Exception as error:  # a module may raise anything
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
             missing = isinstance(error, ModuleNotFoundError) and name.startswith(str(error.name))
             cure = "install it, or start where it lies (PYTHONPATH)" if missing else "mend it"
@@ -46,7 +46,7 @@ def load(names: Iterable[str]) -> None:
 
 
 def describe(chosen: Iterable[tuple[Registry, str]]) -> dict[str, dict[str, str]]:
-    """The parts, by registry and name, that are not of this package."""
+    """Return the records of the parts that are not defined in this package."""
     result = {}
     for registry, name in chosen:
         source = registry.sources[name]
@@ -58,9 +58,9 @@ def describe(chosen: Iterable[tuple[Registry, str]]) -> dict[str, dict[str, str]
 
 
 def check_importable(parts: Parts) -> None:
-    """Raises UserError for a part of a file that is no module, such as an experiment.
+    """Raise UserError for a part defined in a file that cannot be imported, such as an experiment.
 
-    Whoever opens the run could not import it.
+    The run could not be opened without it.
     """
     for part, record in parts.items():
         module = record["module"]
@@ -74,10 +74,10 @@ def check_importable(parts: Parts) -> None:
 
 
 def import_parts(recorded: Parts) -> None:
-    """Imports the modules of recorded parts. Raises UserError naming one that cannot be."""
+    """Import the modules of recorded parts. Raises UserError for a part that cannot be imported."""
     for part, record in recorded.items():
         if record["module"] == "__main__":
-            continue  # of a script or notebook, which registers it again
+            continue  # a script or notebook registers its parts again
         try:
             load([record["module"]])
         except UserError as error:
@@ -85,7 +85,7 @@ def import_parts(recorded: Parts) -> None:
 
 
 def compare(where: str, recorded: Parts, present: Parts) -> None:
-    """Warns, in a line each, of parts that are defined otherwise than when a run was recorded."""
+    """Warn, with one line per part, of definitions that have changed since a run was recorded."""
     for part, record in recorded.items():
         here = present.get(part)
         if here is None or not record["checksum"] or not here["checksum"]:
@@ -96,9 +96,9 @@ def compare(where: str, recorded: Parts, present: Parts) -> None:
 
 
 def checksum(source: Any) -> str:
-    """The checksum of a source without comments and layout; "" if there is no source.
+    """Return the checksum of a source without comments and layout; "" if there is no source.
 
-    It is that of a function or class, or of the functions in a tuple.
+    The source is a function, a class, or a tuple, of which the functions count.
     """
     try:
         if isinstance(source, tuple):

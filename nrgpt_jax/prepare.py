@@ -1,9 +1,9 @@
-"""Prepares the data of an experiment, and trains nothing.
+"""Prepare the data of an experiment, without training.
 
     python -m nrgpt_jax.prepare --config=experiments/NAME.py [--config.field=value ...]
         [--workers=N]
 
-Interrupted or killed, the same command resumes where it was.
+The same command resumes an interrupted or killed preparation.
 """
 
 from absl import flags
@@ -16,11 +16,11 @@ from nrgpt_jax.training.config_checks import check_config
 
 
 def prepare(config: ConfigDict, workers: int = 0) -> None:
-    """Downloads or generates the data set once, and prints what it holds.
+    """Download or generate the data set once, and print its sizes.
 
     Args:
-      config: of the experiment.
-      workers: processes that prepare a corpus; 0: one a core.
+      config: configuration of the experiment.
+      workers: number of processes that prepare a corpus; 0: one per core.
     """
     check_config(config, num_devices=1)
     if config.data.name in CORPORA:

@@ -1,7 +1,7 @@
-"""What the processes of a run agree on; with a single process all of it is trivial.
+"""Coordination of the processes of a run; trivial with a single process.
 
-All processes run the same program on their own devices. The first one writes what a run writes
-(but for checkpoints, which all write together).
+All processes run the same program on their own devices. The first process writes all files of the
+run except checkpoints, which all processes write together.
 """
 
 import json
@@ -19,23 +19,23 @@ Result = TypeVar("Result")
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes and speaks."""
+    """Return whether this is the process that writes files and prints messages."""
     return jax.process_index() == 0
 
 
 def log_host0(message: str) -> None:
-    """A line for the person who watches, once for all processes."""
+    """Print a line to stderr, once for all processes."""
     if is_first():
         print(message, file=sys.stderr, flush=True)
 
 
 def raise_on_all_hosts(function: Callable[[], Result]) -> Result:
-    """Calls a function on every process; where it fails on any, it fails on all.
+    """Call a function on every process; if it fails on any process, raise on all.
 
     Raises:
-      UserError: of this process, or the first of the others.
-      OSError: likewise; by it programs say that the machine failed, not the user.
-      Exception: another one of this process, which is reported to the others.
+      UserError: raised on this process, or on the first other process that failed.
+      OSError: likewise; for programs, a failure of the machine, not of the user.
+      Exception: any other exception of this process, reported to the others.
     """
     result, error = None, None
     try:
@@ -55,17 +55,17 @@ def raise_on_all_hosts(function: Callable[[], Result]) -> Result:
 
 
 def host0_first(function: Callable[[], Result]) -> Result | None:
-    """Calls a function on the first process, while the others wait, and have None.
+    """Call a function on the first process; the others wait, and return None.
 
-    Raises what `raise_on_all_hosts` does.
+    Raises the same errors as `raise_on_all_hosts`.
     """
     return raise_on_all_hosts(function if is_first() else lambda: None)
 
 
 def one_ahead(function: Callable[[], Result]) -> Result:
-    """Calls a function on the first process, then on the others, which find what it has made.
+    """Call a function on the first process, then on the others, which find its files.
 
-    Raises what `raise_on_all_hosts` does.
+    Raises the same errors as `raise_on_all_hosts`.
     """
     ahead = raise_on_all_hosts(function if is_first() else lambda: None)
     after = raise_on_all_hosts((lambda: None) if is_first() else function)
@@ -73,7 +73,7 @@ def one_ahead(function: Callable[[], Result]) -> Result:
 
 
 def gather_texts(text: str) -> list[str]:
-    """The texts of all processes, in their order."""
+    """Return the texts of all processes, in process order."""
     if jax.process_count() == 1:
         return [text]
     encoded = np.frombuffer(text.encode(), np.uint8)

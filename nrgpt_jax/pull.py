@@ -1,4 +1,4 @@
-"""Downloads a model from the Hugging Face hub, for `sample`, `analyze` and the others.
+"""Download a model from the Hugging Face hub, for `sample`, `analyze` and other programs.
 
 python -m nrgpt_jax.pull --source=USER/NAME [--out=FOLDER]
 """
@@ -12,7 +12,7 @@ from nrgpt_jax.runs.hub import pull
 
 
 def main(f: flags.FlagValues) -> None:
-    """Downloads, and prints where it is."""
+    """Download the model, and print its folder."""
     print(pull(f.source, f.out or Path("runs") / f.source.rpartition("/")[2]))
 
 

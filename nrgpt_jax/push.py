@@ -1,8 +1,8 @@
-"""Uploads a model to the Hugging Face hub.
+"""Upload a model to the Hugging Face hub.
 
     python -m nrgpt_jax.push --workdir=RUN --to=USER/NAME [--public]
 
-Log in before by `hf auth login`, or set HF_TOKEN.
+Log in first with `hf auth login`, or set HF_TOKEN.
 """
 
 from absl import flags
@@ -13,7 +13,7 @@ from nrgpt_jax.runs.hub import push
 
 
 def main(f: flags.FlagValues) -> None:
-    """Uploads, and prints where it is."""
+    """Upload the model, and print its address."""
     print(push(f.workdir, f.to, private=not f.public, checkpoint=f.checkpoint))
 
 

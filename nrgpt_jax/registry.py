@@ -1,4 +1,4 @@
-"""Named choices: a dictionary whose failed look-up lists what there is."""
+"""Registries of named objects: dictionaries whose failed look-ups list the known names."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -16,19 +16,19 @@ class Registry(dict[str, T]):
     def __init__(self, kind: str):
         super().__init__()
         self.kind = kind
-        self.sources: dict[str, Any] = {}  # what was registered, as it stands in its file
-        self.options: dict[str, dict[str, Any]] = {}  # of each entry, with their defaults
+        self.sources: dict[str, Any] = {}  # the registered functions or classes, as defined
+        self.options: dict[str, dict[str, Any]] = {}  # defaults of the options of each entry
         self._makers: dict[str, Callable[[Any], T]] = {}
 
     def add(self, name: str, entry: T, source: Any = None) -> T:
-        """Registers `entry`; raises ValueError when the name is taken by another source.
+        """Register an entry; raises ValueError if another source has registered the name.
 
-        The same function of the same file replaces itself: a module that is imported again.
+        The same function of the same file replaces itself, as its module may be imported again.
 
         Args:
-          name: under which it is found.
-          entry: what is found.
-          source: the function or class that it is made of; None: the entry itself.
+          name: key of the entry.
+          entry: object to register.
+          source: function or class from which the entry is created; None: the entry itself.
         """
         source = entry if source is None else source
         if name in self and not _same(self.sources[name], source):
@@ -38,9 +38,9 @@ class Registry(dict[str, T]):
         return entry
 
     def register(self, name: str, make: Callable[[Any], T]) -> Callable[[Any], Any]:
-        """A decorator that registers `make(function)` and returns the function unchanged.
+        """Return a decorator that registers `make(function)` and returns the function unchanged.
 
-        Keyword-only parameters of the function that have a default are its options.
+        Keyword-only parameters of the function with a default are its options.
         """
 
         def decorate(function):
@@ -51,12 +51,12 @@ class Registry(dict[str, T]):
         return decorate
 
     def configured(self, name: str, options: Mapping[str, Any]) -> T:
-        """The entry with options of its own set to those of them that are given."""
+        """Return the entry with its own options set from `options`; other options are ignored."""
         own = {n: options[n] for n in self.options.get(name, {}) if n in options}
         return self._makers[name](partial(self.sources[name], **own)) if own else self[name]
 
     def remove(self, name: str) -> None:
-        """Forgets an entry, so that it can be registered again (in a notebook, in a test)."""
+        """Remove an entry, so that its name can be registered again (in a notebook or a test)."""
         del self[name], self.sources[name], self.options[name]
         self._makers.pop(name, None)
 
@@ -66,7 +66,7 @@ class Registry(dict[str, T]):
 
 
 def check_options(field: str, options: Mapping[str, Any], known: Mapping[str, Any]) -> None:
-    """Raises UserError where an option is not known, or not of the kind of its default."""
+    """Raise UserError if an option is unknown, or has another type than its default."""
     allowed = f"the options here are {', '.join(known) or '(none)'}"
     for name, value in options.items():
         require(name in known, f"{field}.{name}", value, allowed)
@@ -76,7 +76,7 @@ def check_options(field: str, options: Mapping[str, Any], known: Mapping[str, An
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two sources are made of functions of the same places in the same file."""
+    """Return whether two sources consist of functions of the same names in the same files."""
     places = [
         [
             (code.co_filename, code.co_qualname)

@@ -1,9 +1,9 @@
-"""Continues prompts with a trained model.
+"""Continue prompts with a trained model.
 
     python -m nrgpt_jax.sample --workdir=DIR --prompt="ROMEO:" [--temperature=0.8] [--top_k=40]
         [--cache=fixed_point] [--until_converged --tolerance=1e-3 --max_steps=48] [--format=jsonl]
 
-DIR is a run directory or a folder written by `nrgpt_jax.export`. `--help` lists everything.
+DIR is a run directory or a folder written by `nrgpt_jax.export`. `--help` lists all flags.
 """
 
 import json
@@ -29,13 +29,13 @@ from nrgpt_jax.runs.checkpoints import KINDS
 from nrgpt_jax.runs.pretrained import Pretrained, load_pretrained
 
 RULE = "\n" + "-" * 40 + "\n"
-MOST_SAMPLES = 2**16  # of a prompt
-MOST_BYTES = 64 * 2**20  # of a file of prompts
-MORE_STEPS = 4  # until converged: at most N times the steps of training
+MOST_SAMPLES = 2**16  # per prompt
+MOST_BYTES = 64 * 2**20  # of a prompts file
+MORE_STEPS = 4  # default limit until convergence, as a multiple of the steps in training
 
 
 class Sample(NamedTuple):
-    """A prompt and what follows it."""
+    """A prompt and its continuation."""
 
     prompt: np.ndarray  # (n,) tokens
     new: Continuation
@@ -51,20 +51,20 @@ def sample(
     seed: int = 0,
     checkpoint: str = "best",
 ) -> list[str]:
-    """Prompts with their continuations, as text.
+    """Sample continuations of prompts; return prompts with continuations, as text.
 
     Args:
       workdir: a run directory or an exported folder.
-      prompts: one or several.
-      settings: how text is made.
-      max_new_tokens: of each continuation, at most.
-      num_samples: continuations of each prompt.
-      seed: of the draws.
-      checkpoint: of a run directory, `best` or `latest`.
+      prompts: one or several prompts.
+      settings: generation settings.
+      max_new_tokens: largest number of new tokens per continuation.
+      num_samples: number of continuations per prompt.
+      seed: seed of the sampling.
+      checkpoint: checkpoint of a run directory, `best` or `latest`.
 
     Raises:
       UserError: a prompt is empty or has symbols outside the vocabulary, a setting is out of
-        range, or there is no such run.
+        range, or the run does not exist.
     """
     trained = load_pretrained(workdir, checkpoint)
     starts = _encode(trained, [prompts] if isinstance(prompts, str) else prompts, num_samples)
@@ -142,7 +142,7 @@ def _read_prompts(path: str) -> str:
 
 
 def main(f: flags.FlagValues) -> None:
-    """Prints samples as they are made; what is about them goes to stderr."""
+    """Print samples during generation, and statistics to stderr."""
     host.cache_compilations(f.workdir)
     prompts = _prompts(f)
     trained = load_pretrained(f.workdir, f.checkpoint)
@@ -188,14 +188,14 @@ def _collect(pieces: Iterator[list[Continuation]], starts, see) -> list[Sample]:
 
 
 def _printer(trained: Pretrained, start):
-    """Prints the prompt and what each call adds to it."""
+    """Return a function that prints the prompt, then the new text in each call."""
     printed = ""
 
     def see(parts: list[Continuation], complete: bool) -> None:
         nonlocal printed
         tokens = [t for part in parts for t in part.tokens]
         text = trained.tokenizer.decode([*start, *tokens])
-        text = text if complete else text.rstrip("\ufffd")  # perhaps half a character
+        text = text if complete else text.rstrip("\ufffd")  # possibly a partial character
         print(text[len(printed) :], end="", flush=True)
         printed = text
 
@@ -203,7 +203,7 @@ def _printer(trained: Pretrained, start):
 
 
 def _record(trained: Pretrained, one: Sample, settings: Settings) -> dict[str, Any]:
-    """A line of --format=jsonl."""
+    """Return the record of a sample, a line of --format=jsonl."""
     decode, start, new = trained.tokenizer.decode, one.prompt, one.new
     record = {
         "prompt": decode(start),
@@ -234,7 +234,7 @@ def _say_cache(trained: Pretrained, starts, max_new_tokens: int, settings: Setti
 
 
 def _report(trained: Pretrained, samples: list[Sample], settings: Settings) -> None:
-    """Says how many steps the text has cost, and how good an approximate cache was."""
+    """Print the steps per token, and the error of an approximate cache."""
     model, variables = _as_deep(trained, settings)
     if settings.stopping is not None:
         steps = np.concatenate([s.new.steps for s in samples])

@@ -1,13 +1,13 @@
-"""Trains the runs of a sweep.
+"""Train the runs of a sweep.
 
     python -m nrgpt_jax.sweep --sweep=experiments/listops_transition.py[:SCALE] [--runs=DIR]
     python -m nrgpt_jax.sweep --launcher=slurm --option=timeout_min=60 --option=gpus_per_node=1 ...
     python -m nrgpt_jax.sweep --config.field=value ...                    # in every run
 
-An experiment file with `get_sweep(scale)` names the runs: configurations by name, of which each has
-a directory `DIR/NAME`. The same command again resumes: what is trained is left, what was stopped
-resumes, what has failed is reported apart (`--retry` trains it again). `DIR/summary.csv` has a
-line for each run.
+The `get_sweep(scale)` of an experiment file returns configurations by run name; each run has a
+directory `DIR/NAME`. The same command resumes a sweep: trained runs are skipped, stopped runs
+resume, failed runs are reported (`--retry` trains them again). `DIR/summary.csv` has a line for
+each run.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ from nrgpt_jax.sweeps.progress import Watch, write_summary
 
 
 def options(pairs: Sequence[str]) -> dict[str, int | str]:
-    """`NAME=VALUE`, numbers as numbers. Raises UserError where one is not so."""
+    """Parse `NAME=VALUE` pairs, with whole numbers as int. Raises UserError for other syntax."""
     result: dict[str, int | str] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
@@ -35,7 +35,7 @@ def options(pairs: Sequence[str]) -> dict[str, int | str]:
 
 
 def main(f: flags.FlagValues, changes: Mapping[str, Any]) -> None:
-    """Trains, shows, sums up; `changes` are set in every configuration."""
+    """Train the runs with `changes` set in all configurations; write the summary."""
     path, _, scale = f.sweep.partition(":")
     runs = paths.on_this_machine(f.runs or f"runs/{Path(path).stem}{'-' if scale else ''}{scale}")
     configs = {runs / name: config for name, config in load(Path(path), scale, changes).items()}

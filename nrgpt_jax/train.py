@@ -1,10 +1,10 @@
-"""Trains a model.
+"""Train a model.
 
     python -m nrgpt_jax.train --config=experiments/NAME.py --workdir=DIR [--config.field=value ...]
 
-The same command resumes a run that was stopped. On several hosts each process runs it: on
-TPU slices, under SLURM and under Open MPI as it is, elsewhere with --coordinator_address=HOST:PORT,
---num_processes=P and --process_id=0 to P-1 besides.
+The same command resumes a stopped run. On several hosts, each process runs the command: unchanged
+on TPU slices, under SLURM and under Open MPI; elsewhere with --coordinator_address=HOST:PORT,
+--num_processes=P and --process_id=0 to P-1.
 """
 
 from absl import flags
@@ -15,9 +15,9 @@ from nrgpt_jax.training.loop import train
 
 
 def main(config: ConfigDict, workdir: str, processes: int) -> None:
-    """`train`, on machines prepared for it."""
+    """Prepare the host for fast training, and train."""
     parts = config.optimizer.accumulation_steps * processes
-    if parts > 0 and config.data.batch_size % parts == 0:  # else `train` says what is wrong
+    if parts > 0 and config.data.batch_size % parts == 0:  # otherwise `train` raises the error
         host.use_all_cores(config.data.batch_size // parts)
     host.cache_compilations(workdir)
     train(config, workdir)
@@ -31,7 +31,7 @@ if __name__ == "__main__":
     index = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", 0)
 
     def start() -> None:
-        """Joins the other processes, and trains."""
+        """Join the other processes, and train."""
         processes = host.join(address.value, count.value, index.value)
         main(config_flag.value, workdir_flag.value, processes)
 

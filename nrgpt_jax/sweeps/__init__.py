@@ -1,1 +1,1 @@
-"""Many runs: trained here or on a cluster, watched, and summed up."""
+"""Sweeps of many runs: training locally or on a cluster, progress, and summaries."""

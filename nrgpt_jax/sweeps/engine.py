@@ -1,7 +1,7 @@
-"""Trains the runs of a sweep by submitit: here, in processes, or as the jobs of a SLURM cluster.
+"""Training of the runs of a sweep by submitit: in local processes, or as jobs on SLURM.
 
-A run is a run directory and its configuration. What is trained is left, what was stopped resumes,
-and what has failed is kept apart and left until it is asked for again.
+A run is a run directory and its configuration. Trained runs are skipped, stopped runs resume, and
+failed runs are recorded and skipped unless a retry is requested.
 """
 
 import contextlib
@@ -32,22 +32,22 @@ from nrgpt_jax.training.loop import train
 from nrgpt_jax.training.warm_start import folder_of
 
 Configs: TypeAlias = Mapping[Path, ConfigDict]
-"""Of the runs, by run directory."""
+"""Configurations of runs, by run directory."""
 
 Job: TypeAlias = submitit.Job[None]
 
 LAUNCHERS = ("local", "slurm")
-MINUTES, RESTARTS = 60, 1000  # of a job on a cluster, by default
+MINUTES, RESTARTS = 60, 1000  # default time limit and number of restarts of a SLURM job
 FOREVER = 10**6  # minutes
 POLL = 0.5  # seconds
 
 
 class Launcher(NamedTuple):
-    """Where runs are trained, and how many at a time."""
+    """The launcher of runs, and the number of concurrent jobs."""
 
     name: str = "local"
     jobs: int = 2
-    options: Mapping[str, Any] = {}  # of submitit's executor: timeout_min, slurm_partition, ...
+    options: Mapping[str, Any] = {}  # for submitit's executor: timeout_min, slurm_partition, ...
 
 
 def run_all(
@@ -58,21 +58,21 @@ def run_all(
     retry: bool = False,
     watch: Callable[[], object] = lambda: None,
 ) -> dict[Path, str]:
-    """Trains every run that is not trained yet, in the order given.
+    """Train every run that is not trained yet, in the given order.
 
-    A run that begins with the model of another one waits until that is trained; where it fails,
-    or another process trains it, the run is left.
+    A run initialized from the model of another run waits until that run is trained. It is skipped
+    if that run fails, or if another process trains that run.
 
     Args:
-      configs: the runs; their directories have one parent's parent, for compiled programs.
-      launcher: where.
-      side_by_side: runs that differ in seed, part of the data and learning rate alone are trained
-        as one program, for an accelerator; those that were begun one by one resume so.
-      retry: train again what has failed.
-      watch: called every few seconds, and at the end.
+      configs: the runs; all directories share one grandparent, which holds the compilation cache.
+      launcher: launcher of the runs.
+      side_by_side: whether to train runs that differ only in seed, data part and learning rate
+        as one program, for an accelerator; runs that were started one by one resume one by one.
+      retry: whether to train failed runs again.
+      watch: function called every few seconds, and at the end.
 
     Returns:
-      Why those that have failed did, now or before.
+      The reasons of failed runs, now or earlier, by run directory.
     """
     require_choice("launcher", launcher.name, LAUNCHERS)
     wrong = launcher.options if launcher.name == "local" else {}
@@ -93,14 +93,14 @@ def run_all(
 
 
 def _waits(workdir: Path, config: ConfigDict, known: Collection[Path]) -> bool:
-    """Whether a run begins with the model of one of these that is not trained to its end."""
+    """Return whether a run is initialized from one of the known runs that is not done yet."""
     parameters = config.init_from
     source = folder_of(parameters, config.seed, workdir).resolve()
     return bool(parameters) and source in known and not is_done(source)
 
 
 def _parts(configs: Configs, side_by_side: bool) -> list[Configs]:
-    """What is trained as one program each."""
+    """Return groups of runs, each trained as one program."""
     if not side_by_side:
         return [{workdir: config} for workdir, config in configs.items()]
     begun = {w: c for w, c in configs.items() if (w / "checkpoints").exists() or in_use(w)}
@@ -111,10 +111,10 @@ def _parts(configs: Configs, side_by_side: bool) -> list[Configs]:
 def _run(
     parts: Sequence[Configs], launcher: Launcher, root: Path, watch: Callable[[], object]
 ) -> None:
-    """Trains, and notes why those failed that did.
+    """Train all parts, and record the reasons of failures.
 
-    On SLURM all parts are an array, of which `jobs` run at a time; scripts and logs are in
-    `root/jobs`. submitit's local executor begins what it is given at once: so here a part is
+    On SLURM, all parts form one job array, of which `jobs` run at a time; scripts and logs are in
+    `root/jobs`. submitit's local executor starts every job immediately: a part is therefore
     submitted when another one has ended.
     """
     here, waiting, running = launcher.name == "local", list(parts), list[tuple[Job, Configs]]()
@@ -140,21 +140,21 @@ def _error_of(job: Job) -> Exception | None:
 
 
 def prepare(configs: Iterable[ConfigDict]) -> None:
-    """Prepares the data of all of them, which the trainings then find."""
+    """Prepare each distinct data set once, before the runs read it."""
     for fields in {config.data.to_json(): config.data for config in configs}.values():
         load_dataset(fields)
 
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """The training of one run, or of several side by side, as an executor is given it."""
+    """The training of one run, or of several side by side, as submitted to an executor."""
 
     configs: Configs
-    sweep: Path | None = None  # locked by the sweep on this machine that has started it
-    gpus: str | None = None  # CUDA_VISIBLE_DEVICES of that
+    sweep: Path | None = None  # folder locked by the local sweep that submitted it; None: on SLURM
+    gpus: str | None = None  # CUDA_VISIBLE_DEVICES of the sweep
 
     def __call__(self) -> None:
-        """Trains; what fails is written to the run directory."""
+        """Train the runs; failures are written to the run directories."""
         if self.sweep is not None:
             self._end_with(self.sweep)
         host.use_all_cores(1)
@@ -167,10 +167,10 @@ class Training:
                 self._train(left)
 
     def _end_with(self, sweep: Path) -> None:
-        """Ends this process, which saves, when the sweep ends, for whatever reason."""
+        """Save and end this process when the sweep ends, for whatever reason."""
         os.setpgrp()
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit ignores it
-        os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # by which submitit hides all GPUs
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit ignores SIGTERM
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # submitit hides all GPUs by it
         os.environ.update({} if self.gpus is None else {"CUDA_VISIBLE_DEVICES": self.gpus})
 
         def watch() -> None:
@@ -195,12 +195,12 @@ class Training:
                 _note(runs, error)
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """What submitit starts again when a job has reached its time limit or was preempted."""
+        """Return the job that submitit resubmits after a time limit or a preemption."""
         return submitit.helpers.DelayedSubmission(self)
 
 
 def _note(runs: Configs, error: BaseException | None) -> None:
-    """Writes why runs have failed; what has stopped them from outside is no failure."""
+    """Record why runs have failed; an interruption from outside is not a failure."""
     if error is None or isinstance(error, (InUse, submitit.core.utils.UncompletedJobError)):
         return
     why = " ".join(str(error).split())[:1000] or type(error).__name__
@@ -212,9 +212,9 @@ def _note(runs: Configs, error: BaseException | None) -> None:
 
 @contextlib.contextmanager
 def _ends_jobs(running: Sequence[tuple[Job, Configs]]) -> Iterator[Path]:
-    """A folder whose lock tells jobs of this machine to save and end when the context does.
+    """Yield a locked folder; the local jobs save and end when the context releases its lock.
 
-    On a CPU each job has a core. They find modules as this process does.
+    On CPUs, each job has one core. The jobs import modules from the `sys.path` of this process.
     """
     before = dict(os.environ)
     os.environ.update(JAX_NUM_CPU_DEVICES="1", OMP_NUM_THREADS="1")
@@ -237,18 +237,18 @@ def _submit(
     sweep: Path | None,
     running: list[tuple[Job, Configs]],
 ) -> None:
-    """Hands parts to submitit, whose scripts, logs and results are in a folder; adds to `running`.
+    """Submit parts to submitit, which writes to `folder`, and add their jobs to `running`.
 
-    Ctrl-C does not reach the processes of this machine, which submitit would kill while they save.
+    Local jobs do not receive Ctrl-C: submitit would kill them while they save.
     """
     if not parts:
         return
     parameters = {"timeout_min": MINUTES if sweep is None else FOREVER}
     parameters |= {"slurm_array_parallelism": launcher.jobs, **launcher.options}
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # they inherit it
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited by the jobs
     try:
-        # A job that comes to its time limit is submitted again, as often as it needs.
+        # A job that reaches its time limit is resubmitted until it is done.
         executor = submitit.AutoExecutor(folder, launcher.name, slurm_max_num_timeout=RESTARTS)
         executor.update_parameters(**parameters)
         with executor.batch():

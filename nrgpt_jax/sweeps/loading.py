@@ -1,4 +1,4 @@
-"""Sweeps as experiment files describe them: `get_sweep(scale)` beside `get_config(variant)`."""
+"""Loading of sweeps from experiment files: `get_sweep(scale)` beside `get_config(variant)`."""
 
 import contextlib
 import runpy
@@ -16,7 +16,7 @@ from nrgpt_jax.errors import UserError
 
 
 def load_module(experiment: Path) -> SimpleNamespace:
-    """What an experiment file defines. Raises UserError when there is none."""
+    """Return the globals of an experiment file. Raises UserError if there is no such file."""
     if not experiment.is_file():
         known = ", ".join(sorted(p.stem for p in experiment.parent.glob("[!_]*.py"))) or "none"
         raise UserError(f"there is no experiment {experiment}; {experiment.parent}/ has {known}")
@@ -26,7 +26,7 @@ def load_module(experiment: Path) -> SimpleNamespace:
 
 @contextlib.contextmanager
 def _message(experiment: Path) -> Iterator[None]:
-    """Mistakes in an experiment's own lines end in one line that says where."""
+    """Turn an error in an experiment file into a one-line UserError with its location."""
     try:
         yield
     except Exception as error:
@@ -36,15 +36,15 @@ def _message(experiment: Path) -> Iterator[None]:
 def load(
     experiment: Path, scale: str = "", changes: Mapping[str, Any] | None = None
 ) -> dict[str, ConfigDict]:
-    """The runs of a sweep by name.
+    """Return the configurations of a sweep by run name.
 
     Args:
-      experiment: its file.
-      scale: of the sweep.
-      changes: what is set in all configurations, by the dotted names of fields.
+      experiment: experiment file.
+      scale: scale of the sweep.
+      changes: values to set in all configurations, by dotted field name.
 
     Raises:
-      UserError: the file describes none, or none of this scale, or one is not possible.
+      UserError: the file defines no sweep, or none of this scale, or a run or change is invalid.
     """
     module = load_module(experiment)
     if not hasattr(module, "get_sweep"):
@@ -62,7 +62,7 @@ def load(
 
 
 def _changed(configs: dict[str, ConfigDict], changes: dict[str, Any]) -> dict[str, ConfigDict]:
-    """With fields set in all of them. Raises UserError for one that tells runs apart."""
+    """Return copies with fields set. Raises UserError for a field that the sweep varies."""
     for field in changes:
         values = {str(flattened(config).get(field)) for config in configs.values()}
         if len(values) > 1:

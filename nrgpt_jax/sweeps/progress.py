@@ -1,4 +1,4 @@
-"""How far the runs of a sweep are: from what their directories hold, and as a table of numbers."""
+"""Progress of the runs of a sweep, read from their run directories, and its summary table."""
 
 import csv
 import math
@@ -21,21 +21,21 @@ from nrgpt_jax.runs.metrics import read_metrics
 from nrgpt_jax.runs.pretrained import WEIGHTS_FILE
 
 FAILURE_FILE = "failed.json"
-EVERY = 10.0  # seconds between two looks at all runs
+EVERY = 10.0  # seconds between two readings of all runs
 STATES = ("done", "diverged", "training", "stopped", "failed", "waiting")
 
 
 class Progress(NamedTuple):
-    """Of one run."""
+    """The progress of one run."""
 
-    state: str  # of STATES
+    state: str  # one of STATES
     step: int
-    of: int  # training steps
-    losses: list[float]  # of its evaluations on the validation split, nats; NaN: it has diverged
+    of: int  # number of training steps
+    losses: list[float]  # validation losses of all evaluations, nats; NaN: the run has diverged
 
 
 def progress(workdir: Path, config: ConfigDict) -> Progress:
-    """What the directory of a run says of it."""
+    """Read the progress of a run from its directory."""
     lines = read_metrics(workdir) if workdir.is_dir() else []
     observed = [line["val/loss"] for line in lines if "val/loss" in line]
     losses = [math.nan if loss is None else loss for loss in observed]
@@ -51,7 +51,7 @@ def progress(workdir: Path, config: ConfigDict) -> Progress:
 
 
 def is_done(workdir: Path) -> bool:
-    """Whether a run was trained, evaluated and saved to its last step.
+    """Return whether a run is trained to its last step, evaluated and saved.
 
     Raises UserError if its config.json cannot be read.
     """
@@ -66,12 +66,12 @@ def is_done(workdir: Path) -> bool:
 
 
 def check_same(workdir: Path, config: ConfigDict) -> None:
-    """Raises UserError where a directory holds a run of another configuration."""
+    """Raise UserError if a directory holds a run with another configuration."""
     if not (workdir / CONFIG_FILE).exists():
         return
     recorded = load_config(workdir)
     asked = config.copy_and_resolve_references()
-    asked.model.vocab_size = recorded.model.vocab_size  # which a run finds out by itself
+    asked.model.vocab_size = recorded.model.vocab_size  # resolved by the run, as the fingerprint
     asked.data.fingerprint = recorded.data.fingerprint
     changed = differences(recorded.to_dict(), asked.to_dict())
     changed = [change for change in changed if change.split("=")[0] not in FREE]
@@ -81,7 +81,7 @@ def check_same(workdir: Path, config: ConfigDict) -> None:
 
 
 def failure_of(workdir: Path) -> str:
-    """Why a run has failed; empty if it has not."""
+    """Return why a run has failed; an empty string if it has not."""
     try:
         result = disk.read_json(workdir / FAILURE_FILE, dict[str, Any], "remove it")
     except FileNotFoundError:
@@ -90,10 +90,9 @@ def failure_of(workdir: Path) -> str:
 
 
 def write_summary(path: Path, configs: Mapping[Path, ConfigDict]) -> list[dict[str, Any]]:
-    """Writes a line for each run to a CSV file: its state, what it differs in, its losses.
+    """Write a CSV file with one line per run, and return its lines.
 
-    Returns:
-      The lines.
+    A line has the state, step, number of parameters, losses and varied fields of the run.
     """
     root = path.parent
     varied = varied_fields(configs)
@@ -121,14 +120,14 @@ def write_summary(path: Path, configs: Mapping[Path, ConfigDict]) -> list[dict[s
 
 
 def parameters(workdir: Path) -> int | None:
-    """How many a run has; None before it has begun."""
+    """Return the number of parameters of a run; None before it has started."""
     if not (workdir / CONFIG_FILE).exists():
         return None
     return num_parameters(create_model(load_config(workdir)))
 
 
 def varied_fields(configs: Mapping[Path, ConfigDict]) -> dict[Path, dict[str, Any]]:
-    """The fields in which the runs differ, with their values."""
+    """Return the fields in which the runs differ, with their values, by run directory."""
     flat = {workdir: flattened(config.to_dict()) for workdir, config in configs.items()}
     first = next(iter(flat.values()))
     every = dict.fromkeys(name for f in flat.values() for name in f)  # options are not in all
@@ -137,7 +136,7 @@ def varied_fields(configs: Mapping[Path, ConfigDict]) -> dict[Path, dict[str, An
 
 
 def status(configs: Mapping[Path, ConfigDict]) -> list[str]:
-    """A line of counts, and one for each run that is being trained or has failed."""
+    """Return a line with the number of runs by state, and a line per running or failed run."""
     observed = {workdir: progress(workdir, config) for workdir, config in configs.items()}
     counts = Counter(run.state for run in observed.values())
     lines = [", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])]
@@ -152,21 +151,21 @@ def status(configs: Mapping[Path, ConfigDict]) -> list[str]:
 
 
 class Watch:
-    """Prints how far the runs are, in place on a terminal."""
+    """Printer of the progress of all runs; on a terminal, it updates its lines in place."""
 
     def __init__(self, configs: Mapping[Path, ConfigDict]):
         self._configs, self._printed, self._next = configs, list[str](), 0.0
         self._in_place = sys.stdout.isatty()
 
     def __call__(self) -> None:
-        """Looks, unless it has just looked."""
+        """Print the progress, at most every `EVERY` seconds."""
         if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + EVERY
         self.show()
 
     def show(self) -> None:
-        """Looks now."""
+        """Print the progress now."""
         lines = status(self._configs)
         if self._in_place:
             up = f"\x1b[{len(self._printed)}A\x1b[J" if self._printed else ""

@@ -1,10 +1,10 @@
-"""Trains runs side by side, as one program, that differ in seed, data part and learning rate only.
+"""Training of runs that differ only in seed, data part and learning rate, as one program.
 
 Small models leave an accelerator idle; `jax.vmap` over runs fills it. Batches, initial parameters,
-optimizer, losses and random numbers are those of `nrgpt_jax.train` on one device, so that a run
-ends where that one would, but for rounding; one that would have ended as diverged has no validation
-loss. There are no checkpoints: a run directory is written at the end, as an export
-(`runs.pretrained`) with the losses of all evaluations in its metrics.jsonl.
+optimizer, losses and random numbers are those of `nrgpt_jax.train` on one device, so the results
+agree up to rounding. A run that `train` would end as diverged has no validation loss. There are no
+checkpoints: each run directory is written at the end, as an export (`runs.pretrained`) with the
+losses of all evaluations in its metrics.jsonl.
 """
 
 import contextlib
@@ -38,44 +38,44 @@ from nrgpt_jax.training.optimizers import create_optimizer
 from nrgpt_jax.training.step import TrainState, initial_state, train_step
 from nrgpt_jax.training.warm_start import folder_of, initial_params
 
-CHUNK = 250  # training steps between two visits of the host, at most
+CHUNK = 250  # largest number of training steps in one device call
 VARIED = ("seed", "data.train_fraction", "optimizer.learning_rate", "optimizer.final_learning_rate")
 
 
 class Source(NamedTuple):
-    """What the batches of a run are made from."""
+    """The seed and training stream that determine the batches of a run."""
 
     seed: int
     train: Stream
 
 
 class Runs(NamedTuple):
-    """Of S sources and R learning rates, in front of every array."""
+    """The states of S x R runs: every array has leading axes of S sources and R learning rates."""
 
     state: TrainState
-    lost: jax.Array  # whether too many steps in a row were skipped
+    lost: jax.Array  # (S,R), whether too many updates in a row were skipped
 
 
 class Evaluation(NamedTuple):
-    """Of all runs, (S,R) each, in nats; NaN of those that diverged."""
+    """The losses of all runs, (S,R), in nats; NaN for diverged runs."""
 
     step: int
-    train_loss: np.ndarray  # the mean over the steps since the last visit of the host
+    train_loss: np.ndarray  # mean over the steps of the last device call
     validation_loss: np.ndarray
 
 
 def train_side_by_side(
     config: ConfigDict, sources: Sequence[Source], rates: Sequence[float], dataset: Dataset
 ) -> tuple[Any, list[Evaluation]]:
-    """Trains one model with every source and every learning rate.
+    """Train one model with every source and every learning rate.
 
     Args:
-      config: of a training; its learning rates are scaled as one.
-      sources, rates: S and R of them.
-      dataset: of the configuration, for validation.
+      config: training configuration; its final learning rate is scaled with its learning rate.
+      sources, rates: S sources and R learning rates.
+      dataset: data set of the configuration, for validation.
 
     Returns:
-      The parameters, (S,R,...) each, and the evaluations, the last after the last step.
+      The parameters, (S,R,...) each, and all evaluations; the last is after the last step.
     """
     model, total = create_model(config), config.train_steps
     runs, advance_all = _program(model, config, sources, rates)
@@ -101,7 +101,7 @@ def train_side_by_side(
 def _program(
     model: LanguageModel, config: ConfigDict, sources: Sequence[Source], rates: Sequence[float]
 ) -> tuple[Runs, Callable[[Runs, Batch], tuple[Runs, jax.Array]]]:
-    """All runs before their first step, and what advances them by the batches of K steps."""
+    """Return the initial state of all runs, and a function that advances them by K batches."""
     depth, c = depths.of_config(config), config.optimizer.to_dict()
     rows, specs = jnp.arange(config.data.batch_size), parameter_specs(model)
     final = c["final_learning_rate"] / c["learning_rate"]
@@ -142,7 +142,7 @@ def _trained(
     model: LanguageModel,
     dataset: Dataset,
 ) -> Any:
-    """The parameters (S,R,...) of `init_from`, of every source."""
+    """Load the initial parameters (S,R,...) from the `init_from` model of every source."""
     folder = lambda source: folder_of(config.init_from, source.seed, Path())
     of = lambda source: initial_params(folder(source), model, dataset.tokenizer)
     of_sources = jax.tree.map(lambda *leaves: np.stack(leaves), *map(of, sources))
@@ -151,7 +151,7 @@ def _trained(
 
 
 def _chunks(config: ConfigDict, sources: Sequence[Source]) -> Iterator[Batch]:
-    """The batches of all sources: (K,S,B,N) for K steps; an evaluation is at the end of one."""
+    """Yield the batches (K,S,B,N) of all sources for K steps; evaluations follow whole chunks."""
     fields = config.model.context_length, config.data.batch_size
     streams = [train_batches(source.train, *fields, source.seed) for source in sources]
     together = lambda arrays: np.stack(list(arrays))
@@ -165,7 +165,7 @@ def _chunks(config: ConfigDict, sources: Sequence[Source]) -> Iterator[Batch]:
 
 
 def _validation(model, config: ConfigDict, dataset: Dataset):
-    """`parameters (S,R,...) -> losses (S,R)` over the validation windows."""
+    """Return a function `parameters (S,R,...) -> losses (S,R)` over the validation windows."""
     of_run = lambda params, batch: losses.batch_sums(params, model, batch)
     sums = jax.jit(jax.vmap(jax.vmap(of_run, (0, None)), (0, None)))
     length, limit = config.model.context_length, config.eval_windows
@@ -180,12 +180,12 @@ def _validation(model, config: ConfigDict, dataset: Dataset):
 
 
 def groups(configs: Mapping[Path, ConfigDict]) -> list[dict[Path, ConfigDict]]:
-    """Run directories by what has to be the same of those that are trained side by side."""
+    """Group runs whose configurations agree in all fields but those that may vary side by side."""
     result: dict[str, dict[Path, ConfigDict]] = {}
     for workdir, config in configs.items():
         same = config.copy_and_resolve_references()
         c = same.optimizer
-        ratio = c.final_learning_rate / c.learning_rate  # it is scaled with the other
+        ratio = c.final_learning_rate / c.learning_rate  # the same for all rates of a group
         same.update_from_flattened_dict(dict.fromkeys(VARIED, 0))
         same.init_from = _of_workdir(config.init_from, workdir)
         result.setdefault(f"{same.to_json()} {ratio:.6g}", {})[workdir] = config
@@ -193,18 +193,18 @@ def groups(configs: Mapping[Path, ConfigDict]) -> list[dict[Path, ConfigDict]]:
 
 
 def _of_workdir(init_from: str, workdir: Path) -> str:
-    """The same for all run directories from which it leads to the same place, but for {seed}."""
+    """Return `init_from` as a resolved path with {workdir} filled in; {seed} stays."""
     return str(folder_of(init_from, "{seed}", workdir).resolve()) if init_from else ""
 
 
 def train_directories(configs: Mapping[Path, ConfigDict]) -> None:
-    """Trains configurations of one of the `groups`, and writes each to its directory.
+    """Train the configurations of one of the `groups`, and write each to its run directory.
 
-    All seeds and parts of the data are trained with all the learning rates, whether asked for or
-    not.
+    Every seed and data part is trained with every learning rate, also in combinations that are not
+    in `configs`.
 
     Raises:
-      UserError: a setting is not possible side by side, or at all.
+      UserError: a setting is invalid, or unsupported side by side.
     """
     source_of = lambda config: (config.seed, config.data.train_fraction)
     config = next(iter(configs.values())).copy_and_resolve_references()
