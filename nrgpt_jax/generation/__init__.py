@@ -1,1 +1,1 @@
-"""The making of text, and scores of given text."""
+"""Text generation, and scores of existing text."""

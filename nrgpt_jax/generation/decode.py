@@ -1,7 +1,7 @@
-"""The compiled loop that makes text: a prompt is read once, then one token at a time.
+"""The compiled generation loop: prefill of the prompts, then decoding token by token.
 
-A `Window` is the text of B sequences and the cache of their tokens; its arrays have a fixed
-number of slots, so calls of the same bucket compile nothing.
+A `Window` holds the tokens of B sequences and their KV cache. Its arrays have a fixed number of
+slots, so calls of the same bucket do not recompile.
 """
 
 from functools import partial
@@ -23,12 +23,12 @@ SMALLEST_BUCKET = 16
 
 
 def bucket(count: int, limit: int) -> int:
-    """The next power of two, so that few shapes are compiled; `limit` at most."""
+    """Round up to a power of two, at most `limit`, so that few shapes are compiled."""
     return min(max(SMALLEST_BUCKET, 1 << (count - 1).bit_length()), limit)
 
 
 def as_tokens(tokens: ArrayLike, vocab_size: int) -> np.ndarray:
-    """Tokens (n,) int32. Raises UserError naming one that is not in the vocabulary."""
+    """Return tokens (n,) int32. Raises UserError if one is not in the vocabulary."""
     array = np.asarray(tokens, dtype=np.int32).reshape(-1)
     foreign = array[(array < 0) | (array >= vocab_size)]
     if foreign.size:
@@ -37,14 +37,14 @@ def as_tokens(tokens: ArrayLike, vocab_size: int) -> np.ndarray:
 
 
 class Window(NamedTuple):
-    """B sequences in S slots, and what is known of the token that comes next in each."""
+    """B sequences in S slots, their KV cache, and the logits of the next tokens."""
 
-    tokens: Int[Array, "B S+1"]  # the last place is for a token that no longer fits
+    tokens: Int[Array, "B S+1"]  # the last entry is for a token that no longer fits
     lengths: Int[Array, "B"]
-    done: Bool[Array, "B"]  # the end token was drawn
-    drawn: Int[Array, ""]  # draws since the beginning
-    log_probs: Float[Array, "B S+1"]  # of drawn tokens, under the model's own distribution
-    steps: Int[Array, "B S+1"]  # that the state made from which a token was drawn
+    done: Bool[Array, "B"]  # whether the end token was sampled
+    drawn: Int[Array, ""]  # number of sampling steps
+    log_probs: Float[Array, "B S+1"]  # of sampled tokens, nats; the model's own distribution
+    steps: Int[Array, "B S+1"]  # descent steps behind the logits of a sampled token
     next_logits: Float[Array, "B V"]
     next_steps: Int[Array, "B"]
     cache: dict[str, jax.Array]
@@ -62,7 +62,7 @@ def read(
     decoding: Decoding,
     slots: int,
 ) -> Window:
-    """Reads prompts into a new window."""
+    """Prefill prompts into a new window."""
     batch, apply = len(tokens), cast(Any, model.apply)
     cache = apply(variables, batch, slots, decoding.cache, method=model.empty_cache)
     logits, cache, steps = apply(variables, tokens, lengths, cache, decoding, method=model.prefill)
@@ -92,9 +92,9 @@ def decode_until(
     on: Switches,
     num_symbols: int,
 ) -> Window:
-    """Draws tokens until `until_drawn` were drawn, all sequences ended, or one needs another slot.
+    """Decode until `drawn` is `until_drawn`, all sequences have ended, or one needs another slot.
 
-    Only what is static compiles again: numbers of `sampling` may change from call to call.
+    Only changes of static arguments recompile: the numbers of `sampling` may change between calls.
     """
     apply = cast(Any, model.apply)
     rows = jnp.arange(len(window.tokens))
@@ -110,7 +110,7 @@ def decode_until(
         token = next_token(jax.random.fold_in(key, w.drawn), logits, sampling, on, present)
         log_prob = jax.nn.log_softmax(logits)[rows, token]
         done = w.done | (token == end_token)
-        at = (rows, w.lengths)  # of an ended row: behind its text, where nobody reads
+        at = (rows, w.lengths)  # of an ended row: after its text, an unused entry
         lengths = jnp.where(done, w.lengths, w.lengths + 1)
         position = jnp.minimum(lengths - 1, slots - 1)
         logits, cache, steps = apply(
@@ -132,7 +132,7 @@ def decode_until(
 
 
 def _present(w: Window, num_symbols: int) -> Bool[Array, "B V"]:
-    """Which tokens stand in each sequence."""
+    """Return which tokens of the vocabulary occur in each sequence."""
     written = jnp.arange(w.tokens.shape[1])[None] < w.lengths[:, None]
     marks = jnp.zeros((len(w.tokens), num_symbols), bool)
     return marks.at[jnp.arange(len(w.tokens))[:, None], w.tokens].max(written)

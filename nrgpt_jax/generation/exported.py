@@ -1,8 +1,8 @@
-"""Continues tokens greedily with an exported model. Needs jax, flatbuffers and safetensors.
+"""Continue tokens greedily with an exported model. Needs jax, flatbuffers and safetensors.
 
     python usage.py 1,2,3 20
 
-prints 20 tokens that follow the tokens 1, 2 and 3; `tokenizer.json` says what they stand for.
+prints 20 tokens that follow the tokens 1, 2 and 3; `tokenizer.json` defines their text.
 """
 
 import sys
@@ -15,32 +15,32 @@ from safetensors.numpy import load_file
 
 
 def read_parameters(path: Path) -> dict[str, np.ndarray]:
-    """The parameters by name."""
+    """Load the parameters by name."""
     return load_file(path)
 
 
 def read_function(path: Path) -> jax.export.Exported:
-    """A compiled function."""
+    """Load an exported function."""
     return jax.export.deserialize(bytearray(path.read_bytes()))
 
 
 def fail(message: str) -> NoReturn:
-    """Ends the program in one line."""
+    """Exit with a one-line error message."""
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
 
 
 def opened(read, path: Path):
-    """What `read` makes of a file; one that is missing or damaged ends the program."""
+    """Return `read(path)`; exit if the file is missing or damaged."""
     try:
         return read(path)
-    except Exception as error:  # flatbuffers, MLIR and safetensors raise kinds of their own
+    except Exception as error:  # flatbuffers, MLIR and safetensors raise different types
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         fail(f"{path} cannot be read ({reason}); export the run again")
 
 
 def main(folder: Path, prompt: list[int], count: int) -> None:
-    """Prints the tokens, comma separated."""
+    """Print the new tokens, separated by commas."""
     params = opened(read_parameters, folder / "model.safetensors")
     prefill = opened(read_function, folder / "prefill.jax_export")
     decode = opened(read_function, folder / "decode.jax_export")
@@ -65,7 +65,7 @@ def main(folder: Path, prompt: list[int], count: int) -> None:
 
 
 def arguments(words: list[str]) -> tuple[list[int], int]:
-    """The prompt and the number of new tokens."""
+    """Parse the prompt and the number of new tokens."""
     try:
         prompt, count = words
         return [int(token) for token in prompt.split(",")], int(count)

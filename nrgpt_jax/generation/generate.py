@@ -1,9 +1,9 @@
-"""Making text: prompts of any lengths together, by cached decoding.
+"""Text generation: batches of prompts of any lengths, by decoding with a KV cache.
 
     for text in generate(model, variables, prompts, 100): text.tokens
 
-Source: the descent of one token against the remembered states of those before it is section 2 of
-NRGPT (arXiv 2512.16762), one row at a time.
+Source: the descent of one token, with the cached keys of past tokens as its context, is section 2
+of NRGPT (arXiv 2512.16762) for one token at a time.
 """
 
 import math
@@ -31,22 +31,22 @@ _LARGEST_COUNT = 2**31 - 1  # new tokens are counted in 32 bits
 
 
 class Continuation(NamedTuple):
-    """New tokens of one prompt, without the end token, and how each came about."""
+    """The new tokens of one prompt, without the end token, with log-probabilities and steps."""
 
     tokens: np.ndarray  # (n,) int32
     log_probs: np.ndarray  # (n,) float32, nats; under the model's own distribution
-    steps: np.ndarray  # (n,) int32, that the state made from which the token was drawn
+    steps: np.ndarray  # (n,) int32, descent steps behind the logits of the token
 
 
 class Settings(NamedTuple):
-    """Everything that can be chosen when text is made."""
+    """The settings of text generation."""
 
     sampling: Sampling = Sampling()  # greedy
-    cache: str = "exact"  # or fixed_point: one remembered state a token for all steps
-    num_steps: int | None = None  # steps of the descent; None: as many as in training
+    cache: str = "exact"  # or fixed_point: only the keys of the final state of a token
+    num_steps: int | None = None  # number of descent steps; None: as in training
     stopping: Convergence | None = None  # a token stops when it has converged
-    overflow: str = "slide"  # at the context length the oldest tokens leave; or refuse
-    stride: int | None = None  # how many leave at once; None: half of the context length
+    overflow: str = "slide"  # at the context length, drop the oldest tokens; or refuse
+    stride: int | None = None  # number of tokens to drop at once; None: half of the context
 
 
 def generate(
@@ -60,28 +60,28 @@ def generate(
     end_token: int | None = None,
     num_symbols: int | None = None,
 ) -> list[Continuation]:
-    """Continues prompts of any lengths, together.
+    """Continue prompts of any lengths in one batch.
 
-    When a sequence has filled the context length, its oldest `stride` tokens are forgotten and
-    the others are read again from position 0; so are, unshortened, the sequences beside it, which
-    changes nothing but for a fixed-point cache, where text that is read at once descends exactly.
+    When a sequence has filled the context length, its oldest `stride` tokens are dropped and the
+    others are prefilled again from position 0. The rest of the batch is prefilled again in full,
+    which only matters for a fixed-point cache: prefilled tokens descend exactly.
 
     Args:
-      model: a module of `create_model`.
-      variables: its parameters.
+      model: model from `create_model`.
+      variables: parameters of the model.
       prompts: token arrays (length,), at least one token each.
-      max_new_tokens: how many tokens to add at most.
-      settings: how; greedy with an exact cache by default.
-      seed: of the draws.
-      end_token: a sequence ends after this token; None never ends.
-      num_symbols: tokens from here on are padding of the vocabulary and are never drawn.
+      max_new_tokens: maximum number of tokens to add.
+      settings: settings of the generation; by default greedy with an exact cache.
+      seed: seed of the sampling.
+      end_token: token that ends a sequence; None: a sequence never ends.
+      num_symbols: tokens from here on are vocabulary padding and never sampled.
 
     Returns:
       The continuation of each prompt.
 
     Raises:
-      UserError: a setting is out of range, a prompt is empty, does not fit the context although
-        `overflow` is `refuse`, or the cache does not fit the memory.
+      UserError: a setting is out of range, a prompt is empty, the text does not fit the context
+        and `overflow` is `refuse`, or the cache does not fit the memory.
     """
     pieces = stream(
         model,
@@ -110,10 +110,10 @@ def stream(
     num_symbols: int | None = None,
     tokens_at_once: int = 8,
 ) -> Iterator[list[Continuation]]:
-    """`generate`, giving what is there after the first token and every few more.
+    """Generate as `generate`, yielding after the first token and every `tokens_at_once` more.
 
     Yields:
-      For each prompt the part of its continuation that is new, maybe empty.
+      The new part of the continuation of each prompt, possibly empty.
     """
     check_settings(model, settings)
     _check_request(prompts, max_new_tokens, seed)
@@ -140,13 +140,13 @@ def stream(
             target = min(drawn + tokens_at_once, max_new_tokens)
         if not done and int(np.max(window.lengths)) > slots:
             texts = _slide(window, slots, settings.stride or max(1, model.context_length // 2))
-            del window  # before there is another cache
+            del window  # free its cache before the next one is allocated
             state = *_padded(texts, slots), ended, np.int32(drawn)
             window = read(model, variables, *state, slots=slots, **of_window)
 
 
 def _padded(texts: Sequence[np.ndarray], slots: int) -> tuple[np.ndarray, np.ndarray]:
-    """Texts as one array (B,P), and their lengths."""
+    """Return the texts as one padded array (B,P), and their lengths."""
     lengths = np.array([len(text) for text in texts], dtype=np.int32)
     width = bucket(int(lengths.max()), slots)
     return np.stack([np.pad(text, (0, width - len(text))) for text in texts]), lengths
@@ -164,21 +164,21 @@ def _check_request(prompts: Sequence[np.ndarray], max_new_tokens: int, seed: int
 
 
 def slots_for(model: LanguageModel, prompts: Sequence[np.ndarray], max_new_tokens: int) -> int:
-    """The tokens of one sequence that a cache has room for, at most the context length."""
+    """Return the number of slots per sequence of the KV cache, at most the context length."""
     return bucket(max(map(len, prompts)) + max_new_tokens, model.context_length)
 
 
 def cache_bytes(
     model: LanguageModel, variables: Variables, batch: int, slots: int, cache: str = "exact"
 ) -> int:
-    """The size of the cache of `batch` sequences of `slots` tokens each."""
+    """Return the size in bytes of the KV cache of `batch` sequences of `slots` tokens each."""
     make = lambda v: model.apply(v, batch, slots, cache, method=model.empty_cache)
     leaves = jax.tree.leaves(jax.eval_shape(make, variables))
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
 def check_settings(model: LanguageModel, settings: Settings) -> None:
-    """Raises UserError naming the setting that is out of range, or not for this model."""
+    """Raise UserError if a setting is out of range or not supported by the model."""
     check_sampling(settings.sampling)
     require_choice("cache", settings.cache, CACHES)
     require_choice("overflow", settings.overflow, OVERFLOWS)
@@ -228,6 +228,6 @@ def _new_tokens(window: Window, before: np.ndarray) -> list[Continuation]:
 
 
 def _slide(window: Window, slots: int, stride: int) -> list[np.ndarray]:
-    """The texts of the window; full ones without their oldest tokens."""
+    """Return the texts of the window; full ones without their oldest tokens."""
     rows = zip(np.asarray(window.tokens), np.asarray(window.lengths), strict=True)
     return [row[min(stride, n - 1) if n > slots else 0 : n] for row, n in rows]

@@ -1,4 +1,4 @@
-"""How the next token is drawn from logits."""
+"""Sampling of the next token from logits."""
 
 from typing import NamedTuple
 
@@ -12,25 +12,25 @@ from nrgpt_jax.errors import require
 
 Logits = Float[Array, "B V"]
 _MOST = 1e6
-_LEAST = float(np.finfo(np.float32).tiny)  # what is smaller is 0 where it is computed
+_LEAST = float(np.finfo(np.float32).tiny)  # smaller numbers are flushed to 0
 
 
 class Sampling(NamedTuple):
-    """Settings of the draw; the default takes the most probable token.
+    """Sampling settings; greedy by default.
 
-    The repetition penalty acts first, then the temperature, top-k, top-p and min-p, each on what
-    the ones before have left.
+    The repetition penalty acts first, then temperature, top-k, top-p and min-p, each on the result
+    of the previous ones.
     """
 
     temperature: float = 0.0  # 0 (in float32): greedy
-    top_k: int = 0  # draw from the k most probable tokens; 0: from all
-    top_p: float = 1.0  # draw from the most probable tokens that hold this share
-    min_p: float = 0.0  # draw from tokens at least this times as probable as the first
-    repetition_penalty: float = 1.0  # logits of tokens in the context: over it, or times if < 0
+    top_k: int = 0  # sample from the k most probable tokens; 0: from all
+    top_p: float = 1.0  # sample from the most probable tokens with this total probability
+    min_p: float = 0.0  # least probability, relative to the most probable token
+    repetition_penalty: float = 1.0  # divides logits > 0 of past tokens, multiplies others
 
 
 class Switches(NamedTuple):
-    """What of a `Sampling` is in effect: known when a draw is compiled, unlike the numbers."""
+    """The settings of a `Sampling` that are active: static when compiled, unlike their values."""
 
     greedy: bool
     top_k: int
@@ -40,7 +40,7 @@ class Switches(NamedTuple):
 
 
 def switches(sampling: Sampling) -> Switches:
-    """The switches of settings that are numbers."""
+    """Return the switches of sampling settings with concrete numbers."""
     return Switches(
         greedy=sampling.temperature < _LEAST,
         top_k=sampling.top_k,
@@ -51,7 +51,7 @@ def switches(sampling: Sampling) -> Switches:
 
 
 def check_sampling(sampling: Sampling) -> None:
-    """Raises UserError naming the setting that is out of range."""
+    """Raise UserError if a setting is out of range."""
     for name, good, allowed in (
         ("temperature", 0 <= sampling.temperature <= _MOST, f"0 (greedy) to {_MOST:g}"),
         (
@@ -71,33 +71,33 @@ def check_sampling(sampling: Sampling) -> None:
 
 
 def of_symbols(logits: jax.Array, num_symbols: int | None) -> jax.Array:
-    """The logits (...,num_symbols) of tokens that stand for something; None: of all (...,V).
+    """Return the logits (...,num_symbols) without vocabulary padding; None: all (...,V).
 
-    A vocabulary may be padded, to a size that devices divide: whatever draws or ranks tokens
-    leaves that padding out by this function.
+    A vocabulary may be padded to a multiple of the number of devices; every function that samples
+    or ranks tokens removes the padding with this one.
     """
     return logits[..., :num_symbols]
 
 
 def penalize(logits: Logits, present: Bool[Array, "B V"], penalty: float) -> Logits:
-    """Makes tokens that were seen less probable: CTRL's penalty (arXiv 1909.05858, section 4.1)."""
+    """Penalize the logits of past tokens as in CTRL (arXiv 1909.05858, section 4.1)."""
     return jnp.where(present, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
 def filter_logits(logits: Logits, sampling: Sampling, on: Switches) -> Logits:
-    """Logits over a positive temperature; -inf for tokens outside top-k, top-p or min-p.
+    """Divide logits by a positive temperature; -inf for tokens outside top-k, top-p or min-p.
 
-    They are relative to the largest, so that none is too large for any temperature.
+    The result is relative to the largest logit, so that no temperature makes it overflow.
     """
     first = jnp.max(logits, axis=-1, keepdims=True)
-    relative = jnp.where(logits == first, 0.0, logits - first)  # 0 also where it is infinite
+    relative = jnp.where(logits == first, 0.0, logits - first)  # 0 also if the largest is infinite
     logits = relative / sampling.temperature
     if 0 < on.top_k < logits.shape[-1]:
         logits = jnp.where(_ranks(logits) < on.top_k, logits, -jnp.inf)
     if on.top_p:
         share = jax.nn.softmax(jnp.sort(logits, axis=-1, descending=True), axis=-1)
         inside = jnp.cumsum(share, axis=-1) - share < sampling.top_p
-        count = jnp.maximum(1, jnp.sum(inside, axis=-1, keepdims=True))  # the first is always in
+        count = jnp.maximum(1, jnp.sum(inside, axis=-1, keepdims=True))  # at least the first
         logits = jnp.where(_ranks(logits) < count, logits, -jnp.inf)
     if on.min_p:
         logits = jnp.where(logits < jnp.log(sampling.min_p), -jnp.inf, logits)
@@ -105,7 +105,7 @@ def filter_logits(logits: Logits, sampling: Sampling, on: Switches) -> Logits:
 
 
 def _ranks(logits: Logits) -> Int[Array, "B V"]:
-    """The place of each token in the order of its logits, 0 the highest; of equals the first."""
+    """Return the rank of each token by logit, 0 the highest; ties are in order of the tokens."""
     order = jnp.argsort(logits, axis=-1, descending=True, stable=True)
     return jnp.argsort(order, axis=-1)
 
@@ -117,14 +117,14 @@ def next_token(
     on: Switches,
     present: Bool[Array, "B V"] | None = None,
 ) -> Int[Array, "B"]:
-    """Draws one token a row.
+    """Sample one token per row.
 
     Args:
-      key: of this draw.
+      key: random key of this token.
       logits: (B,V).
-      sampling: numbers, or arrays where the draw is compiled.
+      sampling: sampling settings: numbers, or arrays under `jit`.
       on: `switches(sampling)`.
-      present: the tokens that a repetition penalty is for.
+      present: tokens that the repetition penalty applies to.
     """
     if on.repetition_penalty and present is not None:
         logits = penalize(logits, present, sampling.repetition_penalty)

@@ -1,4 +1,4 @@
-"""Scores of given text: likelihoods for evaluation harnesses, energies, the error of a cache."""
+"""Scores of text: likelihoods for evaluation harnesses, energies, errors of a KV cache."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -18,7 +18,7 @@ from nrgpt_jax.models.readout import map_logits
 
 
 class Likelihood(NamedTuple):
-    """Of a continuation, given its context."""
+    """The likelihood of a continuation, given its context."""
 
     log_likelihood: float  # nats, the sum over its tokens
     is_greedy: bool  # every token is the most probable one
@@ -33,16 +33,16 @@ def log_likelihood(
     num_symbols: int | None = None,
     batch_size: int = 32,
 ) -> list[Likelihood]:
-    """log p(continuation | context) of every pair.
+    """Compute log p(continuation | context) of every pair.
 
-    A pair longer than the context length loses its oldest tokens.
+    A pair longer than the context length is truncated: its oldest tokens are dropped.
 
     Args:
-      model, variables: as of `create_model`.
+      model, variables: model from `create_model`, and its parameters.
       contexts: token arrays, at least one token each.
       continuations: token arrays, at least one token each.
-      num_symbols: tokens from here on are padding of the vocabulary, with no probability.
-      batch_size: pairs at a time.
+      num_symbols: tokens from here on are vocabulary padding, with probability 0.
+      batch_size: number of pairs per batch.
 
     Raises:
       UserError: a context or a continuation is empty, or a continuation alone is longer than
@@ -66,7 +66,7 @@ def log_likelihood(
 
 
 def _pair(context, continuation, model: LanguageModel) -> tuple[np.ndarray, int]:
-    """The end of both together, and the length of the continuation."""
+    """Return the concatenated pair, truncated on the left, and the length of the continuation."""
     context, continuation = (as_tokens(a, model.vocab_size) for a in (context, continuation))
     length = model.context_length
     if not len(context) or not len(continuation):
@@ -80,7 +80,7 @@ def _pair(context, continuation, model: LanguageModel) -> tuple[np.ndarray, int]
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _score(model, num_symbols, variables, tokens):
-    """Of every token but the first: its log-probability, and whether it is the most probable."""
+    """Return the log-probability of every token but the first, and whether it is the greedy one."""
 
     def scores(logits, targets):
         logits = of_symbols(logits, num_symbols)
@@ -92,10 +92,10 @@ def _score(model, num_symbols, variables, tokens):
 
 
 def token_energies(model: LanguageModel, variables: Variables, tokens: np.ndarray) -> np.ndarray:
-    """The total energy of every token (n,) after the last step.
+    """Compute the total energy of every token (n,) after the last step.
 
-    Texts longer than the context length are read in windows that overlap by half; a token's
-    energy is from the window that holds most of its context.
+    Texts longer than the context length are split into windows that overlap by half; a token's
+    energy is from the window with most of its context.
     """
     length, n = model.context_length, len(tokens)
     width = bucket(n, length)
@@ -114,24 +114,24 @@ def _last_energies(model, variables, tokens):
 
 
 class Read(NamedTuple):
-    """Of every token that has another behind it, in texts that were read one by one."""
+    """Log-probabilities and steps of texts that are decoded token by token."""
 
-    log_probs: np.ndarray  # (B,N-1) of the next one, nats
-    steps: np.ndarray  # (B,N-1) that its state made
+    log_probs: np.ndarray  # (B,N-1) of the next token, nats
+    steps: np.ndarray  # (B,N-1) descent steps of the token
 
 
 def read_decoded(
     model: LanguageModel, variables: Variables, tokens: np.ndarray, decoding: Decoding
 ) -> Read:
-    """What the tokens of texts are predicted from when each is decoded, as generated ones are.
+    """Decode every token of texts as in generation; return log-probabilities and descent steps.
 
     Args:
-      model, variables: as of `create_model`.
-      tokens: (B,N), at most one more than the context length.
-      decoding: which cache, and when a token stops.
+      model, variables: model from `create_model`, and its parameters.
+      tokens: (B,N), N at most one more than the context length.
+      decoding: kind of cache and stopping criterion.
 
     Raises:
-      UserError: a text is longer, or has less than two tokens.
+      UserError: the texts are longer, or have less than two tokens.
     """
     allowed = f"between 2 and {model.context_length + 1}, one more than the context length"
     length = tokens.shape[1]
@@ -156,7 +156,7 @@ def _log_probs(logits, targets):
 
 
 class CacheError(NamedTuple):
-    """How far logits of cached decoding are from exact ones, over the decoded tokens."""
+    """The errors of the logits of cached decoding over the decoded tokens."""
 
     largest: float  # absolute difference of a logit
     divergence: float  # mean KL divergence from the exact distribution, nats
@@ -171,14 +171,14 @@ def cache_error(
     decoding: Decoding,
     num_symbols: int | None = None,
 ) -> CacheError:
-    """Reads a text by cached decoding and compares every prediction with the exact one.
+    """Compare every prediction of cached decoding of a text with the exact one.
 
     Args:
-      model, variables: as of `create_model`.
-      tokens: (n,), at most the context length; of longer ones the end is read.
-      prompt: the number of tokens, at least 1, that are read at once, the others one by one.
-      decoding: the cache in question; the exact one stops tokens by the same rule.
-      num_symbols: tokens from here on are padding of the vocabulary, and not compared.
+      model, variables: model from `create_model`, and its parameters.
+      tokens: (n,); only the last `context_length` tokens are used.
+      prompt: number of prefilled tokens, at least 1; the others are decoded one by one.
+      decoding: cache under test; the exact reference uses the same stopping criterion.
+      num_symbols: tokens from here on are vocabulary padding, and not compared.
     """
     gone = max(0, len(tokens) - model.context_length)
     text = as_tokens(tokens[gone:], model.vocab_size)
