@@ -1,12 +1,12 @@
-"""Tasks whose difficulty is a number: addition, parity, and p-hop induction, generated here.
+"""Generated tasks with a numeric difficulty: addition, parity, and p-hop induction.
 
     3,5,+,8,4,=,1,0,1,<eos>         53 + 48 = 101, the least significant digit first
     1,0,1,1,=,1,<eos>               the parity of the bits
-    2,c,a,b,c,a,c,=,b,<eos>         two hops: c stood before a, and a before b
+    2,c,a,b,c,a,c,=,b,<eos>         two hops: a followed c, and b followed a
 
-Training draws difficulties up to a limit; prompts have one difficulty each, also above the limit.
-The loss is of answers only. A hop goes from a symbol to the one that followed its previous
-occurrence (Sanford et al. 2024, arXiv 2402.09268).
+Training samples have random difficulties up to a limit; each set of prompts has one difficulty,
+which may exceed the limit. The loss is on answers only. A hop goes from a symbol to the one that
+followed its previous occurrence (Sanford et al. 2024, arXiv 2402.09268).
 """
 
 import random
@@ -22,13 +22,13 @@ from nrgpt_jax.errors import UserError
 
 ANSWER = "="
 Sample = Callable[[random.Random, int], tuple[list[str], list[str]]]
-"""A question and its answer, of a difficulty."""
+"""A function `(rng, difficulty) -> (question, answer)`."""
 
 DIGITS, BITS, LETTERS = "0123456789", "01", "abcd"
 
 
 def add(rng: random.Random, digits: int) -> tuple[list[str], list[str]]:
-    """The sum of two numbers, the longer one of `digits` digits."""
+    """Sample the sum of two numbers, the longer one of `digits` digits."""
     lengths = [digits, rng.randint(1, digits)]
     rng.shuffle(lengths)
     first, second = (rng.randrange(10 ** (n - 1) if n > 1 else 0, 10**n) for n in lengths)
@@ -37,13 +37,13 @@ def add(rng: random.Random, digits: int) -> tuple[list[str], list[str]]:
 
 
 def parity(rng: random.Random, bits: int) -> tuple[list[str], list[str]]:
-    """Whether the number of ones among `bits` bits is odd."""
+    """Sample the parity of `bits` bits: 1 if the number of ones is odd."""
     drawn = rng.choices(BITS, k=bits)
     return drawn, [str(drawn.count("1") % 2)]
 
 
 def hop(rng: random.Random, hops: int, length: int = 24) -> tuple[list[str], list[str]]:
-    """The symbol `hops` hops before the last one of `length`; drawn until there is one."""
+    """Sample the symbol `hops` hops from the last of `length`, redrawn until all hops exist."""
     while True:
         letters = rng.choices(LETTERS, k=length)
         at = length - 1
@@ -76,14 +76,14 @@ def load(
 
     Args:
       data: `config.data`.
-      trained: the largest difficulty in training: digits, bits or hops.
+      trained: maximum difficulty in training: digits, bits or hops.
       tested: difficulties of prompts, named `<task>_<difficulty>`.
-      num_train: samples, of which the last `data.validation_fraction` are validation.
-      num_test: prompts of each tested difficulty.
-      seed: of the generator.
+      num_train: number of samples; the last `data.validation_fraction` are the validation split.
+      num_test: number of prompts per tested difficulty.
+      seed: seed of the generator.
 
     Raises:
-      UserError: a difficulty is below one, or has no digit (hops above nine).
+      UserError: a difficulty is below 1 or above the maximum: 9 hops (one digit), else 10,000.
     """
     name = data["name"]
     sample, symbols = TASKS[name]
@@ -117,5 +117,5 @@ def load(
 
 
 def exactly(new: np.ndarray, answer: np.ndarray) -> float:
-    """1 where the new tokens are the answer, else 0."""
+    """Return 1 if the new tokens equal the answer, else 0."""
     return float(np.array_equal(new, answer))
