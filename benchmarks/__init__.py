@@ -1,1 +1,1 @@
-"""Speed and memory of training and of making text, beside the authors' PyTorch code."""
+"""Speed and memory of training and generation, beside the authors' PyTorch code."""

@@ -1,10 +1,10 @@
-"""Measures training steps and writes results/benchmarks.json and docs/results/benchmarks.md.
+"""Measure training steps; write results/benchmarks.json and docs/results/benchmarks.md.
 
     make bench [RELEASE=path/to/clone] [ARGS="--only=small"]
 
-With RELEASE, a clone of github.com/bhoov/nrgpt, the authors' code takes turns with ours, eager
-and under torch.compile, each in its own process; it needs torch, opt_einsum and attrs in the same
-environment, and torch.compile a C++ compiler.
+With RELEASE, a clone of github.com/bhoov/nrgpt, the authors' code is measured too, eager and under
+torch.compile, each in its own process. It needs torch, opt_einsum and attrs in the same
+environment, and torch.compile needs a C++ compiler.
 """
 
 import json
@@ -24,11 +24,11 @@ from studies.tables import Record, Tables, load, spread, table, versions, write
 
 ROUNDS = 4
 PLATFORM = "import jax; print(jax.devices()[0].platform)"
-PEERS = ("eager", "compiled")  # of the release
+PEERS = ("eager", "compiled")  # modes of the release
 
 
 class WorkerStopped(Exception):
-    """A process ended where it should not, for want of memory or because it took too long."""
+    """Raised if a process ends early, out of memory or by the time limit."""
 
 
 class Worker:
@@ -57,25 +57,25 @@ class Worker:
         return json.loads(line)
 
     def ask(self, what: str = "") -> dict[str, Any]:
-        """The answer to a line."""
+        """Send a line and return the answer."""
         assert self._process.stdin
         self._process.stdin.write(f"{what}\n")
         self._process.stdin.flush()
         return self._read()
 
     def take_turn(self) -> None:
-        """Some steps, measured."""
+        """Measure some steps."""
         answer = self.ask()
         self.times += answer["times"]
         self.peak_memory = answer["peak_memory"]
 
     def stop(self) -> None:
-        """Ends the process."""
+        """End the process."""
         self._process.communicate()
 
 
 def measure(index: int, release: str | None) -> Record:
-    """The row of one case."""
+    """Measure one case and return its row."""
     case = CASES[index]
     sides = ["ours", *(PEERS if release and case.attention == "full_rank" else ())]
     run_sides = _one_after_another if case.accelerator else _in_turns
@@ -103,7 +103,7 @@ def measure(index: int, release: str | None) -> Record:
 
 
 def _in_turns(index: int, sides: list[str], release: str | None) -> dict[str, Worker]:
-    """Of a machine that others use too: what disturbs one side disturbs all."""
+    """Interleave the sides, so that other load on a shared machine affects all of them."""
     workers = {side: Worker(index, side, release) for side in sides}
     for _ in range(ROUNDS):
         for worker in workers.values():
@@ -115,12 +115,12 @@ def _in_turns(index: int, sides: list[str], release: str | None) -> dict[str, Wo
 
 
 def _one_after_another(index: int, sides: list[str], release: str | None) -> dict[str, Worker]:
-    """Of an accelerator, whose memory is for one side at a time; without those that stopped."""
+    """Run one side at a time, for the memory of an accelerator; omit sides that stopped."""
     workers = {}
     for side in sides:
         try:
             worker = Worker(index, side, release)
-            for _ in range(ROUNDS // 2):  # nothing else disturbs it
+            for _ in range(ROUNDS // 2):  # fewer rounds: there is no other load
                 worker.take_turn()
         except WorkerStopped:
             if side == "ours":
@@ -133,7 +133,7 @@ def _one_after_another(index: int, sides: list[str], release: str | None) -> dic
 
 
 def run(release: str | None, only: str) -> None:
-    """Measures the cases of this machine and writes each as it is done; keeps what others had."""
+    """Measure the cases of this machine, writing after each; keep the rows of other machines."""
     found = load("benchmarks") or {"steps": []}
     known = {row["title"]: row for row in found["steps"] if "ours" in row}
     unknown = ({"title": c.title, "batch": c.batch, "parts": c.parts} for c in CASES)
@@ -186,14 +186,14 @@ MEMORY = [
 
 
 def _cell(row: Record, side: str, name: str) -> str:
-    """One number of one side; empty where it was not measured."""
+    """Format one number of one side; empty if it was not measured."""
     if side in row:
         return spread([row[side][name]], FORMS[name])
     return "stopped" if side in row.get("stopped", ()) else ""
 
 
 def tables(found: dict[str, list[Record]]) -> Tables:
-    """Steps by the device that they were measured on; memory; operations."""
+    """Return three tables: steps by device, memory, and operations."""
     steps: list[str] = []
     measured = [row for row in found["steps"] if "ours" in row]
     for device in dict.fromkeys(row["device"] for row in measured):
@@ -226,7 +226,7 @@ def tables(found: dict[str, list[Record]]) -> Tables:
 
 
 def main(argv: list[str]) -> None:
-    """Measures, prints, writes."""
+    """Measure, print and write the page."""
     del argv
     release, only = flags.FLAGS.release, flags.FLAGS.only
     if only and not any(only in case.title for case in CASES):

@@ -1,4 +1,4 @@
-"""The sizes that are measured."""
+"""The measured models and sizes."""
 
 import dataclasses
 from typing import Any
@@ -23,7 +23,7 @@ SIZES: dict[str, dict[str, Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One training step: a model, a size, a batch and the parts it is worked through in."""
+    """One training step: a model, a size, a batch and its number of accumulation steps."""
 
     size: str
     model: str
@@ -34,12 +34,12 @@ class Case:
 
     @property
     def title(self) -> str:
-        """Names the case in tables and on the command line."""
+        """The name of the case in tables and on the command line."""
         rank = "" if self.attention == "full_rank" else f" {self.attention}"
         return f"{self.size} {self.model}{rank}"
 
     def config(self) -> ConfigDict:
-        """The configuration that is measured."""
+        """Return the configuration to measure."""
         config = default_config()
         config.model.name = self.model
         config.model.attention = self.attention
@@ -52,7 +52,7 @@ class Case:
 
 
 def _parts(model: str) -> int:
-    # Slices that keep the working set of a core in its cache, found by trying.
+    # Found by trial: slices whose working set fits into the cache of a core.
     return 8 if model.startswith("NRGPT") else 4
 
 

@@ -1,9 +1,9 @@
-"""Measures the speed of generation and writes docs/results/generation.md.
+"""Measure the speed of generation; write docs/results/generation.md.
 
     python -m benchmarks.generation [--release=path/to/clone] [--models=GPT] [--out=page.md]
 
-Cached decoding, decoding that computes the whole context again for every token, and the authors'
-`generate`, taking turns in one process.
+Compares, interleaved in one process: decoding with a KV cache, decoding that recomputes the whole
+context for every token, and the authors' `generate`.
 """
 
 import statistics
@@ -34,7 +34,7 @@ _OUT = flags.DEFINE_string("out", None, "Where the page is written, if not in do
 
 
 def build(name: str, **fields: Any):
-    """A model of the small size with its first parameters."""
+    """Return the configuration, model and initial parameters of the small size."""
     config = Case("small", name, 16).config()
     config.model.update(fields)
     model = create_model(config)
@@ -43,7 +43,7 @@ def build(name: str, **fields: Any):
 
 @partial(jax.jit, static_argnums=0)
 def recompute(model, variables, window_BxN, length, key):
-    """NEW tokens, each from the whole context; compiled as one loop."""
+    """Generate NEW tokens, recomputing the whole context for each, in one compiled loop."""
 
     def add(i, window_BxN):
         logits = model.apply(variables, window_BxN)[:, length + i - 1]
@@ -54,9 +54,9 @@ def recompute(model, variables, window_BxN, length, key):
 
 
 def seconds(quick: Callable[[], Any], slow: Sequence[Callable[[], Any]]) -> list[float]:
-    """The median time of ROUNDS calls of the first, and the time of one call of each other.
+    """Return the median seconds of ROUNDS calls of `quick`, and of one call of each slow function.
 
-    The quick one takes turns with them, after a first call that is not counted.
+    The calls are interleaved, after a first call of `quick` that is not counted.
     """
 
     def measured(function):
@@ -74,7 +74,7 @@ def seconds(quick: Callable[[], Any], slow: Sequence[Callable[[], Any]]) -> list
 
 
 def speed(name: str, batch: int, others: bool, clone: str | None, **fields: Any) -> list[str]:
-    """A row of the first table; the slow `others` are measured for some only."""
+    """Measure a row of the first table; with `others`, also the slow ways to generate."""
     config, model, variables = build(name, **fields)
     length, prompts = config.model.context_length, [np.array([1])] * batch
     cached = lambda: generate(model, variables, prompts, NEW, SETTINGS)
@@ -109,7 +109,7 @@ def _their_generate(clone: str, config, batch: int) -> Callable[[], Any]:
 
 
 def by_position(batch: int) -> list[str]:
-    """Milliseconds a token in pieces of `PIECE` tokens up to the context length."""
+    """Measure milliseconds per token in pieces of `PIECE` tokens up to the context length."""
     _, model, variables = build("NRGPT_H_FF2W")
     prompts = [np.array([1])] * batch
     rounds = []
@@ -124,7 +124,7 @@ def by_position(batch: int) -> list[str]:
 
 
 def main() -> None:
-    """Measures, prints, writes."""
+    """Measure, print and write the page."""
     clone = _RELEASE.value
     rows = [speed(n, b, n == "NRGPT_H_FF2W", clone) for n in _MODELS.value for b in (1, 16)]
     rows += [speed("NRGPT_H_FF2W", b, False, clone, attention="low_rank") for b in (1, 16)]

@@ -2,8 +2,8 @@
 
     python -m benchmarks.memory
 
-The memory is that of XLA's plan for the compiled step: temporaries, without parameters and
-optimizer. Prints a JSON list.
+The memory is the temporaries in XLA's plan for the compiled step, without parameters and optimizer
+state. Prints a JSON list.
 """
 
 import json
@@ -14,7 +14,7 @@ from benchmarks.cases import Case
 from nrgpt_jax.models import sharding
 from studies.measures import training_step
 
-TOKENS = 4096  # a batch
+TOKENS = 4096  # per batch
 
 ROWS: tuple[Mapping[str, object], ...] = (
     *(
@@ -27,7 +27,7 @@ ROWS: tuple[Mapping[str, object], ...] = (
 
 
 def measure(fields: Mapping[str, object]) -> dict[str, object]:
-    """One row: the size `small` with these fields changed."""
+    """Measure one row: the size `small` with these fields changed."""
     config = Case("small", "NRGPT_H_FF2W", 16).config()
     config.model.update({"scan_unroll": 1, **fields})
     config.data.batch_size = TOKENS // config.model.context_length

@@ -1,8 +1,8 @@
-"""What a training step spends its time on: operations of XLA on CPUs, by JAX's profiler.
+"""Time of a training step by kind of XLA operation, on CPUs, by JAX's profiler.
 
-*Products* are what XLA gives its library for matrices: matrix products, and some sums. *Copies*
-change a layout or cut out a part, *exchange* is between devices, and all others, *entries*, go
-over arrays entry by entry.
+*Products* are the operations of XLA's matrix library: matrix products, and some sums. *Copies*
+change a layout or slice an array, *exchange* is communication between devices, and *entries* are
+all other, elementwise operations.
 """
 
 import collections
@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-KINDS = {  # by the names of operations, the first that fits
+KINDS = {  # patterns of operation names; the first match counts
     "outside": r"^(while|call|conditional|end: |\$|Thunk|np\.|Pjit|CommonPj|Wait|Rendezvous)",
     "exchange": r"all-reduce|all-gather|reduce-scatter",
     "products": r"ynn_fusion|^dot|custom-call|convolution",
@@ -26,7 +26,7 @@ KINDS = {  # by the names of operations, the first that fits
 
 
 def seconds_by_kind(events: list[dict[str, Any]]) -> dict[str, float]:
-    """Seconds of all threads by kind, from the events of a profile (microseconds)."""
+    """Sum the seconds of all threads by kind, from the events of a profile (microseconds)."""
     found: collections.Counter[str] = collections.Counter()
     for event in events:
         if event.get("ph") == "X":
@@ -36,7 +36,7 @@ def seconds_by_kind(events: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def profile(step: Callable[[], Any], count: int) -> dict[str, float]:
-    """`seconds_by_kind` of N steps."""
+    """Return `seconds_by_kind` of `count` steps."""
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             for _ in range(count):

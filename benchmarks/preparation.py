@@ -1,10 +1,10 @@
-"""What preparing a large corpus costs, and whether a killed preparation resumes.
+"""Cost of preparing a large corpus, and resumption after a kill.
 
     python -m benchmarks.preparation --sources=a.txt,b.txt --out=/tmp/preparation [--gigabytes=1]
 
-Makes documents by repeating texts, as JSON lines and as one text file; prepares both with GPT-2's
-byte pairs, kills each preparation (SIGKILL) when half of it is done and starts it again; compares
-every token with tiktoken's of the same documents; trains on them. Prints what docs/data.md shows.
+Repeats texts to documents, as JSON lines and as one text file, and prepares both with the GPT-2
+tokenizer. Each preparation is killed (SIGKILL) halfway and resumed; every token is compared with
+tiktoken's. Then trains on them, and prints the figures of docs/data.md.
 Linux only: memory is the peak resident set (VmHWM) of each process.
 """
 
@@ -32,7 +32,7 @@ FRACTION = 0.01
 
 
 def make_corpora(sources: list[str], out: Path, size: int) -> None:
-    """`documents/*.jsonl` of `size` bytes, `text/all.txt` as large, and `small/` of 10 MB."""
+    """Write `documents/*.jsonl` and `text/all.txt` of `size` bytes each, and `small/` of 10 MB."""
     texts = [
         "".join(d.pieces or ()) for s in sources for d in read_articles(list_files(s, ("",))[0], "")
     ]
@@ -49,7 +49,7 @@ def make_corpora(sources: list[str], out: Path, size: int) -> None:
 
 
 def start(program: str, corpus: Path, cache: Path, *more: str) -> subprocess.Popen:
-    """A process of a program of the package on a corpus."""
+    """Start a program of the package on a corpus."""
     settings = {"path": corpus, "tokenizer": "gpt2", "validation_fraction": FRACTION}
     fields = [f"--config.data.{name}={value}" for name, value in settings.items()]
     command = [sys.executable, "-m", f"nrgpt_jax.{program}", "--config=experiments/text.py"]
@@ -58,7 +58,7 @@ def start(program: str, corpus: Path, cache: Path, *more: str) -> subprocess.Pop
 
 
 def peaks(pid: int, seen: dict[int, float]) -> None:
-    """Notes the peak memory (MB) of a process and of those that it started."""
+    """Record the peak memory (MB) of a process and of its child processes in `seen`."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             status = (folder / "status").read_text().splitlines()
@@ -70,7 +70,7 @@ def peaks(pid: int, seen: dict[int, float]) -> None:
 
 
 def prepare(corpus: Path, cache: Path, kill_at: int | None = None) -> tuple[float, dict]:
-    """Seconds, and peak memory by process; killed when `kill_at` parts are there."""
+    """Prepare a corpus, killed once `kill_at` parts exist; return seconds and peak memory (MB)."""
     seen: dict[int, float] = {}
     begin = time.monotonic()
     process = start("prepare", corpus, cache)
@@ -84,7 +84,7 @@ def prepare(corpus: Path, cache: Path, kill_at: int | None = None) -> tuple[floa
 
 
 def prepared(cache: Path, *splits: str) -> RecordStream:
-    """The tokens of splits of the one corpus in a cache, one after another."""
+    """Return the concatenated tokens of splits of the only corpus in a cache."""
     (folder,) = (path.parent for path in cache.rglob("dataset_info.json"))
     metadata = read_metadata(folder)
     shards = [shard for split in splits for shard in shards_of(metadata, split)]
@@ -95,7 +95,7 @@ def prepared(cache: Path, *splits: str) -> RecordStream:
 def compare(
     streams: dict[str, RecordStream], expected: Iterator[tuple[str, np.ndarray]]
 ) -> dict[str, int]:
-    """Compares every token of streams with those that are expected, in order; documents, tokens."""
+    """Compare streams with the expected tokens, in order; return document and token counts."""
     places, end, documents = dict.fromkeys(streams, 0), tiktoken.get_encoding("gpt2").eot_token, 0
     for name, tokens in expected:
         found, _ = streams[name].read(places[name], len(tokens))
@@ -107,7 +107,7 @@ def compare(
 
 
 def of_documents(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """tiktoken's tokens of every document of JSON lines, and its split."""
+    """Yield the split and tiktoken's tokens of every document of JSON lines."""
     encoding, known = tiktoken.get_encoding("gpt2"), dict[str, np.ndarray]()
     for path in sorted(folder.glob("*.jsonl")):
         place = 0
@@ -122,10 +122,10 @@ def of_documents(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def of_text(path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """tiktoken's tokens of one text, the same block many times.
+    """Yield tiktoken's tokens of a text that repeats one block.
 
-    GPT-2's pattern never matches across a place between a word and the blank after it, so the
-    tokens repeat with the block from such a place on.
+    GPT-2's pattern never matches across the boundary between a word and the following space, so
+    the tokens repeat with the block from such a boundary on.
     """
     encoding, text = tiktoken.get_encoding("gpt2"), path.read_text()
     block = text[: text.index(text[:200], 200)]
@@ -140,7 +140,7 @@ def of_text(path: Path) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def first_step(corpus: Path, cache: Path, workdir: Path) -> dict[str, float]:
-    """Seconds from the start of the program to the first step, and memory then (MB)."""
+    """Measure the seconds from program start to the first step, and the peak memory (MB)."""
     model = {"context_length": 64, "embed_dim": 32, "num_steps": 2, "scan_unroll": 2}
     fields = {f"model.{name}": value for name, value in model.items()}
     fields |= {"train_steps": 20, "log_every": 1, "eval_every": 20, "eval_windows": 16}
@@ -159,7 +159,7 @@ def first_step(corpus: Path, cache: Path, workdir: Path) -> dict[str, float]:
 
 
 def reading(cache: Path) -> dict[str, float]:
-    """Memory (MB) of 300 batches of 64 windows of 1024, and milliseconds for 384 windows."""
+    """Measure the memory (MB) of 300 batches of 64 x 1024 tokens, and the ms for 384 windows."""
     begin, stream = _resident(), prepared(cache, "train")
     batches = train_batches(stream, 1024, 64, 0)
     for _ in range(300):

@@ -1,4 +1,4 @@
-"""The models of the paper authors' PyTorch release, from a clone of its repository."""
+"""Models of the authors' PyTorch release, from a clone of its repository."""
 
 import importlib
 import sys
@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 
 def build(clone: str, config: ConfigDict) -> Any:
-    """The release's torch module of this configuration, on the GPU if there is one."""
+    """Build the release's torch module for a configuration, on the GPU if there is one."""
     import torch
 
     sys.path[:0] = [clone, f"{clone}/models"]
@@ -30,16 +30,16 @@ def build(clone: str, config: ConfigDict) -> Any:
 
 
 def training_step(clone: str, config: ConfigDict, tokens: Any, compiled: bool) -> Callable:
-    """A function that makes one training step and returns its loss.
+    """Return a function that takes one training step and returns its loss.
 
     AdamW with weight decay on matrices and clipping at norm 1, as in the release's training
     script, which cannot be imported without starting it.
 
     Args:
-      clone: the folder of the clone.
-      config: the configuration that this library would train with.
+      clone: folder of the clone.
+      config: this library's configuration of the model.
       tokens: (B,N+1) integers.
-      compiled: by torch.compile; else eager.
+      compiled: whether to use torch.compile.
     """
     import torch
 

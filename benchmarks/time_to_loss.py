@@ -1,11 +1,11 @@
-"""Measures the time to a validation loss beside nanoGPT, and writes docs/results/time_to_loss.md.
+"""Measure the time to a validation loss beside nanoGPT; write docs/results/time_to_loss.md.
 
     python -m benchmarks.time_to_loss --nanogpt=path/to/clone [--rounds=2]
 
-Each side trains tiny Shakespeare by its own command, one after the other, from the start of the
-process to its end: start-up, compilation, evaluations and checkpoints included. What each has
-learned is then measured on the same whole validation split, in windows of 64 characters. The
-clone is one of github.com/karpathy/nanoGPT; it needs torch in the same environment.
+The sides train tiny Shakespeare in turn, each by its own command. The time is that of the whole
+process: start-up, compilation, evaluations and checkpoints included. The validation loss is then
+computed on the same whole validation split, in windows of 64 characters. The clone is one of
+github.com/karpathy/nanoGPT; it needs torch in the same environment.
 """
 
 import json
@@ -43,7 +43,7 @@ _ROUNDS = flags.DEFINE_integer("rounds", 2, "Trainings of each side.", 1)
 
 
 def timed(command: list[str], where: Path, log: Path) -> float:
-    """The seconds that a command takes."""
+    """Run a command and return its seconds."""
     begin = time.perf_counter()
     with log.open("w") as out:
         done = subprocess.run(command, cwd=where, stdout=out, stderr=out, check=False)
@@ -53,7 +53,7 @@ def timed(command: list[str], where: Path, log: Path) -> float:
 
 
 def nanogpt(clone: Path, folder: Path) -> dict[str, float]:
-    """One training by its recipe."""
+    """Train nanoGPT once by its recipe; return seconds, loss and number of parameters."""
     data = clone / "data/shakespeare_char"
     if not (data / "val.bin").exists():
         where = fetch("shakespeare/input.txt", SHAKESPEARE_URL, SHAKESPEARE_SHA256)
@@ -84,7 +84,7 @@ def _nanogpt_loss(clone: Path, checkpoint: Path, tokens: np.ndarray) -> tuple[fl
 
 
 def ours(folder: Path) -> dict[str, float]:
-    """One training of the experiment."""
+    """Train the experiment once; return seconds, loss and number of parameters."""
     config = f"--config=experiments/{OURS.replace(':', '.py:')}"
     run = f"--workdir={folder}"
     seconds = timed([sys.executable, "-m", "nrgpt_jax.train", config, run], ROOT, folder / "log")
@@ -96,7 +96,7 @@ def ours(folder: Path) -> dict[str, float]:
 
 
 def lines(found: dict[str, list[dict[str, float]]]) -> list[str]:
-    """The machine, and a row for each side."""
+    """Return the description of the machine, and a table with a row per side."""
     rows = []
     for name, runs in found.items():
         seconds = [run["seconds"] for run in runs]
@@ -109,7 +109,7 @@ def lines(found: dict[str, list[dict[str, float]]]) -> list[str]:
 
 
 def main() -> None:
-    """Takes turns, prints and writes."""
+    """Train the sides in turn, print and write the page."""
     clone = Path(_CLONE.value).resolve()
     if not (clone / "config/train_shakespeare_char.py").exists():
         raise SystemExit(f"error: {clone} is not a clone of github.com/karpathy/nanoGPT")

@@ -1,10 +1,10 @@
-"""One side of a comparison, in a process of its own: answers each line read with one line.
+"""One side of a comparison, in its own process: answers each input line with one line.
 
     python -m benchmarks.worker '{"case": 0, "side": "ours", "release": null}'
 
-In turn each side makes `STEPS` steps after one that is not measured, so that neither the caches
-nor the waiting threads of the other are counted. The line `profile` asks ours for the operations
-of as many steps.
+Each turn measures `STEPS` steps after an unmeasured one, so that the caches and waiting threads of
+the other side do not count. The line `profile` requests the operations of `STEPS` steps instead,
+from our side only.
 """
 
 import json
@@ -23,7 +23,7 @@ STEPS = 3
 
 
 def main(case: int, side: str, release: str | None) -> None:
-    """Builds the step of a side: ours, or the release's, eager or compiled; then measures it."""
+    """Build the step of a side (ours, or the release's, eager or compiled) and measure it."""
     begin, about = time.perf_counter(), dict[str, Any]()
     if release:
         from benchmarks.release import training_step
@@ -86,7 +86,7 @@ def _ours(case: Case) -> tuple[Callable[[], float], dict]:
 
 
 def _peak_memory(of_torch: bool) -> float:
-    """Bytes: of the accelerator, or of this process on a CPU."""
+    """Return the peak bytes of the accelerator, or of this process on a CPU."""
     if of_torch:
         import torch
 

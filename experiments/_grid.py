@@ -1,4 +1,4 @@
-"""Grids of runs that sweeps describe alike: models by widths by learning rates, or all variants."""
+"""Grids of runs for sweeps: models by widths by learning rates, or all variants."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ class Grid(NamedTuple):
 
 
 def point(name, variant, models):
-    """The model and the width of a variant MODEL_WIDTH."""
+    """Parse a variant MODEL_WIDTH into model and width."""
     model, _, width = variant.rpartition("_")
     if model not in models or not width.isdecimal():
         raise UserError(f"{variant!r} is no variant of {name}: MODEL_WIDTH")
@@ -23,14 +23,14 @@ def point(name, variant, models):
 
 
 def runs(name, scale, grids, models, config_of):
-    """The runs `MODEL_WIDTH@LEARNING_RATE/SEED` of a scale.
+    """Return the runs `MODEL_WIDTH@LEARNING_RATE/SEED` of a scale.
 
     Args:
-      name: of the sweep, for messages.
+      name: name of the sweep, for messages.
       scale: one of `grids`.
-      grids: by scale.
-      models: the names of the models.
-      config_of: gives a configuration, of a scale, a model, a width and a learning rate.
+      grids: grids by scale.
+      models: names of the models.
+      config_of: function (scale, model, width, learning rate) -> configuration.
     """
     check_scale(name, scale, grids)
     grid = grids[scale]
@@ -44,7 +44,7 @@ def runs(name, scale, grids, models, config_of):
 
 
 def all_variants(name, scale, get_config, variants):
-    """Every variant with three seeds, of a sweep that has one scale."""
+    """Return every variant with three seeds, for a sweep with a single scale."""
     check_scale(name, scale, [""])
     return with_seeds({variant: get_config(variant) for variant in variants}, seeds=3)
 

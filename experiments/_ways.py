@@ -1,4 +1,4 @@
-"""Ways to train for more steps: changes to a configuration (docs/results/rest.md)."""
+"""Ways to train for more steps, as configuration changes (docs/results/rest.md)."""
 
 INJECTION = {"model.energies": ("injection",)}
 PROJECTED = {**INJECTION, "model.rule": "projected", "model.inference_rate": "psd"}
@@ -6,7 +6,7 @@ SPHERE = {**INJECTION, "model.rule": "sphere", "model.inference_rate": "psd"}
 
 
 def to(times, distribution):
-    """Depths from T to `times` T, a maximum that grows until the end."""
+    """Draw depths from T to at most `times` T; the maximum grows throughout training."""
     return lambda config: {
         "depth.distribution": distribution,
         "depth.min_steps": config.model.num_steps,
@@ -21,30 +21,30 @@ def held(descents):
 
 
 def settle(config):
-    """On from the model of `sphere_decay_held`, until further held descents change nothing."""
+    """Train the model of `sphere_decay_held` further, until held descents no longer change it."""
     further = {"depth.max_burn_in_passes": 4, "depth.consistency": 2.0}
     return {**on_from(config, "sphere_decay_held", 1.5e-3, 7.5e-5), **further}
 
 
 def decode(config):
-    """On from the model of `sphere_decay_settled`, with the loss of tokens that are decoded."""
+    """Train the model of `sphere_decay_settled` further, on the loss of decoded tokens."""
     steps = 4 * config.train_steps // 5
     return {**on_from(config, "sphere_decay_settled", 1e-3, 5e-5), **decoded(steps)}
 
 
 def decode_on(config):
-    """On from the model of `sphere_decay_decoded`, in the same way."""
+    """Train the model of `sphere_decay_decoded` further, in the same way."""
     steps = config.train_steps // 5
     return {**on_from(config, "sphere_decay_decoded", 5e-4, 2.5e-5), **decoded(steps)}
 
 
 def decoded(steps):
-    """The settings of both: `scan_unroll` 1 is faster on a CPU, and takes less time to compile."""
+    """Return the settings of both; `scan_unroll` 1 is faster on a CPU, and compiles faster."""
     return {"depth.train_on_decoded": True, "train_steps": steps, "model.scan_unroll": 1}
 
 
 def on_from(config, way, learning_rate, final_learning_rate):
-    """With the model of another way of the same task and seed, and a new optimizer."""
+    """Initialize from the model of another way (same task and seed), with a new optimizer."""
     return {
         "init_from": f"{{workdir}}/../../{config.data.name}_{way}/{{seed}}",
         "optimizer.learning_rate": learning_rate,
@@ -58,7 +58,7 @@ def penalty(config):
 
 
 def decay(config):
-    """T steps as before, and as many whose rate halves each time."""
+    """Take T steps at the full rate, and T more, each at half the rate of the previous one."""
     steps = config.model.num_steps
     return {
         "model.num_steps": 2 * steps,
@@ -68,13 +68,13 @@ def decay(config):
 
 
 def come_to_rest(config):
-    """The way `sphere_decay`."""
+    """Apply the way `sphere_decay`, with the strict mask."""
     config.model.mask = "strict"
     apply_way(config, WAYS["sphere_decay"])
 
 
 def apply_way(config, way):
-    """Makes the changes of a way, in order."""
+    """Apply the changes of a way, in order."""
     for changes in way:
         config.update_from_flattened_dict(changes(config) if callable(changes) else changes)
 

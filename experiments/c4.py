@@ -1,12 +1,12 @@
-"""C4, English, by GPT-2's byte pairs.
+"""C4 in English, with the GPT-2 tokenizer.
 
     make train EXP=c4
     make train EXP=c4:small ARGS="--config.data.path=folder"    # two CPU cores
 
 The corpus is read from Hugging Face (allenai/c4, en: 305 GB of JSON lines) or from
 `--config.data.path`, such as gs://BUCKET/c4/en; its own validation split is used. See docs/data.md.
-The settings are those of openwebtext, the paper has none for C4, and no full run of this
-repository has been made.
+The settings are those of openwebtext: the paper has none for C4. This repository has not made a
+full run.
 
 Variants (`--config=experiments/c4.py:NAME`):
     (none)            NRGPT_H_FF2W, 12 steps, D=768, 12 heads

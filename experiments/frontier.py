@@ -1,15 +1,15 @@
-"""Which promised models are as good as those without a promise, at equal parameters.
+"""Models with guaranteed descent against models without, at equal parameters.
 
     make train EXP=frontier:FFG_exact_sphere_injection WORKDIR=runs/frontier/x/0
 
 The sizes of `quality:small` (tiny Shakespeare by characters, D=128, 4 steps, 2,000 training steps
-of 12 x 64 characters, Muon), low-rank rotary attention, and `mlp_ratio` such that all have the
-parameters of GPT_Rec_parallel.
+of 12 x 64 characters, Muon), low-rank rotary attention, and an `mlp_ratio` that gives each model
+the parameter count of GPT_Rec_parallel.
 
 Variants (`--config=experiments/frontier.py:ENERGY_DESCENT_TERMS` or `...@LEARNING_RATE`):
     ENERGY   a feed-forward energy whose gradient is exact: FF2W, FFG_exact, FFG_first, FF3
-    DESCENT  full (no promise); sphere, projected (rate psd), scalar: promised, with a strict mask
-    TERMS    plain, injection, leak (which has the injection too)
+    DESCENT  full (no guarantee); sphere, projected (rate psd), scalar: guaranteed, strict mask
+    TERMS    plain, injection, leak (with the injection)
 """
 
 from functools import partial

@@ -2,7 +2,7 @@
 
     make train EXP=listops
 
-Seen on two CPU cores: 99.5%, 99.6% and 99.6% of the 2,000 held-out prompts (greedy; seeds 0, 1
+Measured on two CPU cores: 99.5%, 99.6% and 99.6% of the 2,000 held-out prompts (greedy; seeds 0, 1
 and 2), in 7 minutes. The variant demo: 96.5%, two and a half minutes.
 
 Variants (`--config=experiments/listops.py:NAME`):
@@ -56,13 +56,13 @@ def laptop(config):
 
 
 def rest(config):
-    """States on a sphere, a `psd` rate, five steps, and five more that fade."""
+    """States on a sphere, a `psd` rate, five steps, and five more at a decaying rate."""
     laptop(config)
     come_to_rest(config)
 
 
 def long(config):
-    """20,000 steps on 500,000 expressions, for answers that are drawn at temperature 1."""
+    """20,000 steps on 500,000 expressions, for answers sampled at temperature 1."""
     laptop(config)
     config.train_steps = 20_000
     config.data.listops.num_train = 500_000
@@ -70,7 +70,7 @@ def long(config):
 
 
 def demo(config):
-    """Numbers modulo 5, half of the width and of the heads."""
+    """Numbers modulo 5, with half the width and half the heads."""
     laptop(config)
     config.train_steps = 6000
     config.eval_every = 1000
@@ -83,7 +83,7 @@ def demo(config):
 def paper(config):
     """Batch 64 x 128, AdamW 5e-4 decaying exponentially to 2e-5 over 100,000 steps, clip 1.
 
-    Weight decay acts on everything, as in the release.
+    Weight decay applies to all parameters, as in the release.
     """
     config.train_steps = 100_000
     config.model.context_length = 128

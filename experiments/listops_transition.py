@@ -1,4 +1,4 @@
-"""From what number of parameters on does a model solve ListOps? The paper's Figure 3.
+"""ListOps accuracy against the number of parameters: the paper's Figure 3.
 
     make sweep SWEEP=listops_transition
     make sweep SWEEP=listops_transition:paper LAUNCHER=slurm
@@ -36,7 +36,7 @@ def get_config(variant: str = "NRGPT_H_FF2W_32"):
 
 
 def get_sweep(scale: str = ""):
-    """The runs `MODEL_WIDTH@LEARNING_RATE/SEED`."""
+    """Return the runs `MODEL_WIDTH@LEARNING_RATE/SEED`."""
     return runs(NAME, scale, GRIDS, MODELS, _config)
 
 
@@ -53,7 +53,7 @@ def _config(scale, model, width, rate):
         config.optimizer.accumulation_steps = 1
         config.data.listops.modulus = 10 if scale == "gpu" else 5
         config.eval_every = config.checkpoint_every = 1000
-        config.eval_prompts = 0  # answers are asked for when all are trained
+        config.eval_prompts = 0  # the study measures answers after all trainings
     config.model.name = model
     config.model.num_heads = 1
     config.model.embed_dim = width

@@ -1,17 +1,16 @@
-"""OpenWebText, by GPT-2's byte pairs: the paper's comparison with GPT.
+"""OpenWebText with the GPT-2 tokenizer: the paper's comparison with GPT.
 
     make train EXP=openwebtext                                           # NRGPT_H_FF2W
     make train EXP=openwebtext:GPT_Rec_parallel WORKDIR=runs/parallel
     make train EXP=openwebtext:small ARGS="--config.data.path=folder"    # two CPU cores
 
 The corpus is read from Hugging Face (Skylion007/openwebtext) or from `--config.data.path`, and
-prepared once; see docs/data.md. The 384 windows of a batch are worked through in 4 parts, which
-1, 8 or 32 devices can share; a v5e-8 has memory for 4 windows a chip at once
+prepared once; see docs/data.md. A batch of 384 windows is accumulated in 4 parts, which 1, 8 or 32
+devices can share. A v5e-8 has memory for 4 windows per chip at once
 (--config.optimizer.accumulation_steps=12), and 256 devices share 384 windows with
 --config.mesh.tensor=2 --config.optimizer.accumulation_steps=1. The paper gives validation losses
 (mean, standard deviation) of 2.921 +- 0.005 for GPT, 3.454 +- 0.037 for GPT_Rec_parallel and 3.467
-+- 0.073 for NRGPT_H_FF2W.
-No full run of this repository has been made.
++- 0.073 for NRGPT_H_FF2W. This repository has not made a full run.
 
 Variants (`--config=experiments/openwebtext.py:NAME`):
     (none)            NRGPT_H_FF2W as released: 12 steps, D=768, 12 heads
@@ -40,7 +39,7 @@ def get_config(variant: str = ""):
 
 
 def paper(config):
-    """12 x 32 windows of 1024 tokens a step, 100,000 steps, AdamW with a cosine from 1e-4."""
+    """12 x 32 windows of 1024 tokens per step, 100,000 steps, AdamW, cosine decay from 1e-4."""
     config.train_steps = 100_000
     config.log_every = 100
     config.eval_every = 1000
@@ -49,7 +48,7 @@ def paper(config):
     config.data.tokenizer = "gpt2"
     config.data.validation_fraction = 0.0005
     config.data.batch_size = 12 * 32
-    config.model.vocab_size = 50304  # 50257 and padding, a multiple of 64
+    config.model.vocab_size = 50304  # 50257, padded to a multiple of 64
     config.model.context_length = 1024
     config.model.embed_dim = 768
     config.model.num_heads = 12

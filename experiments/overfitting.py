@@ -1,11 +1,11 @@
-"""Does NRGPT overfit less? Parts of tiny Shakespeare from a sixteenth to the whole.
+"""Does NRGPT overfit less? Trainings on 1/16 to all of tiny Shakespeare.
 
     make sweep SWEEP=overfitting ARGS="--side_by_side"      # on one GPU
 
 Three models of experiments/quality.py with equal parameters (223 thousand), equal steps (4,000 of
-12 x 64 characters: 49 epochs of a sixteenth, 3 of the whole) and the learning rates that were best
-there, three seeds, no dropout, on the first 1/16, 1/8, 1/4, 1/2 and the whole of the training
-split. The validation split is the same for all.
+12 x 64 characters: 49 epochs of a sixteenth, 3 of the whole), their best learning rates there,
+three seeds and no dropout, on the first 1/16, 1/8, 1/4, 1/2 and all of the training split. The
+validation split is the same for all.
 
 Variants (`--config=experiments/overfitting.py:MODEL_PARTS`):
     MODEL  GPT, GPT_Rec_parallel, NRGPT_H_FF2W
@@ -38,6 +38,6 @@ def get_config(variant: str = "NRGPT_H_FF2W_16"):
 
 
 def get_sweep(scale: str = ""):
-    """The runs `MODEL_PARTS/SEED`."""
+    """Return the runs `MODEL_PARTS/SEED`."""
     names = [f"{model}_{parts}" for model in MODELS for parts in PARTS]
     return all_variants("overfitting", scale, get_config, names)

@@ -1,17 +1,17 @@
-"""What helps NRGPT at equal parameters: its seams, one by one and together, beside transformers.
+"""Ablations of NRGPT at equal parameters, with transformers as baselines.
 
     make train EXP=quality:small_full WORKDIR=runs/quality/small_full/0
     make quality      # all of them, then the table (docs/results/quality.md)
 
 Tiny Shakespeare by characters, with the sizes of nanoGPT's recipe for CPUs: 4 heads, 4 steps,
 batches of 12 x 64 characters; D=128 and 2,000 training steps (`small`), or 192 and 1,000 (`large`).
-AdamW (or Muon) with weight decay 0.1, warm-up 100 and a cosine to a tenth of the learning rate, no
-dropout. All models of a size have the parameters of its GPT_Rec_parallel, within 1%: `mlp_ratio` is
-chosen so.
+AdamW (or Muon) with weight decay 0.1, 100 warm-up steps, cosine decay to a tenth of the learning
+rate, no dropout. `mlp_ratio` is chosen so that all models of a size have the parameter count of its
+GPT_Rec_parallel, within 1%.
 
 Variants (`--config=experiments/quality.py:SIZE_WAY` or `:SIZE_WAY@LEARNING_RATE`):
     SIZE  small, large
-    WAY   of `WAYS` (a name that ends in _muon is trained by Muon)
+    WAY   one of `WAYS` (names ending in _muon are trained by Muon)
 """
 
 from functools import partial
@@ -25,13 +25,13 @@ SCALAR = {"model.inference_rate": "scalar"}
 WAYS = {
     "GPT_Rec_parallel": {"model.name": "GPT_Rec_parallel"},
     "GPT_Rec": {"model.name": "GPT_Rec"},
-    "GPT": {"model.name": "GPT"},  # of half the width
+    "GPT": {"model.name": "GPT"},  # at half the width
     "full": {},
     # rates and rules
     "scalar": SCALAR,
     "psd": {"model.inference_rate": "psd"},
     "projected": {"model.inference_rate": "psd", "model.rule": "projected"},
-    "momentum": {"model.rule": "momentum"},  # `full` is its control: a parameter less
+    "momentum": {"model.rule": "momentum"},  # `full` is its control, with one parameter less
     "step_scales": {"model.per_step_scale": True},
     "layer_norm": {"model.norm": "layer_norm"},
     # energies
@@ -74,12 +74,12 @@ def get_config(variant: str = "small_full"):
 
 
 def variants():
-    """The names of all, without a learning rate."""
+    """Return the names of all variants, without a learning rate."""
     return [f"small_{way}" for way in WAYS] + [f"large_{way}" for way in LARGE]
 
 
 def rates(name):
-    """The learning rates that are tried of a variant."""
+    """Return the learning rates to search for a variant."""
     size, _, way = name.partition("_")
     return LARGE[way] if size == "large" else RATES["muon" if way.endswith("_muon") else "adamw"]
 
@@ -116,14 +116,14 @@ def large(config):
 
 
 def parameters(model):
-    """How many a model has, in Shakespeare's characters."""
+    """Return the parameter count of a model with Shakespeare's 65 characters as vocabulary."""
     model = model.copy_and_resolve_references()
     model.vocab_size = 65
     return num_parameters(create_model(model))
 
 
 def fitting_ratio(model, count):
-    """The `mlp_ratio` with which a model has nearly `count` parameters, which grow with it."""
+    """Return the `mlp_ratio` that gives a model nearly `count` parameters (linear in the ratio)."""
     model, width = model.copy_and_resolve_references(), model.embed_dim
 
     def of(hidden):

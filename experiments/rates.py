@@ -1,10 +1,10 @@
-"""What the guarantee of descent costs: one small model an inference rate.
+"""The cost of a descent guarantee: one small model per inference rate.
 
     make train EXP=rates:listops_gamma WORKDIR=runs/rates/listops_gamma/0 ARGS="--config.seed=0"
     make rates        # all of them with three seeds, then the table (docs/results/rates.md)
 
-On one CPU core, with other work beside: 4 to 6 minutes (listops), 7 to 8 (shakespeare), 9 to 22
-(deep). What was seen is in docs/results/rates.md.
+On one core of a busy CPU: 4 to 6 minutes (listops), 7 to 8 (shakespeare), 9 to 22 (deep). The
+results are in docs/results/rates.md.
 
 Variants (`--config=experiments/rates.py:TASK_RATE`):
     TASK  listops      modulo 5, D=32, 2 heads, 5 steps
@@ -12,7 +12,7 @@ Variants (`--config=experiments/rates.py:TASK_RATE`):
           deep         listops with D=64, 1 head and 30 steps, as in the paper's deep run
     RATE  full, gamma, psd, scalar, identity (deep: scalar, identity)
 
-Each rate has the norm that its proposition asks for, and all have the strict mask.
+Each rate has the norm that its proposition requires, and all have the strict mask.
 """
 
 from functools import partial
@@ -36,12 +36,12 @@ def get_config(variant: str = "listops_gamma"):
 
 
 def get_sweep(scale: str = ""):
-    """All variants with three seeds."""
+    """Return all variants with three seeds."""
     return all_variants("rates", scale, get_config, variants())
 
 
 def variants():
-    """The changes of every variant, by its name."""
+    """Return the configuration changes of every variant, by name."""
     tasks = {"listops": listops, "shakespeare": shakespeare, "deep": deep}
     return {
         f"{task}_{rate}": partial(changes, rate=rate)

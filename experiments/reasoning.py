@@ -1,15 +1,15 @@
-"""Tasks where a harder input may need more steps: trained shallow and tested deep.
+"""Tasks whose harder inputs may need more steps: shallow training, deep inference.
 
     make train EXP=reasoning:parity_sphere
 
-Addition of up to 10 digits (prompts of 10, 15 and 20), the parity of up to 16 bits (16, 24, 32), up
-to 3 hops of induction (3, 4, 5), and ListOps up to two operations deep, with the loss of the answer
+Addition of up to 10 digits (prompts of 10, 15 and 20), parity of up to 16 bits (16, 24, 32), and up
+to 3 hops of induction (3, 4, 5). ListOps is up to two operations deep, with the loss of the answer
 alone. D=64, 4 heads, T=5 with depths drawn from 5 to 10, 4,000 Muon steps of 32 x 80 tokens.
 
 Variants (`--config=experiments/reasoning.py:TASK_MODEL`):
     TASK   addition, parity, hops, listops
-    MODEL  full: FFG_exact with an unconstrained rate; sphere: the same with a promise of descent;
-           recurrent: GPT_Rec_parallel of nearly as many parameters
+    MODEL  full: FFG_exact with an unconstrained rate; sphere: the same with guaranteed descent;
+           recurrent: GPT_Rec_parallel with nearly as many parameters
 """
 
 from functools import partial

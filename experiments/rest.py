@@ -1,18 +1,18 @@
-"""Models that may go on: trained at many depths, with and without a guarantee.
+"""Models for inference beyond the trained depth, with and without guaranteed descent.
 
     make train EXP=rest:listops_full WORKDIR=runs/rest/listops_full/0
     make rest         # all of them, then the tables (docs/results/rest.md)
 
-ListOps as `make train EXP=listops` has it (modulo 10, D=64, 4 heads, T=5, 5,000 training steps),
-and Shakespeare as `make train EXP=shakespeare` has it, but with the strict mask and 2,000 training
-steps (D=128, 4 heads, T=6). A name that ends in _long has twice the training steps, one in _short
-three tenths of them; `sphere_decay_settled` begins with the model of `sphere_decay_held` beside it,
-`sphere_decay_decoded`, of four fifths as many steps, with that of `sphere_decay_settled`, and
-`sphere_decay_decoded_on`, of a fifth of them, with that of `sphere_decay_decoded`.
+ListOps is configured as in `make train EXP=listops` (modulo 10, D=64, 4 heads, T=5, 5,000 training
+steps). Shakespeare is configured as in `make train EXP=shakespeare`, but with the strict mask and
+2,000 training steps (D=128, 4 heads, T=6). Variants in _long have twice the training steps, those
+in _short three tenths. `sphere_decay_settled` starts from the model of `sphere_decay_held`,
+`sphere_decay_decoded` (four fifths of the steps) from that of `sphere_decay_settled`, and
+`sphere_decay_decoded_on` (a fifth) from that of `sphere_decay_decoded`.
 
 Variants (`--config=experiments/rest.py:TASK_WAY`):
     TASK  listops, shakespeare
-    WAY   of `WAYS` in experiments/_ways.py
+    WAY   one of `WAYS` in experiments/_ways.py
 """
 
 from functools import partial
@@ -31,12 +31,12 @@ def get_config(variant: str = "listops_full"):
 
 
 def get_sweep(scale: str = ""):
-    """All variants with three seeds."""
+    """Return all variants with three seeds."""
     return all_variants("rest", scale, get_config, variants())
 
 
 def variants():
-    """The changes of every variant, by its name."""
+    """Return the configuration changes of every variant, by name."""
     tasks = {"listops": listops, "shakespeare": shakespeare}
     return {
         f"{task}_{way}": partial(change, task=base, way=WAYS[way])
@@ -47,7 +47,7 @@ def variants():
 
 def change(config, task, way):
     task(config)
-    config.eval_prompts = 0  # answers are asked for by the study
+    config.eval_prompts = 0  # the study measures answers
     apply_way(config, way)
     config.eval_every = config.checkpoint_every = config.train_steps // 4
 

@@ -1,21 +1,21 @@
-"""Tiny Shakespeare, by characters.
+"""Tiny Shakespeare by characters.
 
     make train EXP=shakespeare
 
-Seen on two CPU cores: validation loss 1.663 nats a character, in 4 minutes; below 2.0 after
+Measured on two CPU cores: validation loss 1.663 nats per character, in 4 minutes; below 2.0 after
 80 seconds. The variant best: 1.620, in 4 minutes and 20 seconds.
 
 Variants (`--config=experiments/shakespeare.py:NAME`):
     (none)  sized for a laptop CPU
-    best    the same with the gated feed-forward energy (FFG), which learns more
+    best    the same with the gated feed-forward energy (FFG), for a lower loss
             (docs/results/quality.md)
     rest    converges: guaranteed descent, with steps that decay (docs/results/rest.md)
     quick   the sizes of nanoGPT's recipe for CPUs; about a minute (docs/results/time_to_loss.md)
     paper   the paper's scaling study; one point of its sweep over model (NRGPT_H_FF2W,
             NRGPT_H_FF2, GPT, GPT_Rec_parallel), width (32 ... 768), heads (1, 2, 4, 8), steps
             (3, 6, 8), learning rate (1e-3, 1e-4, 5e-5), its final fraction (1/10, 1/20, 1/100),
-            beta2 (0.95, 0.99) and weight decay (0.1, 0.01); as released, without what makes the
-            others fast
+            beta2 (0.95, 0.99) and weight decay (0.1, 0.01); as released, without the changes that
+            speed up the others
 """
 
 from experiments._ways import come_to_rest
@@ -31,7 +31,7 @@ def get_config(variant: str = ""):
 
 
 def laptop(config):
-    """Muon, and rotary positions in the scores: it learns from the first minute."""
+    """Muon, and rotary positions in the scores: the loss falls from the first minute."""
     _muon(config, 3e-3)
     config.train_steps = 1000
     config.eval_every = 100
@@ -46,19 +46,19 @@ def laptop(config):
 
 
 def best(config):
-    """A gated feed-forward energy of as many parameters."""
+    """A gated feed-forward energy with the same number of parameters."""
     laptop(config)
     config.model.name = "NRGPT_H_FFG"
 
 
 def rest(config):
-    """States on a sphere, a `psd` rate, six steps, and six more that fade."""
+    """States on a sphere, a `psd` rate, six steps, and six more at a decaying rate."""
     laptop(config)
     come_to_rest(config)
 
 
 def quick(config):
-    """The sizes of nanoGPT's recipe for CPUs, and a third of its steps."""
+    """The sizes of nanoGPT's recipe for CPUs, with a third of its training steps."""
     laptop(config)
     config.train_steps = 700
     config.eval_every = 350
@@ -76,7 +76,7 @@ def _muon(config, learning_rate):
 
 
 def paper(config):
-    """Batch 64 x 256, dropout 0.1, 40,000 steps, warm-up 100, exponential decay to a tenth."""
+    """Batch 64 x 256, dropout 0.1, 40,000 steps, 100 of warm-up, exponential decay to a tenth."""
     config.train_steps = 40_000
     config.eval_every = 250
     config.model.context_length = 256

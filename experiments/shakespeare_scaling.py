@@ -1,9 +1,9 @@
-"""Shakespeare's characters at three sizes: the paper's Figure 4.
+"""Shakespeare by characters at three sizes: the paper's Figure 4.
 
     make sweep SWEEP=shakespeare_scaling ARGS="--side_by_side"      # on one GPU
 
 Four models at three widths, three seeds each: T=6, 4 heads, batches of 32 x 128 characters, Muon,
-2,000 training steps, no dropout. The learning rate of each model is the better one of two.
+2,000 training steps, no dropout. The learning rate of each model is the better of two.
 FFG_rope is NRGPT_H_FFG with low-rank scores and rotary positions; the others are the paper's.
 
 Scales (`get_sweep`):
@@ -38,7 +38,7 @@ def get_config(variant: str = "NRGPT_H_FF2W_128"):
 
 
 def get_sweep(scale: str = ""):
-    """The runs `MODEL_WIDTH@LEARNING_RATE/SEED`."""
+    """Return the runs `MODEL_WIDTH@LEARNING_RATE/SEED`."""
     return runs(NAME, scale, GRIDS, MODELS, _config)
 
 

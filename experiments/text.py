@@ -1,4 +1,4 @@
-"""Any UTF-8 text of your own, by characters (or by bytes: --config.data.tokenizer=byte).
+"""Your own UTF-8 text by characters (or by bytes: --config.data.tokenizer=byte).
 
 make train EXP=text ARGS="--config.data.path=book.txt"
 """

@@ -1,20 +1,20 @@
-"""WikiText, by GPT-2's byte pairs.
+"""WikiText with the GPT-2 tokenizer.
 
     make train EXP=wikitext                                             # WikiText-2
     make train EXP=wikitext:103 WORKDIR=runs/wikitext-103
     make train EXP=wikitext:small ARGS="--config.data.path=folder"      # two CPU cores
 
-The corpus is read from Hugging Face (Salesforce/wikitext, raw) or from the folder that
-`--config.data.path` names, with files train*, valid* and test*; see docs/data.md. No full run of
-this repository has been made; the sizes of (none) and 103 are choices, not the paper's.
+The corpus is read from Hugging Face (Salesforce/wikitext, raw) or from the folder
+`--config.data.path`, with files train*, valid* and test*; see docs/data.md. This repository has not
+made a full run; the sizes of (none) and 103 are our choice, not the paper's.
 
 Variants (`--config=experiments/wikitext.py:NAME`):
     (none)  WikiText-2: NRGPT_H_FF2W, 6 steps, D=256
     103     WikiText-103: 12 steps, D=768, windows of 1024 tokens
     small   a short run of a small model on two CPU cores
 
-Sweep: the models of experiments/shakespeare_scaling.py, as `small` has them, two learning rates
-(docs/results/paper.md).
+Sweep: the models of experiments/shakespeare_scaling.py with the settings of `small`, two learning
+rates (docs/results/paper.md).
 
     make sweep SWEEP=wikitext ARGS="--config.data.path=folder"
 
@@ -67,7 +67,7 @@ def small(config):
 
 
 def get_sweep(scale: str = ""):
-    """The runs `MODEL_WIDTH@LEARNING_RATE/SEED`."""
+    """Return the runs `MODEL_WIDTH@LEARNING_RATE/SEED`."""
     return runs("wikitext", scale, GRIDS, MODELS, _config)
 
 

@@ -1,1 +1,1 @@
-"""What produces the pages of docs/: rates with a guarantee, energy as a signal, depth."""
+"""Studies that write the result pages of docs/: guaranteed rates, energy as a signal, depth."""

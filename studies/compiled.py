@@ -1,7 +1,7 @@
-"""What a compiled program exchanges and computes, read from its text and from its jaxpr.
+"""Communication and FLOPs of a compiled program, read from its HLO text and its jaxpr.
 
-Bytes are those that one device sends in a ring of n devices: (n-1)/n of what an all-gather makes or
-a reduce-scatter takes, twice that for an all-reduce.
+Bytes are those that one device sends in a ring of n devices: (n-1)/n of the output of an all-gather
+or of the input of a reduce-scatter, and twice that for an all-reduce.
 """
 
 import math
@@ -31,14 +31,14 @@ class Exchange(NamedTuple):
     """A collective operation of a step."""
 
     kind: str
-    devices: int  # that take part in each of its groups
-    times: int  # in a step
-    sent: float  # bytes of a device in a step, all times together
+    devices: int  # per replica group
+    times: int  # executions per step
+    sent: float  # bytes sent per device and step, over all executions
 
 
 def exchanges(text: str) -> list[Exchange]:
-    """All collectives of a compiled program, `compiled.as_text()`; loops count as often as they
-    run."""
+    """Return all collectives of a compiled program, `compiled.as_text()`, with the trip counts of
+    loops applied."""
     found = _COMPUTATION.findall(text)
     computations = {name: lines.splitlines() for _, name, lines in found}
     return [e for entry, name, _ in found if entry for e in _walk(name, 1, computations)]
@@ -58,7 +58,7 @@ def _walk(name: str, times: int, computations: dict[str, list[str]]) -> Iterator
 
 
 def _made(shapes: str, kind: str, start: str | None) -> float:
-    """Bytes of the result; where an asynchronous one starts, its arguments stand before it."""
+    """Return the bytes of the result; the shapes of an asynchronous start list its operands too."""
     arrays = _SHAPE.findall(re.sub(r"\{[^}]*\}", "", shapes))
     sizes = [BYTES[t] * math.prod(map(int, filter(None, d.split(",")))) for t, d in arrays]
     if start and kind == "all-gather":
@@ -92,14 +92,13 @@ def _trips(line: str, computations: dict[str, list[str]]) -> int:
 
 
 def product_flops(function: Callable, *arguments: Any, axis: str = "", parts: int = 1) -> float:
-    """Operations of one device in all matrix products of a function, as written: what is computed
-    again counts.
+    """Count the FLOPs of one device in all matrix products of a function, recomputation included.
 
     Args:
-      function, arguments: what is traced.
-      axis: a mesh axis of `parts` devices. Where a `shard_map` does not take it, the compiler is
-        taken to split every product over it.
-      parts: its length.
+      function, arguments: the function and the arguments to trace it with.
+      axis: a mesh axis of `parts` devices. Outside a `shard_map` over this axis, the compiler is
+        assumed to split every product over it.
+      parts: length of the axis.
     """
     return _flops(jax.make_jaxpr(function)(*arguments).jaxpr, axis, parts)
 

@@ -1,4 +1,4 @@
-"""Accuracy against the depth at inference and by the cache: writes docs/results/depth.md.
+"""Accuracy against inference depth and KV cache: writes docs/results/depth.md.
 
 python -m studies.depth --workdir=runs/listops [--prompts=400]
 """
@@ -19,11 +19,11 @@ from studies.measures import answered
 from studies.tables import table, write_page
 
 TOLERANCES = {"energy": (10.0, 3.0, 1.0, 0.3, 0.1, 0.01), "gradient": (10.0, 3.0, 1.0, 0.3, 0.1)}
-STEPS = (0.6, 0.8, 1, 1.2, 2, 4)  # times those of training
+STEPS = (0.6, 0.8, 1, 1.2, 2, 4)  # times the trained number of steps
 
 
 def measure(trained: Pretrained, prompts: Prompts, limit: int) -> list[list[str]]:
-    """The rows of the table."""
+    """Return the rows of the table."""
     T, rows = trained.model.num_steps, list[list[str]]()
     counts = [(round(n * T), cache) for n in STEPS for cache in ("exact", "fixed_point")]
     ways = [(f"{n} steps", Settings(num_steps=n, cache=cache)) for n, cache in counts]
@@ -41,7 +41,7 @@ def measure(trained: Pretrained, prompts: Prompts, limit: int) -> list[list[str]
 
 
 def _error(trained: Pretrained, prompts: Prompts, settings: Settings) -> str:
-    """Mean KL divergence from the exact cache on texts the exact cache made."""
+    """Return the mean KL divergence from the exact cache, on texts generated with that cache."""
     deep = trained.model.with_num_steps(trained.variables, settings.num_steps or 1)
     chosen, decoding = prompts.prompts[:20], Decoding(settings.cache)
     end, symbols = prompts.end, prompts.num_symbols
@@ -54,7 +54,7 @@ def _error(trained: Pretrained, prompts: Prompts, settings: Settings) -> str:
 
 
 def main(f: flags.FlagValues) -> None:
-    """Measures, prints, writes."""
+    """Measure, print and write the page."""
     trained = load_pretrained(f.workdir)
     sets = load_recorded(trained.config.data).prompts
     if not sets:
@@ -66,7 +66,7 @@ def main(f: flags.FlagValues) -> None:
 
 
 def lines(trained: Pretrained, name: str, count: int, rows: list[list[str]]) -> list[str]:
-    """What was measured, and the table."""
+    """Return the description of the measurement, and the table."""
     head = ["depth", "cache", "answered", "mean steps", "most steps", "KL of the cache, nats"]
     m = trained.config.model
     return [

@@ -1,4 +1,4 @@
-"""What several studies and benchmarks measure of a model, and how."""
+"""Measurements of a model that several studies and benchmarks share."""
 
 import statistics
 import time
@@ -22,7 +22,7 @@ Way = TypeVar("Way")
 
 
 def excerpts(stream: Stream, count: int, length: int) -> np.ndarray:
-    """Tokens (count,length), int32, from evenly spaced places of a stream."""
+    """Return evenly spaced excerpts of a stream: tokens (count,length), int32."""
     starts = np.linspace(0, len(stream) - length, count).astype(int)
     return stream.tokens[starts[:, None] + np.arange(length)]
 
@@ -30,8 +30,8 @@ def excerpts(stream: Stream, count: int, length: int) -> np.ndarray:
 def losses_at(
     trained: Pretrained, dataset: Dataset, depths: Iterable[int], windows: int
 ) -> dict[str, float]:
-    """Validation loss in nats, `loss_at_2T`, and the share of next tokens right, `hits_at_2T`, at
-    multiples of the trained number of steps; over windows of the validation split."""
+    """Compute the validation loss in nats (`loss_at_2T`) and the next-token accuracy (`hits_at_2T`)
+    at multiples of the trained number of steps, over windows of the validation split."""
     mesh, found = sharding.make_mesh(), {}
     for times in depths:
         steps = times * trained.model.num_steps
@@ -47,8 +47,8 @@ def losses_at(
 def answered(
     trained: Pretrained, prompts: Prompts, limit: int | None = None, **settings: Any
 ) -> tuple[float, np.ndarray]:
-    """The share of the first prompts answered, and the steps of every generated token; greedily, or
-    with other fields of `Settings`."""
+    """Return the share of the first `limit` prompts answered and the steps of every generated
+    token. Decoding is greedy unless `settings`, fields of `Settings`, change it."""
     model, params, options = trained.model, trained.variables["params"], Settings(**settings)
     made = evaluation.continuations(model, params, prompts, limit=limit, settings=options)
     hits = evaluation.scores(made, prompts, model.context_length)
@@ -56,7 +56,7 @@ def answered(
 
 
 def in_turns(ways: Mapping[Way, Callable[[], Any]], rounds: int) -> dict[Way, float]:
-    """Median seconds of calls that take turns, after a round that compiles and is not counted."""
+    """Return the median seconds per call of interleaved calls; a first round compiles, untimed."""
     times: dict[Way, list[float]] = {way: [] for way in ways}
     for _ in range(1 + rounds):
         for way, work in ways.items():
@@ -69,8 +69,8 @@ def in_turns(ways: Mapping[Way, Callable[[], Any]], rounds: int) -> dict[Way, fl
 def training_step(
     config: ConfigDict, mesh: jax.sharding.Mesh, tokens: np.ndarray | None = None
 ) -> tuple[LanguageModel, Any, training.TrainState, Batch]:
-    """The model of a configuration, its training step, and the state and the batch that this is
-    called with: of tokens (B,N+1), or without them shapes only."""
+    """Return the model of a configuration, its training step, and the state and batch to call it
+    with. The batch holds `tokens` (B,N+1); if None, state and batch are shapes only."""
     model, parts = create_model(config), config.optimizer.accumulation_steps
     specs = parameter_specs(model)
     optimizer = optimizers.create_optimizer(config.optimizer, config.train_steps, specs)

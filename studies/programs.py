@@ -1,6 +1,6 @@
-"""Runs `python -m nrgpt_jax.NAME ...` in processes of their own that need not import JAX again.
+"""Run `python -m nrgpt_jax.NAME ...` in forked processes that need not import JAX again.
 
-They are watched, sent signals, and asked how they ended; tests and studies share them.
+Tests and studies share them to watch programs, send signals and read how they ended.
 """
 
 import multiprocessing
@@ -20,14 +20,14 @@ ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("cli", "training.loop", "generation.exported", "analysis.report")  # all but programs
 POLL = 0.005  # seconds
 
-# Its server imports the parts once, and is forked for every program before JAX has started.
+# The server imports the parts once, and is forked for every program before JAX is initialized.
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload([f"nrgpt_jax.{part}" for part in PARTS])
-_lock = threading.Lock()  # multiprocessing asks after all processes whenever it starts one
+_lock = threading.Lock()  # multiprocessing polls all processes whenever it starts one
 
 
 class Done(NamedTuple):
-    """How a program ended, and its output."""
+    """The exit code of a program, and its output."""
 
     returncode: int | None
     stdout: str
@@ -35,13 +35,13 @@ class Done(NamedTuple):
 
 
 class Running:
-    """A program that has been started in the root of the repository.
+    """A running program, started in the root of the repository.
 
     Args:
-      name: of the program, `train` or another.
-      arguments: of its command line.
-      environment: more variables.
-      before: called in the program's process before it begins, to change what it runs on.
+      name: name of the program, such as `train`.
+      arguments: its command-line arguments.
+      environment: additional environment variables.
+      before: function called in the program's process before it begins, to patch what it uses.
     """
 
     def __init__(
@@ -59,20 +59,20 @@ class Running:
             self._process.start()
 
     def wait_until_it_begins(self) -> float:
-        """Waits for its first line to be run; the time then, by `time.monotonic`."""
+        """Wait until the program begins; return that time, by `time.monotonic`."""
         while not (self._folder / "begun").exists() and self.is_running():
             time.sleep(POLL / 5)
         return time.monotonic()
 
     def send(self, number: int) -> None:
-        """Sends a signal; to a process that has ended, nothing happens."""
-        with _lock:  # as long as nobody has asked how it ended, nobody else has its number
+        """Send a signal, unless the process has ended."""
+        with _lock:  # the system does not reuse a process id before the exit code is read
             if self._process.exitcode is None:
                 assert self._process.pid is not None
                 os.kill(self._process.pid, number)
 
     def is_running(self) -> bool:
-        """Whether it has not ended."""
+        """Whether the process has not ended."""
         with _lock:
             return self._process.exitcode is None
 
@@ -81,7 +81,7 @@ class Running:
         return path.read_text(errors="replace") if path.exists() else ""
 
     def end(self, seconds: float | None = None) -> Done:
-        """Waits for its end. Raises TimeoutError if it does not come in time."""
+        """Wait for the program to end. Raises TimeoutError after `seconds`."""
         begin = time.monotonic()
         while self.is_running():
             if seconds is not None and time.monotonic() - begin > seconds:
@@ -95,7 +95,7 @@ class Running:
 
 
 def program(name: str, *arguments: object, environment: Mapping[str, str] | None = None) -> Done:
-    """Runs a program to its end."""
+    """Run a program to its end."""
     return Running(name, *arguments, environment=environment).end()
 
 
@@ -120,7 +120,7 @@ def _run(
 def start_together(
     of_each: Sequence[Sequence[object]], environment: Mapping[str, str]
 ) -> list[Running]:
-    """Trains in several joined processes, each with its arguments, on this machine."""
+    """Start a multi-process training on localhost, each process with its own arguments."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
@@ -132,14 +132,14 @@ def start_together(
 
 
 def devices(count: int, flags: str = "") -> dict[str, str]:
-    """The environment of a process with N CPU devices, and other flags of XLA."""
+    """Return the environment of a process with N CPU devices and further XLA flags."""
     others = [flag for flag in flags.split() if "device_count" not in flag]
     wanted = f"--xla_force_host_platform_device_count={count}"
     return {"XLA_FLAGS": " ".join([*others, wanted])}
 
 
 def compiled_fast() -> str:
-    """Flags of XLA for programs that run for milliseconds: they are compiled fast, not well."""
+    """Return XLA flags for programs that run for milliseconds: fast compilation, slow code."""
     flags = "--xla_backend_optimization_level=0"
     if metadata.version("jaxlib").startswith("0.10."):  # XLA aborts on flags it does not know
         flags += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
@@ -147,5 +147,5 @@ def compiled_fast() -> str:
 
 
 def arguments_of(fields: Mapping[str, object]) -> list[str]:
-    """Fields of a configuration as flags."""
+    """Return configuration fields as flags."""
     return [f"--config.{name}={value}" for name, value in fields.items()]

@@ -1,10 +1,10 @@
-"""What helps at equal parameters, at the best learning rates: writes docs/results/quality.md.
+"""Ablations at equal parameters and best learning rates: writes docs/results/quality.md.
 
     python -m studies.quality [--runs=runs/quality] [--jobs=2] [--seeds=3]
 
-Every variant of experiments/quality.py is trained with seed 0 at each of its learning rates; the
-one with the lowest validation loss is taken, and trained with the seeds from 1 on, which are the
-ones that the tables show. The numbers go to results/quality.json.
+Trains every variant of experiments/quality.py with seed 0 at each of its learning rates. The rate
+with the lowest validation loss is trained with seeds 1, 2, ...: only these are in the tables. The
+results are saved in results/quality.json.
 """
 
 import math
@@ -29,7 +29,7 @@ REFERENCE = "GPT_Rec_parallel_muon"
 
 
 def tuned(names: list[str], f: flags.FlagValues) -> dict[str, Record]:
-    """Trains these variants; the learning rate of each, and its losses in nats a character."""
+    """Train variants; return the best learning rate of each and its losses, nats per character."""
     experiment, runs = load_module(EXPERIMENT), Path(f.runs)
     cell = lambda name, rate: f"{name}@{rate:g}"
 
@@ -38,10 +38,10 @@ def tuned(names: list[str], f: flags.FlagValues) -> dict[str, Record]:
         configs = {w: experiment.get_config(c) for c, own in workdirs.items() for w in own}
         for workdir, config in configs.items():
             config.seed = int(workdir.name)
-        train_all(configs, f, may_diverge=True)  # which is a result
+        train_all(configs, f, may_diverge=True)  # a divergence is a result
         return {c: [*map(loss, own)] for c, own in workdirs.items()}
 
-    # Side by side the other seeds of every learning rate cost little more.
+    # Side by side, the other seeds of every learning rate add little time.
     searched = [cell(name, rate) for name in names for rate in experiment.rates(name)]
     seen = losses(searched, range(f.seeds + 1 if f.side_by_side else 1))
     found = {}
@@ -58,10 +58,10 @@ def tuned(names: list[str], f: flags.FlagValues) -> dict[str, Record]:
 
 
 def loss(workdir: Path) -> float:
-    """The validation loss after the last step; infinite where the training diverged.
+    """Return the validation loss after the last step; infinite if the training diverged.
 
     Raises:
-      UserError: it was neither trained to the end nor has it diverged.
+      UserError: the run has neither finished nor diverged.
     """
     if is_done(workdir):
         last = [line["val/loss"] for line in read_metrics(workdir) if "val/loss" in line][-1]
@@ -72,7 +72,7 @@ def loss(workdir: Path) -> float:
 
 
 def tables(found: dict[str, Record]) -> Tables:
-    """One of each size, from the lowest loss to the highest."""
+    """Return one table per size, sorted by loss."""
     result = {}
     for size in SIZES:
         own = {n.removeprefix(f"{size}_"): r for n, r in found.items() if n.startswith(size)}
@@ -89,12 +89,12 @@ def tables(found: dict[str, Record]) -> Tables:
 
 
 def _mean(losses: list[float | None]) -> float:
-    """Infinite where a training has diverged (None in the file), or there is none."""
+    """Return the mean; infinite if a run has diverged (None in the file) or there is no run."""
     return float(np.mean([math.inf if value is None else value for value in losses or [None]]))
 
 
 def main(f: flags.FlagValues) -> None:
-    """Trains and writes."""
+    """Train the variants and write the page."""
     variants, found = load_module(EXPERIMENT).variants(), load("quality")
     for size in SIZES if f.seeds else ():
         found |= tuned([n for n in f.only or variants if n.startswith(size)], f)

@@ -1,9 +1,9 @@
-"""What a guarantee of descent costs: trains, measures, writes docs/results/rates.md.
+"""Measure the cost of a descent guarantee: trains, measures, writes docs/results/rates.md.
 
     python -m studies.rates [--runs=runs/rates] [--jobs=2] [--seeds=3]
 
-Trains the variants of experiments/rates.py that are not trained yet (some at a time, each on one
-core), and measures all that are. Numbers are kept in the run directory, and in results/rates.json.
+Trains the missing variants of experiments/rates.py (`--jobs` at a time, each on one core), and
+measures all trained ones. The results are saved in the run directory and in results/rates.json.
 """
 
 import math
@@ -21,13 +21,13 @@ from studies.runner import Found, run_study
 from studies.tables import Columns, Record, Tables, summary
 
 DEPTHS = (1, 2, 4)  # times the trained number of steps
-PROMPTS = 1000  # held-out ones, answered greedily
-LONG = 120  # steps that contexts have to converge
-TEXTS, TOKENS = 4, 64  # that certificates are measured on
+PROMPTS = 1000  # held-out prompts, answered greedily
+LONG = 120  # minimum number of steps for the context to converge
+TEXTS, TOKENS = 4, 64  # texts for the certificates, and tokens per text
 
 
 def measure(workdir: Path) -> Record:
-    """The numbers of one run."""
+    """Measure one run."""
     trained = load_pretrained(workdir)
     dataset = load_recorded(trained.config.data)
     found = {**_certificates(trained, dataset), **losses_at(trained, dataset, DEPTHS, 512)}
@@ -37,7 +37,7 @@ def measure(workdir: Path) -> Record:
 
 
 def _certificates(trained: Pretrained, dataset: Dataset) -> Record:
-    """Certificates and motion at 4 times the trained depth, over texts of the validation split."""
+    """Compute certificates, and motion at 4 times the trained depth, on validation texts."""
     texts = excerpts(dataset.validation, TEXTS, TOKENS)
     seen = [examine(trained, text) for text in texts]
     certificates = [found.certificate for found in seen]
@@ -67,7 +67,7 @@ def _certificates(trained: Pretrained, dataset: Dataset) -> Record:
 
 
 def extremes(scales: Sequence[float | None]) -> str:
-    """The least and the most; None is one where even the longest that was tried descends."""
+    """Format the smallest and largest scale; None: even the longest step tried descends."""
     found = [math.inf if scale is None else scale for scale in scales]
     bound = lambda scale: f"> {max(SCALES):g}" if math.isinf(scale) else f"{scale:.2g}"
     least, most = min(found), max(found)
@@ -104,7 +104,7 @@ TITLES = {
 
 
 def tables(found: Found) -> Tables:
-    """Three of each task, under its title."""
+    """Return three tables per task, under its title."""
     lines: list[str] = []
     for task, title in TITLES.items():
         cells = {n.split("_")[1]: rows for n, rows in found.items() if n.startswith(task)}

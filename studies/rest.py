@@ -1,9 +1,9 @@
-"""Whether models may run more steps than trained: trains, measures, writes docs/results/rest.md.
+"""Can models run more steps than trained? Trains, measures, writes docs/results/rest.md.
 
     python -m studies.rest [--runs=runs/rest] [--jobs=2] [--seeds=1]
 
-Trains the variants of experiments/rest.py that are not trained yet (some at a time, each on one
-core), and measures all that are. Numbers are kept in the run directory, and in results/rest.json.
+Trains the missing variants of experiments/rest.py (`--jobs` at a time, each on one core), and
+measures all trained ones. The results are saved in the run directory and in results/rest.json.
 """
 
 from pathlib import Path
@@ -29,20 +29,20 @@ from studies.measures import answered, excerpts, in_turns, losses_at
 from studies.runner import Found, run_study
 from studies.tables import Columns, Record, Tables, summary
 
-TIMES = (1, 2, 4, 16, 100)  # the trained number of steps
+TIMES = (1, 2, 4, 16, 100)  # multiples of the trained number of steps
 WINDOWS = 64  # of the validation split, for the losses
 ANSWERED_AT, ONE_ROW_AT = (1, 2, 4, 16), (1, 4)
-PROMPTS = 200  # held-out ones, answered greedily
-TOLERANCES = (0.01, 0.03, 0.1)  # of the state, at which tokens of a text stop
+PROMPTS = 200  # held-out prompts, answered greedily
+TOLERANCES = (0.01, 0.03, 0.1)  # of the state, for adaptive stopping on a text
 TEXTS_AT_ONCE, ROUNDS = 16, 3  # for the speed of generation
-MOST, UNTIL = 4, Convergence(0.03, "state")  # times T, for tokens that stop by themselves
-DESCENTS = (0, 1, 2, 4, 8)  # held ones after the usual one, for the losses
-REST, TEXTS, TOKENS = 16, 4, 64  # when and on what tokens are asked whether they attract
-TOLERANCE = 1e-3  # of rest: what one more step changes of a state, relative
+MOST, UNTIL = 4, Convergence(0.03, "state")  # adaptive stopping: at most MOST T steps
+DESCENTS = (0, 1, 2, 4, 8)  # numbers of held descents after the usual one, for the losses
+REST, TEXTS, TOKENS = 16, 4, 64  # attraction: measured after REST T steps, on TEXTS x TOKENS tokens
+TOLERANCE = 1e-3  # of convergence: relative change of a state by one more step
 
 
 def measure(workdir: Path) -> Record:
-    """The numbers of one run."""
+    """Measure one run."""
     trained = load_pretrained(workdir, "latest")
     dataset = load_recorded(trained.config.data)
     found = losses_at(trained, dataset, TIMES, WINDOWS) | _held(trained, dataset)
@@ -54,7 +54,7 @@ def measure(workdir: Path) -> Record:
 
 
 def _held(trained: Pretrained, dataset: Dataset) -> dict[str, float]:
-    """Validation loss in nats after further descents, each held where the one before has ended."""
+    """Compute the validation loss after further descents, each with the last one's context held."""
     model = trained.model
     batch = next(validation_batches(dataset.validation, model.context_length, WINDOWS, WINDOWS))
     weights, targets = jnp.asarray(batch.weights), jnp.asarray(batch.targets)
@@ -75,8 +75,8 @@ def _held(trained: Pretrained, dataset: Dataset) -> dict[str, float]:
 
 
 def _reading(trained: Pretrained, dataset: Dataset) -> dict[str, float]:
-    """Loss of the same windows, of a corpus, where each token is decoded: with both caches, and
-    with tokens that stop by themselves, with their mean number of steps."""
+    """Compute the loss of the same windows in decoding: with a fixed-point cache, and with adaptive
+    stopping, for which the mean number of steps over T is returned too."""
     model, T = trained.model, trained.model.num_steps
     batch = next(validation_batches(dataset.validation, model.context_length, WINDOWS, WINDOWS))
     texts = np.concatenate([batch.inputs, batch.targets[:, -1:]], axis=1)
@@ -95,7 +95,7 @@ def _reading(trained: Pretrained, dataset: Dataset) -> dict[str, float]:
 
 
 def _speed(trained: Pretrained) -> dict[str, float]:
-    """Characters a second and megabytes of the cache, for `TEXTS_AT_ONCE` texts of a corpus."""
+    """Measure characters per second and the KV cache in MB, for a batch of `TEXTS_AT_ONCE`."""
     model, variables = trained.model, trained.variables
     new, sampling = model.context_length - 1, Sampling(temperature=1.0)
     prompts = [np.array([symbol]) for symbol in range(TEXTS_AT_ONCE)]
@@ -114,8 +114,8 @@ def _speed(trained: Pretrained) -> dict[str, float]:
 
 
 def _answers(trained: Pretrained, dataset: Dataset) -> dict[str, float]:
-    """The share of held-out prompts answered, greedily: at several depths, with a fixed-point
-    cache, and by tokens that stop by themselves, with their mean number of steps."""
+    """Compute the share of held-out prompts answered greedily: at several depths, with a
+    fixed-point cache, and with adaptive stopping, with its mean number of steps over T."""
     T, prompts = trained.model.num_steps, next(iter(dataset.prompts.values()))
     ask = lambda n, **ways: answered(trained, prompts, PROMPTS, num_steps=n * T, **ways)
     found = {f"answered_at_{n}T": ask(n)[0] for n in ANSWERED_AT}
@@ -125,7 +125,7 @@ def _answers(trained: Pretrained, dataset: Dataset) -> dict[str, float]:
 
 
 def _rest(trained: Pretrained, dataset: Dataset) -> dict[str, float]:
-    """Whether tokens of the validation split have converged after `REST` T steps, and attract."""
+    """Measure convergence of validation tokens after `REST` T steps, and attraction with radii."""
     texts = excerpts(dataset.validation, TEXTS, TOKENS)
     steps = REST * trained.model.num_steps
     deep, variables = trained.model.with_num_steps(trained.variables, steps)
@@ -184,7 +184,7 @@ TABLES: dict[str, dict[str, Columns]] = {  # by task and title
 
 
 def tables(found: Found) -> Tables:
-    """Three of each task; without the variants of short training, which only rest.json has."""
+    """Return three tables per task, without the `_short` variants, which are only in rest.json."""
     lines: list[str] = []
     for task, columns_of in TABLES.items():
         own = {

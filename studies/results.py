@@ -1,9 +1,9 @@
-"""The paper's figures and tables from what sweeps have trained: writes docs/results/paper.md.
+"""The paper's figures and tables, from trained sweeps: writes docs/results/paper.md.
 
     make sweep SWEEP=listops_transition && make sweep SWEEP=overfitting && make results
 
-Each section is written where its runs are there (`--runs`/NAME of the sweep); the numbers of the
-others stay as results/results.json has them.
+A section is measured if the runs of its sweep exist (`--runs`/NAME); the other sections keep their
+numbers of results/results.json.
 """
 
 from pathlib import Path
@@ -33,7 +33,8 @@ SECTIONS: dict[str, ModuleType] = {
 
 
 def collect(runs: Path, name: str) -> list[Record]:
-    """The records of a sweep; where prompts are answered, of the runs that are shown."""
+    """Return the records of a sweep; those of `TRANSITIONS` are limited to the best learning rates,
+    and have the share of prompts answered."""
     found = records.of_sweep(runs / name)
     if name in TRANSITIONS:
         found = [run for cell in records.at_best_rates(found).values() for run in cell]
@@ -44,7 +45,7 @@ def collect(runs: Path, name: str) -> list[Record]:
 
 
 def sampled(runs: Path) -> dict[str, samples.Numbers]:
-    """What the models of the largest width write, and the corpus; seed 0 of each."""
+    """Measure samples of the models of the largest common width (seed 0), and of the corpus."""
     best = records.at_best_rates(records.of_sweep(runs / SCALING))
     widths = [{width for name, width in best if name == model} for model in scaling.COLOURS]
     largest = max(set.intersection(*widths), default=None)
@@ -59,12 +60,12 @@ def sampled(runs: Path) -> dict[str, samples.Numbers]:
 
 
 def tables(found: dict[str, Any]) -> Tables:
-    """Of every section; where nothing was found the page stays."""
+    """Return the tables of all sections with results; the others stay as they are in the page."""
     return {name: SECTIONS[name].lines(of_sweep) for name, of_sweep in found.items() if of_sweep}
 
 
 def draw(found: dict[str, Any], folder: Path) -> None:
-    """Writes the figures of what is there."""
+    """Write the figures of the sections with results."""
     folder.mkdir(parents=True, exist_ok=True)
     tasks = {title: found[name] for name, title in TRANSITIONS.items() if name in found}
     if tasks:
@@ -75,7 +76,7 @@ def draw(found: dict[str, Any], folder: Path) -> None:
 
 
 def main(f: flags.FlagValues) -> None:
-    """Reads, measures, writes."""
+    """Read the sweeps, measure, and write the page and its figures."""
     found, runs = load("results"), Path(f.runs)
     for name in SWEEPS:
         found[name] = collect(runs, name) or found.get(name, [])

@@ -1,4 +1,4 @@
-"""The runner of all studies: trains and measures what is missing, and writes the page."""
+"""The runner of all studies: trains and measures missing runs, and writes the page."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -20,11 +20,11 @@ from studies.tables import ROOT, Record, Tables, load, write
 
 Measure = Callable[[Path], Record]
 Found = dict[str, list[Record]]
-"""By variant, one record a seed."""
+"""Records by variant, one per seed."""
 
 
 def define_flags(runs: str, seeds: int) -> None:
-    """Those that `measure_all` reads, with their defaults."""
+    """Define the flags of `measure_all`, with their defaults."""
     flags.DEFINE_string("runs", runs, "Where the runs are, or are to be.")
     flags.DEFINE_integer("seeds", seeds, "Number of seeds that are trained.", 0)
     flags.DEFINE_list("only", [], "Train these variants; all by default.")
@@ -36,8 +36,8 @@ def define_flags(runs: str, seeds: int) -> None:
 
 
 def run_study(name: str, measure: Measure, tables: Callable[[Found], Tables], seeds: int) -> None:
-    """The program that trains experiments/NAME.py, by default with `seeds` seeds, and measures;
-    it writes results/NAME.json and docs/results/NAME.md."""
+    """Run the program that trains experiments/NAME.py, by default with `seeds` seeds, measures the
+    runs, and writes results/NAME.json and docs/results/NAME.md."""
 
     def main() -> None:
         found = measure_all(ROOT / f"experiments/{name}.py", measure, flags.FLAGS)
@@ -49,14 +49,14 @@ def run_study(name: str, measure: Measure, tables: Callable[[Found], Tables], se
 
 
 def measure_all(experiment: Path, measure: Measure, f: flags.FlagValues) -> Found:
-    """Trains, and measures every run that is trained; by variant, the numbers seed by seed.
+    """Train missing runs and measure all trained ones; return the records by variant.
 
-    Those of variants without a trained run are taken from the raw results of the study.
+    Variants without a trained run keep their records of the study's raw results.
 
     Args:
       experiment: an experiment file with `variants()`.
-      measure: gives the numbers of a run directory.
-      f: of `define_flags`.
+      measure: function that measures a run directory.
+      f: the flags of `define_flags`.
     """
     runs, module, before = Path(f.runs), load_module(experiment), load(experiment.stem)
     names = list(module.variants())
@@ -74,7 +74,7 @@ def measure_all(experiment: Path, measure: Measure, f: flags.FlagValues) -> Foun
 
 
 def measured(workdir: Path, name: str, measure: Measure, again: bool = False) -> Record:
-    """The numbers of a run, which are kept in its `<name>.json`; what is not finite is None."""
+    """Return the record of a run, stored in its `<name>.json`; non-finite numbers are None."""
     kept = workdir / f"{name}.json"
     if again or not kept.exists():
         numbers = json.dumps(plain(measure(workdir)), indent=1, allow_nan=False)
@@ -86,11 +86,11 @@ def measured(workdir: Path, name: str, measure: Measure, again: bool = False) ->
 def train_all(
     configs: Mapping[Path, ConfigDict], f: flags.FlagValues, may_diverge: bool = False
 ) -> None:
-    """Trains what is not trained.
+    """Train the runs that are not trained yet.
 
     Raises:
-      UserError: some have failed, other than by a divergence that `may_diverge` allows; raised
-        when the others are done.
+      UserError: runs have failed, other than by a divergence that `may_diverge` allows; raised
+        after all other runs are done.
     """
     if not configs:
         return

@@ -1,11 +1,10 @@
-"""Compiles the training step of OpenWebText for slices of TPU v5e: writes docs/results/scaling.md.
+"""Compile the training step of OpenWebText for TPU v5e slices: writes docs/results/scaling.md.
 
     python -m studies.scaling [--only=TEXT]
 
-No chip is needed: `libtpu` (pip install 'nrgpt-jax[tpu]') compiles for a topology by name. Of each
-row one device's matrix products, bytes of parameters, optimizer and temporaries, and bytes sent in
-each kind of collective are read from the program, and compared with what theory says. A row that
-results/scaling.json has is not compiled again.
+No chip is needed: `libtpu` (pip install 'nrgpt-jax[tpu]') compiles for a topology by name. The page
+compares with theory, per device: FLOPs of matrix products, bytes of parameters, optimizer and
+temporaries, and bytes sent by collectives. Rows of results/scaling.json are not compiled again.
 """
 
 import collections
@@ -28,19 +27,19 @@ from studies.compiled import Exchange, exchanges, product_flops
 from studies.measures import training_step
 from studies.tables import Record, Tables, load, table, write
 
-TOPOLOGIES = {1: "v5e:2x2", 8: "v5e:2x4", 64: "v5e:8x8", 256: "v5e:16x16"}  # of 1, the first chip
+TOPOLOGIES = {1: "v5e:2x2", 8: "v5e:2x4", 64: "v5e:8x8", 256: "v5e:16x16"}  # for 1: its first chip
 
 
 class Row(NamedTuple):
     """A program to compile."""
 
-    model: str  # a variant of experiments/openwebtext.py, and fields of its model
+    model: str  # a variant of experiments/openwebtext.py, and optionally an attention
     mesh: tuple[int, int, int]  # data, fsdp, tensor
     parts: int  # optimizer.accumulation_steps
 
     @property
     def name(self) -> str:
-        """What tells it apart."""
+        """The unique name of the row."""
         return f"{self.model}, {' x '.join(map(str, self.mesh))}, {self.parts} parts"
 
 
@@ -60,11 +59,11 @@ ROWS = (
 
 
 class Chip(NamedTuple):
-    """Published figures of a chip, and what is assumed of it."""
+    """Published figures of a chip, and an assumed utilization."""
 
-    peak: float  # bfloat16 operations a second
-    sent: float  # bytes a second that a device sends in a ring
-    share: float  # of the peak that products reach, assumed
+    peak: float  # bfloat16 FLOP/s
+    sent: float  # bytes per second that a device sends in a ring
+    share: float  # of the peak that matrix products reach, assumed
 
 
 CHIPS = {
@@ -74,7 +73,7 @@ CHIPS = {
 
 
 def config_of(row: Row) -> ConfigDict:
-    """The experiment's configuration."""
+    """Return the configuration of a row."""
     variant, _, attention = row.model.partition(" ")
     config = openwebtext.get_config({PAPER: ""}.get(variant, variant))
     config.model.attention = attention or config.model.attention
@@ -83,7 +82,7 @@ def config_of(row: Row) -> ConfigDict:
 
 
 def measure(row: Row) -> Record:
-    """What is read from the program of a row."""
+    """Compile the program of a row and return its figures."""
     config, mesh = config_of(row), mesh_of(row)
     model, step, state, batch = training_step(config, mesh)
     begin = time.perf_counter()
@@ -105,7 +104,7 @@ def measure(row: Row) -> Record:
 
 
 def mesh_of(row: Row) -> jax.sharding.Mesh:
-    """Devices that one can compile for.
+    """Return a mesh of the abstract devices of a topology, to compile for.
 
     Raises:
       UserError: libtpu is not installed.
@@ -128,8 +127,8 @@ def _bytes(tree: Any, where: Any) -> int:
 
 
 def sent_by(found: list[Exchange], tensor: int) -> dict[str, float]:
-    """Bytes that a device sends in a step: of parameters by kind, and of states between the parts
-    of heads and widths (the groups of `tensor` devices)."""
+    """Sum the bytes that a device sends per step: of parameters by kind of collective, and of
+    states under "tensor", in groups of `tensor` devices that share heads and widths."""
     total: dict[str, float] = collections.defaultdict(float)
     for exchange in found:
         between = tensor > 1 and exchange.devices == tensor
@@ -138,9 +137,9 @@ def sent_by(found: list[Exchange], tensor: int) -> dict[str, float]:
 
 
 def theory(model: LanguageModel, mesh: tuple[int, int, int]) -> dict[str, float]:
-    """Bytes that a device sends of parameters: what is split over fsdp is gathered once, in the
-    type that products read it in, and its gradient scattered once in float32; the remainder of
-    gradients is summed over `data`, and of those that are not split over `fsdp` too."""
+    """Compute the bytes that a device sends per step. Parameters on `fsdp` are all-gathered in the
+    dtype of products; their gradients are reduce-scattered in float32 and all-reduced over `data`.
+    The gradients of other parameters are all-reduced over `data` and `fsdp`."""
     data, fsdp, tensor = mesh
     total: dict[str, float] = collections.defaultdict(float)
     is_spec = lambda leaf: isinstance(leaf, ParameterSpec)
@@ -162,14 +161,14 @@ COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce")
 
 
 def parameter_ratio(found: Record) -> float:
-    """Bytes of parameters that the program sends, over those of theory."""
+    """Return the ratio of bytes that the program sends for parameters to those of theory."""
     sent = sum(sent for kind, sent in found["sent"].items() if kind != "tensor")
     return sent / sum(found["theory"].values())
 
 
 def predicted(found: Record, chip: Chip) -> tuple[float, float, float]:
-    """Seconds of a step if exchange is hidden behind products and if it is not, and the share of
-    the peak, counting necessary operations, in the worse case."""
+    """Predict the seconds of a step with communication overlapped and not overlapped, and the share
+    of the peak (necessary FLOPs) in the latter case."""
     products = found["flops"] / (chip.share * chip.peak)
     exchange = sum(found["sent"].values()) / chip.sent
     worst = products + exchange
@@ -184,7 +183,7 @@ HEADS = {
 
 
 def tables(found: list[Record]) -> Tables:
-    """What a device holds and computes, what it sends, and what a step may take."""
+    """Return three tables: memory and FLOPs per device, bytes sent, and predicted step times."""
     mega = lambda size: f"{size / 1e6:.1f}" if size else "0"
     rows: dict[str, list[list[str]]] = {name: [] for name in HEADS}
     for r in found:
@@ -204,7 +203,7 @@ def tables(found: list[Record]) -> Tables:
 
 
 def main(only: str) -> None:
-    """Compiles what is missing, and writes the page."""
+    """Compile the missing rows and write the page."""
     known = {record["name"]: record for record in load("scaling")}
     save = lambda: write("scaling", [known[r.name] for r in ROWS if r.name in known], tables, 1)
     for row in ROWS:

@@ -2,10 +2,10 @@
 
     python -m studies.signal [--runs=runs] [--seeds=3]
 
-Reads the runs of `make rates` and of `make rest`; of those that are not there, results/signal.json
-keeps what was measured before. A part of the symbols of validation windows is replaced, or all are
-shuffled; each of `SCORES` is expected to be higher where a token is wrong. The area under the ROC
-curve (AUROC) is the chance that it is.
+Reads the runs of `make rates` and of `make rest`; for missing runs, results/signal.json keeps its
+earlier results. A share of the symbols of validation windows is replaced, or all are shuffled; each
+of `SCORES` should be higher where a token is wrong. The area under the ROC curve (AUROC) is the
+probability that it is.
 """
 
 from functools import partial
@@ -31,7 +31,7 @@ from studies.runner import Found, measured
 from studies.tables import DOCS, Columns, Record, Tables, load, summary, write
 
 TASKS = ("shakespeare", "listops")
-WAYS = {  # by where their runs are
+WAYS = {  # by the folder of their runs
     "rates": ("full", "gamma", "psd", "scalar", "identity"),
     "rest": ("full", "full_decay", "sphere_decay", "sphere_decay_held"),
 }
@@ -39,19 +39,19 @@ MODELS = {study: [f"{t}_{way}" for t in TASKS for way in ways] for study, ways i
 SHOWN = ("rates_shakespeare_gamma", "rest_shakespeare_sphere_decay")  # in the figure
 SHARES = (0.02, 0.05, 0.1, 0.2, 0.5)  # of the symbols of a text, replaced
 SHOWN_SHARES = (0.02, 0.1, 0.2, 0.5)  # in tables; the figure has all
-TOKEN_SHARE = 0.1  # in windows whose single tokens are scored
+TOKEN_SHARE = 0.1  # replaced share in the windows for token-level scores
 WINDOWS = 256
 SCORES = {
-    "surprise": (BLACK, "-"),  # -log p(token | those before it), nats: the baseline
+    "surprise": (BLACK, "-"),  # -log p(token | past tokens), nats: the baseline
     "energy": (BLUE, "--"),  # after the last step
-    "change": (ORANGE, "-."),  # that minus the energy before the first step
-    "steps": (GREEN, ":"),  # until the energy stays near its last
+    "change": (ORANGE, "-."),  # energy after the last step minus that before the first
+    "steps": (GREEN, ":"),  # until the energy stays near its final value
 }
-AT_REST = 0.1  # how far an energy may still be from its last
+AT_REST = 0.1  # largest distance of a settled energy from its final value
 
 
 def corrupted(tokens: np.ndarray, share: float, random: np.random.Generator) -> np.ndarray:
-    """The same windows with a share of their symbols replaced by others of the corpus."""
+    """Replace a share of the symbols of windows by symbols drawn from the same windows."""
     others = random.permuted(tokens.ravel()).reshape(tokens.shape)
     chosen = random.random(tokens.shape) < share
     return np.where(chosen, others, tokens)
@@ -70,20 +70,20 @@ def _scores(model, variables, tokens, known: int):
 
 
 def scores(trained: Pretrained, tokens: np.ndarray) -> dict[str, np.ndarray]:
-    """Each score of every token but the first of windows (B,N): (B,N-1)."""
+    """Compute the scores (B,N-1) of all tokens but the first of windows (B,N)."""
     fixed, known = (trained.model, trained.variables), trained.tokenizer.size
     parts = [_scores(*fixed, part, known) for part in np.split(tokens, 8)]
     return {name: np.concatenate([np.asarray(p[name]) for p in parts]) for name in SCORES}
 
 
 def auroc(wrong: np.ndarray, right: np.ndarray) -> float:
-    """The chance that a wrong one scores higher than a right one, ties counting half."""
+    """Return the probability that a wrong token scores higher than a right one; ties count half."""
     u = stats.mannwhitneyu(wrong.ravel(), right.ravel()).statistic
     return float(u / (wrong.size * right.size))
 
 
 def measure(workdir: Path) -> Record:
-    """All areas of one model; and a ROC curve, of single tokens."""
+    """Compute all AUROCs of one run, and the ROC curves of single tokens."""
     trained, random = load_pretrained(workdir), np.random.default_rng(int(workdir.name))
     stream = load_recorded(trained.config.data).validation
     intact = excerpts(stream, WINDOWS, trained.model.context_length)
@@ -108,8 +108,8 @@ def measure(workdir: Path) -> Record:
 
 
 def together(seen: dict[str, np.ndarray], wrong: np.ndarray) -> dict[str, float]:
-    """Areas over the second half of the windows: of surprise, and of a logistic regression on all
-    scores that was fitted to the first half."""
+    """Compute the AUROC of surprise, and of a logistic regression on all scores that is fitted to
+    the first half of the windows; both are evaluated on the second half."""
     half, features = len(wrong) // 2, np.stack([*seen.values()], axis=-1).astype(float)
     known, y = features[:half].reshape(-1, len(seen)), wrong[:half].ravel()
     mean, scale = known.mean(axis=0), np.maximum(known.std(axis=0), 1e-9)
@@ -125,7 +125,7 @@ def together(seen: dict[str, np.ndarray], wrong: np.ndarray) -> dict[str, float]
 
 
 def _curve(wrong: np.ndarray, right: np.ndarray) -> list[float]:
-    """True positive rates at false positive rates of 0, 0.02, ... 1; ties are broken by lot."""
+    """Return true positive rates at false positive rates 0, 0.02, ... 1; ties broken at random."""
     random = np.random.default_rng(0)
     wrong, right = (values + 1e-4 * random.random(values.shape) for values in (wrong, right))
     thresholds = np.quantile(right, np.linspace(1, 0, 51), method="higher")
@@ -137,7 +137,7 @@ def _curve(wrong: np.ndarray, right: np.ndarray) -> list[float]:
 
 @mpl.rc_context(STYLE)
 def figure(found: Found) -> Figure:
-    """ROC curves of tokens, and areas against the share of replaced symbols."""
+    """Draw the ROC curves of tokens, and the AUROC against the share of replaced symbols."""
     shown = {": ".join(name.split("_shakespeare_")): found[name] for name in SHOWN}
     drawn = Figure(figsize=(12, 4.4), layout="constrained")
     axes, (*_, (last, converged)) = drawn.subplots(1, 3), shown.items()
@@ -164,7 +164,7 @@ def figure(found: Found) -> Figure:
 
 
 def _band(axis, x, values, colour, style, label) -> None:
-    """The mean over seeds, and all of them between its edges."""
+    """Draw the mean over seeds, in a band from the smallest to the largest value."""
     axis.plot(x, values.mean(axis=0), color=colour, ls=style, lw=2, label=label)
     axis.fill_between(x, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.2, lw=0)
 
@@ -188,7 +188,7 @@ TEXTS: Columns = {
 
 
 def tables(found: Found) -> Tables:
-    """Three of each study and task, under their title."""
+    """Return three tables per study and task, under their title."""
     lines: list[str] = []
     for key, title in TITLES.items():
         own = {f"`{v[len(key) + 1 :]}`": rows for v, rows in found.items() if v.startswith(key)}
@@ -212,7 +212,7 @@ def tables(found: Found) -> Tables:
 
 
 def main(f: flags.FlagValues) -> None:
-    """Measures, writes."""
+    """Measure all complete runs, and write the page and its figure."""
     found: Found = load("signal")
     for study, variants in MODELS.items():
         for variant in variants:

@@ -1,4 +1,4 @@
-"""Tables of the pages in docs/, and the raw results in results/ that they are made from."""
+"""Tables of the pages in docs/, and their raw results in results/."""
 
 import json
 import platform
@@ -19,24 +19,24 @@ BEGIN, END = "<!-- table of {} -->", "<!-- end of the table of {} -->"
 
 Record = dict[str, Any]
 Columns = Mapping[str, tuple[str, str | Callable[[Sequence[Any]], str]]]
-"""By the name of a number in records: the head of its column; the form of its `spread`, or how its
-values are written."""
+"""By the name of a number in records: its column title, and the format of its `spread` or a
+function that formats its values."""
 Tables = Mapping[str, list[str]]
-"""Lines, by the name in the marks between which they stand in a page."""
+"""Markdown lines of each table, by the name in its markers in the page."""
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
-    """The lines of a Markdown table."""
+    """Return the lines of a Markdown table."""
     line = lambda cells: f"| {' | '.join(map(str, cells))} |"
     return [line(head), "|" + "---|" * len(head), *map(line, rows)]
 
 
 def spread(values: Sequence[float | None], form: str = ".3f") -> str:
-    """Mean and standard deviation (of the sample) over seeds, in a form like `.3f` or `.1%`.
+    """Format the mean and sample standard deviation over seeds, as `.3f` or `.1%`.
 
-    Values that are not finite are left out, and how many are left is said.
+    Non-finite values are excluded, and the number of finite values is appended.
     """
-    known = np.array(values, float)  # None is not a number
+    known = np.array(values, float)  # None becomes NaN
     known = known[np.isfinite(known)]
     if not len(known):
         return "none"
@@ -54,10 +54,10 @@ def summary(
     columns: Columns,
     missing: str = "none",
 ) -> list[str]:
-    """A table with a row for each list of records, one record a seed.
+    """Return a table with a row for each list of records, one record per seed.
 
-    The first cells of a row are the name of its list; the others are those columns that some record
-    has, or `missing` where none of this row has it.
+    A row begins with the name of its list. Columns that no record has are omitted; a cell without a
+    value in its row holds `missing`.
     """
     known = {name for records in found.values() for record in records for name in record}
     shown = {name: column for name, column in columns.items() if name in known}
@@ -73,20 +73,20 @@ def summary(
 
 
 def versions(*packages: str) -> str:
-    """Python's, and those of packages, or that one is not installed."""
+    """Return the versions of Python and of packages, or "no NAME" if not installed."""
     known = {found.name: found.version for found in metadata.distributions()}
     of = lambda name: f"{name} {known[name]}" if name in known else f"no {name}"
     return ", ".join([f"Python {platform.python_version()}", *map(of, packages)])
 
 
 def load(name: str) -> Any:
-    """What results/NAME.json holds; nothing where it is not there."""
+    """Load results/NAME.json; an empty dict if the file does not exist."""
     path = RESULTS / f"{name}.json"
     return json.loads(path.read_text()) if path.exists() else {}
 
 
 def dumped(found: Any, depth: int) -> str:
-    """JSON in which what lies `depth` containers deep is one line each: a record."""
+    """Return JSON with one line for each value that is `depth` containers deep: a record."""
     if not depth or not isinstance(found, dict | list):
         return json.dumps(found, allow_nan=False)
     if isinstance(found, list):
@@ -96,10 +96,10 @@ def dumped(found: Any, depth: int) -> str:
 
 
 def filled(text: str, tables: Tables) -> str:
-    """A page with the lines of tables between their marks.
+    """Return the text of a page with the tables inserted between their markers.
 
     Raises:
-      ValueError: it has no place for one of them.
+      ValueError: the page has no markers for one of the tables.
     """
     for name, lines in tables.items():
         before, begin, rest = text.partition(BEGIN.format(name))
@@ -111,18 +111,18 @@ def filled(text: str, tables: Tables) -> str:
 
 
 def write(name: str, found: Any, tables: Callable[[Any], Tables], depth: int = 2) -> None:
-    """Writes results/NAME.json, with a line for what lies `depth` deep, and the page of NAME."""
+    """Write results/NAME.json, one line per value `depth` containers deep, and the page of NAME."""
     disk.write_whole(RESULTS / f"{name}.json", (dumped(found, depth) + "\n").encode())
     write_page(name, tables(found))
 
 
 def page_of(name: str) -> Path:
-    """docs/results/NAME.md; of `results`, the figures of the paper, docs/results/paper.md."""
+    """Return docs/results/NAME.md; for `results`, the paper's figures, docs/results/paper.md."""
     return PAGES / f"{'paper' if name == 'results' else name}.md"
 
 
 def write_page(name: str, tables: Tables, to: Path | None = None) -> None:
-    """Writes the page of a study with these tables, or the same to another file."""
+    """Write the page of a study with these tables, in place or to another file."""
     page = page_of(name)
     (to or page).write_text(filled(page.read_text(), tables))
     print(f"written to {to or page}")

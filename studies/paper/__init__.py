@@ -1,1 +1,1 @@
-"""The figures and tables of the paper, with its numbers beside ours (docs/results/paper.md)."""
+"""Figures and tables of the paper, its numbers beside ours (docs/results/paper.md)."""

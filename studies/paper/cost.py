@@ -1,4 +1,4 @@
-"""What a token costs at equal parameters: operations, time, memory."""
+"""Cost of a token at equal parameters: FLOPs, time, memory."""
 
 from collections.abc import Callable
 from functools import partial
@@ -36,7 +36,7 @@ Numbers = dict[str, float]
 
 
 def measure() -> dict[str, Numbers]:
-    """Of every model, the medians of rounds in which they take turns in this process."""
+    """Measure every model: medians over interleaved rounds in this process."""
     configs = {name: config_of(name) for name in MODELS}
     prepared = {name: _ways(config) for name, config in configs.items()}
     ways = {(n, way): work for n, (_, own) in prepared.items() for way, work in own.items()}
@@ -54,14 +54,14 @@ def measure() -> dict[str, Numbers]:
 
 
 def config_of(name: str) -> ConfigDict:
-    """The configuration of one of `MODELS`."""
+    """Return the configuration of one of `MODELS`."""
     config = experiments.quality.get_config(MODELS[name])
     config.model.vocab_size, config.optimizer.accumulation_steps = 65, 1
     return config
 
 
 def counted(config: ConfigDict) -> Numbers:
-    """What needs no clock: parameters, operations of a forward pass, bytes of the cache a token."""
+    """Count parameters, FLOPs per token of a forward pass, and KV cache bytes per token."""
     model, length = create_model(config), config.model.context_length
     return {
         "parameters": num_parameters(model),
@@ -71,8 +71,8 @@ def counted(config: ConfigDict) -> Numbers:
 
 
 def _ways(config: ConfigDict) -> tuple[float, dict[str, Callable[[], Any]]]:
-    """Bytes that a training step needs besides its state, as XLA has planned it; and what is timed:
-    training steps, one text, and many."""
+    """Return the temporary bytes of a training step in XLA's plan, and the calls to time: training
+    steps, generation of one text, and of many."""
     shape = config.data.batch_size, config.model.context_length + 1
     tokens = np.random.default_rng(0).integers(0, 65, shape, np.int32)
     mesh = sharding.make_mesh(default_config().mesh)
@@ -92,6 +92,6 @@ def _ways(config: ConfigDict) -> tuple[float, dict[str, Callable[[], Any]]]:
 
 
 def lines(found: dict[str, Numbers]) -> list[str]:
-    """A row for each model."""
+    """Return a table with a row per model."""
     rows = {(f"`{n}`",): [{**row, "memory": row["memory"] / 1e6}] for n, row in found.items()}
     return summary(["model"], rows, COLUMNS)

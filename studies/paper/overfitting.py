@@ -1,4 +1,4 @@
-"""Overfitting under control: equal parameters and steps, parts of the training data."""
+"""Controlled overfitting: equal parameters and steps, fractions of the training data."""
 
 import math
 
@@ -13,7 +13,7 @@ from studies.tables import Columns, Record, spread, summary, table
 
 
 def by_cell(records: list[Record]) -> dict[tuple[int, str], list[Record]]:
-    """The seeds of each part of the data and model."""
+    """Group runs by data fraction and model: one list of seeds each."""
     cells: dict[tuple[int, str], list[Record]] = {}
     for record in records:
         cells.setdefault((record["size"], record["model"]), []).append(record)
@@ -29,7 +29,7 @@ COLUMNS: Columns = {
 
 
 def lines(records: list[Record]) -> list[str]:
-    """A row for each part of the data and model, and one table at equal training loss."""
+    """Return a table with a row per data fraction and model, and one at equal training loss."""
     cells = by_cell(records)
     rows = {(_part(n), f"`{m}`", len(runs)): [*map(shown, runs)] for (n, m), runs in cells.items()}
     head = ["of the training split", "model", "seeds"]
@@ -37,7 +37,7 @@ def lines(records: list[Record]) -> list[str]:
 
 
 def _at_equal_training_loss(cells: dict[tuple[int, str], list[Record]]) -> list[str]:
-    """Validation loss where every model has the training loss that the slowest ends with."""
+    """Return a table of validation losses at the highest final training loss of all runs."""
     models = list(dict.fromkeys(model for _, model in cells))
     rows = []
     for part in sorted({part for part, _ in cells}):
@@ -50,7 +50,7 @@ def _at_equal_training_loss(cells: dict[tuple[int, str], list[Record]]) -> list[
 
 
 def validation_at(run: Record, level: float) -> float:
-    """The validation loss when the training loss first came down to a level, interpolated."""
+    """Interpolate the validation loss at which the training loss first reaches a level."""
     train, validation = numbers(run, "train"), numbers(run, "validation")
     at = int(np.argmax(train <= level))
     if not train[at] <= level:
@@ -67,7 +67,7 @@ def _part(parts: int) -> str:
 
 @mpl.rc_context(STYLE)
 def figure(records: list[Record]) -> Figure:
-    """Losses against the part of the data, and in the course of the runs on the smallest."""
+    """Draw losses against the data fraction, and loss curves of the smallest fraction."""
     drawn = Figure(figsize=(12, 4.8), layout="constrained")
     left, right = drawn.subplots(1, 2)
     cells = by_cell(records)

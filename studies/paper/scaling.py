@@ -19,14 +19,14 @@ COLUMNS: Columns = {
 
 
 def lines(records: list[Record]) -> list[str]:
-    """A row for each model and size; without the number of seeds, which the page gives."""
+    """Return a table with a row per model and size; the page gives the number of seeds."""
     cells = of_cells(at_best_rates(records))
     return summary(HEAD[:-1], {cell[:-1]: runs for cell, runs in cells.items()}, COLUMNS)
 
 
 @mpl.rc_context(STYLE)
 def figure(records: list[Record]) -> Figure:
-    """Loss against parameters, and training against validation loss in the course of a run."""
+    """Draw loss against parameters, and validation against training loss during training."""
     drawn = Figure(figsize=(12, 4.8), layout="constrained")
     left, right = drawn.subplots(1, 2)
     cells = at_best_rates(records)

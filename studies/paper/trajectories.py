@@ -1,4 +1,4 @@
-"""The energies of the tokens of a text along their descent: the paper's Figure 2."""
+"""Token energies along the descent: the paper's Figure 2."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from nrgpt_jax.runs.pretrained import load_pretrained
 from nrgpt_jax.sweeps.progress import is_done
 from studies.tables import Record, table
 
-TOKENS, TIMES = 64, 2  # of the validation split; steps, times those of training
+TOKENS, TIMES = 64, 2  # tokens of the validation split; multiple of the trained number of steps
 RUNS = {
     "NRGPT_H_FF1": "listops_transition/NRGPT_H_FF1_48@0.01/0",
     "NRGPT_H_FF2W": "listops_transition/NRGPT_H_FF2W_48@0.01/0",
@@ -24,7 +24,7 @@ RUNS = {
 
 
 def measure(runs: Path) -> dict[str, Record]:
-    """Of each run that is there: T, and the energies (TIMES T + 1, TOKENS) of the first tokens."""
+    """Return T and the energies (TIMES T + 1, TOKENS) of the first tokens, by trained run."""
     return {title: _energies(runs / run) for title, run in RUNS.items() if is_done(runs / run)}
 
 
@@ -39,7 +39,7 @@ def _energies(workdir: Path) -> Record:
 
 
 def lines(found: dict[str, Record]) -> list[str]:
-    """A row for each run: what energies do until T, and from there to 2T."""
+    """Return a table with a row per run: falling energies up to T, and from T to 2T."""
     rows = []
     for title, row in found.items():
         energies, T = np.array(row["energies"]), row["T"]
@@ -53,7 +53,7 @@ def lines(found: dict[str, Record]) -> list[str]:
 
 @mpl.rc_context(STYLE)
 def figure(found: dict[str, Record]) -> Figure:
-    """Energy against the step, a line for each token."""
+    """Draw energy against the step, one line per token."""
     drawn = Figure(figsize=(4.4 * len(found), 4.4), layout="constrained")
     axes = np.ravel(drawn.subplots(1, len(found), squeeze=False))
     colours = mpl.colormaps["cividis"](np.linspace(0, 0.92, TOKENS))

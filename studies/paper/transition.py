@@ -12,31 +12,31 @@ from nrgpt_jax.cli import percent
 from studies.paper.records import HEAD, PROMPTS, at_best_rates, lowest, of_cells
 from studies.tables import Columns, Record, summary, table
 
-PAPER = {"GPT_Rec_parallel": 2.3e4, "NRGPT_H_FF1": 2.4e4, "NRGPT_H_FF2W": 2.98e4}  # 80% is crossed
+PAPER = {"GPT_Rec_parallel": 2.3e4, "NRGPT_H_FF1": 2.4e4, "NRGPT_H_FF2W": 2.98e4}  # 80% crossings
 COLOURS = {"GPT_Rec_parallel": ORANGE, "NRGPT_H_FF1": GREEN, "NRGPT_H_FF2W": BLUE}
 CROSSED, DRAWS = 0.8, 500
 
 
 def logistic(log_p: np.ndarray, middle: float, slope: float) -> np.ndarray:
-    """The share answered, at the logarithm of a number of parameters."""
+    """Compute the share answered as a logistic function of log(parameters)."""
     return 1.0 / (1.0 + np.exp(-np.clip(slope * (log_p - middle), -50, 50)))
 
 
 def fit(counts: np.ndarray, shares: np.ndarray) -> tuple[float, float]:
-    """Middle and slope of the logistic curve with the least squares."""
+    """Fit the logistic curve by least squares; return its middle and slope."""
     log_p, bounds = np.log(counts), ([0.0, 0.1], [30.0, 50.0])
     found, _ = optimize.curve_fit(logistic, log_p, shares, (log_p.mean(), 3.0), bounds=bounds)
     return float(found[0]), float(found[1])
 
 
 def crossing(middle: float, slope: float) -> float:
-    """The number of parameters at which the curve crosses `CROSSED`."""
+    """Return the number of parameters at which the curve crosses `CROSSED`."""
     return float(np.exp(middle + np.log(CROSSED / (1 - CROSSED)) / slope))
 
 
 def interval(counts: np.ndarray, shares: np.ndarray) -> tuple[float, float]:
-    """Where 95% of the crossings are when each run is drawn again: from the runs of its size, and
-    its prompts as coins. With one run a size it knows nothing of other seeds."""
+    """Return a 95% bootstrap interval of the crossing. Runs are resampled within their size, and
+    prompts binomially; with one run per size, variation over seeds is not included."""
     random, found = np.random.default_rng(0), []
     of_size = [np.flatnonzero(counts == count) for count in counts]
     for _ in range(DRAWS):
@@ -47,7 +47,7 @@ def interval(counts: np.ndarray, shares: np.ndarray) -> tuple[float, float]:
 
 
 def chosen(records: list[Record]) -> dict[str, list[Record]]:
-    """By model, the runs at the best learning rate of each width."""
+    """Return, by model, the runs at the best learning rate of each width."""
     by_model: dict[str, list[Record]] = {}
     for (model, _), runs in at_best_rates(records).items():
         by_model.setdefault(model, []).extend(runs)
@@ -58,7 +58,7 @@ COLUMNS: Columns = {"best": ("validation loss", ".3f"), "answered": ("answered",
 
 
 def lines(records: list[Record]) -> list[str]:
-    """Two tables: the runs, and where the fits cross."""
+    """Return two tables: the runs, and the crossings of the fits."""
     crossings = [
         [f"`{model}`", where(*_points(runs)), f"{PAPER[model]:,.0f}"]
         for model, runs in chosen(records).items()
@@ -69,7 +69,7 @@ def lines(records: list[Record]) -> list[str]:
 
 
 def where(counts: np.ndarray, shares: np.ndarray) -> str:
-    """The crossing with its interval, where the sizes hold it."""
+    """Format the crossing and its interval, or state that it is outside the sizes."""
     crossed, (low, high) = crossing(*fit(counts, shares)), interval(counts, shares)
     if crossed < counts.min():
         return f"below the smallest, {counts.min():,.0f}"
@@ -85,7 +85,7 @@ def _points(runs: list[Record]) -> tuple[np.ndarray, np.ndarray]:
 
 @mpl.rc_context(STYLE)
 def figure(of_tasks: Mapping[str, list[Record]]) -> Figure:
-    """The share answered and the validation loss against the parameters, a column a task."""
+    """Draw the share answered and the validation loss against parameters, one column per task."""
     drawn = Figure(figsize=(6 * len(of_tasks), 8), layout="constrained")
     axes = drawn.subplots(2, len(of_tasks), squeeze=False)
     for (upper, lower), (title, records) in zip(axes.T, of_tasks.items(), strict=True):

@@ -1,8 +1,8 @@
-"""Disturbs runs and judges them: docs/reliability.md and results/reliability.json.
+"""Disturb runs and judge them: docs/reliability.md and results/reliability.json.
 
     python -m studies.reliability --part=kills [--cases=100] [--jobs=2] [--out=FILE.json]
 
-The figures of a part replace those that were there. With --out, the page is written beside it.
+New figures of a part replace its old ones. With --out, the page is written beside FILE.json.
 """
 
 import json
@@ -32,8 +32,8 @@ FIGURES, PAGE = ROOT / "results/reliability.json", ROOT / "docs/reliability.md"
 
 
 def main(part: str, cases: int, seed: int, jobs: int, out: str) -> None:
-    """Runs the parts that are asked for, one after another."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))  # leaves no disk mounted
+    """Run the selected parts in order."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))  # exits cleanly, unmounting disks
     kept, page = (Path(out), Path(out).with_suffix(".md")) if out else (FIGURES, PAGE)
     found = json.loads(kept.read_text()) if kept.exists() else {}
     for name in PARTS if part == "all" else [part]:
@@ -47,7 +47,7 @@ def main(part: str, cases: int, seed: int, jobs: int, out: str) -> None:
 
 
 def given() -> dict:
-    """The values of the flags, which are then gone: the programs that are tried define theirs."""
+    """Return and delete the flags: the programs under test define flags of the same names."""
     values = {name: flags.FLAGS[name].value for name in ("part", "cases", "seed", "jobs", "out")}
     for name in values:
         delattr(flags.FLAGS, name)

@@ -1,4 +1,4 @@
-"""Things that are tried in this process, and how they ended: in values, one line, or badly."""
+"""Attempts in this process and their outcomes: values, one line of error, or a failure."""
 
 import contextlib
 import io
@@ -17,16 +17,16 @@ from studies.reliability.judge import SHORT
 
 GOOD = ("fine", "one line", "warning", "older, with a warning")
 BAD = ("traceback", "hang", "silent")
-SECONDS = 30  # a case that takes longer hangs
+SECONDS = 30  # time limit of a case, after which it counts as hung
 
 
 class TooLong(BaseException):
-    """A case has taken too long; no program catches it by mistake."""
+    """Raised by a timeout; a BaseException, so that `except Exception` does not catch it."""
 
 
 @contextlib.contextmanager
 def heard() -> Iterator[io.StringIO]:
-    """Warnings, however they are given, which are not printed."""
+    """Capture warnings from `warnings`, absl's logger and stderr instead of printing them."""
     said, logger = io.StringIO(), logging.getLogger("absl")
     handler = logging.StreamHandler(said)
     handler.setLevel(logging.WARNING)
@@ -37,9 +37,9 @@ def heard() -> Iterator[io.StringIO]:
 
 
 def judged(attempt: Callable[[], str]) -> tuple[str, str]:
-    """(outcome, what was said) of `attempt`, which returns an outcome or raises.
+    """Return (outcome, message) of `attempt`, which returns an outcome or raises.
 
-    A UserError of one line is the way to fail.
+    The expected failure is a UserError of one line.
     """
 
     def stop(number, frame):
@@ -61,11 +61,11 @@ def judged(attempt: Callable[[], str]) -> tuple[str, str]:
         signal.signal(signal.SIGALRM, before)
 
 
-Outcome = tuple[str, object, str, str]  # of a row, the case, what it was, what was said
+Outcome = tuple[str, object, str, str]  # row name, case, outcome, message
 
 
 def counted(outcomes: Iterable[Outcome]) -> dict[str, Any]:
-    """Figures of a part of the study: counts by row, and what is bad."""
+    """Return the figures of a part of the study: counts by row, and the failures."""
     rows: dict[str, dict[str, int]] = {}
     wrong = []
     for name, case, outcome, said in outcomes:
@@ -78,7 +78,7 @@ def counted(outcomes: Iterable[Outcome]) -> dict[str, Any]:
 def drawn(
     strategy: SearchStrategy, judge: Callable[[Any], tuple[str, str]], cases: int, seed: int
 ) -> list[Outcome]:
-    """The outcomes of cases drawn from a strategy; the first field of each names its row."""
+    """Judge cases drawn from a strategy; the first field of a case is the name of its row."""
     outcomes: list[Outcome] = []
 
     @hypothesis.seed(seed)

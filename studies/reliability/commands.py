@@ -1,6 +1,6 @@
-"""Command lines drawn at random, of every program, up to where it would begin to compute.
+"""Random command lines of every program, run up to the point where computation begins.
 
-The programs run in this process; what they would do once all checks are passed is replaced.
+The programs run in this process; the functions that follow all checks are mocked.
 """
 
 import contextlib
@@ -31,10 +31,10 @@ from studies.reliability.contents import small
 from studies.reliability.report import Part
 
 PROGRAMS = ("analyze", "convert", "evaluate", "export", "launch", "prepare", "sample", "train")
-CONFIGURED = ("launch", "prepare", "train")  # they take --config
+CONFIGURED = ("launch", "prepare", "train")  # programs with the flag --config
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
-# What follows the checks of a program. Where it begins, a case has passed.
+# Functions that follow the checks of a program: a case that reaches one has passed.
 HEAVY = (
     "nrgpt_jax.training.loop.load_dataset",
     "nrgpt_jax.datasets.load_recorded",
@@ -46,7 +46,7 @@ HEAVY = (
     "jax.distributed.initialize",
     "jax.export.export",
 )
-SETTINGS = ("nrgpt_jax.host.cache_compilations", "nrgpt_jax.host.use_all_cores")  # of the process
+SETTINGS = ("nrgpt_jax.host.cache_compilations", "nrgpt_jax.host.use_all_cores")  # process-wide
 
 ODD = ("", "x", "abc", "a" * 5000, "../..", "-", "(", "1,2", "a b", "a\nb", "\udcff", "<i>", ".")
 PLACES = ("https://u:pass@h/x?token=secret", "gs://b/x", "/dev/null", "run", "old")
@@ -69,16 +69,16 @@ Command = tuple[str, list[str]]  # a program and its arguments
 
 
 class Reached(Exception):
-    """All checks are passed."""
+    """Raised when all checks have passed."""
 
 
 def word(name: str, likely: Words) -> Words:
-    """A flag with a value, mostly of its type."""
+    """Return a strategy for a flag with a value, mostly of its type."""
     return st.one_of(likely, likely, likely, WRONG).map(lambda value: f"--{name}={value}")
 
 
 def words_of(program: str) -> dict[str, Words]:
-    """The flags that a program defines, but for --config, with values."""
+    """Return strategies for the flags that a program defines, except --config, with values."""
     with flagsaver.flagsaver(), mock.patch.object(cli, "run"):
         before = set(flags.FLAGS)
         start(program, [])
@@ -92,14 +92,14 @@ def words_of(program: str) -> dict[str, Words]:
 
 
 def start(program: str, arguments: list[str]) -> None:
-    """Runs a program in this process."""
+    """Run a program in this process."""
     with mock.patch.object(sys, "argv", [program, *arguments]), warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of a program that was imported before
+        warnings.simplefilter("ignore", RuntimeWarning)  # of an already imported program
         runpy.run_module(f"nrgpt_jax.{program}", run_name="__main__", alter_sys=False)
 
 
 def commands(folder: Path) -> st.SearchStrategy[Command]:
-    """Command lines about the run in a folder: most have a chance to pass."""
+    """Return a strategy for command lines about the run in a folder; most can be valid."""
     own = {program: words_of(program) for program in PROGRAMS}
     fields = [
         word(f"config.{name}", LIKELY.get(type(value).__name__, LIKELY["name"]))
@@ -130,7 +130,7 @@ def commands(folder: Path) -> st.SearchStrategy[Command]:
 
 @contextlib.contextmanager
 def harness(folder: Path) -> Iterator[Callable[[Command], tuple[str, str]]]:
-    """Gives a function that runs a command line in a folder: (outcome, what was said)."""
+    """Yield a function that runs a command line in a folder and returns (outcome, message)."""
     compiled: list[str] = []
 
     def listen(event: str, duration_secs: float, **more: str | int) -> None:
@@ -167,7 +167,7 @@ def harness(folder: Path) -> Iterator[Callable[[Command], tuple[str, str]]]:
 
 
 def outcome(code: Any, said: str, compiled: bool) -> str:
-    """Of a program that has ended by itself."""
+    """Return the outcome of a program that has exited by itself."""
     errors = [line for line in said.splitlines() if line.startswith("error: ")]
     if code in (0, None):
         return "silent" if errors else "fine"

@@ -1,4 +1,4 @@
-"""Foreign and damaged contents of the files of a run, drawn at random, and how they are opened."""
+"""Opening runs whose files have random contents, foreign or damaged."""
 
 import copy
 import json
@@ -27,8 +27,8 @@ from studies.reliability.report import Part
 
 METRICS_FILE = "metrics.jsonl"
 FILES = ("config.json", "tokenizer.json", WEIGHTS_FILE, checksums.FILE_NAME, METRICS_FILE)
-AGES = ("new", "run", "older")  # with all checksums; those in the records alone; without any
-FOLDER = b"a folder"  # takes the place of the file
+AGES = ("new", "run", "older")  # with all checksums; only those in JSON records; none
+FOLDER = b"a folder"  # stands for a folder in place of the file
 
 ODD: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 1, 2**31, 2**32, 2**63, 10**12, -(10**12), 10**300),
@@ -49,7 +49,7 @@ RAW = st.one_of(
     st.integers(500, 20_000).map(lambda depth: b'{"a":' * depth + b"1" + b"}" * depth),
     st.just(b"\xff\xfe" + "{}".encode("utf-16-le")),
 )
-WAYS: tuple[Callable[[np.ndarray], Any], ...] = (  # to change an array; None: it is left out
+WAYS: tuple[Callable[[np.ndarray], Any], ...] = (  # changes to an array; None: removed
     lambda a: np.where(np.arange(a.size).reshape(a.shape) == 0, np.float32(np.nan), a),
     lambda a: np.where(np.arange(a.size).reshape(a.shape) == 0, np.float32(np.inf), a),
     lambda a: a[None],
@@ -60,11 +60,11 @@ WAYS: tuple[Callable[[np.ndarray], Any], ...] = (  # to change an array; None: i
 )
 
 
-Case = tuple[str, str, bytes | None]  # a file, of which AGES, and what it then holds; None: nothing
+Case = tuple[str, str, bytes | None]  # file name, one of AGES, new contents; None: deleted
 
 
 def small(folder: Path) -> Pretrained:
-    """A small model of random parameters, in an exported folder; nothing is compiled."""
+    """Export a small model with random parameters to a folder, without compilation."""
     config = default_config()
     config.model.update({"vocab_size": 12, "context_length": 8, "embed_dim": 4, "num_steps": 2})
     config.data.name = "text"
@@ -80,7 +80,7 @@ def small(folder: Path) -> Pretrained:
 
 
 def without_checksums(folder: Path) -> None:
-    """Makes an exported folder what an older version would have written."""
+    """Remove the checksums of an exported folder, as if written by an older version."""
     (folder / checksums.FILE_NAME).unlink()
     for name in ("config.json", "tokenizer.json"):
         record = json.loads((folder / name).read_text())
@@ -92,24 +92,24 @@ def without_checksums(folder: Path) -> None:
 
 
 def as_json(value: Any) -> bytes:
-    """JSON, also of NaN and of half a character."""
+    """Return JSON, also of NaN and of unpaired surrogates."""
     return json.dumps(value).encode()
 
 
 def as_lines(records: Any) -> bytes:
-    """A line of JSON for each record."""
+    """Return one line of JSON per record."""
     return b"".join(as_json(r) + b"\n" for r in records)
 
 
 def damaged(content: bytes) -> st.SearchStrategy[Any]:
-    """The contents, damaged or as they are."""
+    """Return a strategy for the contents, damaged or unchanged."""
     ways, places = st.sampled_from(list(DAMAGES.values())), st.floats(0.0, 1.0, exclude_max=True)
     cases = st.builds(lambda damage, place: damage(content, place), ways, places)
     return st.one_of(cases, cases, st.sampled_from((content, FOLDER)))
 
 
 def places_of(record: Any) -> Iterator[tuple[Any, Any]]:
-    """(container, key) of everything in a record."""
+    """Yield (container, key) of every value in a record."""
     for key in record if isinstance(record, dict) else range(len(record)):
         yield record, key
         if isinstance(record[key], dict | list):
@@ -118,7 +118,7 @@ def places_of(record: Any) -> Iterator[tuple[Any, Any]]:
 
 @st.composite
 def mutations(draw, record: Any) -> Any:
-    """A record with one field or entry removed, added or replaced by another value."""
+    """Return a record with one field or entry removed, added or replaced."""
     record = copy.deepcopy(record)
     container, key = draw(st.sampled_from(list(places_of(record))))
     action = draw(st.sampled_from(("replace", "replace", "replace", "remove", "add")))
@@ -134,7 +134,7 @@ def mutations(draw, record: Any) -> Any:
 
 
 def foreign(template: Path, name: str) -> st.SearchStrategy[bytes]:
-    """Other contents of a file: of its own kind, or anything."""
+    """Return a strategy for other contents of a file: of the same format, or arbitrary."""
     content = (template / name).read_bytes()
     if name == WEIGHTS_FILE:
         return st.one_of(_weights(content), RAW)
@@ -147,7 +147,7 @@ def foreign(template: Path, name: str) -> st.SearchStrategy[bytes]:
 
 
 def _weights(content: bytes) -> st.SearchStrategy[bytes]:
-    """Other types, shapes, names and values of parameters, and other headers."""
+    """Return a strategy for weights with other dtypes, shapes, names, values or headers."""
     arrays, size = safetensors.load(content), int.from_bytes(content[:8], "little")
 
     def changed(name: str, way: Callable[[np.ndarray], Any]) -> bytes:
@@ -169,7 +169,7 @@ def _weights(content: bytes) -> st.SearchStrategy[bytes]:
 
 
 def opened(path: Path, age: str, saved: Pretrained) -> str:
-    """The outcome of opening a folder of this age that was `saved`, and this file then changed."""
+    """Return the outcome of opening a folder of this age whose file `path` was changed."""
     with heard() as said:
         if path.name == METRICS_FILE:
             sound = all(type(line.get("step")) is int for line in read_metrics(path.parent))
@@ -180,11 +180,11 @@ def opened(path: Path, age: str, saved: Pretrained) -> str:
         return warned or "fine"
     if age == "run" and path.suffix == ".json" and "checksum" in json.loads(path.read_text()):
         return "silent"
-    return warned or "silent"  # what is possible is taken for what was written
+    return warned or "silent"  # without checksums, valid contents can only be accepted
 
 
 def values(opened: Pretrained) -> tuple:
-    """All that can be compared of what was opened."""
+    """Return the comparable values: configuration, tokenizer and parameters."""
     return opened.config.to_dict(), as_record(opened.tokenizer), bits(opened.variables)
 
 

@@ -1,4 +1,4 @@
-"""What checksums cost: seconds of saving and of opening a state of a hundred million parameters."""
+"""Cost of checksums: seconds to save and open a state of a hundred million parameters."""
 
 import contextlib
 import os
@@ -51,7 +51,7 @@ def run(cases: int, seed: int, jobs: int) -> dict[str, Any]:
 
 @jax.jit
 def random_state(seed: int) -> TrainState:
-    """Random parameters, and AdamW's moments."""
+    """Return a state of random parameters and AdamW moments."""
     zero, names = jnp.zeros((), jnp.int32), [f"matrix{n}" for n in range(ARRAYS)]
     keys = jax.random.split(jax.random.key(seed), (3, ARRAYS))
     draw = lambda row: {n: jax.random.normal(k, SHAPE) for n, k in zip(names, row, strict=True)}
@@ -60,8 +60,8 @@ def random_state(seed: int) -> TrainState:
 
 
 def _round(workdir: Path, state: TrainState) -> Iterator[tuple[str, float]]:
-    """Seconds of a save and of its checksums; of opening it from memory and from the disk, with and
-    without verifying."""
+    """Yield the seconds of a save and of its checksums, then of opening it from memory and from
+    disk, without and with verification."""
     shape_of = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
     shapes = jax.tree.map(shape_of, state)
     unverified = lambda: mock.patch.object(checksums, "damage", return_value="")
@@ -84,7 +84,7 @@ def _round(workdir: Path, state: TrainState) -> Iterator[tuple[str, float]]:
 
 
 def _forget(folder: Path) -> None:
-    """Makes the system read the files of a folder from the disk."""
+    """Drop the files of a folder from the page cache, so that they are read from disk."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Every file of every checkpoint, damaged in every way, and opened by the library itself."""
+"""Opening checkpoints by the library, with every file damaged in every way."""
 
 import contextlib
 import functools
@@ -22,7 +22,7 @@ from studies.reliability.attempts import Outcome, counted, heard, judged
 from studies.reliability.report import Part
 from studies.reliability.runs import undisturbed
 
-Reader = Callable[[Path], Any]  # opens a run directory, and gives what it reads
+Reader = Callable[[Path], Any]  # opens a run directory and returns its contents
 DAMAGES: dict[
     str, Callable[[bytes, float], bytes | None]
 ] = {  # of contents, at a place from 0 to 1
@@ -35,7 +35,7 @@ DAMAGES: dict[
 
 
 def flipped(content: bytes, bit: int) -> bytes:
-    """Contents with one bit turned over."""
+    """Return contents with one bit flipped."""
     number = int.from_bytes(content, "little") ^ (1 << bit)
     return number.to_bytes(len(content), "little")
 
@@ -70,12 +70,12 @@ def run(cases: int, seed: int, jobs: int) -> dict[str, Any]:
 def try_all(
     name: str, workdir: Path, kind: str, bits: int, random: np.random.Generator
 ) -> Iterator[Outcome]:
-    """Damages each file of the newest checkpoint, and opens the run by every reader."""
+    """Damage each file of the newest checkpoint, and open the run with every reader."""
     newest = f"{kind}/{judge.steps_saved(workdir, kind)[-1]}"
     folder = Path("checkpoints") / newest
     for reader_name, reader in readers(workdir, kind).items():
         wanted, older = reader(workdir), None
-        with copied(workdir) as copy, contextlib.suppress(Exception):  # there may be no older one
+        with copied(workdir) as copy, contextlib.suppress(Exception):  # there may be no older step
             shutil.rmtree(copy / folder)
             older = reader(copy)
         for file, how, content in damages(workdir / folder, bits, random):
@@ -88,7 +88,7 @@ def try_all(
 def damages(
     folder: Path, bits: int, random: np.random.Generator
 ) -> Iterator[tuple[Path, str, bytes | None]]:
-    """(file, how, contents) of all damages of all files of a folder that change something."""
+    """Yield (file, damage, contents) for all damages that change a file of a folder."""
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         content = path.read_bytes()
         for how, damage in DAMAGES.items():
@@ -102,26 +102,26 @@ def damages(
 
 @contextlib.contextmanager
 def copied(workdir: Path) -> Iterator[Path]:
-    """A copy of a run directory, of links to its files."""
+    """Yield a copy of a run directory, with hard links to its files."""
     with tempfile.TemporaryDirectory(dir=workdir.parent) as name:
         skipped = shutil.ignore_patterns("cache", "tensorboard")
         yield shutil.copytree(workdir, Path(name) / "run", ignore=skipped, copy_function=os.link)
 
 
 def write(path: Path, content: bytes | None) -> None:
-    """Gives a file other contents, in this folder only; None: it is deleted."""
+    """Replace a file without changing its other hard links; None deletes it."""
     path.unlink()
     if content is not None:
         path.write_bytes(content)
 
 
 def opened(reader: Reader, workdir: Path, wanted: Any, older: Any, name: str) -> str:
-    """The outcome of opening a run in which the newest checkpoint is damaged.
+    """Return the outcome of opening a run whose newest checkpoint is damaged.
 
     Args:
-      reader, workdir: what opens the run, and the run.
-      wanted, older: what is read of the undamaged run, and of one without that checkpoint.
-      name: of the checkpoint, which a warning must name.
+      reader, workdir: the reader and the damaged run.
+      wanted, older: contents of the undamaged run, and of the run without that checkpoint.
+      name: name of the checkpoint, which a warning must contain.
     """
     with heard() as said:
         found = reader(workdir)
@@ -132,7 +132,7 @@ def opened(reader: Reader, workdir: Path, wanted: Any, older: Any, name: str) ->
 
 
 def readers(workdir: Path, kind: str) -> dict[str, Reader]:
-    """The ways in which a checkpoint of this kind is opened."""
+    """Return the functions that open a checkpoint of this kind, by name."""
     config = load_config(workdir)
     model, mesh = create_model(config), sharding.make_mesh()
     optimizer = optimizers.create_optimizer(

@@ -1,7 +1,7 @@
-"""Disks that are full or read-only, folders that vanish, clocks that are wrong.
+"""Disks that are full or read-only, deleted folders, wrong clocks.
 
-A full disk is a tmpfs, which only root can mount: else it is left out. Compiled programs lie on
-another disk, so that what fills it is what a run writes.
+A full disk is a tmpfs, which only root can mount; otherwise these cases are skipped. The
+compilation cache is on another disk, so that only the output of a run fills it.
 """
 
 import contextlib
@@ -24,15 +24,15 @@ from studies.reliability.report import Part
 from studies.reliability.runs import RESUMED, Case, Disturbance, Result, Whole
 
 SIZE = 32 * 2**20  # bytes of the disk
-KILLED, SPARE = 137, 2**17  # an exit code; bytes that a run takes more than in its end
+KILLED, SPARE = 137, 2**17  # exit code; bytes that a run needs beyond its final size
 SHARES = (0.0, 0.3, 0.6, 0.9)  # of the space that a program needs
 SOON = 3.0  # seconds
-CLOCKS: dict[str, Callable[[float, float], float]] = {  # what it shows, of its beginning and now
+CLOCKS: dict[str, Callable[[float, float], float]] = {  # (beginning, now) -> time shown
     "backwards": lambda begin, now: begin - 2.0 * (now - begin),
     "set back by an hour": lambda begin, now: now - 3600.0 * (now > begin + SOON),
     "set forward by an hour": lambda begin, now: now + 3600.0 * (now > begin + SOON),
 }
-READERS = (  # program, arguments, and what it writes, which must not be there in parts
+READERS = (  # program, arguments, and its output, which must never be partial
     ("evaluate", ("--workdir={run}",), "run/evaluation.json"),
     ("sample", ("--workdir={run}", "--prompt=the ", "--max_new_tokens=4"), None),
     ("export", ("--workdir={run}", "--out={disk}/exported"), "exported"),
@@ -41,23 +41,23 @@ READERS = (  # program, arguments, and what it writes, which must not be there i
 
 
 class Disk:
-    """A mounted tmpfs, part of which can be taken up."""
+    """A mounted tmpfs, part of which can be filled."""
 
     def __init__(self, path: Path):
         self.path = path
 
     def free(self) -> int:
-        """Bytes."""
+        """Return the free bytes."""
         status = os.statvfs(self.path)
         return status.f_bavail * status.f_frsize
 
     @contextlib.contextmanager
     def only(self, free: int) -> Iterator[None]:
-        """Leaves this many bytes free, whatever others write meanwhile."""
+        """Fill the disk, also during concurrent writes, until only `free` bytes are left."""
         filler = self.path / ".filler"
         with filler.open("wb") as file:
             while (taken := self.free() - free) > 0:
-                with contextlib.suppress(OSError):  # others were faster
+                with contextlib.suppress(OSError):  # another process took the space first
                     os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), taken)
         try:
             yield
@@ -66,7 +66,7 @@ class Disk:
 
     @contextlib.contextmanager
     def read_only(self) -> Iterator[None]:
-        """Nothing can be written inside."""
+        """Mount the disk read-only inside the context."""
         mount("-o", "remount,ro", self.path)
         try:
             yield
@@ -75,13 +75,13 @@ class Disk:
 
 
 def mount(*arguments: object) -> None:
-    """Raises CalledProcessError where this user may not mount."""
+    """Run `mount`. Raises CalledProcessError if this user may not mount."""
     subprocess.run(["mount", *map(str, arguments)], check=True, capture_output=True, text=True)
 
 
 @contextlib.contextmanager
 def mounted(path: Path) -> Iterator[Disk]:
-    """An empty disk at a new folder. Raises CalledProcessError or OSError."""
+    """Mount an empty disk at a new folder. Raises CalledProcessError or OSError."""
     path.mkdir()
     mount("-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", path)
     try:
@@ -115,7 +115,7 @@ def run(cases: int, seed: int, jobs: int) -> dict[str, Any]:
 
 
 def without_disk() -> Iterator[Case]:
-    """A run directory is deleted while a run trains in it; clocks are wrong."""
+    """Yield cases of a run directory deleted during training, and of wrong clocks."""
     delete = lambda running, workdir: shutil.rmtree(workdir.rename(f"{workdir}.gone"), True)
     for step in (1, 2 * CHECKPOINT_EVERY + 1, 3 * EVAL_EVERY):
         deleted = Disturbance({FAILED}, when=after_step(step), act=delete)
@@ -125,14 +125,14 @@ def without_disk() -> Iterator[Case]:
 
 
 def set_clock(how: str) -> None:
-    """Makes the clock of this process wrong."""
+    """Patch the clock of this process."""
     begin, right = time.time(), time.time
     time.time = lambda: CLOCKS[how](begin, right())
     time.time_ns = lambda: int(1e9 * time.time())
 
 
 def with_disk(disk: Disk, whole: Whole, cases: int, random: np.random.Generator) -> Iterator[Case]:
-    """Training on a disk that is full from the start or for a while, or becomes read-only."""
+    """Yield trainings on a disk that becomes full, is full temporarily, or is read-only."""
     failing = Disturbance({FAILED}, check=lambda workdir, done: judge.unreadable(workdir))
     for free in sizes(whole.workdir, cases):
         full = failing._replace(codes={0, FAILED}, around=functools.partial(disk.only, free))
@@ -147,8 +147,8 @@ def with_disk(disk: Disk, whole: Whole, cases: int, random: np.random.Generator)
 
 
 def sizes(workdir: Path, count: int) -> list[int]:
-    """Free bytes to try: a quarter page by page, for the first small files; the rest up to what a
-    run needs."""
+    """Return `count` sizes of free space in bytes: a quarter page by page, for the first small
+    files; the rest evenly up to the size of a run."""
     files = [path.stat() for path in workdir.rglob("*") if workdir / "cache" not in path.parents]
     needed = sum(512 * file.st_blocks for file in files) + SPARE
     pages = [page * os.sysconf("SC_PAGE_SIZE") for page in range(count // 4)]
@@ -156,13 +156,13 @@ def sizes(workdir: Path, count: int) -> list[int]:
 
 
 def full_for(disk: Disk, seconds: float, running: Running, workdir: Path) -> None:
-    """Nothing is free for some seconds."""
+    """Fill the disk for some seconds."""
     with disk.only(0):
         time.sleep(seconds)
 
 
 def reading(disk: Disk, whole: Whole) -> Iterator[Result]:
-    """The programs that read a run: with space, on a disk that is full or nearly, read-only."""
+    """Yield the results of programs that read a run: with space, disk full, and read-only."""
     run = disk.path / "run"
     shutil.copytree(whole.workdir, run, ignore=shutil.ignore_patterns("cache"))
     (run / "cache").symlink_to(whole.workdir / "cache")
@@ -181,7 +181,7 @@ def reading(disk: Disk, whole: Whole) -> Iterator[Result]:
 def _ended(
     disk: Disk, whole: Whole, given: list[str], target: Path, how: str, around: Any, code: int
 ) -> tuple[Result, int]:
-    """What is wrong with the end of a program, and how many bytes it wrote, which are removed."""
+    """Run a program, remove its output, and return its result and the bytes written."""
     before = disk.free()
     with around:
         done = runs.end(Running(*given, environment=whole.environment()))

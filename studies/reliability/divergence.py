@@ -1,6 +1,6 @@
-"""Numbers that are no longer numbers: in batches, losses, gradients, parameters and checkpoints.
+"""Non-finite values in batches, losses, gradients, parameters and checkpoints.
 
-Functions of the training are replaced in the process that trains.
+Functions of the training are patched in the training process.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ def run(cases: int, seed: int, jobs: int) -> dict[str, Any]:
 
 
 def training(cases: int, random: np.random.Generator) -> Iterator[Case]:
-    """Few bad steps, and bad steps that do not end."""
+    """Yield runs with a few non-finite steps, and with non-finite steps to the end."""
     for _ in range(cases):
         for source in ("batch", "loss", "gradient"):
             first = int(random.integers(2, TRAIN_STEPS - MOST_SKIPPED))
@@ -54,7 +54,7 @@ def training(cases: int, random: np.random.Generator) -> Iterator[Case]:
 
 
 def few(source: str, first: int, count: int) -> Case:
-    """N bad steps in a row: the run leaves them out, and writes how many."""
+    """Return a case of `count` bad steps in a row, which the run skips and counts."""
     before = functools.partial(poison, source, first, count)
 
     def check(workdir: Path, done: Done) -> list[str]:
@@ -68,7 +68,7 @@ def few(source: str, first: int, count: int) -> Case:
 
 
 def endless(source: str, first: int) -> Case:
-    """All steps from one on are bad: the run ends, and resumes as it says once that is mended."""
+    """Return a case of bad steps from `first` on: the run ends, and resumes without the fault."""
     before = functools.partial(poison, source, first)
     bad = Disturbance({MISTAKE}, SKIPPING, before, check=advised)
     again = Disturbance({0}, {**SKIPPING, SLOWER: 1e-4})
@@ -76,7 +76,7 @@ def endless(source: str, first: int) -> Case:
 
 
 def advised(workdir: Path, done: Done) -> list[str]:
-    """Whether the message says how to resume and from where, and where the first bad batch is."""
+    """Check that the message names the first bad batch, and says how and where to resume."""
     wrong = []
     batch = re.search(r"its batch is (\S+\.npz)", done.stderr)
     if not (batch and {"inputs", "targets", "weights"} <= set(np.load(batch[1]))):
@@ -93,8 +93,8 @@ def advised(workdir: Path, done: Done) -> list[str]:
 
 
 def poison(source: str, first: int, count: int = TRAIN_STEPS) -> None:
-    """Makes N steps bad, from this one on: weights of the batch, the loss, one number of one
-    gradient, one parameter after the step (others follow), or what is saved of a state."""
+    """Insert NaN into `count` steps from `first` on. By `source`: the weights of the batch, the
+    loss, one element of a gradient, one parameter after the step `first`, or the saved state."""
     make_step, make_loss = steps.make_train_step, steps.make_loss_and_grads
     save = Checkpoints.save_latest
     nan_at = lambda step: jnp.where((step >= first) & (step < first + count), jnp.nan, 1.0)
@@ -135,7 +135,7 @@ def poison(source: str, first: int, count: int = TRAIN_STEPS) -> None:
 
 
 def _with_nan(state: steps.TrainState, part: str) -> steps.TrainState:
-    """One number of a part of a state is not one."""
+    """Return the state with one NaN in a part of it."""
     leaves, tree = jax.tree.flatten(getattr(state, part))
     index = next(i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.floating))
     array = np.array(leaves[index])
@@ -148,7 +148,7 @@ def _with_nan(state: steps.TrainState, part: str) -> steps.TrainState:
 
 
 def saved(whole: Whole) -> Iterator[Case]:
-    """Checkpoints that are whole by their checksums and hold a number that is not one."""
+    """Yield cases of checkpoints with valid checksums that contain a NaN."""
 
     last = 3 * CHECKPOINT_EVERY
     for part in SAVED:
@@ -161,13 +161,13 @@ def saved(whole: Whole) -> Iterator[Case]:
 
 
 def unused(workdir: Path, done: Done) -> list[str]:
-    """Whether a warning says so."""
+    """Check for the warning that a checkpoint is not used."""
     warned = "is not used: it holds numbers that are not finite" in done.stderr
     return [] if warned else [f"no warning: {done.stderr[: judge.SHORT]}"]
 
 
 def refused(whole: Whole, part: str, workdir: Path, done: Done) -> list[str]:
-    """Whether a warning says so, and sampling from such parameters is refused too."""
+    """Check for that warning, and that sampling from non-finite parameters is refused too."""
     given = f"--workdir={workdir}", "--checkpoint=latest", "--prompt=the ", "--max_new_tokens=4"
     sampled = runs.end(Running("sample", *given, environment=whole.environment()))
     return unused(workdir, done) + runs.wrong_end(sampled, {MISTAKE if part == "params" else 0})

@@ -1,4 +1,4 @@
-"""When a run is hit: at any time, in a save, in an evaluation; and where it was, by its files."""
+"""Moments of disturbances (any time, in a save, in an evaluation), and stages of a run."""
 
 import glob
 import json
@@ -12,17 +12,17 @@ import numpy as np
 from studies.programs import Running
 from studies.reliability.judge import unfinished
 
-TRAIN_STEPS, EVAL_EVERY, CHECKPOINT_EVERY = 20, 5, 3  # of the run that is disturbed
-GLANCE = 0.001  # seconds between looks at a run directory
-SAVE, EVALUATION = 0.12, 0.05  # seconds that one takes, about
-AIMED, AT_SAVES = 0.5, 0.6  # shares: of moments that are aimed, and of those the ones at saves
+TRAIN_STEPS, EVAL_EVERY, CHECKPOINT_EVERY = 20, 5, 3  # of the disturbed run
+GLANCE = 0.001  # seconds between polls of a run directory
+SAVE, EVALUATION = 0.12, 0.05  # approximate seconds of a save and of an evaluation
+AIMED, AT_SAVES = 0.5, 0.6  # share of aimed moments; share of saves among them
 ENDED = "had ended before"
 STAGES = ("starting", "in a save", "in an evaluation", "in between", ENDED)
-Moment = Callable[[Running, Path], None]  # waits in the process that disturbs
+Moment = Callable[[Running, Path], None]  # waits, in the disturbing process
 
 
 def stage(workdir: Path) -> str:
-    """Where a run is or was, by what lies in its directory."""
+    """Return the stage of a run, by the content of its directory."""
     if any(name.startswith("checkpoints") for name in unfinished(workdir)):
         return "in a save"
     last = last_record(workdir)
@@ -33,7 +33,7 @@ def stage(workdir: Path) -> str:
 
 
 def last_record(workdir: Path) -> dict[str, Any]:
-    """The last complete line of metrics.jsonl; empty without one."""
+    """Return the last complete record of metrics.jsonl; empty if there is none."""
     path = workdir / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     complete = [line for line in lines if line.endswith("}")]
@@ -41,8 +41,8 @@ def last_record(workdir: Path) -> dict[str, Any]:
 
 
 def after(seconds: float, happened: Callable[[Path], object] = lambda workdir: True) -> Moment:
-    """Some seconds after the program has begun, or after something has happened in its directory,
-    which it looks for; early where the run ends before."""
+    """Return a moment some seconds after the program begins and `happened` is true of its run
+    directory, which is polled; the poll ends early if the run ends."""
 
     def wait(running: Running, workdir: Path) -> None:
         running.wait_until_it_begins()
@@ -54,17 +54,17 @@ def after(seconds: float, happened: Callable[[Path], object] = lambda workdir: T
 
 
 def after_step(step: int, seconds: float = 0.0) -> Moment:
-    """After the loss of a step was written: in an evaluation, if one follows."""
+    """Return a moment after the loss of a step is written: in an evaluation, if one follows."""
     return after(seconds, lambda workdir: last_record(workdir).get("step", 0) >= step)
 
 
 def in_save(step: int, seconds: float) -> Moment:
-    """After a save at this step has begun."""
+    """Return a moment after a save at this step begins."""
     return after(seconds, lambda workdir: glob.glob(f"checkpoints/*/{step}*", root_dir=workdir))
 
 
 def drawn(random: np.random.Generator, seconds: float) -> Moment:
-    """Uniform over the seconds that a whole run takes, or in one of its saves or evaluations."""
+    """Draw a moment: uniform over the duration of a run, or in one of its saves or evaluations."""
     evaluations = range(EVAL_EVERY, TRAIN_STEPS + 1, EVAL_EVERY)
     if random.random() >= AIMED:
         return after(random.uniform(0.0, seconds))

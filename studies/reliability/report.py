@@ -1,4 +1,4 @@
-"""docs/reliability.md: a part is a table of named rows, and what is said of it."""
+"""The page docs/reliability.md: each part is a table of named rows with an explanation."""
 
 import os
 import platform
@@ -13,8 +13,8 @@ from studies.reliability.judge import SHORT
 from studies.tables import table
 
 PACKAGES = ("jax", "orbax-checkpoint", "numpy")
-ALWAYS = ("traceback", "hang", "silent")  # columns that are there even if nothing is in them
-LISTED = 10  # of what went wrong
+ALWAYS = ("traceback", "hang", "silent")  # columns that are shown even if empty
+LISTED = 10  # failures listed per part
 
 HEAD = """\
 # Reliability
@@ -36,18 +36,18 @@ writes this page. Each part below was run by the command under its table."""
 class Part(NamedTuple):
     """A part of the study."""
 
-    what: str  # heads the first column
-    cases: int  # by default
-    run: Callable[[int, int, int], dict[str, Any]]  # of (cases, seed, jobs): "rows" and "wrong"
+    what: str  # title of the first column
+    cases: int  # default number of cases
+    run: Callable[[int, int, int], dict[str, Any]]  # (cases, seed, jobs) -> "rows" and "wrong"
 
     def said(self) -> tuple[str, list[str]]:
-        """Title, and the paragraphs that explain the table: the docstring of `run`."""
+        """Return the title and the explanation of the table, from the docstring of `run`."""
         title, *paragraphs = (self.run.__doc__ or "").split("\n\n")
         return title.rstrip("."), [" ".join(paragraph.split()) for paragraph in paragraphs]
 
 
 def about(part: str, cases: int, seed: int, seconds: float) -> dict[str, Any]:
-    """How the figures of a part were made."""
+    """Return the command, duration, versions and hardware of the figures of a part."""
     versions = [f"Python {platform.python_version()}"]
     versions += [f"{package} {metadata.version(package)}" for package in PACKAGES]
     command = ["df", "--output=fstype", tempfile.gettempdir()]
@@ -61,7 +61,7 @@ def about(part: str, cases: int, seed: int, seconds: float) -> dict[str, Any]:
 
 
 def page(found: Mapping[str, Mapping[str, Any]], parts: Mapping[str, Part]) -> str:
-    """The page: of every part with figures its text, its table, what went wrong, how it was run."""
+    """Return the page: the text, table, failures and command of every part with figures."""
     text = TextWrapper(width=100, break_on_hyphens=False, break_long_words=False)
     lines = [HEAD]
     for name in [name for name in parts if name in found]:
@@ -80,7 +80,7 @@ def page(found: Mapping[str, Mapping[str, Any]], parts: Mapping[str, Part]) -> s
 
 
 def table_of(what: str, rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A table of named rows, without columns in which there is nothing."""
+    """Return a table of named rows, without empty columns."""
     columns = dict.fromkeys(column for row in rows.values() for column in row)
     filled = [c for c in columns if c in ALWAYS or any(row.get(c) for row in rows.values())]
     cells = [[name, *(row.get(column, "") for column in filled)] for name, row in rows.items()]

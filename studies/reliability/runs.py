@@ -1,6 +1,6 @@
-"""How disturbances of runs are described, and what runs, disturbs, resumes and judges them.
+"""Descriptions of disturbances, and functions that run, disturb, resume and judge runs.
 
-The run is seconds long, with frequent saves and evaluations.
+A run takes seconds, with frequent saves and evaluations.
 """
 
 import collections
@@ -32,58 +32,58 @@ FLAGS = f"""
 --config.model.scan_unroll=1 --config.data.batch_size=8 --config.optimizer.name=adamw
 --config.optimizer.accumulation_steps=1
 """.split()
-PATIENCE = 400.0  # seconds until a program that does not end is called hung
+PATIENCE = 400.0  # seconds after which a program counts as hung
 TRACEBACK = "Traceback (most recent call last)"
-# Compiled programs can be taken from another run's cache: its place is not a part of their keys.
+# Runs share compiled programs: without XLA's own caches, the cache path is not part of their keys.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES", "none")
 
 
 class Disturbance(NamedTuple):
-    """A start of `train`, what happens to it, and how it must end."""
+    """A start of `train`, its disturbance, and how it must end."""
 
-    codes: Collection[int]  # exit codes that are documented; 0: at its last step
-    fields: Mapping[str, object] = {}  # of its configuration
+    codes: Collection[int]  # documented exit codes; 0: after the last step
+    fields: Mapping[str, object] = {}  # configuration fields
     before: Callable[[], object] | None = None  # called in its process before it begins
     around: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
-    when: moments.Moment = moments.after(0.0)  # is it hit
-    act: Callable[[Running, Path], object] | None = None  # what hits it
-    process: int = 0  # and which of its processes
-    check: Callable[[Path, Done], list[str]] = lambda workdir, done: []  # what else is wrong
+    when: moments.Moment = moments.after(0.0)  # waits for the moment of `act`
+    act: Callable[[Running, Path], object] | None = None  # disturbs the program
+    process: int = 0  # index of the disturbed process
+    check: Callable[[Path, Done], list[str]] = lambda workdir, done: []  # returns further failures
 
 
 RESUMED = Disturbance({0})  # the same command again
 
 
 class Case(NamedTuple):
-    """A run, which must end as the undisturbed one, bit by bit."""
+    """A disturbed run, which must end bit-identical to the undisturbed one if `equal`."""
 
     name: str
-    disturbances: list[Disturbance]  # one after another
-    cold: bool = False  # it compiles everything itself
-    equal: bool = True  # as said above
+    disturbances: list[Disturbance]  # in order
+    cold: bool = False  # whether it starts without a compilation cache
+    equal: bool = True
     all_steps: bool = False  # of `judge.differences`
 
 
 class Result(NamedTuple):
-    """What became of a case."""
+    """The result of a case."""
 
     name: str
-    hits: list[str]  # where it was hit, of `moments.STAGES`
+    hits: list[str]  # the stages in which it was hit, of `moments.STAGES`
     seconds: list[float]  # from each hit to the end of all processes
     wrong: list[str]
 
 
 class Whole(NamedTuple):
-    """A run that was left alone, and how to start another."""
+    """An undisturbed run, and methods to start others."""
 
     corpus: Path
     workdir: Path
     processes: int
-    cold: float = 0.0  # seconds that it took, compiling everything
-    warm: float = 0.0  # and another one, with its cache
+    cold: float = 0.0  # seconds without a compilation cache
+    warm: float = 0.0  # seconds with it
 
     def start(self, workdir: Path, one: Disturbance = RESUMED) -> list[Running]:
-        """The processes of a run in another run directory."""
+        """Start a run in another run directory and return its processes."""
         fields = {"data.path": self.corpus, **one.fields}
         given = [*FLAGS, f"--workdir={workdir}", *arguments_of(fields)]
         if self.processes > 1:
@@ -91,22 +91,22 @@ class Whole(NamedTuple):
         return [Running("train", *given, environment=self.environment(), before=one.before)]
 
     def environment(self) -> dict[str, str]:
-        """One CPU device, no waiting for the compiler, and the prepared corpus beside it."""
+        """Return variables for one CPU device, fast compilation, and a shared prepared corpus."""
         prepared = {"NRGPT_CACHE_DIR": str(self.corpus.with_name("prepared"))}
         return {"JAX_PLATFORMS": "cpu", **prepared, **devices(1, compiled_fast())}
 
     def lend_cache(self, workdir: Path) -> None:
-        """Gives compiled programs to a run before it is started."""
+        """Link the compilation cache into the directory of a run that is not started yet."""
         workdir.mkdir(parents=True)
         (workdir / "cache").symlink_to(self.workdir / "cache")
 
 
 @contextlib.contextmanager
 def undisturbed(processes: int = 1) -> Iterator[Whole]:
-    """Trains in a temporary folder, and again with the cache of the first.
+    """Train in a temporary folder, once without and once with a compilation cache.
 
     Raises:
-      RuntimeError: it cannot be trained.
+      RuntimeError: the training fails.
     """
     with tempfile.TemporaryDirectory() as name:
         whole = Whole(Path(name) / "text.txt", Path(name) / "whole", processes)
@@ -129,7 +129,7 @@ def _seconds(whole: Whole, workdir: Path) -> float:
 def run_all(
     whole: Whole, cases: Iterable[Case], folder: Path | None = None, jobs: int = 1
 ) -> list[Result]:
-    """Runs cases in a folder, beside the undisturbed run by default, N at a time."""
+    """Run cases in a folder, `jobs` at a time; by default beside the undisturbed run."""
     wanted = judge.read(whole.workdir)
     folder = folder or whole.workdir.parent
 
@@ -148,7 +148,7 @@ def run_all(
 
 
 def run_case(whole: Whole, wanted: judge.Run, case: Case, workdir: Path) -> Result:
-    """Disturbs a run, ends it, and judges it by the undisturbed one."""
+    """Disturb a run, wait for its end, and compare it with the undisturbed one."""
     result = Result(case.name, [], [], [])
     if not case.cold:
         whole.lend_cache(workdir)
@@ -164,7 +164,7 @@ def run_case(whole: Whole, wanted: judge.Run, case: Case, workdir: Path) -> Resu
             ends = [end(process) for process in running]
         if hit and hit != ENDED:
             result.seconds.append(time.monotonic() - begin)
-        if hit or (0 in one.codes and ends[0].returncode):  # it ended early where it could
+        if hit or (0 in one.codes and ends[0].returncode):  # ended early, though 0 is allowed
             result.hits.append(hit or stage(workdir))
         for done in ends:
             result.wrong.extend(wrong_end(done, one.codes) + one.check(workdir, done))
@@ -179,12 +179,12 @@ def run_case(whole: Whole, wanted: judge.Run, case: Case, workdir: Path) -> Resu
 
 
 def send(number: int) -> Callable[[Running, Path], object]:
-    """Sends a signal."""
+    """Return an action that sends a signal."""
     return lambda running, workdir: running.send(number)
 
 
 def end(running: Running, seconds: float = PATIENCE) -> Done:
-    """Waits for the end of a program; one that hangs is killed, which its exit code tells."""
+    """Wait for the end of a program; a hung one is killed, as its exit code shows."""
     try:
         return running.end(seconds)
     except TimeoutError:
@@ -193,8 +193,8 @@ def end(running: Running, seconds: float = PATIENCE) -> Done:
 
 
 def wrong_end(done: Done, codes: Collection[int]) -> list[str]:
-    """What is wrong with an end: the exit code, as a shell has it; a traceback; or not one line of
-    error if there is to be an error."""
+    """Return the failures of an exit: a wrong exit code (as in a shell), a traceback, or a number
+    of error lines other than one on an error and zero otherwise."""
     wrong, code = [], done.returncode or 0
     code = 128 - code if code < 0 else code
     last = " | ".join(done.stderr.splitlines()[-3:])[-SHORT:]
@@ -209,7 +209,7 @@ def wrong_end(done: Done, codes: Collection[int]) -> list[str]:
 
 
 def counted(results: Iterable[Result], timed: bool = False) -> dict[str, Any]:
-    """Figures by the names of cases, with seconds or without, and what is wrong."""
+    """Return the figures by case name, with seconds if `timed`, and the failures."""
     by_name: dict[str, list[Result]] = {}
     for result in results:
         by_name.setdefault(result.name, []).append(result)

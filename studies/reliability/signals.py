@@ -1,4 +1,4 @@
-"""Runs that are killed or told to stop at any moment, and started again."""
+"""Runs that are killed or stopped by a signal at any moment, and resumed."""
 
 import itertools
 import signal
@@ -13,7 +13,7 @@ from studies.reliability.report import Part
 from studies.reliability.runs import RESUMED, Case, Disturbance, Whole, undisturbed
 
 MOST_KILLS = 3
-COLD_KILLS, COLD_STOPS = 0.2, 0.5  # shares of runs that compile everything
+COLD_KILLS, COLD_STOPS = 0.2, 0.5  # shares of runs without a compilation cache
 
 
 def run_kills(cases: int, seed: int, jobs: int) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def run_kills(cases: int, seed: int, jobs: int) -> dict[str, Any]:
 
 
 def killed(whole: Whole, cases: int, seed: int) -> Iterator[Case]:
-    """Runs that are sent SIGKILL, one to three times each."""
+    """Yield runs that receive SIGKILL, one to three times each."""
     hit = Disturbance({0, 128 + signal.SIGKILL}, act=runs.send(signal.SIGKILL))
     for case in range(cases):
         random = np.random.default_rng([seed, case])
@@ -57,10 +57,10 @@ def run_stops(cases: int, seed: int, jobs: int) -> dict[str, Any]:
 
 
 def stopped(whole: Whole, cases: int, seed: int) -> Iterator[Case]:
-    """Runs of which one process is sent SIGTERM or SIGINT."""
+    """Yield runs of which one process receives SIGTERM or SIGINT."""
     count = whole.processes
     for number, case in itertools.product((signal.SIGTERM, signal.SIGINT), range(cases)):
-        # Joined processes tell each other by SIGTERM, whichever signal one of them was sent.
+        # The processes of a run notify each other by SIGTERM, whichever signal one received.
         codes = {0, 128 + number, *([128 + signal.SIGTERM] if count > 1 else [])}
         random = np.random.default_rng([seed, number, count, case])
         cold = random.random() < COLD_STOPS
