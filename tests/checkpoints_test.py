@@ -243,7 +243,7 @@ def test_callbacks_that_fail_in_threads_of_a_failed_save_print_nothing(caplog):
         raise OSError(28, "No space left on device")
 
     assert failure(call) == "No space left on device"
-    late = Future()
+    late: Future[None] = Future()
     late.add_done_callback(lambda _: asyncio.get_running_loop())
     late.set_result(None)
     assert not caplog.records
