@@ -72,11 +72,19 @@ def page(found: Mapping[str, Mapping[str, Any]], parts: Mapping[str, Part]) -> s
             lines += ["", *text.wrap(paragraph)]
         lines += [""]
         lines += [*table_of(parts[name].what, figures["rows"]), ""]
-        if wrong := [f"- `{str(one)[:SHORT]}`" for one in figures["wrong"]]:
-            lines += [f"Not as it should be, {len(wrong)} in all:", "", *wrong[:LISTED], ""]
+        if wrong := [f"- {_written(one)}" for one in figures["wrong"]]:
+            lines += [f"Not as documented, {len(wrong)} in all:", "", *wrong[:LISTED], ""]
         made = "`{command}`: {seconds:,} seconds on {hardware}, {versions}."
         lines += text.wrap(made.format(**about))
     return "\n".join(lines) + "\n"
+
+
+def _written(wrong: Any) -> str:
+    """Describe a case that was not as documented."""
+    if not isinstance(wrong, Mapping) or "hits" not in wrong:
+        return f"`{str(wrong)[:SHORT]}`"
+    what = "; ".join(f"`{' '.join(text.split())[:SHORT]}`" for text in wrong["wrong"])
+    return f"{wrong['name']} ({', '.join(wrong['hits'])}): {what}"
 
 
 def table_of(what: str, rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
