@@ -246,5 +246,5 @@ def test_the_page_has_every_part_with_figures_and_what_went_wrong():
     assert "## Killed and restarted" in page
     assert "| SIGKILL | 0 of 1 | 1 |" in page
     assert "`python -m studies.reliability --part=kills --cases=1 --seed=0`: 61 seconds" in page
-    assert "Not as it should be, 1 in all" in page
+    assert "Not as documented, 1 in all" in page
     assert "step differs" in page
