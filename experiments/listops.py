@@ -10,6 +10,8 @@ Variants (`--config=experiments/listops.py:NAME`):
     rest           converges: guaranteed descent, with steps that decay (docs/results/rest.md)
     long           four times as many training steps, ten times as many expressions
                    (docs/results/paper.md)
+    guaranteed     sized as demo, with a guarantee of descent, 6 steps and a fading tail: 92.4% of
+                   500 prompts, 88.5% of 200 at 12 and at 48 steps (one seed)
     demo           modulo 5, smaller still: minutes (`make demo`)
     paper          the paper's accuracy study; one point of its sweep over the width
                    (--config.model.embed_dim=8 ... 256) and over three models
@@ -18,7 +20,7 @@ Variants (`--config=experiments/listops.py:NAME`):
     deep_identity  the same with the identity
 """
 
-from experiments._ways import come_to_rest
+from experiments._ways import SPHERE, come_to_rest
 from nrgpt_jax.configs import apply_variant, default_config
 
 
@@ -32,6 +34,7 @@ def get_config(variant: str = ""):
         "rest": rest,
         "long": long,
         "demo": demo,
+        "guaranteed": guaranteed,
         "paper": paper,
         "deep_scalar": lambda c: deep(c, "scalar"),
         "deep_identity": lambda c: deep(c, "identity"),
@@ -78,6 +81,17 @@ def demo(config):
     config.model.embed_dim = 32
     config.model.num_heads = 2
     config.optimizer.learning_rate = 1e-2
+
+
+def guaranteed(config):
+    """The demo with states on a sphere and a `psd` rate; steps from the sixth on fade."""
+    demo(config)
+    config.update_from_flattened_dict(SPHERE)
+    config.train_steps = 5000
+    config.model.num_steps = 6
+    config.model.scan_unroll = 6
+    config.model.full_steps = 5
+    config.model.inference_rate_decay = 0.25
 
 
 def paper(config):
