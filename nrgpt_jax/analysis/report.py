@@ -110,7 +110,7 @@ def report(result: Analysis) -> str:
         which = "any step" if c.proposition == LINE_SEARCH else "any sufficiently small step"
         lines.append(
             f"Descent: guaranteed by {_name(c.proposition)} ({c.reason}): a token's energy does "
-            f"not rise in {which} while its context is at its fixed point."
+            f"not rise in {which} while its context is held fixed."
         )
     else:
         lines.append(f"Descent: NOT guaranteed ({c.reason}).")
