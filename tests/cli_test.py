@@ -28,11 +28,11 @@ PROMPT = "max_10,(,1,7,),="
     [
         (
             ["--config=experiments/nope.py"],
-            "there are c4, listops, listops_transition, openwebtext, overfitting, quality, rates,",
+            "there are c4, frontier, listops, listops_transition, openwebtext, overfitting,",
         ),
         (
             ["--config=experiments/listops.py:nope"],
-            "no variant 'nope' of listops; it has 'rest', 'long', 'demo', 'paper'",
+            "no variant 'nope' of listops; it has 'rest', 'long', 'demo', 'guaranteed',",
         ),
         (["--config=experiments/listops.py", "--config.model.embed=3"], "did you mean"),
         (["--config=experiments/listops.py", "--config.train_steps=1e3"], "train_steps=1e3"),

@@ -58,7 +58,7 @@ ADDITIONS: list[dict[str, Any]] = [
     {"attention": "full_rank_rope", "num_distinct_layers": 3},
     {"rule": "projected", "inference_rate": "psd", "norm": "layer_norm"},
     {"rule": "sphere", "inference_rate": "psd", "energies": ("injection",)},
-    {"attention": "low_rank_rope", "mask": "strict", "line_search": 2},
+    {"rule": "sphere", "inference_rate": "psd", "mask": "strict", "line_search": 2},
     {"per_step_scale": True, "learn_alpha": True, "learn_beta": True, "tied_head": True},
 ]
 ALONE: list[dict[str, Any]] = [  # what is in TOGETHER, or much like the others

@@ -49,7 +49,6 @@ def squares(params, g):
 
 FACTORS = {
     "uphill": lambda n: -1.0,
-    "halved": lambda n: 0.5,
     "turning": lambda n: jnp.where(n < 2, 1.0, -1.0),  # downhill at first, and uphill later
 }
 
@@ -91,6 +90,8 @@ def add_parts():
     for name, factor in FACTORS.items():
         rule(name, {}, follows="dE/dg")(functools.partial(scaled_descent, factor))
 
+    half = lambda params, eta, norm: descent(params, jnp.asarray(0.5, eta.dtype) * eta, norm)
+    rule("halved", {}, follows="dE/dg")(half)
     weigh = lambda e: jnp.sum(jax.lax.stop_gradient(e) * e)
     combination("weighed", {}, exact=True)(lambda params, energies: weigh(energies))
     combination("undeclared", {})(lambda params, energies: jnp.sum(energies))
