@@ -96,11 +96,8 @@ def load(
     prompts = {}
     for difficulty in tested:
         drawn = [sample(rng, difficulty) for _ in range(num_test)]
-        questions = [encode([*question, ANSWER]) for question, _ in drawn]
-        answers = [encode(answer) for _, answer in drawn]
-        prompts[f"{name}_{difficulty}"] = Prompts(
-            questions, answers, int(end), tokenizer.size, score=exactly
-        )
+        sides = [encode([*q, ANSWER]) for q, _ in drawn], [encode(answer) for _, answer in drawn]
+        prompts[f"{name}_{difficulty}"] = Prompts(*sides, int(end), tokenizer.size, exactly)
     tokens, weights = [], []
     for _ in range(num_train):
         question, answer = sample(rng, rng.randint(1, trained))
