@@ -66,8 +66,8 @@ TASKS: Mapping[str, tuple[Sample, Sequence[str]]] = {
 def load(
     data: Mapping[str, Any],
     *,
-    trained: int = 10,
-    tested: tuple[int, ...] = (10, 15, 20),
+    trained: int = 5,
+    tested: tuple[int, ...] = (5, 7, 9),
     num_train: int = 50_000,
     num_test: int = 500,
     seed: int = 0,
